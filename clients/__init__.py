@@ -1,0 +1,14 @@
+"""The client halves of the methods, by name."""
+
+from clients.base import RoundClient
+from clients.fedavg import FedAvgClient
+from clients.fedper import FedPerClient
+from clients.fedprox import FedProxClient
+from clients.local import LocalClient
+
+CLIENTS: dict[str, type[RoundClient]] = {
+    "local": LocalClient,
+    "fedavg": FedAvgClient,
+    "fedprox": FedProxClient,
+    "fedper": FedPerClient,
+}

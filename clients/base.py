@@ -1,0 +1,209 @@
+"""The client half that every method shares: the order in which a round's few steps happen.
+
+A method says which layer groups are personal, and, where it differs, what the client starts from and what it adds to
+the gradient. Personal tensors go into the client's state and into no message.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+
+from fedham_flwr import parameters
+from fedham_flwr.config import Settings
+from fedham_flwr.data import ClientData
+from fedham_flwr.errors import UserError
+from fedham_flwr.parameters import Params
+from fedham_flwr.results import write_model
+from fedham_flwr.seeding import torch_stream
+from fedham_flwr.state import ClientState, StateNotFoundError
+from fedham_flwr.training import GradientHook, Trainer
+from fedham_flwr.wire import Download
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client half works with: who it is, its data, the worker's model, and what it kept."""
+
+    client: str
+    settings: Settings
+    data: ClientData
+    trainer: Trainer
+    state: ClientState
+    download: Download
+
+
+class RoundClient(NumPyClient):
+    """A method's client half.
+
+    Args:
+        job: what to work with, for one message.
+
+    Attributes:
+        personal_phase: whether the model a client uses is the one before local training, or the one after it.
+        one_model: every client without personal groups starts from the same model, the global one.
+    """
+
+    personal_phase: ClassVar[Literal["before", "after"]] = "before"
+    one_model: ClassVar[bool] = True
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        manifest = job.trainer.manifest
+        self.personal_names = manifest.names(self.personal_groups())
+        self.shared_names = tuple(name for name in manifest.names() if name not in set(self.personal_names))
+        self._metrics: dict[str, Scalar] = {}
+
+    # ---- what a method says --------------------------------------------------------------------------------------
+
+    def personal_groups(self) -> Sequence[str]:
+        """Names of the layer groups that stay with this client; none by default."""
+        return ()
+
+    def gradient_hook(self, start: Mapping[str, torch.Tensor]) -> GradientHook | None:
+        """A term of the method's own in the gradient of local training; none by default.
+
+        Args:
+            start: the model that local training starts from.
+        """
+        return None
+
+    # ---- Flower's NumPyClient ------------------------------------------------------------------------------------
+
+    def fit(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """One round: score the model received, train it, score it again, keep the personal part.
+
+        Args:
+            parameters: the shared tensors, in the order of `shared_names`.
+            config: not used; what the server says besides is in the job's download.
+
+        Returns:
+            The shared tensors after training, the number of training samples, and the scores.
+        """
+        start = self._start(parameters)
+        self._score(start.origin, "before")
+        self._train(start.params)  # R2
+        self._score("personal", "after")
+        after = self.job.trainer.read((*self.shared_names, *self.personal_names))
+        shared, personal = split_checked(after, self.shared_names)
+        if personal:
+            self.job.state.save(personal, self.job.download.round)  # R3
+        return [tensor.numpy() for tensor in shared.values()], self.examples, self._metrics
+
+    def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Score the model received, and the same after local fine-tuning, which is then forgotten.
+
+        Fine-tuning is left out between rounds when the method's personal model is the one before it.
+
+        Args:
+            parameters: the shared tensors, in the order of `shared_names`.
+            config: not used.
+
+        Returns:
+            The loss of the model received on the test split, the number of test samples, and the scores.
+        """
+        start = self._start(parameters)
+        self._score(start.origin, "before")
+        self._export("before")
+        if self.job.download.closing or self.personal_phase == "after":
+            self._train(start.params)
+            self._score("personal", "after")
+            self._export("after")
+        loss = self._metrics[f"test/{start.origin}/before/loss"]
+        return float(loss), len(self.job.data.splits["test"]), self._metrics
+
+    @property
+    def examples(self) -> int:
+        """Training samples of this client."""
+        return len(self.job.data.splits["train"])
+
+    # ---- the steps -----------------------------------------------------------------------------------------------
+
+    def _start(self, arrays: NDArrays) -> Start:
+        """Put the model together from what came and what was kept, and load it."""
+        trainer = self.job.trainer
+        shared = dict(zip(self.shared_names, map(torch.from_numpy, arrays), strict=True))
+        trainer.manifest.check(shared, self.shared_names)
+        model = parameters.merge(shared, self._personal(), trainer.manifest.names())
+        trainer.load(model)
+        return Start(model, "global" if self.one_model and not self.personal_names else "personal")
+
+    def _personal(self) -> Params:
+        if not self.personal_names:
+            return {}
+        try:
+            return self.job.state.load()
+        except StateNotFoundError as error:
+            if self.job.download.has_trained:
+                raise UserError(f"{error}, though it has trained in this run: what it had learned is lost") from error
+            return {name: self.job.trainer.initial[name] for name in self.personal_names}
+
+    def _train(self, start: Params) -> None:
+        settings, job = self.settings, self.job
+        generator = torch_stream(settings.seed, "batches", job.download.round, job.client)
+        with self._clock("train"):
+            job.trainer.fit(job.data, settings.local_training(), generator, self.gradient_hook(start))
+
+    def _score(self, model: str, phase: str) -> None:
+        for split in ("validation", "test"):
+            if not len(self.job.data.splits[split]):
+                continue
+            with self._clock("evaluate"):
+                scores = self.job.trainer.evaluate(self.job.data, split)
+            self._metrics[f"{split}/{model}/{phase}/accuracy"] = scores.accuracy
+            self._metrics[f"{split}/{model}/{phase}/loss"] = scores.loss
+            self._metrics[f"n/{split}"] = scores.n
+
+    def _export(self, phase: str) -> None:
+        download, job = self.job.download, self.job
+        if not download.export or phase != self.personal_phase:
+            return
+        label = {
+            "client": job.client,
+            "strategy": self.settings.strategy,
+            "model": self.settings.model,
+            "shape": ",".join(map(str, download.shape)),
+            "classes": str(download.classes),
+            "phase": phase,
+        }
+        write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+
+    @property
+    def settings(self) -> Settings:
+        """The run's settings."""
+        return self.job.settings
+
+    @contextmanager
+    def _clock(self, purpose: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        key = f"seconds/{purpose}"
+        self._metrics[key] = float(self._metrics.get(key, 0.0)) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that a client starts from: all its tensors, and whose it is ("global" or "personal")."""
+
+    params: Params
+    origin: str
+
+
+def split_checked(model: Params, shared_names: Sequence[str]) -> tuple[Params, Params]:
+    """The shared and the personal part of a trained model.
+
+    Raises:
+        UserError: a tensor is not finite; nothing of it may be kept or sent.
+    """
+    for name, tensor in model.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
+    return parameters.split(model, shared_names)

@@ -1,0 +1,1 @@
+"""The mathematics of the methods, one file each: tensors in, tensors out."""

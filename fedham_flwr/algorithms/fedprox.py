@@ -1,0 +1,56 @@
+"""FedProx: FedAvg whose clients are held near the global model by a proximal term.
+
+Source: Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020, Algorithm 2 and equation 2.
+Symbols: w the global model, w_k client k's model, mu the weight of the proximal term.
+
+Identity card
+    shared      every layer group
+    personal    nothing; the personal model is the global one after local fine-tuning
+    lives       w on the server
+    down, up    P scalars each for every client of the cohort and round
+    cost        FedAvg's, and 2 P operations more in each local step
+
+The round
+    R1  server: choose S, send w to each of its clients                         strategies/fedprox.py (FedAvg's)
+    R2  client: w_k <- E epochs of SGD on L_k(w_k) + (mu/2) |w_k - w|^2          clients/fedprox.py, `add_proximal_`
+    R3  client: send w_k and m_k                                                clients/fedprox.py
+    R4  server: w <- sum_{k in S} m_k w_k / sum_{k in S} m_k                    `fedavg.aggregate`
+
+Deviation from the paper: S is drawn uniformly and weighted by m_k, as in FedAvg, so that mu = 0 is FedAvg bit for
+bit; every client runs the same E epochs instead of reaching a gamma-inexact solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class FedProxSettings:
+    """Settings under `fedprox.`.
+
+    Attributes:
+        mu: weight of the proximal term, >= 0; 0 is FedAvg. The paper tries 0.001, 0.01, 0.1 and 1.
+    """
+
+    mu: Annotated[float, Ge(0)] = 0.01
+
+
+@torch.no_grad()
+def add_proximal_(params: Sequence[nn.Parameter], anchors: Sequence[Tensor], mu: float) -> None:
+    """R2: add mu (w_k - w), the gradient of (mu/2) |w_k - w|^2, to each parameter's gradient in place.
+
+    Args:
+        params: w_k, each with a gradient.
+        anchors: w, tensors of the same shapes.
+        mu: weight of the term.
+    """
+    for param, anchor in zip(params, anchors, strict=True):
+        assert param.grad is not None, "called after the backward pass"
+        param.grad.add_(param - anchor, alpha=mu)

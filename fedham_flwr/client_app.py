@@ -1,0 +1,139 @@
+"""Message -> NumPyClient -> Message: the app that runs on every client."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients import CLIENTS
+from clients.base import Job, RoundClient
+from fedham_flwr import models, wire
+from fedham_flwr.config import Settings, Value, parse
+from fedham_flwr.data import ClientData, open_node, open_partition
+from fedham_flwr.errors import UserError
+from fedham_flwr.roster import first_line, identify
+from fedham_flwr.state import ClientState
+from fedham_flwr.training import Trainer, resolve_device
+
+log = logging.getLogger("fedham_flwr")
+
+
+def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
+    """The app, with settings given here or, by default, taken from the run's config.
+
+    Args:
+        given: settings by key, as in pyproject.toml.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context, work: Callable[[Message, Context, Settings], RecordDict]) -> Message:
+        try:
+            _use_assigned_threads()
+            content = work(message, context, parse(context.run_config if given is None else given))
+        except UserError as error:
+            content = wire.write_failure(str(error), "partition-id" in context.node_config)
+        except Exception as error:
+            log.exception("%s failed", message.metadata.message_type)
+            text = f"{type(error).__name__}: {first_line(str(error))}"
+            content = wire.write_failure(text, "partition-id" in context.node_config)
+        return Message(content, reply_to=message)
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return answer(message, context, _query)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return answer(message, context, _train)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return answer(message, context, _evaluate)
+
+    return app
+
+
+def _query(_message: Message, context: Context, settings: Settings) -> RecordDict:
+    data = _open_data(context, settings)
+    return wire.write_profile(
+        wire.Profile(
+            client=identify(context.node_config),
+            partitions=int(context.node_config.get("num-partitions", 0)),
+            shape=data.shape,
+            classes=len(data.classes),
+            counts=data.counts(),
+            labels=tuple(data.label_counts("train")),
+        )
+    )
+
+
+def _train(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    arrays, examples, metrics = client.fit(_arrays(client), {})
+    params = dict(zip(client.shared_names, map(torch.from_numpy, arrays), strict=True))
+    return wire.write_upload(client.job.client, params, examples, metrics | {"seconds/open": seconds})  # type: ignore[arg-type]
+
+
+def _evaluate(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    _, _, metrics = client.evaluate(_arrays(client), {})
+    return wire.write_upload(client.job.client, {}, client.examples, metrics | {"seconds/open": seconds})  # type: ignore[arg-type]
+
+
+def _open_client(message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
+    """The client half that a message is for, and the seconds it took to put together."""
+    began = time.perf_counter()
+    download = wire.read_download(message.content)
+    trainer = _trainer(
+        settings.model, download.shape, download.classes, settings.device, settings.precision, settings.seed
+    )
+    client, folder = identify(context.node_config), context.node_config.get("state-dir")
+    path = Path(str(folder)).expanduser() / f"run-{context.run_id}" if folder else None
+    state = ClientState(context.state, client, trainer.manifest.fingerprint(), path)
+    job = Job(client, settings, _open_data(context, settings), trainer, state, download)
+    return CLIENTS[settings.strategy](job), time.perf_counter() - began
+
+
+def _arrays(client: RoundClient) -> list[object]:
+    """The download's tensors in the order that the client's `fit` and `evaluate` take them."""
+    client.job.trainer.manifest.check(client.job.download.params, client.shared_names)
+    return [client.job.download.params[name].numpy() for name in client.shared_names]
+
+
+def _open_data(context: Context, settings: Settings) -> ClientData:
+    node = context.node_config
+    if "data-path" in node:
+        return open_node(settings.data(), str(node["data-path"]))
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise UserError(
+            f"the node config of client {identify(node)} names no data: give the SuperNode "
+            f"--node-config 'data-path=\"...\"', or partition-id and num-partitions"
+        )
+    return open_partition(settings.data(), int(node["partition-id"]), int(node["num-partitions"]))
+
+
+@lru_cache(maxsize=1)
+def _trainer(name: str, shape: tuple[int, ...], classes: int, device: str, precision: str, seed: int) -> Trainer:
+    """The worker's one model, kept from message to message."""
+    return Trainer(models.build(name, shape, classes, seed), resolve_device(device), precision)
+
+
+def _use_assigned_threads() -> None:
+    """In a Ray worker, as many threads as it was given CPUs: workers that use more slow each other down."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    if cpus and torch.get_num_threads() != max(1, int(cpus)):
+        torch.set_num_threads(max(1, int(cpus)))
+
+
+app = make_client_app()

@@ -1,0 +1,73 @@
+"""Small convolutional networks. Shape letters: b batch, c channels, h height, w width, k classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from fedham_flwr.parameters import LayerGroup, module_group
+
+
+class CNN(nn.Module):
+    """conv5x5 32, pool, conv5x5 64, pool, fc 512, fc k: the network of the FedAvg line of papers, as in PFLlib.
+
+    878,538 parameters for 3 x 32 x 32 images and 10 classes, 582,026 for 1 x 28 x 28.
+    """
+
+    smallest: ClassVar[int] = 16
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv1 = nn.Conv2d(channels, 32, 5)
+        self.conv2 = nn.Conv2d(32, 64, 5)
+        self.fc1 = nn.Linear(64 * after_convs(height) * after_convs(width), 512)
+        self.fc2 = nn.Linear(512, classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Logits of a batch of images."""
+        x = max_pool2d(relu(self.conv1(x)), 2)
+        x = max_pool2d(relu(self.conv2(x)), 2)
+        logits: Tensor = self.fc2(relu(self.fc1(x.flatten(1))))
+        return logits
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """One group for each layer that owns parameters."""
+        return [module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2")]
+
+
+class DigitsCNN(nn.Module):
+    """conv3x3 16, pool, conv3x3 32, pool, fc 64, fc k, with padding: for images of 4 to 15 pixels, such as digits.
+
+    13,706 parameters for 1 x 8 x 8 images and 10 classes.
+    """
+
+    smallest: ClassVar[int] = 4
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        channels, height, width = shape
+        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
+        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
+        self.fc1 = nn.Linear(32 * (height // 4) * (width // 4), 64)
+        self.fc2 = nn.Linear(64, classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Logits of a batch of images."""
+        x = max_pool2d(relu(self.conv1(x)), 2)
+        x = max_pool2d(relu(self.conv2(x)), 2)
+        logits: Tensor = self.fc2(relu(self.fc1(x.flatten(1))))
+        return logits
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """One group for each layer that owns parameters."""
+        return [module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2")]
+
+
+def after_convs(pixels: int) -> int:
+    """Side of the feature map after twice (5x5 convolution without padding, 2x2 pooling)."""
+    return ((pixels - 4) // 2 - 4) // 2

@@ -1,0 +1,180 @@
+"""Who is who: client id <-> node id, and the cohort of a round.
+
+Flower's node ids are random and change when a node restarts. A client's id is its own: the `client-id` of its node
+config, else the number of its partition in a simulation. Ids are learned by a query message; duplicates are refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+
+from flwr.app import Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedham_flwr import wire
+from fedham_flwr.errors import UserError
+from fedham_flwr.seeding import stream
+
+SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+PAUSE = 0.05
+"""Seconds between two looks at who is there."""
+
+
+def identify(node_config: Mapping[str, object]) -> str:
+    """The id of the client that runs on a node.
+
+    Raises:
+        UserError: the node config names none, or one that is not safe as a file name.
+    """
+    given = node_config.get("client-id", node_config.get("partition-id"))
+    if given is None:
+        raise UserError(
+            f"the node config has no client-id: start the SuperNode with --node-config 'client-id=\"...\"', "
+            f"given {dict(node_config)}"
+        )
+    client = str(given)
+    if not SAFE_ID.fullmatch(client):
+        raise UserError(f"client-id={client!r} must be 1 to 64 letters, digits, '.', '_' or '-', not starting with '.'")
+    return client
+
+
+def order(clients: Iterable[str]) -> tuple[str, ...]:
+    """Clients in their one order: numbers by value, then names by spelling."""
+    return tuple(sorted(clients, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c)))
+
+
+def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float) -> tuple[str, ...]:
+    """The clients of a round, drawn without replacement: a function of seed, round and ids alone.
+
+    Args:
+        seed: the run's seed.
+        round_number: the round.
+        clients: everyone who is there.
+        fraction: share to draw, in (0, 1]; at least one client is drawn.
+    """
+    everyone = order(clients)
+    size = max(1, math.floor(fraction * len(everyone) + 0.5))
+    drawn = stream(seed, "cohort", round_number).choice(len(everyone), size=size, replace=False)
+    return tuple(everyone[i] for i in sorted(drawn))
+
+
+class Roster:
+    """The clients that have answered, and the nodes they are on.
+
+    Attributes:
+        profiles: client -> what it said of itself.
+        nodes: client -> node id.
+    """
+
+    def __init__(self) -> None:
+        self.profiles: dict[str, wire.Profile] = {}
+        self.nodes: dict[str, int] = {}
+
+    def client_of(self, node: int) -> str | None:
+        """The client on a node, None for a node that has not answered."""
+        return next((client for client, n in self.nodes.items() if n == node), None)
+
+    def discover(self, grid: Grid, min_clients: int, client_timeout: float, round_timeout: float) -> None:
+        """Wait until all clients of the simulation, or `min_clients` on real nodes, have answered.
+
+        Args:
+            grid: the way to the nodes.
+            min_clients: clients to wait for on real nodes.
+            client_timeout: seconds to wait for the nodes to appear.
+            round_timeout: seconds to wait for the answers of those that have; the first one may have to decode or
+                download the data set.
+
+        Raises:
+            UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), a simulated
+                client failed (they all read the same settings), or two nodes give the same id.
+        """
+        end, failures = time.monotonic() + client_timeout, dict[int, str]()
+        while True:
+            failures |= self.refresh(grid, round_timeout, skip=failures)
+            partitions = max((profile.partitions for profile in self.profiles.values()), default=0)
+            wanted = partitions or min_clients
+            if len(self.nodes) >= wanted:
+                return
+            if time.monotonic() >= end:
+                first = f"; the first failure is: {next(iter(failures.values()))}" if failures else ""
+                raise UserError(
+                    f"{wanted} clients are wanted and {len(self.nodes)} answered within "
+                    f"client-timeout={client_timeout:g} seconds{first}"
+                )
+            time.sleep(PAUSE)
+
+    def refresh(self, grid: Grid, timeout: float, skip: Iterable[int] = ()) -> dict[int, str]:
+        """Drop nodes that have left, and ask those that are new who they are.
+
+        Args:
+            grid: the way to the nodes.
+            timeout: seconds to wait for their answers.
+            skip: nodes not to ask.
+
+        Returns:
+            node id -> why it could not say who it is.
+
+        Raises:
+            UserError: two nodes give the same id, or a simulated client failed.
+        """
+        present = set(grid.get_node_ids())
+        self.nodes = {client: node for client, node in self.nodes.items() if node in present}
+        new = sorted(present - set(self.nodes.values()) - set(skip))
+        failures: dict[int, str] = {}
+        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
+        for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
+            node = reply.metadata.src_node_id
+            try:
+                self._admit(node, read_reply(reply))
+            except wire.ClientFailure as error:
+                if error.simulated:
+                    raise UserError(str(error)) from error
+                failures[node] = str(error)
+            except (KeyError, ValueError, TypeError) as error:
+                failures[node] = f"node {node} gave no proper answer to the query: {error}"
+        return failures
+
+    def _admit(self, node: int, content: RecordDict) -> None:
+        profile = wire.read_profile(content)
+        if profile.client in self.nodes:
+            raise UserError(
+                f"two nodes give the client id {profile.client!r} ({self.nodes[profile.client]} and {node}): "
+                "give every SuperNode a client-id of its own"
+            )
+        self.profiles[profile.client] = profile
+        self.nodes[profile.client] = node
+
+
+def read_reply(reply: Message) -> RecordDict:
+    """The content of a reply.
+
+    Raises:
+        wire.ClientFailure: Flower reports that the client could not be run.
+    """
+    if reply.has_error():
+        raise wire.ClientFailure(first_line(f"{reply.error.reason or 'no reason given'} (code {reply.error.code})"))
+    return reply.content
+
+
+def first_line(text: str) -> str:
+    """The first line of a text that is not blank."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no text")
+
+
+def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
+    """The shape of a sample and the number of classes that all clients share.
+
+    Raises:
+        UserError: two clients have samples of different shapes.
+    """
+    first = profiles[0]
+    for other in profiles:
+        if other.shape != first.shape:
+            raise UserError(
+                f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
+                "all clients must have the same"
+            )
+    return first.shape, max(profile.classes for profile in profiles)

@@ -1,0 +1,136 @@
+"""Flower's simulation under Ray, in the current environment: the one place that calls its deprecated entry point.
+
+`flwr run` starts the same apps in the same runtime; this is the way to do it from a program.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterable
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
+
+PAUSE = 0.03
+"""Seconds between two looks for replies."""
+
+
+def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: int, num_cpus: int = 1) -> None:
+    """Run both apps to the end, the clients in Ray workers.
+
+    Args:
+        server_app: the server's app.
+        client_app: the clients' app.
+        num_supernodes: number of clients.
+        num_cpus: of one worker; as many workers run side by side as the machine has room for.
+
+    Raises:
+        UserError: as the server's app raises it.
+        KeyboardInterrupt: the user interrupted; the server's app has written its results by then.
+    """
+    from flwr.simulation import run_simulation
+
+    _prepare_environment()
+    stop, ended = threading.Event(), threading.Event()
+    stoppable = ServerApp()
+
+    @stoppable.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            server_app(StoppableGrid(grid, stop), context)
+        finally:
+            ended.set()
+
+    try:
+        run_simulation(
+            stoppable,
+            client_app,
+            num_supernodes,
+            backend_config={
+                "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0},
+                "init_args": {"logging_level": "error", "log_to_driver": False},
+            },
+        )
+    except KeyboardInterrupt:
+        stop.set()
+        ended.wait(60)
+        raise
+
+
+class StoppableGrid(Grid):
+    """A grid whose waiting ends when the user interrupts; Flower's own would wait on, in its thread, for the timeout.
+
+    Args:
+        grid: the one to ask.
+        stop: set to end the waiting.
+    """
+
+    def __init__(self, grid: Grid, stop: threading.Event) -> None:
+        self._grid = grid
+        self._stop = stop
+
+    @property
+    def run(self) -> Run:
+        """The run of the grid."""
+        return self._grid.run
+
+    def set_run(self, run: Run) -> None:
+        """Set the run of the grid."""
+        self._grid.set_run(run)
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """A message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are there.
+
+        Raises:
+            KeyboardInterrupt: the user interrupted.
+        """
+        if self._stop.is_set():
+            raise KeyboardInterrupt
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Push messages."""
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pull the replies that are there."""
+        return self._grid.pull_messages(message_ids)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Push messages and wait for their replies, at most `timeout` seconds.
+
+        Raises:
+            KeyboardInterrupt: the user interrupted.
+        """
+        waiting = set(self._grid.push_messages(messages))
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while waiting and time.monotonic() < end:
+            arrived = list(self._grid.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if waiting and self._stop.wait(PAUSE):
+                raise KeyboardInterrupt
+        return replies
+
+
+def _prepare_environment() -> None:
+    """What Ray's workers inherit, and which of Flower's and Ray's messages mean nothing to the user."""
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Huge pages for what a worker allocates; glibc reads this when a process starts, so only new ones have it.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
+    logging.getLogger("flwr").addFilter(lambda record: "DEPRECATED FEATURE" not in record.getMessage())

@@ -1,0 +1,265 @@
+"""What crosses the network: Download, Upload and Profile, to and from Flower's RecordDict.
+
+The only file that knows the keys of the records. Every message gets records of its own: Flower shares a RecordDict by
+reference, so one that served two clients would show each what was meant for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedham_flwr.parameters import Params
+from fedham_flwr.results import Row
+
+TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
+SECONDS, SAMPLES = "seconds", "n"
+
+Metrics = Mapping[str, float | int]
+"""Scores as a NumPyClient returns them: "test/personal/after/accuracy", "n/test", "seconds/train"."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What the server sends one client.
+
+    Attributes:
+        round: number of the round, from 1; the closing evaluation has the number after the last round.
+        params: the shared tensors the client starts from.
+        shape: (channels, height, width) of one sample, the same for every client.
+        classes: number of classes, the same for every client.
+        has_trained: the server has merged an upload of this client, so its personal state must be there.
+        closing: this is the evaluation after the last round.
+        export: folder for the client's personal model; empty for none.
+    """
+
+    round: int
+    params: Params
+    shape: tuple[int, ...]
+    classes: int
+    has_trained: bool = False
+    closing: bool = False
+    export: str = ""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a client sends back.
+
+    Attributes:
+        client: id that the client gives itself.
+        params: its shared tensors after local training; empty after an evaluation.
+        examples: its training samples.
+        rows: its scores.
+        seconds: what the client's time went into, by purpose.
+    """
+
+    client: str
+    params: Params
+    examples: int
+    rows: tuple[Row, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Who a client is and what data it has; the answer to the query before the first round.
+
+    Attributes:
+        client: its id.
+        partitions: number of clients of the simulation it is part of, 0 on a real node.
+        shape: (channels, height, width) of one sample.
+        classes: number of classes.
+        counts: samples of each split.
+        labels: training samples of each class.
+    """
+
+    client: str
+    partitions: int
+    shape: tuple[int, ...]
+    classes: int
+    counts: Mapping[str, int]
+    labels: tuple[int, ...]
+
+
+class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process
+    """A client's own account of why it could not do what it was asked.
+
+    Args:
+        error: a sentence.
+        simulated: the client is one of a simulation, whose clients all read the same settings.
+    """
+
+    def __init__(self, error: str, simulated: bool = False) -> None:
+        super().__init__(error)
+        self.simulated = simulated
+
+
+def tensors_record(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
+    """Named tensors as a record."""
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in params.items()})
+
+
+def tensors(record: ArrayRecord) -> Params:
+    """The inverse of `tensors_record`."""
+    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
+
+
+def write_download(download: Download) -> RecordDict:
+    """A fresh record for one client."""
+    instructions = ConfigRecord(
+        {
+            "round": download.round,
+            "shape": list(download.shape),
+            "classes": download.classes,
+            "has-trained": download.has_trained,
+            "closing": download.closing,
+            "export": download.export,
+        }
+    )
+    return RecordDict({TENSORS: tensors_record(download.params), INSTRUCTIONS: instructions})
+
+
+def read_download(content: RecordDict) -> Download:
+    """The inverse of `write_download`.
+
+    Raises:
+        KeyError: a part is missing.
+    """
+    given = content.config_records[INSTRUCTIONS]
+    return Download(
+        round=_int(given["round"]),
+        params=tensors(content.array_records[TENSORS]),
+        shape=_ints(given["shape"]),
+        classes=_int(given["classes"]),
+        has_trained=bool(given["has-trained"]),
+        closing=bool(given["closing"]),
+        export=str(given["export"]),
+    )
+
+
+def write_upload(client: str, params: Mapping[str, torch.Tensor], examples: int, metrics: Metrics) -> RecordDict:
+    """A client's reply.
+
+    Args:
+        client: the sender's id.
+        params: shared tensors; empty after an evaluation.
+        examples: training samples of the client.
+        metrics: scores, as in `Metrics`.
+    """
+    return RecordDict(
+        {
+            TENSORS: tensors_record(params),
+            REPORT: MetricRecord({"examples": examples, **metrics}),
+            SENDER: ConfigRecord({"client-id": client}),
+        }
+    )
+
+
+def read_upload(content: RecordDict, round_number: int) -> Upload:
+    """The inverse of `write_upload`.
+
+    Args:
+        content: a client's reply.
+        round_number: the round it was asked in.
+
+    Raises:
+        ClientFailure: the client reports a failure.
+        KeyError, ValueError, TypeError: the reply has not the form of one.
+    """
+    if FAILURE in content.config_records:
+        raise _failure(content.config_records[FAILURE])
+    client = str(content.config_records[SENDER]["client-id"])
+    report = dict(content.metric_records[REPORT])
+    examples = report.pop("examples")
+    if not isinstance(examples, int) or examples < 1:
+        raise ValueError(f"the example count is {examples!r}, wanted a positive whole number")
+    seconds, counts, rows = {}, {}, []
+    for key, value in report.items():
+        kind, _, rest = key.partition("/")
+        if kind == SECONDS:
+            seconds[rest] = _float(value)
+        elif kind == SAMPLES:
+            counts[rest] = _int(value)
+    for key, value in report.items():
+        if not key.startswith((f"{SECONDS}/", f"{SAMPLES}/")):
+            split, model, phase, metric = key.split("/")
+            rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
+    return Upload(client, tensors(content.array_records[TENSORS]), examples, tuple(rows), seconds)
+
+
+def write_profile(profile: Profile) -> RecordDict:
+    """A client's answer to the query."""
+    return RecordDict(
+        {
+            SENDER: ConfigRecord(
+                {
+                    "client-id": profile.client,
+                    "partitions": profile.partitions,
+                    "shape": list(profile.shape),
+                    "classes": profile.classes,
+                    "splits": list(profile.counts),
+                    "counts": list(profile.counts.values()),
+                    "labels": list(profile.labels),
+                }
+            )
+        }
+    )
+
+
+def read_profile(content: RecordDict) -> Profile:
+    """The inverse of `write_profile`.
+
+    Raises:
+        ClientFailure: the client reports a failure.
+        KeyError, ValueError, TypeError: the reply has not the form of one.
+    """
+    if FAILURE in content.config_records:
+        raise _failure(content.config_records[FAILURE])
+    given = content.config_records[SENDER]
+    splits = given["splits"]
+    if not isinstance(splits, list):
+        raise TypeError(f"splits is {splits!r}, wanted a list")
+    return Profile(
+        client=str(given["client-id"]),
+        partitions=_int(given["partitions"]),
+        shape=_ints(given["shape"]),
+        classes=_int(given["classes"]),
+        counts=dict(zip(map(str, splits), _ints(given["counts"]), strict=True)),
+        labels=_ints(given["labels"]),
+    )
+
+
+def write_failure(error: str, simulated: bool) -> RecordDict:
+    """A client's reply when it could not do what it was asked: a sentence, and nothing that could be merged.
+
+    Args:
+        error: what went wrong.
+        simulated: the client is one of a simulation.
+    """
+    return RecordDict({FAILURE: ConfigRecord({"error": error, "simulated": simulated})})
+
+
+def _failure(given: ConfigRecord) -> ClientFailure:
+    return ClientFailure(str(given["error"]), bool(given["simulated"]))
+
+
+def _int(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{value!r} is not a whole number")
+    return value
+
+
+def _float(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _ints(value: object) -> tuple[int, ...]:
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise TypeError(f"{value!r} is not a list of whole numbers")
+    return tuple(_int(part) for part in value)

@@ -1,0 +1,14 @@
+"""The server halves of the methods, by name."""
+
+from strategies.base import RoundStrategy
+from strategies.fedavg import FedAvgStrategy
+from strategies.fedper import FedPerStrategy
+from strategies.fedprox import FedProxStrategy
+from strategies.local import LocalStrategy
+
+STRATEGIES: dict[str, type[RoundStrategy]] = {
+    "local": LocalStrategy,
+    "fedavg": FedAvgStrategy,
+    "fedprox": FedProxStrategy,
+    "fedper": FedPerStrategy,
+}

@@ -1,0 +1,68 @@
+"""Networks: sizes, groups, first parameters, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fedham_flwr.errors import UserError
+from fedham_flwr.models import MODELS, build, resolve
+from fedham_flwr.parameters import Manifest
+
+# 28 x 28 and 32 x 32 from the sources named in the modules; the digits network counted by hand:
+# 9*16+16 + 16*9*32+32 + 32*2*2*64+64 + 64*10+10
+SIZES = [
+    ("cnn", (3, 32, 32), 878_538),
+    ("cnn", (1, 28, 28), 582_026),
+    ("lenet", (3, 32, 32), 121_182),
+    ("lenet", (1, 28, 28), 85_822),
+    ("lenet-bn", (3, 32, 32), 121_278),
+    ("digits-cnn", (1, 8, 8), 160 + 4_640 + 8_256 + 650),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "size"), SIZES)
+def test_parameter_counts(name: str, shape: tuple[int, ...], size: int) -> None:
+    assert sum(p.numel() for p in build(name, shape, 10, 0).parameters()) == size
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_groups_partition_the_model_and_logits_have_one_column_per_class(name: str, channels: int) -> None:
+    side = 8 if name == "digits-cnn" else 28
+    model = build(name, (channels, side, side), 7, 0)
+    assert Manifest.of(model).group_names
+    assert model(torch.zeros(2, channels, side, side)).shape == (2, 7)
+
+
+def test_groups_are_layers_with_normalisation_on_its_own() -> None:
+    names = Manifest.of(build("lenet-bn", (3, 32, 32), 10, 0)).group_names
+    assert names == ("conv1", "bn1", "conv2", "bn2", "fc1", "fc2", "fc3")
+    assert Manifest.of(build("lenet", (3, 32, 32), 10, 0)).group_names == ("conv1", "conv2", "fc1", "fc2", "fc3")
+
+
+def test_first_parameters_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = build("lenet", (1, 28, 28), 10, 3).state_dict()
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    second = build("lenet", (1, 28, 28), 10, 3).state_dict()
+    other = build("lenet", (1, 28, 28), 10, 4).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("shape", "name"), [((1, 8, 8), "digits-cnn"), ((3, 15, 40), "digits-cnn"), ((3, 16, 16), "cnn")]
+)
+def test_auto_is_the_network_that_fits(shape: tuple[int, ...], name: str) -> None:
+    assert resolve("auto", shape) == name
+    assert build("auto", shape, 2, 0)(torch.zeros(1, *shape)).shape == (1, 2)
+
+
+def test_images_too_small_for_the_network_are_refused_by_name() -> None:
+    with pytest.raises(
+        UserError, match=r'model="cnn" needs images of at least 16 x 16 pixels.*has 8 x 8: try model="auto"'
+    ):
+        build("cnn", (1, 8, 8), 10, 0)

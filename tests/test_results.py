@@ -1,0 +1,579 @@
+import ast
+import errno
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fedham_flwr import results
+from fedham_flwr.errors import UserError
+from fedham_flwr.plots import client_bars, learning_curves
+from fedham_flwr.results import Failure, RoundRecord, Row, RunDirectory, read_rows, to_rows, write_model
+from fedham_flwr.scores import digest, final, score, selected
+
+SETTINGS = {"strategy": "fedper", "alpha": 0.1, "augment": False, "seed": 3, "device": "cpu", "fedprox.mu": 1e-05}
+
+
+def row(client: str, value: float, **changes) -> Row:
+    return Row(1, client, "test", "personal", "after", "accuracy", value, 10)._replace(**changes)
+
+
+def record(**changes) -> RoundRecord:
+    given = {
+        "round": 3,
+        "kind": "train",
+        "cohort": ("a", "b"),
+        "replies": 1,
+        "failures": (Failure(3, "train", "b", 'KeyError: "x"'),),
+        "seconds": {"exchange": 1.5},
+        "bytes_up": 10,
+        "bytes_down": 20,
+    }
+    return RoundRecord(**{**given, **changes})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory.create(tmp_path, "fedper", 3, SETTINGS)
+
+
+@pytest.fixture
+def midnight(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(results, "_utc_now", lambda: datetime(2026, 11, 21, 1, 30, 0, 999, tzinfo=UTC))
+
+
+# ---- the directory --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_named_by_strategy_time_and_seed(tmp_path, midnight):
+    assert RunDirectory.create(tmp_path, "fedper", 7, {}).path == tmp_path / "fedper" / "20261121T013000Z-7"
+
+
+def test_runs_of_the_same_second_get_different_directories(tmp_path, midnight):
+    names = [RunDirectory.create(tmp_path, "fedper", 7, {}).path.name for _ in range(3)]
+    assert names == ["20261121T013000Z-7", "20261121T013000Z-7-2", "20261121T013000Z-7-3"]
+
+
+def test_a_relative_root_starts_at_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = RunDirectory.create("results", "fedper", 0, {}).path
+    assert path.is_absolute()
+    assert path.parent == tmp_path / "results" / "fedper"
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert RunDirectory.create("~/runs", "fedper", 0, {}).path.parent == tmp_path / "runs" / "fedper"
+
+
+def test_a_root_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    wanted = rf"results-dir {re.escape(str(tmp_path / 'file'))} cannot be written: .*; name another with results-dir="
+    with pytest.raises(UserError, match=wanted):
+        RunDirectory.create(tmp_path / "file", "fedper", 0, {})
+
+
+def test_a_read_only_file_system_is_refused(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    wanted = rf"^results-dir {re.escape(str(tmp_path))} cannot be written: Read-only file system; name another"
+    with pytest.raises(UserError, match=wanted):
+        RunDirectory.create(tmp_path, "fedper", 0, {})
+
+
+def test_a_full_disk_at_the_start_is_refused(tmp_path, monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        RunDirectory.create(tmp_path, "fedper", 0, {})
+
+
+def test_the_environment_is_recorded(run):
+    facts = json.loads((run.path / "environment.json").read_text())
+    assert facts["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert {"fedham-flwr", "torch", "numpy", "platform", "cpu-count"} <= set(facts)
+    assert facts["torch-threads"] == torch.get_num_threads()
+    assert facts["device"] == "cpu"
+    assert datetime.now(UTC) >= datetime.fromisoformat(facts["started"])
+
+
+def test_a_package_that_is_not_there_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_version", lambda name: None if name == "ray" else "1.0")
+    facts = json.loads((RunDirectory.create(tmp_path, "fedper", 0, {}).path / "environment.json").read_text())
+    assert "ray" not in facts
+    assert facts["flwr"] == "1.0"
+
+
+def test_the_commit_is_that_of_a_checkout_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "_SOURCE", tmp_path)
+    assert results._commit() is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert results._commit() is None  # nothing committed yet
+    (tmp_path / "file").write_text("1")
+    subprocess.run(["git", "-C", tmp_path, "add", "file"], check=True)
+    subprocess.run(["git", *identity, "-C", tmp_path, "commit", "-qm", "first"], check=True)
+    commit = results._commit()
+    assert re.fullmatch("[0-9a-f]{40}", str(commit))
+    (tmp_path / "file").write_text("2")
+    assert results._commit() == f"{commit}-dirty"
+    (tmp_path / "installed").mkdir()
+    monkeypatch.setattr(results, "_SOURCE", tmp_path / "installed")  # inside somebody else's checkout
+    assert results._commit() is None
+
+
+# ---- config.toml ----------------------------------------------------------------------------------------------------
+
+
+def flatten(table: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in table.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def test_the_settings_are_written_as_toml(run):
+    assert (run.path / "config.toml").read_text() == (
+        "# Every setting of this run; give it back with -c config.toml\n"
+        'strategy = "fedper"\nalpha = 0.1\naugment = false\nseed = 3\ndevice = "cpu"\nfedprox.mu = 1e-05\n'
+    )
+
+
+scalars = (
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
+    | st.text("ab\"'\\\n\r\t\0\x1b\x7f\x80#=[]{}é😀")
+)
+keys = st.sampled_from(["strategy", "dataset", "cache-dir", "seed", "alpha", "fedprox.mu", "fedper.personal-layers"])
+
+
+@given(st.dictionaries(keys, scalars))
+def test_the_settings_survive_a_round_trip(values):
+    read = flatten(tomllib.loads(results._toml(values)))
+    assert read == values
+    assert {name: type(value) for name, value in read.items()} == {name: type(value) for name, value in values.items()}
+
+
+def test_flower_reads_the_settings_back(tmp_path):
+    config = pytest.importorskip("flwr.common.config")
+    values = {**SETTINGS, "dataset": 'C:\\data "old"\n\x7f é 😀', "learning-rate": 5.0}
+    path = RunDirectory.create(tmp_path, "fedper", 0, values).path / "config.toml"
+    assert config.parse_config_args([str(path)]) == values
+
+
+# ---- rounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_round_is_one_line_and_one_part(run):
+    run.write_round(record(), [row("a", 0.5, round=3)])
+    run.write_round(record(round=4, kind="evaluate", failures=(), seconds={"exchange": math.nan}), [])
+    lines = (run.path / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {
+        "round": 3,
+        "kind": "train",
+        "cohort": ["a", "b"],
+        "replies": 1,
+        "failures": [{"round": 3, "stage": "train", "client": "b", "error": 'KeyError: "x"'}],
+        "seconds": {"exchange": 1.5},
+        "bytes-up": 10,
+        "bytes-down": 20,
+    }
+    assert json.loads(lines[1])["seconds"] == {"exchange": None}
+    assert [path.name for path in (run.path / "metrics").iterdir()] == ["round-00003-train.parquet"]
+
+
+def test_rows_are_read_back_sorted(run):
+    rows = [
+        Row(number, client, split, "personal", phase, metric, number / 7, 5)
+        for number in (2, 1)
+        for client in ("b", "a")
+        for split in ("test", "train")
+        for phase in ("before", "after")
+        for metric in ("loss", "accuracy")
+    ]
+    run.write_round(record(round=2, kind="evaluate"), [r for r in rows if r.round == 2 and r.split == "train"])
+    run.write_round(record(round=2), [r for r in rows if r.round == 2 and r.split == "test"])
+    run.write_round(record(round=1), [r for r in rows if r.round == 1])
+    table = read_rows(run.path)
+    assert table.column_names == ["round", "client", "split", "model", "phase", "metric", "value", "n"]
+    assert [str(kind) for kind in table.schema.types] == ["int64", *["string"] * 5, "double", "int64"]
+    assert to_rows(table) == sorted(rows)
+
+
+def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):
+    run = RunDirectory.create(tmp_path / "alpha=0.1", "fedper", 0, {})
+    run.write_round(record(), [row("a", 0.5, round=3)])
+    assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
+
+
+def test_a_run_without_rows_has_an_empty_table(run):
+    run.write_round(record(), [])
+    assert read_rows(run.path).num_rows == 0
+    assert to_rows(read_rows(run.path)) == []
+
+
+def test_reading_from_elsewhere_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere is not the directory of a run: it has no folder 'metrics'"):
+        read_rows(tmp_path / "nowhere")
+
+
+def test_a_repeated_round_replaces_its_part(run):
+    run.write_round(record(), [row("a", 0.5, round=3)])
+    run.write_round(record(), [row("a", 0.75, round=3)])
+    assert [r.value for r in to_rows(read_rows(run.path))] == [0.75]
+
+
+def test_two_values_for_one_thing_are_refused(run):
+    with pytest.raises(ValueError, match="client 'a' has two values for test personal after accuracy in round 3"):
+        run.write_round(record(), [row("a", 0.5, round=3), row("a", 0.6, round=3)])
+    with pytest.raises(ValueError, match="client 'a' has two values"):
+        score([row("a", 0.5), row("b", 0.5), row("a", 0.5)])
+
+
+def test_a_row_of_another_round_is_refused(run):
+    with pytest.raises(ValueError, match="a row of round 2 was given with round 3"):
+        run.write_round(record(), [row("a", 0.5, round=2)])
+
+
+def test_a_crash_before_the_rename_leaves_the_old_part(run, monkeypatch):
+    run.write_round(record(), [row("a", 0.5, round=3)])
+
+    def crash(self, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crash)
+        for write in (
+            lambda: run.write_round(record(), [row("a", 0.75, round=3)]),
+            lambda: run.write_round(record(round=4), [row("a", 0.75, round=4)]),
+            lambda: write_model(run.path / "model", "a", {"w": torch.zeros(2)}, {}),
+            lambda: run.finish({}),
+        ):
+            with pytest.raises(KeyboardInterrupt):
+                write()
+    assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
+    assert len((run.path / "rounds.jsonl").read_text().splitlines()) == 1
+    names = {path.name for path in run.path.rglob("*") if path.is_file()}
+    assert names == {"config.toml", "environment.json", "rounds.jsonl", "round-00003-train.parquet"}
+
+
+def test_a_half_written_part_is_not_read(run, monkeypatch):
+    # what a killed process leaves, which could not remove its temporary file
+    run.write_round(record(), [row("a", 0.5, round=3)])
+    with results._replacing(run.path / "metrics" / "round-00004-train.parquet") as part:
+        part.write_bytes(b"PAR1 half")
+        assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
+        part.unlink()
+        (run.path / "metrics" / "round-00003-train.parquet").replace(part)
+    assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
+
+
+# ---- models and summary ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_read_back_with_its_metadata(run):
+    shared = torch.arange(6.0).reshape(2, 3)
+    tensors = {
+        "tied": shared,
+        "again": shared,
+        "turned": shared.T,
+        "image": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "count": torch.tensor(7),
+        "trained": torch.ones(2, requires_grad=True),
+    }
+    path = write_model(run.path / "model", "site_1.b-2", tensors, {"strategy": "fedper"})
+    assert path == run.path / "model" / "site_1.b-2.safetensors"
+    read = load_file(path)
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"strategy": "fedper"}
+
+
+@pytest.mark.parametrize(
+    "client", ["", ".", "..", ".hidden", "../a", "a/b", "a\\b", "a b", "a\n", "ä", "a\0", "x" * 65]
+)
+def test_a_client_id_that_cannot_name_a_file_is_refused(run, client):
+    with pytest.raises(UserError, match=f"client id {re.escape(repr(client))} cannot name a file: wanted 1 to 64 of"):
+        write_model(run.path / "model", client, {"w": torch.zeros(1)}, {})
+    assert not any((run.path / "model").iterdir())
+
+
+@pytest.mark.parametrize("client", ["0", "global", "a..b", "-a", "_", "x" * 64])
+def test_a_plain_client_id_names_a_file(run, client):
+    assert write_model(run.path / "model", client, {"w": torch.zeros(1)}, {}).name == f"{client}.safetensors"
+
+
+def test_the_summary_has_null_for_what_is_not_finite(run):
+    path = run.finish({"final": [{"mean": math.nan, "std": 0.5, "é": (1, -math.inf)}], "rounds": 3, "ok": True})
+    assert json.loads(path.read_text()) == {
+        "final": [{"mean": None, "std": 0.5, "é": [1, None]}],
+        "rounds": 3,
+        "ok": True,
+    }
+    assert path.read_text().startswith('{\n  "final": [\n')
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+def test_final_is_the_last_round():
+    # mean (0.2 + 0.8) / 2; weighted (0.2 * 30 + 0.8 * 10) / 40; std |0.8 - 0.2| / 2; worst: 1 of 2 clients
+    rows = [row("a", 0.9), row("a", 0.2, round=2, n=30), row("b", 0.8, round=2, n=10)]
+    (entry,) = final(rows)
+    assert entry == {
+        "round": 2,
+        "model": "personal",
+        "phase": "after",
+        "split": "test",
+        "metric": "accuracy",
+        "mean": pytest.approx(0.5),
+        "weighted-mean": pytest.approx(0.35),
+        "std": pytest.approx(0.3),
+        "worst-decile": pytest.approx(0.2),
+        "clients": 2,
+    }
+
+
+def test_without_rows_there_are_no_statistics():
+    assert final([]) == []
+    assert selected([], {"a"}) == []
+
+
+@pytest.mark.parametrize(("clients", "worst"), [(1, 1), (10, 1), (11, 2), (20, 2), (21, 3)])
+def test_the_worst_decile_is_low_accuracy_and_high_loss(clients, worst):
+    values = list(range(clients))
+    random.Random(0).shuffle(values)
+    rows = [row(str(k), float(k)) for k in values] + [row(str(k), float(k), metric="loss") for k in values]
+    accuracy, loss = final(rows)
+    assert accuracy["worst-decile"] == pytest.approx((worst - 1) / 2)  # the mean of 0 .. worst - 1
+    assert loss["worst-decile"] == pytest.approx(clients - 1 - (worst - 1) / 2)
+
+
+def test_a_loss_that_is_not_a_number_is_the_worst():
+    rows = [row(str(k), math.nan if k == 3 else 1.0, metric="loss") for k in range(20)]
+    assert math.isnan(float(final(rows)[0]["worst-decile"]))
+
+
+def test_values_without_samples_have_no_weighted_mean():
+    (entry,) = final([row("a", 0.5, n=0)])
+    assert entry["mean"] == 0.5
+    assert math.isnan(float(entry["weighted-mean"]))
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abcd"), st.sampled_from(["test", "train"]), st.floats(0, 1), st.integers(1, 99)),
+        min_size=1,
+        unique_by=lambda item: item[:2],
+    ),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=50)
+def test_statistics_are_those_of_a_naive_loop_in_any_order(items, shuffler):
+    rows = [row(client, value, split=split, n=n) for client, split, value, n in items]
+    entries = score(shuffler.sample(rows, len(rows)))
+    assert [entry["split"] for entry in entries] == sorted({r.split for r in rows})
+    for entry in entries:
+        group = [r for r in rows if r.split == entry["split"]]
+        total = weight = square = 0.0
+        for r in group:
+            total += r.value * r.n
+            weight += r.n
+        mean = sum(r.value for r in group) / len(group)
+        for r in group:
+            square += (r.value - mean) ** 2
+        assert entry["mean"] == pytest.approx(mean)
+        assert entry["weighted-mean"] == pytest.approx(total / weight)
+        assert entry["std"] == pytest.approx(math.sqrt(square / len(group)), abs=1e-9)
+        assert entry["worst-decile"] == min(r.value for r in group)  # at most 4 clients
+        assert entry["clients"] == len(group)
+
+
+def test_entries_are_sorted_by_model_phase_split_metric():
+    rows = [
+        row("a", 0.5, model=model, phase=phase, split=split, metric=metric)
+        for model in ("personal", "global")
+        for phase in ("before", "after")
+        for split in ("validation", "test")
+        for metric in ("loss", "accuracy")
+    ]
+    found = [tuple(entry[name] for name in ("model", "phase", "split", "metric")) for entry in final(rows)]
+    assert found == sorted(found)
+    assert len(found) == 16
+
+
+def history(values: Mapping[int, tuple[float, ...]], **changes) -> list[Row]:
+    """Validation accuracies of clients a, b, ... by round, and test accuracies that rank the rounds otherwise."""
+    rows = []
+    for number, accuracies in values.items():
+        for client, value in zip("abc", accuracies, strict=False):
+            rows.append(row(client, value, round=number, split="validation", **changes))
+            rows.append(row(client, 1 - value, round=number, **changes))
+    return rows
+
+
+def chosen(rows: list[Row], clients: str = "ab") -> dict[tuple[str, str], tuple[int, str]]:
+    return {
+        (str(e["model"]), str(e["phase"])): (int(e["round"]), str(e["chosen-on"])) for e in selected(rows, set(clients))
+    }
+
+
+def test_the_round_is_chosen_on_validation_not_on_test():
+    rows = history({1: (0.2, 0.2), 2: (0.6, 0.8), 3: (0.5, 0.5)})
+    assert chosen(rows) == {("personal", "after"): (2, "validation")}
+    validation, test = selected(rows, {"a", "b"})[1], selected(rows, {"a", "b"})[0]
+    assert (validation["split"], validation["mean"]) == ("validation", pytest.approx(0.7))
+    assert (test["split"], test["mean"]) == ("test", pytest.approx(0.3))
+
+
+def test_each_model_and_phase_chooses_on_its_own():
+    rows = history({1: (0.9, 0.9), 2: (0.1, 0.1)}, model="global", phase="before") + history({1: (0, 0), 2: (1, 1)})
+    assert chosen(rows) == {("global", "before"): (1, "validation"), ("personal", "after"): (2, "validation")}
+
+
+def test_a_round_that_misses_a_client_cannot_be_chosen():
+    assert chosen(history({1: (0.5, 0.5), 2: (1.0,)})) == {("personal", "after"): (1, "validation")}
+
+
+def test_the_mean_is_weighted_by_samples():
+    rows = [
+        row("a", 1.0, round=1, split="validation", n=1),
+        row("b", 0.0, round=1, split="validation", n=9),
+        row("a", 0.0, round=2, split="validation", n=1),
+        row("b", 0.5, round=2, split="validation", n=9),
+    ]
+    assert chosen(rows) == {("personal", "after"): (2, "validation")}  # 0.1 against 0.45; plainly 0.5 against 0.25
+
+
+def test_the_earliest_of_equal_rounds_is_chosen():
+    assert chosen(history({3: (0.5, 0.7), 2: (0.7, 0.5), 1: (0.1, 0.1)})) == {("personal", "after"): (2, "validation")}
+
+
+def test_other_clients_do_not_enter_the_choice():
+    rows = history({1: (0.5, 0.5, 0.0), 2: (0.4, 0.4, 1.0)})
+    assert chosen(rows) == {("personal", "after"): (1, "validation")}
+    assert {entry["clients"] for entry in selected(rows, {"a", "b"})} == {3}  # but they are reported
+
+
+@pytest.mark.parametrize("clients", ["", "abcd"])
+def test_without_a_complete_round_the_last_one_is_reported_as_such(clients):
+    rows = history({1: (0.9, 0.9), 2: (0.5,)}) + history({1: (0.5,)}, phase="before")
+    assert chosen(rows, clients) == {
+        ("personal", "after"): (2, "last round"),
+        ("personal", "before"): (1, "last round"),
+    }
+
+
+# ---- digest ---------------------------------------------------------------------------------------------------------
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    return {"w": torch.arange(24.0).reshape(1, 2, 3, 4), "b": torch.tensor([1, 2]), "s": torch.tensor(True)}
+
+
+def test_the_digest_ignores_order_and_layout():
+    rows = [row("a", 0.5), row("b", math.nan, metric="loss"), row("a", 0.25, round=2)]
+    turned = dict(reversed(tensors().items()))
+    turned["w"] = turned["w"].to(memory_format=torch.channels_last).requires_grad_()
+    assert turned["w"].stride() != tensors()["w"].stride()
+    assert digest(turned, rows[::-1]) == digest(tensors(), rows)
+    assert re.fullmatch("[0-9a-f]{64}", digest(tensors(), rows))
+
+
+def test_the_digest_sees_every_bit():
+    one_bit = torch.tensor([1.0]).view(torch.int32).add(1).view(torch.float32)
+    variants = [
+        ({"w": torch.tensor([1.0])}, [row("a", 0.5)]),
+        ({"w": one_bit}, [row("a", 0.5)]),
+        ({"v": torch.tensor([1.0])}, [row("a", 0.5)]),
+        ({"w": torch.tensor([[1.0]])}, [row("a", 0.5)]),
+        ({"w": torch.tensor(1.0)}, [row("a", 0.5)]),
+        ({"w": torch.tensor([1.0]).view(torch.int32)}, [row("a", 0.5)]),
+        ({"w": torch.tensor([1.0], dtype=torch.bfloat16)}, [row("a", 0.5)]),
+        ({"w": torch.tensor([1.0]), "e": torch.zeros(0)}, [row("a", 0.5)]),
+        ({}, [row("a", 0.5)]),
+        ({"w": torch.tensor([1.0])}, []),
+        ({"w": torch.tensor([1.0])}, [row("a", 0.5), row("a", 0.5)]),
+        ({"w": torch.tensor([1.0])}, [row("a", math.nextafter(0.5, 1))]),
+        ({"w": torch.tensor([1.0])}, [row("a", 0.5, n=11)]),
+        *(({"w": torch.tensor([1.0])}, [row("a", 0.5)._replace(**{name: "x"})]) for name in Row._fields[1:6]),
+        ({"w": torch.tensor([1.0])}, [row("a", 0.5, round=2)]),
+    ]
+    assert len({digest(*variant) for variant in variants}) == len(variants)
+
+
+def test_the_digest_of_nothing_is_fixed():
+    # printf '[0, 0]' | sha256sum
+    assert digest({}, []) == "ab395cb4c41927dc03d8d0b9e1de32ba2761d97d7d85b9c89fc54ae3591dc0e1"
+
+
+# ---- plots ----------------------------------------------------------------------------------------------------------
+
+
+def measured(clients: int, rounds: int) -> list[Row]:
+    return [
+        row(f"${k}$", k / clients, round=number, model=model)
+        for number in range(1, rounds + 1)
+        for k in range(clients if number in (1, rounds) else 1)
+        for model in ("global", "personal")
+    ]
+
+
+@pytest.mark.parametrize("clients", [1, 40, 61])
+def test_the_plots_are_pngs_a_thousand_pixels_wide(tmp_path, clients):
+    rows = measured(clients, rounds=3)
+    paths = [
+        learning_curves(rows, tmp_path / "curves.png", "fedper", "a$b"),
+        client_bars(rows, tmp_path / "bars.png", "fedper", "a$b"),
+    ]
+    for path in paths:
+        assert path is not None
+        head = path.read_bytes()[:24]
+        assert head[:8] == b"\x89PNG\r\n\x1a\n"
+        assert int.from_bytes(head[16:20], "big") == 1000
+
+
+def test_without_test_accuracy_there_is_no_plot(tmp_path):
+    rows = [row("a", 0.5, metric="loss"), row("a", 0.5, split="train")]
+    assert learning_curves(rows, tmp_path / "curves.png") is None
+    assert client_bars(rows, tmp_path / "bars.png") is None
+    assert not any(tmp_path.iterdir())
+
+
+def test_clients_are_sorted_by_the_personal_value():
+    from fedham_flwr.plots import _sorted_clients
+
+    table = {("global", "before"): {"1": 0.1, "2": 0.9, "10": 0.5}, ("personal", "before"): {"1": 0.7, "2": 0.3}}
+    assert _sorted_clients(table) == ["1", "2", "10"]  # the one without a personal value comes last
+
+
+@pytest.mark.parametrize("module", ["results", "plots", "report"])
+def test_what_draws_and_prints_is_imported_late(module):
+    tree = ast.parse((Path(results.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    late = {node for part in ast.walk(tree) if isinstance(part, ast.FunctionDef | ast.If) for node in ast.walk(part)}
+    names = {
+        (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name).partition(".")[0]
+        for node in set(ast.walk(tree)) - late
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert "fedham_flwr" in names
+    assert not {"matplotlib", "pyarrow", "rich", "flwr"} & names
