@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedham_flwr.config import Value, parse
@@ -13,13 +14,19 @@ from fedham_flwr.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse the command line, run, and return the exit code: 0 when the run came to its end, 1 when it did not."""
+    """Parse the command line, run, and return the exit code: 0 when the run came to its end."""
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     options = parser().parse_args(arguments)
     try:
-        given = overrides(options.run_config) | ({"results-dir": options.results_dir} if options.results_dir else {})
+        given = overrides(options.run_config or [])
+        if options.results_dir:
+            given["results-dir"] = options.results_dir
+        if min(options.num_supernodes, options.num_cpus) < 1:
+            raise UserError(
+                f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
+            )
         parse(given)
-        run(given, options.num_supernodes, options.backend, options.num_cpus)
+        run(given, options)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -31,24 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="The settings are listed in pyproject.toml.")
+    parser = argparse.ArgumentParser(description=__doc__, epilog="pyproject.toml lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
-    parser.add_argument("--num-supernodes", type=positive, default=10, metavar="N", help="clients (default 10)")
-    parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default ray")
-    parser.add_argument("--num-cpus", type=positive, default=1, metavar="N", help="of one Ray worker (default 1)")
+    parser.add_argument("--num-supernodes", type=int, default=10, metavar="N", help="clients (default: 10)")
+    parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default: ray")
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     return parser
 
 
-def positive(text: str) -> int:
-    """A whole number from 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def overrides(run_config: Sequence[str] | None) -> dict[str, Value]:
-    """Settings from `-c`, in the syntax of `flwr run`.
+def overrides(given: Sequence[str]) -> dict[str, Value]:
+    """Settings from `-c`, in the syntax of `flwr run`, which passes over in silence what is not of the form key=value.
 
     Raises:
         UserError: the text is not of that syntax, or the file cannot be read.
@@ -56,30 +56,30 @@ def overrides(run_config: Sequence[str] | None) -> dict[str, Value]:
     from click import ClickException
     from flwr.common.config import parse_config_args
 
-    for text in run_config or ():
+    for text in given:
         if text.endswith(".toml") and not Path(text).expanduser().is_file():
             raise UserError(f"-c {text}: there is no such file ({Path(text).expanduser().absolute()})")
+        stray = "" if text.endswith(".toml") else re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip()
+        if stray:
+            raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
     try:
-        return dict(parse_config_args(list(run_config or ())))
+        return dict(parse_config_args(list(given)))
     except (ValueError, ClickException) as error:
-        reason = error.message if isinstance(error, ClickException) else str(error)
-        raise UserError(f"-c {' '.join(run_config or ())}: {reason}") from error
+        raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
 
 
-def run(given: Mapping[str, Value], clients: int, backend: str, cpus: int) -> None:
+def run(given: dict[str, Value], options: argparse.Namespace) -> None:
     """Run the apps with these settings, in this process or under Ray."""
     from fedham_flwr.client_app import make_client_app
+    from fedham_flwr.in_process import run_in_process
     from fedham_flwr.server_app import make_server_app
+    from fedham_flwr.simulation import run_under_ray
 
     apps = make_server_app(given), make_client_app(given)
-    if backend == "in-process":
-        from fedham_flwr.in_process import run_in_process
-
-        run_in_process(*apps, clients)
+    if options.backend == "in-process":
+        run_in_process(*apps, options.num_supernodes)
     else:
-        from fedham_flwr.simulation import run_under_ray
-
-        run_under_ray(*apps, clients, cpus)
+        run_under_ray(*apps, options.num_supernodes, options.num_cpus)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common import NDArrays
 
 from clients import CLIENTS
 from clients.base import Job, RoundClient
@@ -95,14 +97,21 @@ def _open_client(message: Message, context: Context, settings: Settings) -> tupl
     trainer = _trainer(
         settings.model, download.shape, download.classes, settings.device, settings.precision, settings.seed
     )
-    client, folder = identify(context.node_config), context.node_config.get("state-dir")
-    path = Path(str(folder)).expanduser() / f"run-{context.run_id}" if folder else None
-    state = ClientState(context.state, client, trainer.manifest.fingerprint(), path)
+    client, folder = identify(context.node_config), _own_folder(context)
+    state = ClientState(context.state, client, trainer.manifest.fingerprint(), folder)
+    if folder is not None:
+        download = dataclasses.replace(download, export=str(folder / "model") if download.closing else "")
     job = Job(client, settings, _open_data(context, settings), trainer, state, download)
     return CLIENTS[settings.strategy](job), time.perf_counter() - began
 
 
-def _arrays(client: RoundClient) -> list[object]:
+def _own_folder(context: Context) -> Path | None:
+    """Where a real node keeps what is its own, in this run."""
+    folder = context.node_config.get("state-dir")
+    return Path(str(folder)).expanduser() / f"run-{context.run_id}" if folder else None
+
+
+def _arrays(client: RoundClient) -> NDArrays:
     """The download's tensors in the order that the client's `fit` and `evaluate` take them."""
     client.job.trainer.manifest.check(client.job.download.params, client.shared_names)
     return [client.job.download.params[name].numpy() for name in client.shared_names]

@@ -164,7 +164,7 @@ def settings_table(
         _settings_line(console, {name: entries[name]}, changed, 0)
 
 
-def data_table(clients: Sequence[Mapping[str, int | str]], console: "Console | None" = None) -> None:
+def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None" = None) -> None:
     """Print who has how many samples.
 
     Args:
@@ -178,7 +178,7 @@ def data_table(clients: Sequence[Mapping[str, int | str]], console: "Console | N
     names = ("train", "validation", "test", "classes")
     summed = len(clients) > _MOST_CLIENTS
     table = _table(f"{len(clients)} clients" if summed else "client", *names)
-    numbers = {name: [int(client[name]) for client in clients] for name in names}
+    numbers = {name: [int(str(client[name])) for client in clients] for name in names}
     if summed:
         # Classes are shared between clients, so that their sum means nothing.
         table.add_row("total", *(str(sum(numbers[name])) for name in names[:3]), "-")

@@ -155,7 +155,7 @@ def read_reply(reply: Message) -> RecordDict:
         wire.ClientFailure: Flower reports that the client could not be run.
     """
     if reply.has_error():
-        raise wire.ClientFailure(first_line(f"{reply.error.reason or 'no reason given'} (code {reply.error.code})"))
+        raise wire.ClientFailure(f"{first_line(reply.error.reason or 'no reason given')} (code {reply.error.code})")
     return reply.content
 
 

@@ -1,4 +1,4 @@
-"""Statistics over clients of a run's rows, for the last round and for the round chosen on validation; and the digest."""
+"""Statistics over clients of a run's rows, for the last round and the round chosen on validation; and the digest."""
 
 import hashlib
 import json

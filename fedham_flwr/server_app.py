@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedham_flwr import models, parameters, report
 from fedham_flwr.config import Settings, Value, defaults, flatten, parse
+from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Manifest
 from fedham_flwr.plots import client_bars, learning_curves
 from fedham_flwr.results import RoundRecord, Row, RunDirectory, read_rows, to_rows
@@ -34,7 +36,13 @@ def make_server_app(given: Mapping[str, Value] | None = None) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        run(grid, parse(context.run_config if given is None else given))
+        try:
+            run(grid, parse(context.run_config if given is None else given))
+        except UserError as error:
+            if given is None:  # a process of Flower's own, which is about to print the stack and end
+                sys.tracebacklimit = 0
+                log.error("%s", error)
+            raise
 
     return app
 
@@ -76,8 +84,7 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
-    rows = [{"client": p.client, **p.counts, "classes": sum(n > 0 for n in p.labels)} for p in profiles]
-    report.data_table(rows)
+    report.data_table([{"client": p.client, **p.counts, "classes": sum(n > 0 for n in p.labels)} for p in profiles])
     model = models.build(settings.model, shape, classes, settings.seed)
     manifest = Manifest.of(model)
     # A simulation shares the file system with its clients; a real client keeps its model to itself.

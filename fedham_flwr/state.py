@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -82,7 +82,7 @@ class ClientState:
         except (OSError, SafetensorError) as error:
             raise UserError(f"the personal state {file} of client {self._client} cannot be read: {error}") from error
         self._check(label.get("fingerprint", ""), str(file))
-        self._memory[TENSORS] = ArrayRecord(wire.tensors_record(params))
+        self._memory[TENSORS] = wire.tensors_record(params)
         self._memory[LABEL] = ConfigRecord(dict(label))
         return params
 

@@ -32,9 +32,20 @@ GradientHook = Callable[[Sequence[nn.Parameter]], None]
 class Samples(Protocol):
     """What training needs of a client's data (see `data.ClientData`)."""
 
-    features: Tensor  # uint8 [N, H, W, C]
-    labels: Tensor  # int64 [N]
-    splits: Mapping[str, Tensor]  # split -> int64 [n], sample numbers
+    @property
+    def features(self) -> Tensor:
+        """uint8 [N, H, W, C], of the whole data set."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def splits(self) -> Mapping[str, Tensor]:
+        """Split -> int64 [n], the client's sample numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,7 @@ class Trainer:
             for _ in range(how.local_epochs):
                 total = torch.zeros((), device=self.device)
                 order = index[torch.randperm(len(index), generator=generator)]
-                for chosen in order.split(how.batch_size):
+                for chosen in torch.split(order, how.batch_size):
                     x = to_float(features[chosen].to(self.device))
                     if how.augment:
                         x = augment(x, generator)
@@ -176,7 +187,7 @@ class Trainer:
         self._model.eval()
         hits = torch.zeros((), dtype=torch.int64, device=self.device)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        for chosen in index.split(EVALUATION_BATCH):
+        for chosen in torch.split(index, EVALUATION_BATCH):
             y = labels[chosen].to(self.device)
             with self._autocast():
                 logits = self._model(to_float(features[chosen].to(self.device)))

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
 import pytest
 import torch
+from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
 
+from fedham_flwr import server_app
+from fedham_flwr.client_app import make_client_app
 from fedham_flwr.config import Value
+from fedham_flwr.in_process import InProcessGrid, one_thread
+from fedham_flwr.results import Row, read_rows, to_rows
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -48,6 +58,7 @@ def settings(tmp_path: Path, cache_dir: Path) -> Callable[..., dict[str, Value]]
     def make(**given: Value) -> dict[str, Value]:
         small: dict[str, Value] = {
             "num-server-rounds": 2,
+            "batch-size": 32,
             "results-dir": str(tmp_path / "results"),
             "cache-dir": str(cache_dir),
             "device": "cpu",
@@ -63,3 +74,61 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is not there")
     return SHARED_DATA
+
+
+@dataclass
+class Outcome:
+    """What an in-process run left behind.
+
+    Attributes:
+        path: its directory.
+        summary: its summary.json.
+        grid: the nodes, with the state of their clients.
+    """
+
+    path: Path
+    summary: dict[str, Any]
+    grid: InProcessGrid
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The server's tensors."""
+        return load_file(self.path / "server.safetensors")
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows of all clients."""
+        return to_rows(read_rows(self.path))
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of rounds.jsonl."""
+        return [json.loads(line) for line in (self.path / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Run a federation in this process: federate(clients=4, strategy="local", client_app=..., grid=InProcessGrid).
+
+    Without its pictures, which take longer to draw than such a run, unless `pictures` is true.
+    """
+
+    def run(
+        clients: int = 4,
+        pictures: bool = False,
+        client_app: Callable[[dict[str, Value]], ClientApp] = make_client_app,
+        grid: Callable[[ClientApp, int], InProcessGrid] = InProcessGrid,
+        **given: Value,
+    ) -> Outcome:
+        chosen = settings(**given)
+        for name in () if pictures else ("learning_curves", "client_bars"):
+            monkeypatch.setattr(server_app, name, lambda *_: None)
+        nodes = grid(client_app(chosen), clients)
+        before = set(Path(str(chosen["results-dir"])).glob("*/*"))
+        context = Context(run_id=nodes.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        with one_thread():
+            server_app.make_server_app(chosen)(nodes, context)
+        (path,) = set(Path(str(chosen["results-dir"])).glob("*/*")) - before
+        return Outcome(path, json.loads((path / "summary.json").read_text()), nodes)
+
+    return run

@@ -54,6 +54,6 @@ def personal_groups(groups: Sequence[str], count: int) -> tuple[str, ...]:
     """
     if count > len(groups):
         raise UserError(
-            f"fedper.personal-layers={count} is more than the {len(groups)} layer groups of the model: {', '.join(groups)}"
+            f"fedper.personal-layers={count} is more than the model's {len(groups)} layer groups: {', '.join(groups)}"
         )
     return tuple(groups[len(groups) - count :])

@@ -1,0 +1,377 @@
+"""Speed of a simulated federation beside that of plain PyTorch, and where the time of a round goes.
+
+    python benchmarks/throughput.py --card speed.md    # CIFAR-10 in ../shared/data/cifar10; random images without it
+    python benchmarks/throughput.py --quick            # few random images and rounds: does it run?
+
+FedAvg of 20 clients under Ray: Dirichlet label skew 0.1, every client in every round, 3/4 of its samples to train on
+and 1/4 to test on, the model `cnn`, batches of 64, one local epoch, plain SGD 0.005. A round is all of it: messages,
+training, evaluation, and what the server does. The first round warms up and is not counted.
+
+`--limit` is a program that does such a round in plain PyTorch without any federated-learning library (case d: two
+processes, channels_last; case e: the same in bfloat16). The two take turns, so that a slow minute of the machine hits
+both; each pair gives one ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # the project need not be installed
+
+from fedham_flwr.config import Value, parse  # noqa: E402
+from fedham_flwr.data import open_partition  # noqa: E402
+
+CLIENTS = 20
+CASES = {"fp32": "d", "bf16": "e"}
+CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
+LIMIT = ROOT.parent / "shared" / "bench" / "limit.py"
+WORK: Mapping[str, Value] = {
+    "strategy": "fedavg",
+    "model": "cnn",
+    "partitioner": "dirichlet",
+    "alpha": 0.1,
+    "validation-fraction": 0.0,
+    "test-fraction": 0.25,
+    "batch-size": 64,
+    "local-epochs": 1,
+    "learning-rate": 0.005,
+    "momentum": 0.0,
+    "evaluate-every": 1_000_000,
+    "device": "cpu",
+}
+POLL = 0.02
+"""Seconds between two looks at the results of a running simulation."""
+
+
+# ---- a simulation, watched from outside (memory.py uses this too) ---------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of rounds.jsonl, the moment at which it was there, and the process that wrote it."""
+
+    at: float
+    server: int
+    record: Mapping[str, Any]
+
+
+def simulate(settings: Mapping[str, Value], clients: int, folder: Path) -> Iterator[Line]:
+    """Run a federation under Ray in a process of its own, and give the training rounds as they end.
+
+    Args:
+        settings: those that differ from the defaults.
+        clients: how many.
+        folder: an empty one, for the results and the log.
+
+    Raises:
+        SystemExit: the run failed.
+    """
+    text = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+    command = [sys.executable, str(ROOT / "run_simulation.py"), "--backend", "ray"]
+    command += ["--num-supernodes", str(clients), "--results-dir", str(folder / "results"), "-c", text]
+    log = folder / "log.txt"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT) as process:
+        try:
+            for line in _follow(process, folder / "results"):
+                if line.record["kind"] == "train":
+                    yield line
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+    if process.returncode:
+        raise SystemExit(f"the simulation ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+
+
+def _follow(process: subprocess.Popen[bytes], results: Path) -> Iterator[Line]:
+    seen, running = 0, True
+    while running:
+        running = process.poll() is None  # asked first, so that what is written last is read
+        for file in results.glob("*/*/rounds.jsonl"):
+            whole = file.read_text().rpartition("\n")[0].splitlines()
+            for text in whole[seen:]:
+                yield Line(time.perf_counter(), process.pid, json.loads(text))
+            seen = len(whole)
+        time.sleep(POLL)
+
+
+def workers(server: int) -> list[int]:
+    """The Ray workers that run clients: those below this process, oldest first."""
+    parents, actors = {}, []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # a process may end while it is looked at
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if (folder / "cmdline").read_bytes().startswith(b"ray::ClientAppActor"):
+                actors.append(int(folder.name))
+    return sorted(actor for actor in actors if server in _ancestors(actor, parents))
+
+
+def _ancestors(process: int, parents: Mapping[int, int]) -> Iterator[int]:
+    while process in parents:
+        process = parents[process]
+        yield process
+
+
+# ---- data, machine, tables (memory.py uses these too) ---------------------------------------------------------------
+
+
+def source(given: Path | None, images: int | None, folder: Path) -> Path:
+    """The folder with the images: the one given, or CIFAR-10, or random images of its shape that are written here.
+
+    Args:
+        given: what the user asked for.
+        images: number of random images to use in place of CIFAR-10.
+        folder: where random images go.
+    """
+    if given or (CIFAR10.is_dir() and not images):
+        return (given or CIFAR10).resolve()
+    import datasets
+    import numpy as np
+
+    datasets.disable_progress_bars()
+    rng, count = np.random.default_rng(0), images or 60_000
+    kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(10)})
+    data = datasets.Dataset.from_generator(
+        lambda: ({"image": rng.integers(0, 256, (32, 32, 3), np.uint8), "label": i % 10} for i in range(count)),
+        features=kinds,
+        cache_dir=str(folder / "unpacked"),
+    )
+    target = folder / f"random-{count}"
+    target.mkdir()
+    data.to_parquet(target / "train.parquet")
+    return target
+
+
+def deal(settings: Mapping[str, Value], clients: int) -> list[int]:
+    """Training samples of each client. Decodes the images, which is then no part of what is measured."""
+    how = parse(settings).data()
+    return [open_partition(how, number, clients).counts()["train"] for number in range(clients)]
+
+
+def machine(folder: Path) -> str:
+    """The processor, and the versions of a run whose results are below this folder."""
+    cpu, info = "unknown processor", Path("/proc/cpuinfo")
+    flags = info.read_text() if info.exists() else ""
+    if found := re.search(r"model name\s*: (.*)", flags):
+        cpu = found[1]
+    native = "with" if re.search(r"\b(avx512_bf16|amx_bf16|bf16)\b", flags) else "without"
+    facts = json.loads(next(folder.glob("**/environment.json")).read_text())
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("python", "torch", "flwr", "ray") if name in facts)
+    commit = str(facts.get("commit", "unknown"))
+    commit = commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    return f"{cpu}, {os.cpu_count()} cores, {native} native bfloat16; {versions}; commit {commit}; {today}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, the columns aligned: the first to the left, the others to the right."""
+    widths = [max(len(row[at]) for row in (head, *rows)) for at in range(len(head))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [
+        [r[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(r[1:], widths[1:], strict=True))] for r in (head, *rows)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+
+
+def publish(text: str, card: Path | None) -> None:
+    """Print the result, and write it to the card's file if there is to be one."""
+    print(f"\n{text}")
+    if card is not None:
+        card.parent.mkdir(parents=True, exist_ok=True)
+        card.write_text(text + "\n", encoding="utf-8")
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """Seconds of one round: from the end of the last one to its own, and the clients' work summed over them."""
+
+    wall: float
+    exchange: float  # of the wall clock: messages out, work, messages back
+    train: float
+    evaluate: float
+    open: float
+    workers: int
+
+    @property
+    def same_work(self) -> float:
+        """What the round would take with one evaluation of every client instead of two, as the limit does it.
+
+        The two evaluations cost the same, and what they cost is spread over the workers.
+        """
+        return self.wall - self.evaluate / 2 / self.workers
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What one turn of both programs gave: our counted rounds, and the limit's samples/s if it is there."""
+
+    rounds: tuple[Round, ...]
+    limit: float | None
+
+    def speed(self, samples: int) -> float:
+        """Training samples/s of the median round."""
+        return samples / statistics.median(r.wall for r in self.rounds)
+
+    def same_work(self, samples: int) -> float:
+        """The same with one evaluation."""
+        return samples / statistics.median(r.same_work for r in self.rounds)
+
+
+def ours(settings: Mapping[str, Value], folder: Path) -> tuple[Round, ...]:
+    """The rounds of one simulation, but for the first."""
+    folder.mkdir()
+    lines, count = [], 0
+    for line in simulate(settings, CLIENTS, folder):
+        lines.append(line)
+        count = max(count, len(workers(line.server)))
+    rounds = []
+    for last, line in pairwise(lines):
+        seconds = line.record["seconds"]
+        client = {part: seconds[f"clients-{part}"] for part in ("train", "evaluate", "open")}
+        rounds.append(Round(line.at - last.at, seconds["exchange"], **client, workers=count))
+    return tuple(rounds)
+
+
+def limit(program: Path, case: str, rounds: int, data: Path) -> float | None:
+    """Training samples/s of the limit program; None if it is not there.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    if not program.is_file():
+        return None
+    command = [sys.executable, str(program), "--cases", case, "--repeats", "1", "--rounds", str(rounds)]
+    done = subprocess.run([*command, "--data", str(data)], capture_output=True, text=True, check=False)
+    found = re.search(r"(\d+) train samples/s", done.stdout)
+    if found is None:
+        raise SystemExit(f"{program.name} ended with {done.returncode}:\n{done.stdout}{done.stderr[-3000:]}")
+    return float(found[1])
+
+
+def measure(options: argparse.Namespace, settings: Mapping[str, Value], folder: Path) -> dict[str, list[Pair]]:
+    """All turns of both programs, by precision."""
+    pairs: dict[str, list[Pair]] = {precision: [] for precision in options.precision}
+    samples = sum(deal(settings, CLIENTS))
+    for turn in range(options.repeats):
+        for precision, found in pairs.items():
+            asked = (options.limit, CASES[precision], options.rounds - 1, Path(str(settings["dataset"])))
+            # Whoever comes second finds the machine warmer, so they swap.
+            speed = limit(*asked) if turn % 2 else None
+            rounds = ours(dict(settings) | {"precision": precision}, folder / f"{precision}-{turn}")
+            found.append(Pair(rounds, speed if turn % 2 else limit(*asked)))
+            theirs = f"{found[-1].limit:.0f}" if found[-1].limit else "not there"
+            print(f"{precision}, turn {turn + 1}: {found[-1].speed(samples):.0f} samples/s, limit {theirs}", flush=True)
+    return pairs
+
+
+# ---- the result -----------------------------------------------------------------------------------------------------
+
+
+def speeds(pairs: Mapping[str, Sequence[Pair]], samples: int) -> str:
+    """Our speed, the limit's, and their ratio as it is and for the same work."""
+    rows = []
+    for precision, found in pairs.items():
+        speed = statistics.median(pair.speed(samples) for pair in found)
+        row = [precision, f"{samples / speed:.2f}", f"{speed:.0f}"]
+        theirs = [pair.limit for pair in found if pair.limit]
+        asis = [pair.speed(samples) / pair.limit for pair in found if pair.limit]
+        same = [pair.same_work(samples) / pair.limit for pair in found if pair.limit]
+        row += [f"{statistics.median(theirs):.0f}" if theirs else "-", _spread(asis), _spread(same)]
+        rows.append(row)
+    return table(("precision", "s/round", "samples/s", "limit samples/s", "ratio [min, max]", "same work"), rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]" if values else "-"
+
+
+def breakdown(pairs: Mapping[str, Sequence[Pair]]) -> str:
+    """Where the workers' time goes, in percent of workers x wall clock, over all rounds that count."""
+    rows = []
+    for precision, found in pairs.items():
+        rounds = [one for pair in found for one in pair.rounds]
+        parts = [sum(getattr(r, name) for r in rounds) for name in ("train", "evaluate", "open")]
+        parts.append(sum(r.workers * r.exchange for r in rounds) - sum(parts))
+        parts.append(sum(r.workers * (r.wall - r.exchange) for r in rounds))
+        whole = sum(r.workers * r.wall for r in rounds)
+        rows.append([precision, *(f"{100 * part / whole:.1f} %" for part in parts), str(rounds[0].workers)])
+    head = ("precision", "training", "evaluation", "opening data, model", "messages, waiting", "server", "workers")
+    return table(head, rows)
+
+
+def card(pairs: Mapping[str, Sequence[Pair]], options: argparse.Namespace, sizes: Sequence[int], facts: str) -> str:
+    """The whole result as Markdown."""
+    absent = (
+        ""
+        if options.limit.is_file()
+        else f"\n{options.limit.name} is not there, so there is nothing to compare with.\n"
+    )
+    return f"""\
+# Throughput
+
+FedAvg under Ray, {CLIENTS} clients, data {options.name}, Dirichlet {WORK["alpha"]}, model {WORK["model"]}, \
+batch {WORK["batch-size"]}, {WORK["local-epochs"]} local epoch;
+{sum(sizes)} training samples, {max(sizes)} of them the largest client's and {min(sizes)} the smallest's; \
+{options.rounds} rounds, the first not counted; {options.repeats} turns.
+{facts}
+{absent}
+{speeds(pairs, sum(sizes))}
+
+Samples are training samples; a round is the median one, evaluation, messages and server included. The ratio is the
+median of the turns', each of our speed to the limit's in the same turn. The limit evaluates each client's model once,
+after training; we do it before and after. "Same work" is the ratio if we did it once: half of the measured evaluation
+seconds, divided by the number of workers, taken off each round.
+
+{breakdown(pairs)}
+
+In percent of workers x wall clock. Messages, waiting: serialising, Flower, Ray, and workers without a client to serve.
+Server: checking and merging the replies, writing the results, all while the workers wait."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, measure, and print and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="Parquet files with columns image, label")
+    parser.add_argument("--limit", type=Path, default=LIMIT, metavar="FILE", help="the program to compare with")
+    parser.add_argument("--precision", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--rounds", type=int, default=4, help="of one simulation, at least 2 (default 4)")
+    parser.add_argument("--repeats", type=int, default=2, help="turns of both programs (default 2)")
+    parser.add_argument("--quick", action="store_true", help="12,000 random images, 2 rounds, 1 turn")
+    parser.add_argument("--card", type=Path, metavar="FILE", help="write the result here too")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.repeats = 2, 1
+    if options.rounds < 2 or options.repeats < 1:
+        parser.error("--rounds must be at least 2, since the first does not count, and --repeats at least 1")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = source(options.data, 12_000 if options.quick else None, folder)
+        options.name = data.name
+        settings = dict(WORK) | {"dataset": str(data), "cache-dir": str(folder / "cache")}
+        settings["num-server-rounds"] = options.rounds
+        sizes = deal(settings, CLIENTS)
+        pairs = measure(options, settings, folder)
+        publish(card(pairs, options, sizes, machine(folder)), options.card)
+
+
+if __name__ == "__main__":
+    main()

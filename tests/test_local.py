@@ -1,0 +1,45 @@
+"""Local training: nothing is shared, and a client's model is that of training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fedham_flwr import models, wire
+from fedham_flwr.algorithms.local import personal_groups
+from fedham_flwr.config import Value, parse
+from fedham_flwr.data import open_partition
+from fedham_flwr.seeding import torch_stream
+from fedham_flwr.training import Trainer
+
+
+def test_every_group_is_personal() -> None:
+    assert personal_groups(["a", "b"]) == ("a", "b")
+
+
+def test_rounds_are_training_alone_written_out_bit_for_bit(
+    federate: Callable[..., Any], settings: Callable[..., dict[str, Value]]
+) -> None:
+    run, chosen = federate(clients=2, strategy="local"), parse(settings(strategy="local"))
+    assert run.state == {}
+    for k, context in enumerate(run.grid.contexts.values()):
+        trainer = Trainer(models.build("digits-cnn", (1, 8, 8), 10, chosen.seed), torch.device("cpu"), "fp32")
+        data = open_partition(chosen.data(), k, 2)
+        for number in (1, 2):
+            trainer.fit(data, chosen.local_training(), torch_stream(chosen.seed, "batches", number, str(k)))
+        kept = wire.tensors(context.state.array_records["personal"])
+        own = trainer.read(trainer.manifest.names())
+        assert all(torch.equal(kept[name], own[name]) for name in own)
+
+
+def test_clients_do_not_touch_each_other(federate: Callable[..., Any]) -> None:
+    """Client 0 of a federation in which client 1 fails every time ends as it does beside one that works."""
+
+    def model(**given: Any) -> dict[str, torch.Tensor]:
+        run = federate(clients=4, strategy="local", **given)
+        return wire.tensors(next(iter(run.grid.contexts.values())).state.array_records["personal"])
+
+    together, half = model(), model(fraction_train=1.0, evaluate_every=1)
+    assert all(torch.equal(together[name], half[name]) for name in together)

@@ -1,0 +1,341 @@
+"""Whole federated rounds of every method, in this process."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from flwr.clientapp import ClientApp
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from fedham_flwr import models, wire
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.config import Value, methods, parse
+from fedham_flwr.data import open_partition
+from fedham_flwr.errors import UserError
+from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.parameters import Manifest, read
+from fedham_flwr.training import Trainer
+from strategies import STRATEGIES
+from strategies.base import Task
+
+Federate = Callable[..., Any]
+every_method = pytest.mark.parametrize("strategy", methods())
+
+
+class Shuffled(InProcessGrid):
+    """Answers in another order at every exchange, and keeps every message and reply."""
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
+        super().__init__(app, clients)
+        self.sent: list[Message] = []
+        self.replies: list[Message] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        ids = list(message_ids)
+        random.Random(len(self.sent)).shuffle(ids)
+        replies = list(super().pull_messages(ids))
+        self.replies += replies
+        return replies
+
+
+def tampered(change: Callable[[Message, Message], Message | None], client: int, kind: str = "train") -> Any:
+    """Makes a client app in which one client's replies of a kind are changed (or replaced) by `change`."""
+
+    def make(given: dict[str, Value]) -> ClientApp:
+        honest = make_client_app(given)
+
+        def app(message: Message, context: Context) -> Message:
+            reply = honest(message, context)
+            if context.node_config["partition-id"] != client or message.metadata.message_type != kind:
+                return reply
+            return change(message, reply) or reply
+
+        return app  # type: ignore[return-value]
+
+    return make
+
+
+@every_method
+def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strategy: str) -> None:
+    first = federate(strategy=strategy, num_server_rounds=3)
+    again = federate(strategy=strategy, num_server_rounds=3, grid=Shuffled)
+    assert first.summary["digest"] == again.summary["digest"]
+    other = federate(strategy=strategy, num_server_rounds=3, seed=1)
+    assert first.summary["digest"] != other.summary["digest"]
+    accuracy = {
+        e["phase"]: e["mean"] for e in first.summary["final"] if (e["split"], e["metric"]) == ("test", "accuracy")
+    }
+    start = [row.value for row in first.rows if row[0] == 1 and row[2:6] == ("test", row.model, "before", "accuracy")]
+    assert accuracy["after"] > sum(start) / len(start) + 0.3
+
+
+@every_method
+def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: str) -> None:
+    run = federate(strategy=strategy, grid=Shuffled)
+    shared = set(run.state)
+    messages = [m for m in run.grid.sent + run.grid.replies if m.metadata.message_type != "query"]
+    assert len(messages) == 2 * (2 * 4 + 4)
+    for message in messages:
+        assert {name for record in message.content.array_records.values() for name in record} <= shared
+    everything = set(Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0)).names())
+    kept = {name for c in run.grid.contexts.values() for record in c.state.array_records.values() for name in record}
+    assert kept == everything - shared
+
+
+@every_method
+def test_the_exported_model_is_the_one_that_was_scored(
+    federate: Federate, settings: Callable[..., dict[str, Value]], strategy: str
+) -> None:
+    run, chosen = federate(strategy=strategy), parse(settings(strategy=strategy))
+    files = sorted((run.path / "model").glob("*.safetensors"))
+    assert [file.stem for file in files] == ["0", "1", "2", "3"]
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            label = opened.metadata()
+        model = models.build(label["model"], tuple(map(int, label["shape"].split(","))), int(label["classes"]), seed=9)
+        model.load_state_dict(load_file(file))
+        scores = Trainer(model, torch.device("cpu"), "fp32").evaluate(
+            open_partition(chosen.data(), int(file.stem), 4), "test"
+        )
+        (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
+        assert scores.accuracy == row.value
+        assert label["client"] == file.stem
+
+
+@every_method
+def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) -> None:
+    run = federate(strategy=strategy, pictures=True)
+    summary = run.summary
+    assert [summary[key] for key in ("strategy", "dataset", "model", "seed", "num-clients", "num-rounds", "failures")] == [
+        strategy, "digits", "digits-cnn", 0, 4, 2, 0,
+    ]  # fmt: skip
+    payload = sum(t.numel() * 4 for t in run.state.values())
+    assert summary["bytes"] == {
+        "up": 2 * 4 * payload,
+        "down": 3 * 4 * payload,
+        "train": {"up": 2 * 4 * payload, "down": 2 * 4 * payload},
+        "evaluate": {"up": 0, "down": 4 * payload},
+    }
+    assert summary["seconds"].keys() == {"start-up", "per-round", "total"}
+    starts = "personal" if strategy in ("local", "fedper") else "global"
+    assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
+    assert {e["clients"] for e in summary["final"]} == {4}
+    assert {file.name for file in run.path.iterdir()} == {
+        "config.toml", "environment.json", "rounds.jsonl", "metrics", "model", "server.safetensors", "summary.json",
+        "learning-curves.png", "clients.png",
+    }  # fmt: skip
+
+
+def test_two_clients_never_share_a_record(federate: Federate) -> None:
+    run = federate(strategy="fedavg", grid=Shuffled)
+    contents = [id(m.content.array_records["tensors"]) for m in run.grid.sent if m.metadata.message_type == "train"]
+    assert len(set(contents)) == len(contents) == 8
+
+
+def test_absent_clients_are_scored_when_an_evaluation_is_due_and_everyone_at_the_end(federate: Federate) -> None:
+    run = federate(strategy="fedper", num_server_rounds=4, fraction_train=0.5, evaluate_every=2)
+    scored = {n: {r.client for r in run.rows if r.round == n} for n in range(1, 6)}
+    assert len(scored[1]) == len(scored[3]) == 2
+    assert scored[2] == scored[4] == scored[5] == {"0", "1", "2", "3"}
+    assert [(r["round"], r["kind"], len(r["cohort"])) for r in run.records] == [
+        (1, "train", 2), (2, "train", 2), (2, "evaluate", 2), (3, "train", 2), (4, "train", 2), (4, "evaluate", 2),
+        (5, "evaluate", 4),
+    ]  # fmt: skip
+
+
+def test_a_personal_head_written_in_one_round_is_where_the_next_one_starts(federate: Federate) -> None:
+    heads: list[tuple[int, torch.Tensor]] = []
+
+    class Looking(InProcessGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            state = next(iter(self.contexts.values())).state
+            if "personal" in state.array_records:
+                label = state.config_records["personal-label"]
+                heads.append((int(str(label["round"])), wire.tensors(state.array_records["personal"])["fc2.bias"]))
+            return replies
+
+    federate(strategy="fedper", grid=Looking)
+    rounds = [number for number, _ in heads]
+    assert rounds == [1, 2, 2]  # after each round, and unchanged by the closing evaluation
+    assert not torch.equal(heads[0][1], heads[1][1])
+    assert torch.equal(heads[1][1], heads[2][1])
+
+
+def test_a_client_that_lost_its_state_is_named_and_not_started_afresh(federate: Federate) -> None:
+    class Forgetting(InProcessGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            if messages[0].metadata.group_id == "2":
+                next(iter(self.contexts.values())).state.clear()
+            return super().push_messages(messages)
+
+    run = federate(strategy="fedper", grid=Forgetting)
+    (failure, *_) = [f for record in run.records for f in record["failures"]]
+    assert (failure["round"], failure["client"]) == (2, "0")
+    assert (
+        failure["error"]
+        == "client 0 has no personal state, though it has trained in this run: what it had learned is lost"
+    )
+
+
+def break_app(_message: Message, _reply: Message) -> Message:
+    raise RuntimeError("killed\nin mid-round")
+
+
+def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate: Federate) -> None:
+    run = federate(strategy="fedavg", client_app=tampered(break_app, client=2))
+    assert [r["failures"] for r in run.records] == [
+        [
+            {
+                "round": n,
+                "stage": "train",
+                "client": "2",
+                "error": "train failed at client 2: RuntimeError: killed (code 2)",
+            }
+        ]
+        for n in (1, 2)
+    ] + [[]]
+    assert run.summary["failures"] == 2
+    assert run.summary["num-rounds"] == 2
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Message, Message], None]:
+    def tamper(_message: Message, reply: Message) -> None:
+        tensors = wire.tensors(reply.content.array_records["tensors"])
+        change(tensors)
+        reply.content["tensors"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
+
+    return tamper
+
+
+def with_examples(value: int | float) -> Callable[[Message, Message], None]:
+    def tamper(_message: Message, reply: Message) -> None:
+        reply.content["report"] = MetricRecord({**reply.content.metric_records["report"], "examples": value})
+
+    return tamper
+
+
+def impersonate(_message: Message, reply: Message) -> None:
+    reply.content["sender"] = ConfigRecord({"client-id": "0"})
+
+
+def strip(_message: Message, reply: Message) -> None:
+    del reply.content["report"]
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (with_tensors(lambda t: t["fc2.bias"].fill_(float("nan"))), "fc2.bias holds NaN or infinity"),
+        (with_tensors(lambda t: t["fc2.bias"].fill_(float("inf"))), "fc2.bias holds NaN or infinity"),
+        (with_tensors(lambda t: t.update(x=t.pop("fc2.bias"))), "tensors are missing: ['fc2.bias']"),
+        (with_tensors(lambda t: t.update(x=t["fc2.bias"])), "tensors are not wanted: ['x']"),
+        (with_tensors(lambda t: t.update({"fc2.bias": torch.zeros(11)})), "fc2.bias has shape (11,), wanted (10,)"),
+        (
+            with_tensors(lambda t: t.update({"fc2.bias": t["fc2.bias"].double()})),
+            "fc2.bias has dtype torch.float64, wanted torch.float32",
+        ),
+        (with_examples(0), "the example count is 0, wanted a positive whole number"),
+        (with_examples(-5), "the example count is -5, wanted a positive whole number"),
+        (with_examples(2.5), "the example count is 2.5, wanted a positive whole number"),
+        (impersonate, "the reply of client 2 says that it comes from '0'"),
+        (strip, "'report'"),
+    ],
+)
+def test_a_bad_reply_is_refused_with_its_reason_and_nothing_of_it_is_merged(
+    federate: Federate, change: Callable[[Message, Message], None], error: str
+) -> None:
+    bad = federate(strategy="fedavg", num_server_rounds=1, client_app=tampered(change, client=2))
+    (failure,) = bad.records[0]["failures"]
+    assert (failure["client"], failure["error"]) == ("2", error)
+    absent = federate(strategy="fedavg", num_server_rounds=1, client_app=tampered(break_app, client=2))
+    assert all(torch.equal(tensor, absent.state[name]) for name, tensor in bad.state.items())
+
+
+def test_a_run_below_min_replies_stops_and_quotes_the_first_error(federate: Federate, tmp_path: Any) -> None:
+    message = (
+        r"round 1: 3 of 4 clients gave a good reply to train, and at least 4 are wanted \(min-replies=4\); "
+        r"the first error is client 2's: train failed"
+    )
+    with pytest.raises(UserError, match=message):
+        federate(strategy="fedavg", min_replies=4, client_app=tampered(break_app, client=2))
+    (path,) = (tmp_path / "results").glob("*/*")
+    summary = json.loads((path / "summary.json").read_text())
+    assert "round 1: 3 of 4" in summary["error"]
+    assert (path / "server.safetensors").exists()
+
+
+def test_half_the_cohort_is_enough_by_default_and_less_is_not(federate: Federate) -> None:
+    run = federate(clients=2, strategy="fedavg", client_app=tampered(break_app, client=1))
+    assert run.summary["failures"] == 2
+    with pytest.raises(UserError, match="0 of 1 clients gave a good reply to train, and at least 1"):
+        federate(
+            clients=1, strategy="fedavg", client_app=tampered(break_app, client=0), partitioner="iid", min_clients=1
+        )
+
+
+def test_min_replies_above_the_cohort_is_refused_before_anyone_trains(federate: Federate) -> None:
+    with pytest.raises(
+        UserError, match=r"min-replies=3 can never be reached: round 1 has a cohort of 2 \(fraction-train=0.5 of 4"
+    ):
+        federate(strategy="fedavg", min_replies=3, fraction_train=0.5)
+
+
+def test_divergence_is_a_failure_with_advice_and_leaves_no_broken_state(federate: Federate) -> None:
+    with pytest.raises(UserError, match=r"training diverged: .*lower learning-rate"):
+        federate(strategy="fedper", learning_rate=1e8)
+
+
+def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict[str, Value]]) -> None:
+    chosen = settings(strategy="fedavg")
+    parsed, model = parse(chosen), models.build("digits-cnn", (1, 8, 8), 10, 0)
+    manifest = Manifest.of(model)
+    initial = read(model, manifest.names())
+    strategy = STRATEGIES["fedavg"](parsed, manifest, initial, Task((1, 8, 8), 10))
+    result = strategy.start(InProcessGrid(make_client_app(chosen), 3), ArrayRecord(), num_rounds=1)
+    trained = wire.tensors(result.arrays)
+    assert trained.keys() == initial.keys()
+    assert not torch.equal(trained["fc1.weight"], initial["fc1.weight"])
+
+
+def test_state_dict_and_load_state_dict_are_inverse(settings: Callable[..., dict[str, Value]]) -> None:
+    model = models.build("digits-cnn", (1, 8, 8), 10, 0)
+    manifest = Manifest.of(model)
+    for name, kind in STRATEGIES.items():
+        strategy = kind(parse(settings(strategy=name)), manifest, read(model, manifest.names()), Task((1, 8, 8), 10))
+        state = {key: tensor + 1 for key, tensor in strategy.state_dict().items()}
+        strategy.load_state_dict(state)
+        assert all(torch.equal(tensor, state[key]) for key, tensor in strategy.state_dict().items())
+        with pytest.raises(ValueError, match="not wanted"):
+            strategy.load_state_dict({**state, "x": torch.zeros(1)})
+
+
+def test_a_results_directory_that_cannot_be_written_stops_before_anything_else(
+    federate: Federate, tmp_path: Any
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"results-dir .*file.* cannot be written: .*; name another with results-dir="):
+        federate(results_dir=str(tmp_path / "file"))
+
+
+def test_a_missing_data_folder_is_named_once(federate: Federate, tmp_path: Any) -> None:
+    with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
+        federate(dataset=str(tmp_path / "nowhere"))
+
+
+def test_an_impossible_split_says_what_would_be_possible(federate: Federate) -> None:
+    with pytest.raises(UserError, match="classes-per-client"):
+        federate(classes_per_client=11)
