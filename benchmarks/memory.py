@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import signal
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.clients, options.rounds, options.warm_up = 40, 6, 2
     if not 0 < options.warm_up < options.rounds:
         parser.error("--warm-up must be at least 1 and less than --rounds")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the simulation ends with this process
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = source(options.data, 4_000 if options.quick else None, folder)

@@ -362,6 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.rounds, options.repeats = 2, 1
     if options.rounds < 2 or options.repeats < 1:
         parser.error("--rounds must be at least 2, since the first does not count, and --repeats at least 1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the simulation ends with this process
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = source(options.data, 12_000 if options.quick else None, folder)

@@ -204,6 +204,6 @@ def split_checked(model: Params, shared_names: Sequence[str]) -> tuple[Params, P
         UserError: a tensor is not finite; nothing of it may be kept or sent.
     """
     for name, tensor in model.items():
-        if not bool(torch.isfinite(tensor).all()):
+        if not parameters.all_finite(tensor):
             raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
     return parameters.split(model, shared_names)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -42,10 +43,12 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
 
     @stoppable.main()
     def main(grid: Grid, context: Context) -> None:
-        try:
-            server_app(StoppableGrid(grid, stop), context)
-        finally:
-            ended.set()
+        # In Flower's thread nobody could catch the interrupt; the main thread has one of its own.
+        with contextlib.suppress(KeyboardInterrupt):
+            try:
+                server_app(StoppableGrid(grid, stop), context)
+            finally:
+                ended.set()
 
     try:
         run_simulation(

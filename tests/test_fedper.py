@@ -25,7 +25,7 @@ def test_the_last_groups_are_personal(groups: list[str], data: st.DataObject) ->
 
 def test_more_personal_layers_than_the_model_has_are_refused(federate: Callable[..., Any]) -> None:
     with pytest.raises(
-        UserError, match="fedper.personal-layers=5 is more than the model's 4 layer groups: conv1, conv2"
+        UserError, match=r"fedper.personal-layers=5 is more than the model's 4 layer groups: conv1, conv2"
     ):
         federate(strategy="fedper", **{"fedper.personal-layers": 5})
 
@@ -52,5 +52,5 @@ def test_the_base_is_the_mean_of_bases_trained_with_their_own_heads(federate: Ca
     """One client: its base is the mean, so base and head together are those of local training."""
     run = federate(clients=1, strategy="fedper", min_clients=1)
     local = federate(clients=1, strategy="local", min_clients=1)
-    own = [wire.tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values()][0]
+    (own,) = (wire.tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values())
     assert all(torch.equal(tensor, own[name]) for name, tensor in run.state.items())

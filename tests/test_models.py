@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import max_pool2d, relu
 
 from fedham_flwr.errors import UserError
 from fedham_flwr.models import MODELS, build, resolve
@@ -66,3 +67,19 @@ def test_images_too_small_for_the_network_are_refused_by_name() -> None:
         UserError, match=r'model="cnn" needs images of at least 16 x 16 pixels.*has 8 x 8: try model="auto"'
     ):
         build("cnn", (1, 8, 8), 10, 0)
+
+
+def test_rectifying_after_pooling_is_rectifying_before_it_bit_for_bit() -> None:
+    def both(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        outputs = []
+        for f in (lambda v: relu(max_pool2d(v, 2)), lambda v: max_pool2d(relu(v), 2)):
+            leaf = x.clone().requires_grad_()
+            y = f(leaf)
+            (y * torch.arange(y.numel()).reshape(y.shape)).sum().backward()
+            assert leaf.grad is not None
+            outputs.append(torch.cat([y.detach().flatten(), leaf.grad.flatten()]))
+        return outputs[0], outputs[1]
+
+    values = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).mul(2).round()  # with many ties
+    first, second = both(values)
+    assert torch.equal(first, second)

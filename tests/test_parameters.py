@@ -195,3 +195,17 @@ def test_stack_makes_the_bank_and_bytes_are_counted() -> None:
     bank = parameters.stack([{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}])
     assert torch.equal(bank["w"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     assert parameters.num_bytes(bank) == 4 * 4
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, -2.0], True),
+        ([3e38, 3e38], True),  # the sum overflows, the entries do not
+        ([float("inf"), float("-inf")], False),
+        ([0.0, float("nan")], False),
+        ([], True),
+    ],
+)
+def test_all_finite(values: list[float], finite: bool) -> None:
+    assert parameters.all_finite(torch.tensor(values)) is finite

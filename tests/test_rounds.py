@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
+from faults import break_app, impersonate, strip, tampered, with_examples, with_tensors
+from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -48,23 +49,6 @@ class Shuffled(InProcessGrid):
         replies = list(super().pull_messages(ids))
         self.replies += replies
         return replies
-
-
-def tampered(change: Callable[[Message, Message], Message | None], client: int, kind: str = "train") -> Any:
-    """Makes a client app in which one client's replies of a kind are changed (or replaced) by `change`."""
-
-    def make(given: dict[str, Value]) -> ClientApp:
-        honest = make_client_app(given)
-
-        def app(message: Message, context: Context) -> Message:
-            reply = honest(message, context)
-            if context.node_config["partition-id"] != client or message.metadata.message_type != kind:
-                return reply
-            return change(message, reply) or reply
-
-        return app  # type: ignore[return-value]
-
-    return make
 
 
 @every_method
@@ -118,9 +102,8 @@ def test_the_exported_model_is_the_one_that_was_scored(
 def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) -> None:
     run = federate(strategy=strategy, pictures=True)
     summary = run.summary
-    assert [summary[key] for key in ("strategy", "dataset", "model", "seed", "num-clients", "num-rounds", "failures")] == [
-        strategy, "digits", "digits-cnn", 0, 4, 2, 0,
-    ]  # fmt: skip
+    what = {"strategy": strategy, "dataset": "digits", "model": "digits-cnn", "seed": 0}
+    assert summary.items() >= (what | {"num-clients": 4, "num-rounds": 2, "failures": 0}).items()
     payload = sum(t.numel() * 4 for t in run.state.values())
     assert summary["bytes"] == {
         "up": 2 * 4 * payload,
@@ -191,10 +174,6 @@ def test_a_client_that_lost_its_state_is_named_and_not_started_afresh(federate: 
     )
 
 
-def break_app(_message: Message, _reply: Message) -> Message:
-    raise RuntimeError("killed\nin mid-round")
-
-
 def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate: Federate) -> None:
     run = federate(strategy="fedavg", client_app=tampered(break_app, client=2))
     assert [r["failures"] for r in run.records] == [
@@ -210,30 +189,6 @@ def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate
     ] + [[]]
     assert run.summary["failures"] == 2
     assert run.summary["num-rounds"] == 2
-
-
-def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Message, Message], None]:
-    def tamper(_message: Message, reply: Message) -> None:
-        tensors = wire.tensors(reply.content.array_records["tensors"])
-        change(tensors)
-        reply.content["tensors"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
-
-    return tamper
-
-
-def with_examples(value: int | float) -> Callable[[Message, Message], None]:
-    def tamper(_message: Message, reply: Message) -> None:
-        reply.content["report"] = MetricRecord({**reply.content.metric_records["report"], "examples": value})
-
-    return tamper
-
-
-def impersonate(_message: Message, reply: Message) -> None:
-    reply.content["sender"] = ConfigRecord({"client-id": "0"})
-
-
-def strip(_message: Message, reply: Message) -> None:
-    del reply.content["report"]
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,8 @@ class LeNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""
-        x = max_pool2d(relu(self.bn1(self.conv1(x))), 2)
-        x = max_pool2d(relu(self.bn2(self.conv2(x))), 2)
+        x = relu(max_pool2d(self.bn1(self.conv1(x)), 2))
+        x = relu(max_pool2d(self.bn2(self.conv2(x)), 2))
         logits: Tensor = self.fc3(relu(self.fc2(relu(self.fc1(x.flatten(1))))))
         return logits
 

@@ -1,0 +1,248 @@
+"""The rules of the tree, read from its syntax: imports point down, one word finds a method, and the house numbers."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import importlib
+import inspect
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from clients import CLIENTS
+from fedham_flwr.config import methods
+from strategies import STRATEGIES
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py"), *ROOT.glob("clients/*.py")])
+FILES.append(ROOT / "run_simulation.py")
+LEVELS = (
+    {"fedham_flwr", "errors", "parameters", "seeding"},
+    {"partitions", "sources", "models", "algorithms", "training", "data"},
+    {"config"},
+    {"wire", "roster", "state", "results", "scores", "report", "plots"},
+    {"strategies", "clients"},
+    {"server_app", "client_app", "in_process", "simulation"},
+    {"run_simulation"},
+)
+"""A module imports from its own level and from those before it."""
+SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app"}, {"clients", "client_app"}
+FLOWER = {"wire", "roster", "state", "in_process", "simulation", "server_app", "client_app", "run_simulation"}
+FLOWER_DATASETS = {"partitions", "sources"}
+HEAVY = {"datasets", "flwr_datasets", "sklearn", "matplotlib", "rich", "pandas", "pyarrow", "ray", "torch._dynamo"}
+DRAWS = {"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def module_name(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+TREES = {module_name(file): ast.parse(file.read_text(), str(file)) for file in FILES}
+
+
+def unit(module: str) -> str:
+    """What of a module's name has a level: `fedham_flwr.models.cnn` -> models, `strategies.base` -> strategies."""
+    first, _, rest = module.partition(".")
+    return rest.split(".")[0] if first == "fedham_flwr" and rest else first
+
+
+def imported(module: str) -> set[str]:
+    """Full names of the modules that a module imports, anywhere in it; those of this tree by their file."""
+    names: set[str] = set()
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{module} has a relative import in line {node.lineno}"
+            inner = {f"{node.module}.{alias.name}" for alias in node.names} & TREES.keys()
+            whole = not inner or any(f"{node.module}.{alias.name}" not in TREES for alias in node.names)
+            names |= inner | ({node.module} if whole else set())
+    return names
+
+
+def inside(module: str) -> set[str]:
+    return imported(module) & TREES.keys()
+
+
+def dotted(node: ast.AST) -> str:
+    """`torch.random.fork_rng` of the expression that says so, empty for any other."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def functions(node: ast.AST, public: bool = True) -> Iterator[tuple[str, Function | ast.ClassDef]]:
+    """Functions, classes and methods with their names; without those inside of functions, or with `_`, if public."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.ClassDef):
+            if public and child.name.startswith("_") and child.name != "__init__":
+                continue
+            yield child.name, child
+            if isinstance(child, ast.ClassDef) or not public:
+                yield from ((f"{child.name}.{name}", inner) for name, inner in functions(child, public))
+        elif not isinstance(child, ast.expr):
+            yield from functions(child, public)
+
+
+def test_every_module_has_a_level() -> None:
+    assert {unit(module) for module in TREES} == set().union(*LEVELS)
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_imports_point_down(module: str) -> None:
+    level = {name: number for number, names in enumerate(LEVELS) for name in names}
+    up = {other for other in inside(module) if level[unit(other)] > level[unit(module)]}
+    assert not up, f"{module} imports {up}, which stand above it"
+
+
+def test_imports_make_no_circle() -> None:
+    list(graphlib.TopologicalSorter({module: inside(module) - {module} for module in TREES}).static_order())
+
+
+def test_the_two_halves_never_import_each_other() -> None:
+    for module in TREES:
+        others = {unit(other) for other in inside(module)}
+        assert not (unit(module) in SERVER_SIDE and others & CLIENT_SIDE), f"{module} imports a client half"
+        assert not (unit(module) in CLIENT_SIDE and others & SERVER_SIDE), f"{module} imports a server half"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_flower_is_imported_at_the_edges_only(module: str) -> None:
+    roots = {name.partition(".")[0] for name in imported(module)}
+    assert "flwr" not in roots or unit(module) in FLOWER or module in ("strategies.base", "clients.base")
+    assert "flwr_datasets" not in roots or unit(module) in FLOWER_DATASETS
+
+
+def test_a_client_process_loads_nothing_heavy() -> None:
+    code = (
+        f"import sys, flwr.app, flwr.clientapp, flwr.client; heavy = {HEAVY}; theirs = heavy & sys.modules.keys();"
+        "import fedham_flwr.client_app; print(*sorted((heavy & sys.modules.keys()) - theirs))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("method", methods())
+def test_a_method_has_its_four_files_and_three_are_read_in_one_sitting(method: str) -> None:
+    parts = [ROOT / folder / f"{method}.py" for folder in ("fedham_flwr/algorithms", "strategies", "clients")]
+    assert [str(part) for part in parts if not part.is_file()] == []
+    assert (ROOT / "tests" / f"test_{method}.py").is_file()
+    assert sum(len(part.read_text().splitlines()) for part in parts) < 400
+
+
+def test_the_tables_name_every_method() -> None:
+    assert list(STRATEGIES) == list(CLIENTS) == list(methods())
+    algorithms = {unit.stem for unit in (ROOT / "fedham_flwr" / "algorithms").glob("[a-z]*.py")}
+    assert algorithms == set(methods())
+
+
+@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize(
+    ("table", "folder", "suffix"), [(STRATEGIES, "strategies", "Strategy"), (CLIENTS, "clients", "Client")]
+)
+def test_a_class_is_named_after_its_method_and_final(
+    table: dict[str, type], folder: str, suffix: str, method: str
+) -> None:
+    cls = table[method]
+    assert cls.__module__ == f"{folder}.{method}"
+    assert cls.__name__.lower() == f"{method}{suffix}".lower()
+    assert cls.__name__.endswith(suffix)
+    assert getattr(cls, "__final__", False), f"{cls.__name__} is not @final"
+
+
+def source(cls: type) -> str:
+    """The text of a class's file and of those of its bases in this tree."""
+    return "".join(inspect.getsource(sys.modules[c.__module__]) for c in cls.__mro__ if c.__module__ in TREES)
+
+
+@pytest.mark.parametrize("method", methods())
+def test_the_identity_card_and_the_numbered_round_are_there_and_tagged(method: str) -> None:
+    algorithm = importlib.import_module(f"fedham_flwr.algorithms.{method}")
+    card, _, rounds = (algorithm.__doc__ or "").partition("\nThe round\n")
+    assert "\nIdentity card\n" in card
+    for entry in ("shared", "personal", "lives", "down, up", "cost"):
+        assert re.search(rf"^    {entry}  +\S", card, re.MULTILINE), f"the card does not say: {entry}"
+    steps = re.findall(r"^    R(\d+)  (server|client): ", rounds, re.MULTILINE)
+    assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
+    assert steps
+    sides = {"server": source(STRATEGIES[method]), "client": source(CLIENTS[method])}
+    assert [f"R{n} {side}" for n, side in steps if not re.search(rf"\bR{n}\b", sides[side])] == []
+    for folder in ("strategies", "clients"):
+        tags = set(re.findall(r"\bR(\d+)\b", (ROOT / folder / f"{method}.py").read_text()))
+        assert tags, f"{folder}/{method}.py says of no line which step it is"
+        assert tags <= {number for number, _ in steps}
+    for path in re.findall(r"\b(?:strategies|clients)/\w+\.py", rounds):
+        assert (ROOT / path).is_file(), path
+
+
+def test_no_file_is_longer_than_400_lines() -> None:
+    files = [*FILES, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_no_function_body_is_longer_than_50_lines(module: str) -> None:
+    for name, node in functions(TREES[module], public=False):
+        if not isinstance(node, ast.ClassDef):
+            body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
+            length = (node.end_lineno or 0) - body[0].lineno + 1
+            assert length <= 50, f"the body of {module}.{name} has {length} lines"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_everything_public_is_documented_and_typed(module: str) -> None:
+    assert ast.get_docstring(TREES[module]), f"{module} has no docstring"
+    for name, node in functions(TREES[module]):
+        assert name.endswith("__init__") or ast.get_docstring(node), f"{module}.{name} has no docstring"
+        if isinstance(node, ast.ClassDef):
+            continue
+        given = node.args
+        arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
+        bare = [a.arg for a in arguments if a and a.annotation is None and a.arg not in ("self", "cls")]
+        assert not bare, f"{module}.{name} has arguments without a type: {bare}"
+        assert node.returns is not None, f"{module}.{name} does not say what it returns"
+
+
+@pytest.mark.parametrize("module", TREES)
+def test_nothing_forbidden_is_done(module: str) -> None:
+    # torch.optim's classes import torch's compiler, which takes a client process seconds.
+    forbidden = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "random", "torch.optim"}
+    assert not {name for name in imported(module) if name in forbidden}
+    forked = {id(inner) for node in ast.walk(TREES[module]) if forks(node) for inner in ast.walk(node)}
+    for node in ast.walk(TREES[module]):
+        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}: bare except"
+        assert not dotted(node).startswith(("torch.load", "torch.save", "torch.optim.")), f"{module}: {dotted(node)}"
+        if isinstance(node, ast.Call):
+            fault = forbidden_call(node, seeding_allowed=id(node) in forked)
+            assert not fault, f"{module}, line {node.lineno}: {fault}"
+
+
+def forks(node: ast.AST) -> bool:
+    return isinstance(node, ast.With) and any("fork_rng" in ast.unparse(item.context_expr) for item in node.items)
+
+
+def forbidden_call(call: ast.Call, seeding_allowed: bool) -> str:
+    """Why a call is not allowed; empty for one that is."""
+    name, keywords = dotted(call.func), {keyword.arg for keyword in call.keywords}
+    if name in ("print", "eval", "exec"):
+        return name
+    if name.startswith(("np.random.", "numpy.random.")) and not name.endswith(".default_rng"):
+        return f"{name} draws from the global generator"
+    if name in ("torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"):
+        return "" if seeding_allowed else f"{name} outside of fork_rng"
+    if name.startswith("torch.") and name.rpartition(".")[2] in DRAWS and "generator" not in keywords:
+        return f"{name} without a generator"
+    if any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in call.keywords):
+        return "allow_pickle"
+    return ""

@@ -1,0 +1,140 @@
+"""The same apps under Ray, under `flwr run`, and on real data. Slow: each starts processes that import torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def environment(tmp_path: Path, cache_dir: Path) -> dict[str, str]:
+    """An environment in which Flower and the caches stay within the test's folder, and no network can be reached."""
+    given = {
+        "FLWR_HOME": str(tmp_path / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "XDG_CACHE_HOME": str(cache_dir),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HF_HUB_OFFLINE": "1",
+        "http_proxy": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+        "no_proxy": "127.0.0.1,localhost",
+    }
+    return os.environ | given
+
+
+@pytest.fixture
+def simulate(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[str, Any]]:
+    """Run run_simulation.py in a process of its own, and return the summary it leaves."""
+
+    def run(backend: str, config: str, clients: int = 4) -> dict[str, Any]:
+        command = [sys.executable, str(ROOT / "run_simulation.py"), "--backend", backend, "-c", config]
+        command += ["--num-supernodes", str(clients), "--results-dir", str(tmp_path / backend)]
+        done = subprocess.run(
+            command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return summary(done.stdout)
+
+    return run
+
+
+def summary(output: str) -> dict[str, Any]:
+    """The summary of the run whose output this is."""
+    (path,) = re.findall(r"^results: (.+)$", output, flags=re.MULTILINE)
+    return json.loads((Path(path) / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedper"])
+def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], strategy: str) -> None:
+    config = f'strategy="{strategy}" num-server-rounds=2 fraction-train=0.5 evaluate-every=1'
+    under_ray, in_process = simulate("ray", config, clients=5), simulate("in-process", config, clients=5)
+    assert under_ray["digest"] == in_process["digest"]
+    assert under_ray["bytes"] == in_process["bytes"]
+    assert under_ray["failures"] == 0
+
+
+def test_an_interrupt_under_ray_leaves_results_and_no_process(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "run_simulation.py"),
+        "--num-supernodes",
+        "3",
+        "-c",
+        "num-server-rounds=10000",
+    ]
+    lines: list[str] = []
+    with subprocess.Popen(
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        assert run.stdout is not None
+        for line in run.stdout:
+            lines.append(line)
+            if line.startswith("round 2/"):
+                run.send_signal(signal.SIGINT)
+    assert run.returncode == 130, "".join(lines)
+    assert lines[-1] == "interrupted\n"
+    left = summary("".join(lines))
+    assert left["num-rounds"] >= 2
+    assert left["error"].startswith("KeyboardInterrupt")
+
+
+@pytest.fixture
+def superlink(tmp_path: Path) -> Iterator[None]:
+    """Ends, by its process id, the SuperLink that `flwr run` starts in the test's FLWR_HOME and leaves running."""
+    yield
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().decode().split("\0")
+        except OSError:
+            continue
+        if any("flower-superlink" in word for word in command) and any(str(tmp_path) in word for word in command):
+            os.kill(int(entry.name), signal.SIGTERM)
+
+
+def flwr_run(environment: dict[str, str], *options: str) -> str:
+    """Output of `flwr run` on this project, started from a fresh local SuperLink."""
+    command = [str(Path(sys.executable).parent / "flwr"), "run", str(ROOT), "--stream", *options]
+    done = subprocess.run(
+        command, env=environment, cwd=environment["FLWR_HOME"], capture_output=True, text=True, timeout=400, check=False
+    )
+    return done.stdout + done.stderr
+
+
+@pytest.mark.usefixtures("superlink")
+def test_flwr_run_gives_the_digest_of_the_other_runners(
+    tmp_path: Path, environment: dict[str, str], simulate: Callable[..., dict[str, Any]]
+) -> None:
+    Path(environment["FLWR_HOME"]).mkdir()
+    config = "num-server-rounds=2"
+    output = flwr_run(
+        environment,
+        "--federation-config", "num-supernodes=4 client-resources-num-cpus=1",
+        "-c", f'{config} results-dir="{tmp_path / "flwr-results"}"',
+    )  # fmt: skip
+    assert summary(output)["digest"] == simulate("in-process", config, clients=4)["digest"], output
+    wrong = flwr_run(environment, "--federation-config", "num-supernodes=4", "-c", "momentm=0.5")
+    assert "there is no key momentm (given 0.5): did you mean momentum?" in wrong
+    assert "Traceback" not in wrong
+
+
+def test_one_round_on_cifar10(shared_data: Path, simulate: Callable[..., dict[str, Any]]) -> None:
+    config = f'dataset="{shared_data / "cifar10"}" strategy="fedavg" partitioner="dirichlet"'
+    done = simulate("ray", f"{config} num-server-rounds=1 batch-size=64", clients=10)
+    entries = [entry for entry in done["final"] if (entry["split"], entry["metric"]) == ("test", "accuracy")]
+    accuracy = {entry["phase"]: entry["weighted-mean"] for entry in entries}
+    assert done["model"] == "cnn"
+    assert accuracy["after"] > max(0.3, accuracy["before"])

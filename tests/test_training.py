@@ -1,0 +1,264 @@
+"""Local training and evaluation against torch.optim, loops written out by hand, and a model of its own per client."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, dropout
+
+from fedham_flwr import training
+from fedham_flwr.data import ClientData, augment
+from fedham_flwr.errors import UserError
+from fedham_flwr.models import build
+from fedham_flwr.parameters import LayerGroup, Params, module_group
+from fedham_flwr.training import SGD, LocalTraining, Trainer, resolve_device
+
+HOW = LocalTraining(local_epochs=2, batch_size=4, learning_rate=0.1, momentum=0.9, weight_decay=0.01, augment=False)
+PLAIN = replace(HOW, momentum=0.0, weight_decay=0.0)
+CPU = torch.device("cpu")
+CLASSES = 3
+
+
+class Linear(nn.Module):
+    """fc(dropout(x)) of 16 pixels, the smallest model that has everything training deals with."""
+
+    def __init__(self, rate: float = 0.0) -> None:
+        super().__init__()
+        self.fc, self.rate = nn.Linear(16, CLASSES), rate
+        self.fc.weight.data = torch.linspace(-0.5, 0.5, CLASSES * 16).reshape(CLASSES, 16)
+        self.fc.bias.data = torch.tensor([0.1, -0.2, 0.3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.fc(dropout(x.flatten(1), self.rate, self.training))
+        return logits
+
+    def layer_groups(self) -> list[LayerGroup]:
+        return [module_group(self, "fc")]
+
+
+def data(train: int, test: int = 0, side: int = 4, seed: int = 0) -> ClientData:
+    """Random images; the splits are numbers into arrays that hold other clients' samples too."""
+    rng, count = np.random.default_rng(seed), train + test + 5
+    numbers = torch.from_numpy(rng.permutation(count))
+    return ClientData(
+        torch.from_numpy(rng.integers(0, 256, (count, side, side, 1), dtype=np.uint8)),
+        torch.from_numpy(rng.integers(0, CLASSES, count)),
+        {"train": numbers[:train], "test": numbers[train : train + test]},
+        tuple(map(str, range(CLASSES))),
+        "someone",
+    )
+
+
+def linear(rate: float = 0.0) -> Trainer:
+    return Trainer(Linear(rate), CPU, "fp32")
+
+
+def lenet(precision: str = "fp32") -> Trainer:
+    return Trainer(build("lenet-bn", (1, 16, 16), CLASSES, 0), CPU, precision)
+
+
+def generator(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gap(a: Params, b: Params) -> float:
+    """The largest difference of two entries; 0 for trees that are equal."""
+    assert a.keys() == b.keys()
+    return torch.cat([(a[name].double() - b[name].double()).abs().flatten() for name in a]).max().item()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_sgd_is_torchs_bit_for_bit(momentum: float, weight_decay: float) -> None:
+    start = torch.linspace(-1, 1, 6).reshape(2, 3)
+    ours, theirs = ([nn.Parameter(start.clone()), nn.Parameter(start[0] + 2)] for _ in range(2))
+    sgd = SGD(ours, replace(HOW, momentum=momentum, weight_decay=weight_decay))
+    oracle = torch.optim.SGD(theirs, lr=0.1, momentum=momentum, weight_decay=weight_decay, fused=True)
+    for step in range(4):
+        for param in (*ours, *theirs):
+            param.grad = torch.cos(param.detach() + step)
+        sgd.step()
+        oracle.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert not torch.equal(ours[0], start)
+
+
+def by_hand(samples: ClientData, how: LocalTraining, seed: int) -> tuple[Params, float]:
+    """Softmax regression with the gradient worked out: dL/dlogits = (p - onehot) / B, in float64."""
+    params = [tensor.detach().double() for tensor in Linear().parameters()]
+    momenta: list[Tensor] = []
+    index, shuffle, total = samples.splits["train"], generator(seed), 0.0
+    for _ in range(how.local_epochs):
+        order, total = index[torch.randperm(len(index), generator=shuffle)].tolist(), 0.0
+        for first in range(0, len(order), how.batch_size):
+            batch = order[first : first + how.batch_size]
+            x = torch.stack([samples.features[i].flatten().double() / 127.5 - 1 for i in batch])
+            p = torch.softmax(x @ params[0].T + params[1], 1)
+            error = p.clone()
+            for row, i in enumerate(batch):
+                total -= math.log(p[row, samples.labels[i]])
+                error[row, samples.labels[i]] -= 1
+            grads = [error.T @ x / len(batch), error.sum(0) / len(batch)]
+            grads = [g + how.weight_decay * w for g, w in zip(grads, params, strict=True)]
+            momenta = [how.momentum * m + g for m, g in zip(momenta, grads, strict=True)] if momenta else grads
+            params = [w - how.learning_rate * m for w, m in zip(params, momenta, strict=True)]
+    return {"fc.weight": params[0].float(), "fc.bias": params[1].float()}, total / len(index)
+
+
+@pytest.mark.parametrize("how", [HOW, PLAIN, replace(HOW, local_epochs=3, batch_size=100)])
+@pytest.mark.parametrize("count", [1, 8, 11])
+def test_fit_against_a_loop_by_hand(how: LocalTraining, count: int) -> None:
+    trainer, samples = linear(), data(count)
+    loss = trainer.fit(samples, how, generator(7))
+    wanted, mean_loss = by_hand(samples, how, 7)
+    assert gap(trainer.read(trainer.manifest.names()), wanted) <= 1e-6
+    assert loss == pytest.approx(mean_loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_no_momentum_crosses_from_one_call_to_the_next(momentum: float) -> None:
+    # One step per epoch: after the same first step, the second one differs by rate * momentum * first gradient,
+    # which is momentum * (start - first). Without momentum the two ways are one.
+    samples, once = data(6), replace(PLAIN, local_epochs=1, batch_size=6, momentum=momentum)
+    two_calls, one_call = linear(), linear()
+    two_calls.fit(samples, once, generator())
+    first = two_calls.read(["fc.weight"])["fc.weight"]
+    two_calls.fit(samples, once, generator())
+    one_call.fit(samples, replace(once, local_epochs=2), generator())
+    apart = two_calls.read(["fc.weight"])["fc.weight"] - one_call.read(["fc.weight"])["fc.weight"]
+    step = two_calls.initial["fc.weight"] - first
+    assert bool((step.abs() > 1e-3).any())
+    assert torch.allclose(apart, momentum * step, rtol=0, atol=1e-6)
+
+
+def test_one_model_serves_two_clients_and_nothing_of_the_first_remains() -> None:
+    shared, fresh = lenet(), lenet()
+    first, second = data(13, side=16, seed=1), data(10, side=16, seed=2)
+    shared.fit(first, HOW, generator(1))
+    shared.evaluate(second, "train")
+    shared.load(shared.initial)
+    shared.fit(second, HOW, generator(2))
+    fresh.fit(second, HOW, generator(2))
+    assert gap(shared.state_dict(), fresh.state_dict()) == 0
+    assert fresh.state_dict()["bn1.num_batches_tracked"] == 2 * 3
+
+
+def test_the_seed_alone_decides_the_result() -> None:
+    results = []
+    for seed, noise in ((1, 0), (1, 5), (2, 0)):
+        trainer = linear(rate=0.5)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(noise)  # the global generator, which must not matter, though dropout draws from it
+            trainer.fit(data(11), replace(PLAIN, batch_size=11), generator(seed))  # one batch: its order is nothing
+        results.append(trainer.state_dict())
+    assert gap(results[0], results[1]) == 0
+    assert gap(results[0], results[2]) > 1e-3
+
+
+def test_no_global_generator_is_touched() -> None:
+    trainer, samples = linear(rate=0.5), data(11, 9)
+    before, numpys = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
+    trainer.fit(samples, replace(HOW, augment=True), generator())
+    trainer.evaluate(samples, "test")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert str(np.random.get_state()) == numpys  # noqa: NPY002
+
+
+@pytest.mark.parametrize("name", ["cnn", "lenet-bn"])
+def test_channels_last_gives_what_a_contiguous_model_gives(name: str) -> None:
+    samples, model = data(10, side=16), build(name, (1, 16, 16), CLASSES, 0)
+    trainer = Trainer(build(name, (1, 16, 16), CLASSES, 0), CPU, "fp32")
+    trainer.fit(samples, replace(PLAIN, local_epochs=1), generator())
+    for batch in torch.split(samples.splits["train"][torch.randperm(10, generator=generator())], 4):
+        x = (samples.features[batch].float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
+        model.zero_grad()
+        cross_entropy(model(x), samples.labels[batch]).backward()  # type: ignore[no-untyped-call]
+        for param in model.parameters():
+            param.data.sub_(param.grad, alpha=0.1)  # type: ignore[arg-type]
+    assert gap(trainer.state_dict(), dict(model.state_dict())) <= 1e-5
+
+
+def test_bf16_gets_near_fp32_and_keeps_fp32_parameters() -> None:
+    samples, how = data(12, 9, side=16), replace(PLAIN, learning_rate=0.01)
+    full, half = lenet(), lenet("bf16")
+    losses = [trainer.fit(samples, how, generator()) for trainer in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]
+    assert gap(half.state_dict(), full.state_dict()) <= 0.02
+    assert {t.dtype for t in half.read(half.manifest.names()).values()} == {torch.float32}
+    assert half.evaluate(samples, "test").loss == pytest.approx(full.evaluate(samples, "test").loss, rel=0.05)
+
+
+def test_the_hook_is_called_once_per_step_and_decides_it() -> None:
+    trainer, seen = lenet(), []
+
+    def hook(params: Sequence[nn.Parameter]) -> None:
+        assert all(param.grad is not None and bool(param.grad.isfinite().all()) for param in params)
+        seen.append([tuple(param.shape) for param in params])
+        for param in params:
+            param.grad = torch.ones_like(param)
+
+    trainer.fit(data(10, side=16), PLAIN, generator(), hook)
+    steps = 2 * math.ceil(10 / 4)
+    assert seen == [[trainer.manifest.shapes[name] for name in trainer.parameter_names]] * steps
+    wanted = {name: trainer.initial[name] - 0.1 * steps for name in trainer.parameter_names}
+    assert gap(trainer.read(trainer.parameter_names), wanted) <= 1e-6
+
+
+@pytest.mark.parametrize("count", [1, 256, 300])
+def test_evaluation_against_one_sample_at_a_time(count: int) -> None:
+    trainer, samples, model = linear(rate=0.5), data(4, count), Linear()
+    hits, loss = 0, 0.0
+    for i in samples.splits["test"].tolist():
+        logits = model.fc(samples.features[i].flatten() / 127.5 - 1).tolist()
+        top = max(range(CLASSES), key=lambda k: logits[k])
+        hits += top == samples.labels[i]
+        loss += math.log(sum(math.exp(z) for z in logits)) - logits[int(samples.labels[i])]
+    scores = trainer.evaluate(samples, "test")
+    assert scores.n == count
+    assert scores.accuracy == hits / count
+    assert scores.loss == pytest.approx(loss / count, rel=1e-5)
+
+
+def test_evaluation_changes_nothing() -> None:
+    trainer, samples = lenet(), data(8, 20, side=16)
+    trainer.fit(samples, HOW, generator())
+    before, scores = trainer.state_dict(), trainer.evaluate(samples, "test")
+    assert gap(trainer.state_dict(), before) == 0
+    assert trainer.evaluate(samples, "test") == scores
+
+
+def test_images_are_augmented_in_training_and_never_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(x: Tensor, draws: torch.Generator) -> Tensor:
+        sizes.append(len(x))
+        return augment(x, draws)
+
+    monkeypatch.setattr(training, "augment", counted)
+    samples, with_it, without = data(11, 9), linear(), linear()
+    without.fit(samples, HOW, generator())
+    assert not sizes
+    with_it.fit(samples, replace(HOW, augment=True), generator())
+    with_it.evaluate(samples, "test")
+    assert sizes == [4, 4, 3] * 2
+    assert gap(with_it.state_dict(), without.state_dict()) > 1e-3
+
+
+def test_divergence_is_an_error_that_names_the_learning_rate() -> None:
+    with pytest.raises(UserError, match=r"^training diverged: the loss is (nan|inf); lower learning-rate=1e\+20$"):
+        lenet().fit(data(8, side=16), replace(PLAIN, learning_rate=1e20), generator())
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "quantum", ""])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match=rf'^device="{name}" is not available here \(.+\); "auto" or "cpu" always is$'):
+        resolve_device(name)
