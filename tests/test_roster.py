@@ -204,7 +204,7 @@ def test_a_failing_real_node_is_asked_once_and_quoted(answer: Answer, quoted: st
 def test_a_failing_client_of_a_simulation_ends_the_search_at_once() -> None:
     grid = FakeGrid({5: profile("0", partitions=9), 6: ClientFailure("no data set named mist", simulated=True)})
     with pytest.raises(UserError, match=r"^no data set named mist$"):
-        find(grid, min_clients=2, client_timeout=3600.0)
+        find(grid, min_clients=2)
     assert grid.looks == 1
 
 
