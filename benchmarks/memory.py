@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from throughput import deal, machine, publish, simulate, source, table, workers
+from common import deal, machine, publish, simulate, source, table, workers
 
 from fedham_flwr.config import Value
 

@@ -73,6 +73,7 @@ def _query(_message: Message, context: Context, settings: Settings) -> RecordDic
             classes=len(data.classes),
             counts=data.counts(),
             labels=tuple(data.label_counts("train")),
+            name=data.name,
         )
     )
 

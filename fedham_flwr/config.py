@@ -73,13 +73,16 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
+        faults = []
         if self.validation_fraction + self.test_fraction >= 1:
-            raise ValueError(
+            faults.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
                 "nothing to train on: their sum must be below 1"
             )
         if self.partitioner == "natural" and not self.client_column:
-            raise ValueError('partitioner="natural" needs client-column, the column that names the client')
+            faults.append('partitioner="natural" needs client-column, the column that names the client')
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
 
     def data(self) -> DataSettings:
@@ -116,20 +119,33 @@ def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...]) -> Se
     # The types are part of the cache's key: 1, 1.0 and True are equal, and only one of them is a batch size.
     raw, known = dict(items), defaults()
     faults = [_unknown(key, value, list(known)) for key, value in items if key not in known]
-    nested: dict[str, object] = {}
-    for key in known.keys() & raw.keys():
-        section, _, name = key.replace("-", "_").rpartition(".")
-        place = nested.setdefault(section, {}) if section else nested
-        assert isinstance(place, dict)
-        place[name] = raw[key]
-    try:
-        # Through JSON, since strict validation of Python objects takes no mapping for a method's settings.
-        settings = Settings.model_validate_json(json.dumps(nested))
-    except ValidationError as error:
-        faults += [_invalid(fault["loc"], fault["msg"], raw) for fault in error.errors()]
+    good = {key: value for key, value in items if key in known}
+    while True:
+        try:
+            # Through JSON, since strict validation of Python objects takes no mapping for a method's settings.
+            settings = Settings.model_validate_json(json.dumps(_nest(good)))
+        except ValidationError as error:
+            faults += [_invalid(fault["loc"], fault["msg"], raw) for fault in error.errors()]
+            wrong = {_key(fault["loc"]) for fault in error.errors()} & good.keys()
+        else:
+            break
+        if not wrong:
+            break
+        # How settings fit together is only looked at when each of them is right: look again without the wrong ones.
+        good = {key: value for key, value in good.items() if key not in wrong}
     if faults:
         raise UserError("settings: " + "; ".join(faults))
     return settings
+
+
+def _nest(flat: Mapping[str, Value]) -> dict[str, object]:
+    nested: dict[str, object] = {}
+    for key, value in flat.items():
+        section, _, name = key.replace("-", "_").rpartition(".")
+        place = nested.setdefault(section, {}) if section else nested
+        assert isinstance(place, dict)
+        place[name] = value
+    return nested
 
 
 def flatten(settings: Settings) -> dict[str, Value]:
@@ -156,12 +172,19 @@ def methods() -> tuple[str, ...]:
 
 
 def _unknown(key: str, value: Value, known: list[str]) -> str:
-    near = difflib.get_close_matches(key.replace("_", "-"), known, n=1, cutoff=0.5)
+    spelled = key.replace("_", "-")
+    near = [k for k in known if k.startswith(f"{spelled}.")] or difflib.get_close_matches(
+        spelled, known, n=1, cutoff=0.5
+    )
     advice = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
     return f"there is no key {key} (given {value!r}): {advice}"
 
 
+def _key(place: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in place).replace("_", "-")
+
+
 def _invalid(place: tuple[int | str, ...], message: str, raw: Mapping[str, Value]) -> str:
-    key = ".".join(str(part) for part in place).replace("_", "-")
-    wanted = message.removeprefix("Value error, ").replace("Input should be", "wanted")
+    key, wanted = _key(place), message.removeprefix("Value error, ")
+    wanted = wanted.replace("Input should be", "wanted").replace("String should have", "wanted")
     return f"{key}={raw[key]!r}: {wanted}" if key in raw else wanted

@@ -190,6 +190,12 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
     _print_table(console, table)
 
 
+def _client(client: Mapping[str, object]) -> str:
+    """Its id, and the name of its data where that says more."""
+    who, name = _clean(str(client["client"])), _clean(str(client.get("name", "")))
+    return who if name in ("", who) else f"{who} ({name})"
+
+
 def final_table(summary: Mapping[str, Sequence[Mapping[str, object]]], console: "Console | None" = None) -> None:
     """Print the test accuracies of a summary: of the last round, and of the round chosen on validation.
 

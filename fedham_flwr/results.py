@@ -4,9 +4,11 @@ A run leaves `<results-dir>/<strategy>/<time>-<seed>/` with
 
     config.toml        every setting, usable again as `-c config.toml`
     environment.json   versions, machine, commit
+    clients.json       who took part, with how many samples of which class
     rounds.jsonl       one line per exchange with the clients
     metrics/           one Parquet part of rows per exchange that measured something
-    model/             one safetensors file per client, and one for what is shared
+    model/             one safetensors file per client: its personal model
+    server.safetensors the server's state
     summary.json       the statistics of the last round and of the round chosen on validation
 
 A number that was not measured is absent, never 0. All keys in the TOML and JSON files are in kebab case.
@@ -133,6 +135,11 @@ class RunDirectory:
         with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(_json(line) + "\n")
             file.flush()
+
+    def write_clients(self, clients: Sequence[Mapping[str, object]]) -> None:
+        """Write `clients.json`: who took part, and how many samples each has in each split and class."""
+        with _replacing(self.path / "clients.json") as part:
+            part.write_text(_json(clients, indent=2) + "\n", encoding="utf-8")
 
     def save_state(self, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
         """Write the server's state as `server.safetensors` and return its path.

@@ -6,6 +6,7 @@ config, else the number of its partition in a simulation. Ids are learned by a q
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
@@ -17,6 +18,8 @@ from flwr.serverapp import Grid
 from fedham_flwr import wire
 from fedham_flwr.errors import UserError
 from fedham_flwr.seeding import stream
+
+log = logging.getLogger("fedham_flwr")
 
 SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 PAUSE = 0.05
@@ -67,11 +70,14 @@ class Roster:
     Attributes:
         profiles: client -> what it said of itself.
         nodes: client -> node id.
+        failures: node id -> why it could not say who it is; it is not asked again.
     """
 
     def __init__(self) -> None:
         self.profiles: dict[str, wire.Profile] = {}
         self.nodes: dict[str, int] = {}
+        self.failures: dict[int, str] = {}
+        self._complete = False
 
     def client_of(self, node: int) -> str | None:
         """The client on a node, None for a node that has not answered."""
@@ -91,61 +97,65 @@ class Roster:
             UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), a simulated
                 client failed (they all read the same settings), or two nodes give the same id.
         """
-        end, failures = time.monotonic() + client_timeout, dict[int, str]()
+        end = time.monotonic() + client_timeout
         while True:
-            failures |= self.refresh(grid, round_timeout, skip=failures)
+            self.refresh(grid, round_timeout)
             partitions = max((profile.partitions for profile in self.profiles.values()), default=0)
             wanted = partitions or min_clients
             if len(self.nodes) >= wanted:
+                self._complete = True
                 return
             if time.monotonic() >= end:
-                first = f"; the first failure is: {next(iter(failures.values()))}" if failures else ""
+                first = f"; the first failure is: {next(iter(self.failures.values()))}" if self.failures else ""
                 raise UserError(
                     f"{wanted} clients are wanted and {len(self.nodes)} answered within "
                     f"client-timeout={client_timeout:g} seconds{first}"
                 )
             time.sleep(PAUSE)
 
-    def refresh(self, grid: Grid, timeout: float, skip: Iterable[int] = ()) -> dict[int, str]:
+    def refresh(self, grid: Grid, timeout: float) -> None:
         """Drop nodes that have left, and ask those that are new who they are.
 
         Args:
             grid: the way to the nodes.
             timeout: seconds to wait for their answers.
-            skip: nodes not to ask.
-
-        Returns:
-            node id -> why it could not say who it is.
 
         Raises:
-            UserError: two nodes give the same id, or a simulated client failed.
+            UserError: two nodes give the same id before the first round, or a simulated client failed.
         """
         present = set(grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in present}
-        new = sorted(present - set(self.nodes.values()) - set(skip))
-        failures: dict[int, str] = {}
+        new = sorted(present - set(self.nodes.values()) - self.failures.keys())
         messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
             node = reply.metadata.src_node_id
             try:
-                self._admit(node, read_reply(reply))
+                self._admit(node, wire.read_profile(read_reply(reply)))
             except wire.ClientFailure as error:
                 if error.simulated:
                     raise UserError(str(error)) from error
-                failures[node] = str(error)
+                self._refuse(node, str(error))
             except (KeyError, ValueError, TypeError) as error:
-                failures[node] = f"node {node} gave no proper answer to the query: {error}"
-        return failures
+                self._refuse(node, f"node {node} gave no proper answer to the query: {error}")
 
-    def _admit(self, node: int, content: RecordDict) -> None:
-        profile = wire.read_profile(content)
+    def _admit(self, node: int, profile: wire.Profile) -> None:
         if profile.client in self.nodes:
-            raise UserError(
-                f"two nodes give the client id {profile.client!r} ({self.nodes[profile.client]} and {node}): "
-                "give every SuperNode a client-id of its own"
+            if not self._complete:
+                raise UserError(
+                    f"two nodes give the client id {profile.client!r} ({self.nodes[profile.client]} and {node}): "
+                    "give every SuperNode a client-id of its own"
+                )
+            # Flower lists a node that has died until its heartbeat is overdue; the newer one is the same client again.
+            log.warning(
+                "client %s is now on node %s, and no longer on %s", profile.client, node, self.nodes[profile.client]
             )
+            self.failures[self.nodes[profile.client]] = "replaced"
         self.profiles[profile.client] = profile
         self.nodes[profile.client] = node
+
+    def _refuse(self, node: int, reason: str) -> None:
+        log.warning("a node cannot take part: %s", reason)
+        self.failures[node] = reason
 
 
 def read_reply(reply: Message) -> RecordDict:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedham_flwr import models, parameters, report
+from fedham_flwr import models, parameters, report, wire
 from fedham_flwr.config import Settings, Value, defaults, flatten, parse
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Manifest
@@ -84,7 +84,9 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
-    report.data_table([{"client": p.client, **p.counts, "classes": sum(n > 0 for n in p.labels)} for p in profiles])
+    clients = [describe(profile) for profile in profiles]
+    directory.write_clients(clients)
+    report.data_table(clients)
     model = models.build(settings.model, shape, classes, settings.seed)
     manifest = Manifest.of(model)
     # A simulation shares the file system with its clients; a real client keeps its model to itself.
@@ -102,6 +104,17 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
         strategy, models.resolve(settings.model, shape), {p.client for p in profiles if p.counts["validation"]}
     )
     return strategy
+
+
+def describe(profile: wire.Profile) -> dict[str, object]:
+    """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
+    return {
+        "client": profile.client,
+        "name": profile.name,
+        **profile.counts,
+        "classes": sum(n > 0 for n in profile.labels),
+        "train-labels": list(profile.labels),
+    }
 
 
 @dataclass

@@ -6,6 +6,7 @@ node that memory ends with the process, so there they are also written to the no
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,8 @@ class ClientState:
             part.chmod(0o600)
             part.replace(file)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise UserError(
                 f"the personal state of client {self._client} cannot be written to {file}: {error}"
             ) from error

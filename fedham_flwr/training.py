@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -160,8 +160,7 @@ class Trainer:
         optimizer = SGD(self._params, how)
         self._model.train()
         mean_loss = 0.0
-        with torch.random.fork_rng(devices=self._rng_devices()):
-            torch.manual_seed(generator.initial_seed())  # dropout draws from the global generator
+        with self._seeded(generator.initial_seed()):
             for _ in range(how.local_epochs):
                 total = torch.zeros((), device=self.device)
                 order = index[torch.randperm(len(index), generator=generator)]
@@ -222,8 +221,15 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
 
-    def _rng_devices(self) -> list[torch.device]:
-        return [self.device] if self.device.type == "cuda" else []
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Dropout draws from the device's global generator: seed it, and put it back afterwards."""
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
+            yield
 
 
 def resolve_device(name: str) -> torch.device:
@@ -236,8 +242,8 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
+        torch.zeros(1, device=device).item()  # fails where there is no such device, or none that computes
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0]
         raise UserError(f'device="{name}" is not available here ({reason}); "auto" or "cpu" always is') from error
     return device

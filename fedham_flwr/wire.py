@@ -75,6 +75,7 @@ class Profile:
         classes: number of classes.
         counts: samples of each split.
         labels: training samples of each class.
+        name: of its data, such as the owner's in a natural partitioning.
     """
 
     client: str
@@ -83,6 +84,7 @@ class Profile:
     classes: int
     counts: Mapping[str, int]
     labels: tuple[int, ...]
+    name: str = ""
 
 
 class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process
@@ -204,6 +206,7 @@ def write_profile(profile: Profile) -> RecordDict:
                     "splits": list(profile.counts),
                     "counts": list(profile.counts.values()),
                     "labels": list(profile.labels),
+                    "name": profile.name,
                 }
             )
         }
@@ -223,14 +226,19 @@ def read_profile(content: RecordDict) -> Profile:
     splits = given["splits"]
     if not isinstance(splits, list):
         raise TypeError(f"splits is {splits!r}, wanted a list")
-    return Profile(
+    profile = Profile(
         client=str(given["client-id"]),
         partitions=_int(given["partitions"]),
         shape=_ints(given["shape"]),
         classes=_int(given["classes"]),
         counts=dict(zip(map(str, splits), _ints(given["counts"]), strict=True)),
         labels=_ints(given["labels"]),
+        name=str(given["name"]),
     )
+    numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)
+    if len(profile.shape) != 3 or len(profile.labels) != profile.classes or min(numbers) < 0:
+        raise ValueError(f"this is not the description of a data set: {profile}")
+    return profile
 
 
 def write_failure(error: str, simulated: bool) -> RecordDict:

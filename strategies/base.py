@@ -211,8 +211,7 @@ class RoundStrategy(Strategy):
     def _present(self, grid: Grid) -> tuple[str, ...]:
         settings, roster = self.settings, self.roster
         if roster.nodes:
-            for reason in roster.refresh(grid, settings.round_timeout).values():
-                log.warning("%s", reason)
+            roster.refresh(grid, settings.round_timeout)
         else:
             roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
         return order(roster.nodes)

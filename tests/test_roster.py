@@ -217,15 +217,28 @@ def test_refresh_drops_who_left_asks_who_is_new_and_leaves_the_rest_alone() -> N
     grid = FakeGrid({5: profile("a"), 6: profile("b")})
     roster = find(grid, min_clients=2)
     del grid.answers[6]
-    grid.answers |= {7: profile("b"), 8: profile("c"), 9: ClientFailure("broken")}  # b has restarted
+    grid.answers |= {7: profile("b"), 9: ClientFailure("broken")}  # b has restarted
     grid.asked.clear()
-    assert roster.refresh(grid, 60.0, skip=[8]) == {9: "broken"}
+    roster.refresh(grid, 60.0)
+    assert roster.failures == {9: "broken"}
     assert roster.nodes == {"a": 5, "b": 7}
     assert grid.asked == [7, 9]
+    roster.refresh(grid, 60.0)
+    assert grid.asked == [7, 9]  # who failed is not asked again
     grid.answers.clear()
-    assert roster.refresh(grid, 60.0) == {}
+    roster.refresh(grid, 60.0)
     assert roster.nodes == {}
     assert set(roster.profiles) == {"a", "b"}  # what is known of them stays known
+
+
+def test_a_client_that_restarts_while_its_old_node_is_still_listed_moves_to_the_new_one() -> None:
+    grid = FakeGrid({5: profile("a"), 6: profile("b")})
+    roster = find(grid, min_clients=2)
+    grid.answers[7] = profile("b")
+    roster.refresh(grid, 60.0)
+    roster.refresh(grid, 60.0)
+    assert roster.nodes == {"a": 5, "b": 7}
+    assert grid.asked == [5, 6, 7]
 
 
 def test_a_reply_is_its_content_or_the_first_line_of_what_flower_says() -> None:

@@ -115,10 +115,20 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     starts = "personal" if strategy in ("local", "fedper") else "global"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
-    assert {file.name for file in run.path.iterdir()} == {
-        "config.toml", "environment.json", "rounds.jsonl", "metrics", "model", "server.safetensors", "summary.json",
-        "learning-curves.png", "clients.png",
-    }  # fmt: skip
+    assert sorted(file.name for file in run.path.iterdir()) == [
+        "clients.json", "clients.png", "config.toml", "environment.json", "learning-curves.png", "metrics", "model",
+        "rounds.jsonl", "server.safetensors", "summary.json",
+    ]  # fmt: skip
+
+
+def test_who_has_what_is_stored(federate: Federate) -> None:
+    clients = json.loads((federate(strategy="local").path / "clients.json").read_text())
+    assert [client["client"] for client in clients] == ["0", "1", "2", "3"]
+    for client in clients:
+        assert client["classes"] == 2
+        assert sum(client["train-labels"]) == client["train"]
+    # four clients with two classes each hold eight of the ten digits
+    assert sum(client[split] for client in clients for split in ("train", "validation", "test")) < 1797
 
 
 def test_two_clients_never_share_a_record(federate: Federate) -> None:

@@ -246,3 +246,13 @@ def test_flower_takes_an_upload_for_what_it_is() -> None:
     assert isinstance(content[wire.TENSORS], ArrayRecord)
     assert isinstance(content[wire.REPORT], MetricRecord)
     assert isinstance(content[wire.SENDER], ConfigRecord)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"shape": (8, 8)}, {"classes": 3}, {"counts": {"train": -1}}, {"partitions": -1}, {"labels": (1, -1)}]
+)
+def test_a_profile_that_describes_no_data_set_is_refused(changes: dict[str, Any]) -> None:
+    whole = {"client": "a", "partitions": 0, "shape": (1, 8, 8), "classes": 2, "counts": {"train": 4}, "labels": (1, 3)}
+    assert wire.read_profile(wire.write_profile(wire.Profile(**whole))).classes == 2
+    with pytest.raises(ValueError, match="this is not the description of a data set"):
+        wire.read_profile(wire.write_profile(wire.Profile(**(whole | changes))))

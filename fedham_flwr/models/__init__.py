@@ -45,5 +45,5 @@ def build(name: str, shape: tuple[int, ...], classes: int, seed: int) -> nn.Modu
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "init"))
+        torch.default_generator.manual_seed(derive(seed, "init"))
         return model(shape, classes)
