@@ -79,10 +79,6 @@ class Roster:
         self.failures: dict[int, str] = {}
         self._complete = False
 
-    def client_of(self, node: int) -> str | None:
-        """The client on a node, None for a node that has not answered."""
-        return next((client for client, n in self.nodes.items() if n == node), None)
-
     def discover(self, grid: Grid, min_clients: int, client_timeout: float, round_timeout: float) -> None:
         """Wait until all clients of the simulation, or `min_clients` on real nodes, have answered.
 

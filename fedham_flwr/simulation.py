@@ -21,6 +21,12 @@ from flwr.supercore.run import Run
 PAUSE = 0.03
 """Seconds between two looks for replies."""
 
+RESTARTS = {"max_restarts": -1, "max_task_retries": 1}
+"""Ray's options for a worker that is killed: start it again, and do its message once more from the client's state.
+
+Without them the dead worker would stay in Flower's pool and fail every client that it is given.
+"""
+
 
 def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: int, num_cpus: int = 1) -> None:
     """Run both apps to the end, the clients in Ray workers.
@@ -56,7 +62,7 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
             client_app,
             num_supernodes,
             backend_config={
-                "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0},
+                "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0, **RESTARTS},
                 "init_args": {"logging_level": "error", "log_to_driver": False},
             },
         )

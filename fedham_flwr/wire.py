@@ -100,9 +100,14 @@ class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a 
         self.simulated = simulated
 
 
+def arrays(params: Mapping[str, torch.Tensor]) -> dict[str, Array]:
+    """Named tensors, serialised."""
+    return {name: Array(tensor.numpy()) for name, tensor in params.items()}
+
+
 def tensors_record(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
     """Named tensors as a record."""
-    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in params.items()})
+    return ArrayRecord(arrays(params))
 
 
 def tensors(record: ArrayRecord) -> Params:
@@ -110,8 +115,14 @@ def tensors(record: ArrayRecord) -> Params:
     return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
 
 
-def write_download(download: Download) -> RecordDict:
-    """A fresh record for one client."""
+def write_download(download: Download, serialised: Mapping[str, Array] | None = None) -> RecordDict:
+    """A fresh record for one client.
+
+    Args:
+        download: what to send.
+        serialised: its tensors as `arrays` gives them, for a model that many clients get: the bytes are then there
+            once, however many messages hold them.
+    """
     instructions = ConfigRecord(
         {
             "round": download.round,
@@ -122,7 +133,8 @@ def write_download(download: Download) -> RecordDict:
             "export": download.export,
         }
     )
-    return RecordDict({TENSORS: tensors_record(download.params), INSTRUCTIONS: instructions})
+    tensors_ = arrays(download.params) if serialised is None else dict(serialised)
+    return RecordDict({TENSORS: ArrayRecord(tensors_), INSTRUCTIONS: instructions})
 
 
 def read_download(content: RecordDict) -> Download:
@@ -189,6 +201,8 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
     for key, value in report.items():
         if not key.startswith((f"{SECONDS}/", f"{SAMPLES}/")):
             split, model, phase, metric = key.split("/")
+            if model not in ("global", "personal") or phase not in ("before", "after"):
+                raise ValueError(f"{key!r} is not a score")
             rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
     return Upload(client, tensors(content.array_records[TENSORS]), examples, tuple(rows), seconds)
 

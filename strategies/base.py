@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -219,7 +219,9 @@ class RoundStrategy(Strategy):
     def _messages(self, kind: str, number: int, clients: tuple[str, ...]) -> list[Message]:
         began, down, messages = time.perf_counter(), 0, []
         closing = number > self.settings.num_server_rounds
-        for client, params in self.plan(number, clients).items():
+        plan = self.plan(number, clients)
+        serialised = {key: wire.arrays(params) for key, params in {id(p): p for p in plan.values()}.items()}
+        for client, params in plan.items():
             download = wire.Download(
                 round=number,
                 params=params,
@@ -230,7 +232,7 @@ class RoundStrategy(Strategy):
                 export=self.task.export if closing else "",
             )
             down += num_bytes(params)
-            content = wire.write_download(download)
+            content = wire.write_download(download, serialised[id(params)])
             messages.append(Message(content, self.roster.nodes[client], kind, group_id=str(number)))
         self._exchange = Exchange(kind, began, clients, down)
         return messages
@@ -238,19 +240,23 @@ class RoundStrategy(Strategy):
     def _receive(self, number: int, replies: Iterable[Message], names: Sequence[str]) -> dict[str, wire.Upload]:
         arrived = time.perf_counter()
         kind, began, clients, down = self._exchange
+        asked = {self.roster.nodes[client]: client for client in clients if client in self.roster.nodes}
         good: dict[str, wire.Upload] = {}
         failures: dict[str, str] = {}
         for reply in replies:
-            client = self.roster.client_of(reply.metadata.src_node_id)
-            if client not in clients:
-                log.warning("a reply from node %s, which was not asked, is ignored", reply.metadata.src_node_id)
+            client = asked.get(reply.metadata.src_node_id)
+            if client is None:
+                why = reply.error.reason if reply.has_error() else "it was not asked"
+                log.warning("a reply from node %s is ignored: %s", reply.metadata.src_node_id, why)
                 continue
             try:
                 good[client] = self._checked(client, read_reply(reply), number, names)
-            except (wire.ClientFailure, KeyError, ValueError, TypeError) as error:
+            except KeyError as error:
+                failures[client] = f"the reply lacks {error}"
+            except (wire.ClientFailure, ValueError, TypeError) as error:
                 failures[client] = first_line(str(error))
         for client in set(clients) - good.keys() - failures.keys():
-            failures[client] = f"no reply within round-timeout={self.settings.round_timeout:g} seconds"
+            failures[client] = f"no reply (round-timeout={self.settings.round_timeout:g} seconds)"
         uploads = {client: good[client] for client in order(good)}
         record = RoundRecord(
             round=number,
@@ -266,8 +272,8 @@ class RoundStrategy(Strategy):
         self._enough(number, kind, len(uploads), record.failures)
         return uploads
 
-    def _checked(self, client: str, content: object, number: int, names: Sequence[str]) -> wire.Upload:
-        upload = wire.read_upload(content, number)  # type: ignore[arg-type]
+    def _checked(self, client: str, content: RecordDict, number: int, names: Sequence[str]) -> wire.Upload:
+        upload = wire.read_upload(content, number)
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
         self.manifest.check(upload.params, names)

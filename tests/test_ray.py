@@ -92,6 +92,42 @@ def test_an_interrupt_under_ray_leaves_results_and_no_process(tmp_path: Path, en
     assert left["error"].startswith("KeyboardInterrupt")
 
 
+DYING = """
+import os, sys
+from pathlib import Path
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.server_app import make_server_app
+from fedham_flwr.simulation import run_under_ray
+
+given = {"strategy": "fedper", "num-server-rounds": 4, "results-dir": sys.argv[1], "device": "cpu"}
+kills, wanted = Path(sys.argv[1] + "-kills"), int(sys.argv[2])
+
+def app(message, context):
+    done = kills.read_text() if kills.exists() else ""
+    if message.metadata.group_id == "2" and context.node_config["partition-id"] == 1 and len(done) < wanted:
+        kills.write_text(done + "x")
+        os._exit(1)
+    return make_client_app(given)(message, context)
+
+run_under_ray(make_server_app(given), app, 4)
+"""
+
+
+@pytest.mark.parametrize("kills", [1, 2])
+def test_a_worker_killed_once_does_its_work_again_and_killed_again_is_one_failure(
+    tmp_path: Path, environment: dict[str, str], kills: int
+) -> None:
+    command = [sys.executable, "-c", DYING, str(tmp_path / "results"), str(kills)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "results-kills").read_text() == "x" * kills
+    (path,) = (tmp_path / "results").glob("*/*")
+    records = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
+    failed = [(record["round"], [failure["client"] for failure in record["failures"]]) for record in records]
+    assert failed == [(1, []), (2, ["1"] if kills == 2 else []), (3, []), (4, []), (5, [])]
+    assert sorted(file.stem for file in (path / "model").iterdir()) == ["0", "1", "2", "3"]
+
+
 @pytest.fixture
 def superlink(tmp_path: Path) -> Iterator[None]:
     """Ends, by its process id, the SuperLink that `flwr run` starts in the test's FLWR_HOME and leaves running."""

@@ -217,7 +217,7 @@ def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate
         (with_examples(-5), "the example count is -5, wanted a positive whole number"),
         (with_examples(2.5), "the example count is 2.5, wanted a positive whole number"),
         (impersonate, "the reply of client 2 says that it comes from '0'"),
-        (strip, "'report'"),
+        (strip, "the reply lacks 'report'"),
     ],
 )
 def test_a_bad_reply_is_refused_with_its_reason_and_nothing_of_it_is_merged(

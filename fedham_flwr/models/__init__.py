@@ -10,7 +10,7 @@ from fedham_flwr.models.cnn import CNN, DigitsCNN
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.seeding import derive
 
-MODELS: dict[str, type[CNN | DigitsCNN | LeNet]] = {
+MODELS: dict[str, type[CNN | LeNet]] = {
     "cnn": CNN,
     "digits-cnn": DigitsCNN,
     "lenet": LeNet,

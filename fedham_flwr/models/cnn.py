@@ -22,14 +22,19 @@ class CNN(nn.Module):
     """
 
     smallest: ClassVar[int] = 16
+    widths: ClassVar[tuple[int, int, int]] = (32, 64, 512)
+    kernel: ClassVar[int] = 5
+    padding: ClassVar[int] = 0
 
     def __init__(self, shape: tuple[int, ...], classes: int) -> None:
         super().__init__()
         channels, height, width = shape
-        self.conv1 = nn.Conv2d(channels, 32, 5)
-        self.conv2 = nn.Conv2d(32, 64, 5)
-        self.fc1 = nn.Linear(64 * after_convs(height) * after_convs(width), 512)
-        self.fc2 = nn.Linear(512, classes)
+        first, second, hidden = self.widths
+        self.conv1 = nn.Conv2d(channels, first, self.kernel, padding=self.padding)
+        self.conv2 = nn.Conv2d(first, second, self.kernel, padding=self.padding)
+        lost = self.kernel - 1 - 2 * self.padding
+        self.fc1 = nn.Linear(second * after_convs(height, lost) * after_convs(width, lost), hidden)
+        self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""
@@ -43,34 +48,23 @@ class CNN(nn.Module):
         return [module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2")]
 
 
-class DigitsCNN(nn.Module):
+class DigitsCNN(CNN):
     """conv3x3 16, pool, conv3x3 32, pool, fc 64, fc k, with padding: for images of 4 to 15 pixels, such as digits.
 
     13,706 parameters for 1 x 8 x 8 images and 10 classes.
     """
 
     smallest: ClassVar[int] = 4
-
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        channels, height, width = shape
-        self.conv1 = nn.Conv2d(channels, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 32, 3, padding=1)
-        self.fc1 = nn.Linear(32 * (height // 4) * (width // 4), 64)
-        self.fc2 = nn.Linear(64, classes)
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
-        """Logits of a batch of images."""
-        x = relu(max_pool2d(self.conv1(x), 2))
-        x = relu(max_pool2d(self.conv2(x), 2))
-        logits: Tensor = self.fc2(relu(self.fc1(x.flatten(1))))
-        return logits
-
-    def layer_groups(self) -> Sequence[LayerGroup]:
-        """One group for each layer that owns parameters."""
-        return [module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2")]
+    widths: ClassVar[tuple[int, int, int]] = (16, 32, 64)
+    kernel: ClassVar[int] = 3
+    padding: ClassVar[int] = 1
 
 
-def after_convs(pixels: int) -> int:
-    """Side of the feature map after twice (5x5 convolution without padding, 2x2 pooling)."""
-    return ((pixels - 4) // 2 - 4) // 2
+def after_convs(pixels: int, lost: int = 4) -> int:
+    """Side of the feature map after twice (convolution, 2x2 pooling).
+
+    Args:
+        pixels: side of the image.
+        lost: pixels by which one convolution shrinks a side; 4 for 5x5 without padding.
+    """
+    return ((pixels - lost) // 2 - lost) // 2
