@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -47,29 +48,34 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
     stop, ended = threading.Event(), threading.Event()
     stoppable = ServerApp()
 
-    @stoppable.main()
-    def main(grid: Grid, context: Context) -> None:
-        # In Flower's thread nobody could catch the interrupt; the main thread has one of its own.
-        with contextlib.suppress(KeyboardInterrupt):
-            try:
-                server_app(StoppableGrid(grid, stop), context)
-            finally:
-                ended.set()
+    with contextlib.ExitStack() as at_the_end:
 
-    try:
-        run_simulation(
-            stoppable,
-            client_app,
-            num_supernodes,
-            backend_config={
-                "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0, **RESTARTS},
-                "init_args": {"logging_level": "error", "log_to_driver": False},
-            },
-        )
-    except KeyboardInterrupt:
-        stop.set()
-        ended.wait(60)
-        raise
+        @stoppable.main()
+        def main(grid: Grid, context: Context) -> None:
+            # In Flower's thread nobody could catch the interrupt; the main thread has one of its own.
+            with contextlib.suppress(KeyboardInterrupt):
+                try:
+                    server_app(StoppableGrid(grid, stop), context)
+                finally:
+                    # The app has had the last word: what Ray prints on ending its workers says nothing.
+                    nowhere = at_the_end.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+                    at_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+                    ended.set()
+
+        try:
+            run_simulation(
+                stoppable,
+                client_app,
+                num_supernodes,
+                backend_config={
+                    "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0, **RESTARTS},
+                    "init_args": {"logging_level": "error", "log_to_driver": False},
+                },
+            )
+        except KeyboardInterrupt:
+            stop.set()
+            ended.wait(60)
+            raise
 
 
 class StoppableGrid(Grid):

@@ -47,6 +47,7 @@ def simulate(tmp_path: Path, environment: dict[str, str]) -> Callable[..., dict[
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1].startswith("results: /")
         return summary(done.stdout)
 
     return run
