@@ -221,6 +221,16 @@ def final_table(summary: Mapping[str, Sequence[Mapping[str, object]]], console: 
     _print_table(console, table)
 
 
+def say(text: str, console: "Console | None" = None) -> None:
+    """Print a line.
+
+    Args:
+        text: The line.
+        console: Where to print; stdout by default.
+    """
+    _plain(console or make_console(), text)
+
+
 def last_line(path: Path, console: "Console | None" = None) -> None:
     """Print where the results are.
 
@@ -228,7 +238,7 @@ def last_line(path: Path, console: "Console | None" = None) -> None:
         path: The run's directory.
         console: Where to print; stdout by default.
     """
-    _plain(console or make_console(), f"results: {path.absolute()}")
+    say(f"results: {path.absolute()}", console)
 
 
 def _bar(console: "Console") -> "Bar":

@@ -99,7 +99,7 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
         roster,
         journal.record,
     )
-    strategy.summary()
+    report.say(strategy.describe())
     journal.started(
         strategy, models.resolve(settings.model, shape), {p.client for p in profiles if p.counts["validation"]}
     )

@@ -202,9 +202,17 @@ class RoundStrategy(Strategy):
 
     def summary(self) -> None:
         """Log what is shared and what is personal."""
-        shared, total = sum(math.prod(self.manifest.shapes[n]) for n in self.shared_names), self.manifest.count()
-        personal = ", ".join(self.personal_groups()) or "nothing"
-        log.info("%s: %s of %s scalars shared; personal: %s", self.settings.strategy, shared, total, personal)
+        log.info("%s", self.describe())
+
+    def describe(self) -> str:
+        """What is shared and what is personal, in layer groups and scalars: one sentence."""
+        personal = set(self.personal_groups())
+        shared = [group for group in self.manifest.group_names if group not in personal]
+        parts = []
+        for what, groups in (("shared", shared), ("personal", self.personal_groups())):
+            count = f" ({self.manifest.count(groups):,} scalars)" if groups else ""
+            parts.append(f"{what}: {', '.join(groups) or 'nothing'}{count}")
+        return f"{self.settings.strategy}  {'; '.join(parts)}"
 
     # ---- messages and the error policy -----------------------------------------------------------------------------
 

@@ -54,3 +54,11 @@ def test_the_base_is_the_mean_of_bases_trained_with_their_own_heads(federate: Ca
     local = federate(clients=1, strategy="local", min_clients=1)
     (own,) = (wire.tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values())
     assert all(torch.equal(tensor, own[name]) for name, tensor in run.state.items())
+
+
+def test_a_run_says_what_is_shared_and_what_is_personal(
+    federate: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    federate(strategy="fedper", num_server_rounds=1)
+    # 160 + 4,640 + 8,256 shared and 650 personal: see test_models
+    assert "fedper  shared: conv1, conv2, fc1 (13,056 scalars); personal: fc2 (650 scalars)" in capsys.readouterr().out
