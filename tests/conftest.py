@@ -16,6 +16,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
+from hypothesis import settings as hypothesis_settings
 from safetensors.torch import load_file
 
 from fedham_flwr import server_app
@@ -23,6 +24,10 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.config import Value
 from fedham_flwr.in_process import InProcessGrid, one_thread
 from fedham_flwr.results import Row, read_rows, to_rows
+
+# The same examples in every run, and no clock: a slow minute of the machine is no failure.
+hypothesis_settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True)
+hypothesis_settings.load_profile("steady")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -183,12 +183,12 @@ def test_a_mean_without_proper_weights_is_refused(weights: list[float]) -> None:
         parameters.weighted_mean([{"w": torch.ones(1)}] * 2, weights)
 
 
-def test_delta_is_after_minus_before_so_one_sgd_step_is_minus_rate_times_gradient() -> None:
-    w = torch.tensor([3.0], requires_grad=True)
-    before = {"w": w.detach().clone()}
+def test_delta_is_after_minus_before_so_one_gradient_step_is_minus_rate_times_gradient() -> None:
+    w, rate = torch.tensor([3.0], requires_grad=True), 0.1
     (w**2 / 2).sum().backward()
-    torch.optim.SGD([w], lr=0.1).step()
-    assert parameters.delta(before, {"w": w.detach()})["w"].item() == pytest.approx(-0.1 * 3.0)
+    assert w.grad is not None
+    before, after = {"w": w.detach()}, {"w": w.detach() - rate * w.grad}
+    assert parameters.delta(before, after)["w"].item() == pytest.approx(-rate * 3.0)
 
 
 def test_stack_makes_the_bank_and_bytes_are_counted() -> None:

@@ -99,7 +99,6 @@ def test_dirichlet_refuses_an_alpha_of_zero() -> None:
 
 
 @given(clients=st.integers(1, 12), classes=st.integers(1, 7), k=st.integers(1, 7), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_pathological_gives_k_classes_each_and_uses_all(clients: int, classes: int, k: int, seed: int) -> None:
     k = min(k, classes)
     labels = make_labels(*range(30, 30 + classes))
@@ -143,7 +142,6 @@ def test_no_client_has_more_classes_than_there_are(partitioner: str, k: int) -> 
 
 
 @given(clients=st.integers(1, 12), classes=st.integers(1, 7), k=st.integers(1, 7), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_noniid_1_gives_every_client_as_much_of_k_classes(clients: int, classes: int, k: int, seed: int) -> None:
     k = min(k, classes)
     labels = make_labels(*range(30, 30 + classes))
@@ -176,7 +174,6 @@ def test_noniid_2_by_hand() -> None:
 
 
 @given(clients=st.integers(1, 8), classes=st.integers(3, 9), k=st.integers(1, 4), seed=st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
 def test_noniid_2_gives_all_classes_and_a_majority(clients: int, classes: int, k: int, seed: int) -> None:
     k = min(k, (classes - 1) // 2)
     labels = make_labels(*range(90, 90 + classes))
@@ -261,7 +258,7 @@ def test_split_by_hand() -> None:
     test=st.floats(0.01, 0.5),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_split_keeps_sizes_and_class_distribution(held: list[int], validation: float, test: float, seed: int) -> None:
     labels = make_labels(*(count + 3 for count in held))  # 3 of each class are someone else's
     indices = np.sort(np.concatenate([np.flatnonzero(labels == c)[:count] for c, count in enumerate(held)]))

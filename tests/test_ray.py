@@ -163,9 +163,11 @@ def test_flwr_run_gives_the_digest_of_the_other_runners(
         "-c", f'{config} results-dir="{tmp_path / "flwr-results"}"',
     )  # fmt: skip
     assert summary(output)["digest"] == simulate("in-process", config, clients=4)["digest"], output
-    wrong = flwr_run(environment, "--federation-config", "num-supernodes=4", "-c", "momentm=0.5")
-    assert "there is no key momentm (given 0.5): did you mean momentum?" in wrong
-    assert "Traceback" not in wrong
+    # Flower refuses a key that pyproject.toml does not have, without naming it; a value gets as far as the app.
+    assert "results: " not in flwr_run(environment, "--federation-config", "num-supernodes=4", "-c", "momentm=0.5")
+    wrong = flwr_run(environment, "--federation-config", "num-supernodes=4", "-c", "momentum=5.0")
+    assert "settings: momentum=5.0: wanted less than 1" in wrong
+    assert "Traceback" not in wrong, wrong
 
 
 def test_one_round_on_cifar10(shared_data: Path, simulate: Callable[..., dict[str, Any]]) -> None:

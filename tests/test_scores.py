@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from fedham_flwr.results import Row
@@ -72,7 +72,6 @@ def test_values_without_samples_have_no_weighted_mean():
     ),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=50)
 def test_statistics_are_those_of_a_naive_loop_in_any_order(items, shuffler):
     rows = [row(client, value, split=split, n=n) for client, split, value, n in items]
     entries = score(shuffler.sample(rows, len(rows)))
