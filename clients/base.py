@@ -17,7 +17,7 @@ import torch
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
-from fedham_flwr import parameters
+from fedham_flwr import models, parameters
 from fedham_flwr.config import Settings
 from fedham_flwr.data import ClientData
 from fedham_flwr.errors import UserError
@@ -169,7 +169,7 @@ class RoundClient(NumPyClient):
         label = {
             "client": job.client,
             "strategy": self.settings.strategy,
-            "model": self.settings.model,
+            "model": models.resolve(self.settings.model, download.shape),
             "shape": ",".join(map(str, download.shape)),
             "classes": str(download.classes),
             "phase": phase,

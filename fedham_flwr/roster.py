@@ -142,10 +142,9 @@ class Roster:
                     "give every SuperNode a client-id of its own"
                 )
             # Flower lists a node that has died until its heartbeat is overdue; the newer one is the same client again.
-            log.warning(
-                "client %s is now on node %s, and no longer on %s", profile.client, node, self.nodes[profile.client]
-            )
-            self.failures[self.nodes[profile.client]] = "replaced"
+            old = self.nodes[profile.client]
+            log.warning("client %s is now on node %s, and no longer on %s", profile.client, node, old)
+            self.failures[old] = f"client {profile.client} has moved to node {node}"
         self.profiles[profile.client] = profile
         self.nodes[profile.client] = node
 

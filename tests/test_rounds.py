@@ -95,7 +95,7 @@ def test_the_exported_model_is_the_one_that_was_scored(
         )
         (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
         assert scores.accuracy == row.value
-        assert label["client"] == file.stem
+        assert (label["client"], label["model"]) == (file.stem, "digits-cnn")
 
 
 @every_method
