@@ -5,10 +5,12 @@ from clients.fedavg import FedAvgClient
 from clients.fedper import FedPerClient
 from clients.fedprox import FedProxClient
 from clients.local import LocalClient
+from clients.pfedla import PFedLAClient
 
 CLIENTS: dict[str, type[RoundClient]] = {
     "local": LocalClient,
     "fedavg": FedAvgClient,
     "fedprox": FedProxClient,
     "fedper": FedPerClient,
+    "pfedla": PFedLAClient,
 }

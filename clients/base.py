@@ -49,17 +49,24 @@ class RoundClient(NumPyClient):
 
     Attributes:
         personal_phase: whether the model a client uses is the one before local training, or the one after it.
-        one_model: every client without personal groups starts from the same model, the global one.
+        one_model: every client without personal tensors starts from the same model, the global one.
+        partial: the server may leave out shared tensors, which the client then takes from what it kept.
+        personal_names: tensors that stay with this client.
+        shared_names: all others; they are sent after training.
+        download_names: those of them that came.
     """
 
     personal_phase: ClassVar[Literal["before", "after"]] = "before"
     one_model: ClassVar[bool] = True
+    partial: ClassVar[bool] = False
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        manifest = job.trainer.manifest
-        self.personal_names = manifest.names(self.personal_groups())
-        self.shared_names = tuple(name for name in manifest.names() if name not in set(self.personal_names))
+        names = job.trainer.manifest.names()
+        self.personal_names = tuple(self.personal_tensors())
+        self.shared_names = tuple(name for name in names if name not in set(self.personal_names))
+        came = job.download.params
+        self.download_names = tuple(name for name in self.shared_names if name in came or not self.partial)
         self._metrics: dict[str, Scalar] = {}
 
     # ---- what a method says --------------------------------------------------------------------------------------
@@ -67,6 +74,28 @@ class RoundClient(NumPyClient):
     def personal_groups(self) -> Sequence[str]:
         """Names of the layer groups that stay with this client; none by default."""
         return ()
+
+    def personal_tensors(self) -> Sequence[str]:
+        """Names of the tensors that stay with this client; by default those of its personal groups."""
+        return self.job.trainer.manifest.names(self.personal_groups())
+
+    def kept_names(self) -> Sequence[str]:
+        """Names of the tensors that the client remembers from round to round; by default its personal ones."""
+        return self.personal_names
+
+    def without_state(self, names: Sequence[str], error: StateNotFoundError) -> Params:
+        """What a client starts from that has kept nothing: by default the first tensors, before its first round only.
+
+        Args:
+            names: the tensors that did not come.
+            error: where they were looked for.
+
+        Raises:
+            UserError: it has trained before, so something was lost.
+        """
+        if self.job.download.has_trained:
+            raise UserError(f"{error}, though it has trained in this run: what it had learned is lost") from error
+        return {name: self.job.trainer.initial[name] for name in names}
 
     def gradient_hook(self, start: Mapping[str, torch.Tensor]) -> GradientHook | None:
         """A term of the method's own in the gradient of local training; none by default.
@@ -82,7 +111,7 @@ class RoundClient(NumPyClient):
         """One round: score the model received, train it, score it again, keep the personal part.
 
         Args:
-            parameters: the shared tensors, in the order of `shared_names`.
+            parameters: the shared tensors, in the order of `download_names`.
             config: not used; what the server says besides is in the job's download.
 
         Returns:
@@ -92,11 +121,10 @@ class RoundClient(NumPyClient):
         self._score(start.origin, "before")
         self._train(start.params)  # R2
         self._score("personal", "after")
-        after = self.job.trainer.read((*self.shared_names, *self.personal_names))
-        shared, personal = split_checked(after, self.shared_names)
-        if personal:
-            self.job.state.save(personal, self.job.download.round)  # R3
-        return [tensor.numpy() for tensor in shared.values()], self.examples, self._metrics
+        after = read_checked(self.job.trainer)
+        if kept := {name: after[name] for name in self.kept_names()}:
+            self.job.state.save(kept, self.job.download.round)  # R3
+        return [after[name].numpy() for name in self.shared_names], self.examples, self._metrics
 
     def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Score the model received, and the same after local fine-tuning, which is then forgotten.
@@ -104,7 +132,7 @@ class RoundClient(NumPyClient):
         Fine-tuning is left out between rounds when the method's personal model is the one before it.
 
         Args:
-            parameters: the shared tensors, in the order of `shared_names`.
+            parameters: the shared tensors, in the order of `download_names`.
             config: not used.
 
         Returns:
@@ -130,21 +158,22 @@ class RoundClient(NumPyClient):
     def _start(self, arrays: NDArrays) -> Start:
         """Put the model together from what came and what was kept, and load it."""
         trainer = self.job.trainer
-        shared = dict(zip(self.shared_names, map(torch.from_numpy, arrays), strict=True))
-        trainer.manifest.check(shared, self.shared_names)
-        model = parameters.merge(shared, self._personal(), trainer.manifest.names())
+        came = dict(zip(self.download_names, map(torch.from_numpy, arrays), strict=True))
+        trainer.manifest.check(came, self.download_names)
+        names = trainer.manifest.names()
+        model = parameters.merge(came, self._kept([name for name in names if name not in came]), names)
         trainer.load(model)
         return Start(model, "global" if self.one_model and not self.personal_names else "personal")
 
-    def _personal(self) -> Params:
-        if not self.personal_names:
+    def _kept(self, names: Sequence[str]) -> Params:
+        """The tensors that did not come."""
+        if not names:
             return {}
         try:
-            return self.job.state.load()
+            kept = self.job.state.load()
         except StateNotFoundError as error:
-            if self.job.download.has_trained:
-                raise UserError(f"{error}, though it has trained in this run: what it had learned is lost") from error
-            return {name: self.job.trainer.initial[name] for name in self.personal_names}
+            return self.without_state(names, error)
+        return {name: kept[name] for name in names}
 
     def _train(self, start: Params) -> None:
         settings, job = self.settings, self.job
@@ -197,13 +226,14 @@ class Start:
     origin: str
 
 
-def split_checked(model: Params, shared_names: Sequence[str]) -> tuple[Params, Params]:
-    """The shared and the personal part of a trained model.
+def read_checked(trainer: Trainer) -> Params:
+    """All tensors of a trained model.
 
     Raises:
         UserError: a tensor is not finite; nothing of it may be kept or sent.
     """
+    model = trainer.read(trainer.manifest.names())
     for name, tensor in model.items():
         if not parameters.all_finite(tensor):
             raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
-    return parameters.split(model, shared_names)
+    return model

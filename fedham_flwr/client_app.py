@@ -22,7 +22,7 @@ from fedham_flwr.config import Settings, Value, parse
 from fedham_flwr.data import ClientData, open_node, open_partition
 from fedham_flwr.errors import UserError
 from fedham_flwr.roster import first_line, identify
-from fedham_flwr.state import ClientState
+from fedham_flwr.state import ClientState, StateLostError
 from fedham_flwr.training import Trainer, resolve_device
 
 log = logging.getLogger("fedham_flwr")
@@ -41,7 +41,8 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
             _use_assigned_threads()
             content = work(message, context, parse(context.run_config if given is None else given))
         except UserError as error:
-            content = wire.write_failure(str(error), "partition-id" in context.node_config)
+            lost = isinstance(error, StateLostError)
+            content = wire.write_failure(str(error), "partition-id" in context.node_config, lost)
         except Exception as error:
             log.exception("%s failed", message.metadata.message_type)
             text = f"{type(error).__name__}: {first_line(str(error))}"
@@ -114,8 +115,8 @@ def _own_folder(context: Context) -> Path | None:
 
 def _arrays(client: RoundClient) -> NDArrays:
     """The download's tensors in the order that the client's `fit` and `evaluate` take them."""
-    client.job.trainer.manifest.check(client.job.download.params, client.shared_names)
-    return [client.job.download.params[name].numpy() for name in client.shared_names]
+    client.job.trainer.manifest.check(client.job.download.params, client.download_names)
+    return [client.job.download.params[name].numpy() for name in client.download_names]
 
 
 def _open_data(context: Context, settings: Settings) -> ClientData:

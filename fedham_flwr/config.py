@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from fedham_flwr.algorithms.fedper import FedPerSettings
 from fedham_flwr.algorithms.fedprox import FedProxSettings
+from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.data import DataSettings
 from fedham_flwr.errors import UserError
 from fedham_flwr.partitions import Fractions, Partitioning
@@ -26,7 +27,7 @@ from fedham_flwr.training import LocalTraining
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-Strategy = Literal["local", "fedavg", "fedprox", "fedper"]
+Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla"]
 """The methods; a method's own settings are a field of `Settings` with its name."""
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -47,6 +48,7 @@ class Settings(BaseModel):
     partitioner: Literal["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "natural"] = "pathological"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
+    samples_per_client: NonNegativeInt = 0
     client_column: str = ""
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.25
@@ -70,6 +72,7 @@ class Settings(BaseModel):
     results_dir: str = "results"
     fedprox: FedProxSettings = FedProxSettings()
     fedper: FedPerSettings = FedPerSettings()
+    pfedla: PFedLASettings = PFedLASettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -92,7 +95,9 @@ class Settings(BaseModel):
             feature_column=self.feature_column,
             label_column=self.label_column,
             client_column=self.client_column,
-            partitioning=Partitioning(self.partitioner, self.alpha, self.classes_per_client, self.seed),
+            partitioning=Partitioning(
+                self.partitioner, self.alpha, self.classes_per_client, self.seed, self.samples_per_client
+            ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
         )

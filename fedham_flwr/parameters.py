@@ -244,6 +244,22 @@ def delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Params:
     return {name: after[name] - before[name] for name in after}
 
 
+def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that have not the names, shapes and dtypes of those wanted.
+
+    Raises:
+        ValueError: the first fault.
+    """
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise ValueError(f"tensors are missing: {missing}")
+    if foreign := sorted(given.keys() - wanted.keys()):
+        raise ValueError(f"tensors are not wanted: {foreign}")
+    for name, tensor in wanted.items():
+        what = [f"{t.dtype} {tuple(t.shape)}" for t in (given[name], tensor)]
+        if what[0] != what[1]:
+            raise ValueError(f"{name} is {what[0]}, wanted {what[1]}")
+
+
 def num_bytes(params: Mapping[str, Tensor]) -> int:
     """Payload of a tree in bytes, without names and framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

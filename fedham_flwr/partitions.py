@@ -43,12 +43,14 @@ class Partitioning:
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
         seed: the run's seed.
+        samples_per_client: the most samples of one client, 0 for as many as it is dealt.
     """
 
     partitioner: str = "pathological"
     alpha: float = 0.1
     classes_per_client: int = 2
     seed: int = 0
+    samples_per_client: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ def partition(
         parts = _natural(owners, clients)
     else:
         parts = _BY_LABEL[how.partitioner](how, labels, clients)
+    if how.samples_per_client:
+        rng = stream(how.seed, "samples-per-client")
+        parts = [_thin(part, labels, how.samples_per_client, rng) for part in parts]
     # Flower's simulation serves nodes in the order of their partition id, and the last client to finish sets the length
     # of a round: the largest must start first.
     parts = sorted((np.sort(part).astype(np.int64) for part in parts), key=len, reverse=True)
@@ -159,6 +164,16 @@ def _apportion(sizes: Indices, total: int, rng: np.random.Generator) -> Indices:
     assert shares.sum() == total
     assert (shares <= sizes).all()
     return shares
+
+
+def _thin(part: Indices, labels: Indices, most: int, rng: np.random.Generator) -> Indices:
+    """At most so many of a client's samples, at random, with the classes in the same proportions."""
+    if len(part) <= most:
+        return part
+    shuffled = rng.permutation(part)
+    held = [shuffled[labels[shuffled] == c] for c in np.unique(labels[part])]
+    kept = _apportion(np.array([len(samples) for samples in held]), most, rng)
+    return np.concatenate([samples[:n] for samples, n in zip(held, kept, strict=True)])
 
 
 def _iid(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:

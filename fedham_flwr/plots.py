@@ -49,7 +49,7 @@ def learning_curves(rows: Sequence[Row], path: Path, strategy: str = "", dataset
     table = _accuracies(rows)
     if not table:
         return None
-    figure, axes = _figure((10.0, 5.6))
+    figure, axes = new_figure((10.0, 5.6))
     for series in _ordered(table):
         _draw_curve(axes, series, table[series])
     axes.set_xlabel("round")
@@ -60,7 +60,7 @@ def learning_curves(rows: Sequence[Row], path: Path, strategy: str = "", dataset
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
     note = "line: mean over clients; band: 10th to 90th percentile"
-    return _finish(figure, axes, path, _title(table, strategy, dataset), note)
+    return finish_figure(figure, axes, path, _title(table, strategy, dataset), note)
 
 
 def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "") -> Path | None:
@@ -84,7 +84,7 @@ def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: st
     table = {series: rounds[last] for series, rounds in measured.items() if last in rounds}
     clients = _sorted_clients(table)
     lying = _VERTICAL < len(clients) <= _LABELLED
-    figure, axes = _figure((10.0, 2.2 + 0.22 * len(clients)) if lying else (10.0, 5.6))
+    figure, axes = new_figure((10.0, 2.2 + 0.22 * len(clients)) if lying else (10.0, 5.6))
     if len(clients) > _LABELLED:
         _draw_sorted(axes, table, clients)
         note = "each series sorted by itself; level line and number: mean over clients"
@@ -92,7 +92,7 @@ def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: st
         _draw_bars(axes, table, clients, lying)
         note = "dashed line and number: mean over clients"
     title = _title({key: {last: values} for key, values in table.items()}, strategy, dataset)
-    return _finish(figure, axes, path, f"{title}, round {last}", note)
+    return finish_figure(figure, axes, path, f"{title}, round {last}", note)
 
 
 def _accuracies(rows: Iterable[Row]) -> dict[Series, dict[int, dict[str, float]]]:
@@ -121,8 +121,12 @@ def _title(table: Mapping[Series, Mapping[int, Mapping[str, float]]], strategy: 
     return ", ".join(part for part in (name, count) if part)
 
 
-def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
-    """An empty figure of its own (no pyplot, which keeps global state), 100 pixels per unit of `size`."""
+def new_figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+    """An empty figure of its own (no pyplot, which keeps global state) with axes.
+
+    Args:
+        size: width and height, in units of 100 pixels.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -135,19 +139,38 @@ def _figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
     return figure, axes
 
 
-def _finish(figure: "Figure", axes: "Axes", path: Path, title: str, note: str) -> Path:
-    """Add title and legend, both outside the data where they hide nothing, and write the file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+def finish_figure(figure: "Figure", axes: "Axes", path: Path, title: str, note: str) -> Path:
+    """Add title and legend, both outside the data where they hide nothing, and write the file.
 
+    Args:
+        figure: to be written.
+        axes: its only ones.
+        path: the PNG.
+        title: above.
+        note: the title of the legend, below.
+    """
     axes.xaxis.label.set_fontsize(11)
     axes.yaxis.label.set_fontsize(11)
-    # Names from outside may hold a dollar sign, which would start a formula.
-    figure.suptitle(title, fontsize=13, x=0.02, ha="left", parse_math=False)
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(
         handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10.5, title=note
     )
     legend.get_title().set(fontsize=9.5, color="#555555")
+    return write_figure(figure, path, title)
+
+
+def write_figure(figure: "Figure", path: Path, title: str) -> Path:
+    """Add a title and write the PNG.
+
+    Args:
+        figure: to be written.
+        path: the PNG.
+        title: above, to the left.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # Names from outside may hold a dollar sign, which would start a formula.
+    figure.suptitle(title, fontsize=13, x=0.02, ha="left", parse_math=False)
     FigureCanvasAgg(figure).print_png(path)
     return path
 

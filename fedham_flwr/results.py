@@ -76,6 +76,7 @@ class RoundRecord:
     seconds: Mapping[str, float]  # of each part of the exchange
     bytes_up: int  # from the clients
     bytes_down: int  # to the clients
+    restored: tuple[str, ...] = ()  # clients that had lost their state, and were sent everything
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class RunDirectory:
             (path / "metrics").mkdir()
             (path / "model").mkdir()
             (path / "config.toml").write_text(_toml(settings), encoding="utf-8")
-            environment = _environment(str(settings.get("device", "auto")), now)
+            environment = environment_facts(str(settings.get("device", "auto")), now)
             (path / "environment.json").write_text(_json(environment, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(
@@ -128,7 +129,7 @@ class RunDirectory:
             import pyarrow.parquet as pq
 
             check_rows(rows, record.round)
-            with _replacing(self.path / "metrics" / f"round-{record.round:05d}-{record.kind}.parquet") as part:
+            with replacing(self.path / "metrics" / f"round-{record.round:05d}-{record.kind}.parquet") as part:
                 pq.write_table(_table(rows), part)
         line = {name.replace("_", "-"): value for name, value in vars(record).items()}
         line["failures"] = [failure._asdict() for failure in record.failures]
@@ -138,7 +139,7 @@ class RunDirectory:
 
     def write_clients(self, clients: Sequence[Mapping[str, object]]) -> None:
         """Write `clients.json`: who took part, and how many samples each has in each split and class."""
-        with _replacing(self.path / "clients.json") as part:
+        with replacing(self.path / "clients.json") as part:
             part.write_text(_json(clients, indent=2) + "\n", encoding="utf-8")
 
     def save_state(self, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
@@ -153,7 +154,7 @@ class RunDirectory:
     def finish(self, summary: Mapping[str, object]) -> Path:
         """Write `summary.json`, with null for numbers that are not finite, and return its path."""
         path = self.path / "summary.json"
-        with _replacing(path) as part:
+        with replacing(path) as part:
             part.write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
         return path
 
@@ -183,7 +184,7 @@ def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Ma
     plain = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
-    with _replacing(path) as part:
+    with replacing(path) as part:
         save_file(plain, part, dict(metadata))
     return path
 
@@ -249,7 +250,7 @@ def _new_directory(parent: Path, name: str) -> Path:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; it becomes `path` when the block ends well and is removed when not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -288,7 +289,7 @@ def _finite(value: object) -> object:
     return value
 
 
-def _environment(device: str, start: datetime) -> dict[str, object]:
+def environment_facts(device: str, start: datetime) -> dict[str, object]:
     """The facts that a reader needs to judge or repeat the run; what is not known is absent."""
     cuda = device != "cpu" and torch.cuda.is_available()
     packages = {name: _version(name) for name in ("flwr", "ray", "torch", "numpy")}

@@ -15,6 +15,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedham_flwr import models, parameters, report, wire
 from fedham_flwr.config import Settings, Value, defaults, flatten, parse
 from fedham_flwr.errors import UserError
+from fedham_flwr.mixing import MixingWeights, latest, read_weights, write_weights
+from fedham_flwr.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.parameters import Manifest
 from fedham_flwr.plots import client_bars, learning_curves
 from fedham_flwr.results import RoundRecord, Row, RunDirectory, read_rows, to_rows
@@ -162,8 +164,10 @@ class Journal:
         """End the display."""
         self._stack.close()
 
-    def record(self, record: RoundRecord, rows: Sequence[Row]) -> None:
+    def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
         """Write and show the results of one exchange."""
+        if weights is not None:
+            write_weights(self.directory.path, record.round, record.kind, weights)
         self.directory.write_round(record, rows)
         self._failures += len(record.failures)
         total = self._bytes.setdefault(record.kind, {"up": 0, "down": 0})
@@ -192,12 +196,17 @@ class Journal:
             self.directory.save_state(state, {"strategy": self.settings.strategy, "model": self._model})
             summary["digest"] = digest(state, rows)
         self.directory.finish(summary)
-        learning_curves(
-            rows, self.directory.path / "learning-curves.png", self.settings.strategy, self.settings.dataset
-        )
-        client_bars(rows, self.directory.path / "clients.png", self.settings.strategy, self.settings.dataset)
+        self._draw(rows)
         report.final_table({"final": final(rows), "selected": selected(rows, self._validated)})
         report.last_line(self.directory.path)
+
+    def _draw(self, rows: Sequence[Row]) -> None:
+        path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
+        learning_curves(rows, path / "learning-curves.png", *what)
+        client_bars(rows, path / "clients.png", *what)
+        if weights := read_weights(path):
+            heat_maps(latest(weights), path / "mixing-weights.png", *what)
+            self_weight_curves(weights, path / "self-weights.png", *what)
 
     def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
         now = time.perf_counter()

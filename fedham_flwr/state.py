@@ -27,6 +27,10 @@ class StateNotFoundError(UserError):
     """The client has no personal state."""
 
 
+class StateLostError(UserError):
+    """The client has no personal state though it should, and the server has what it needs to go on."""
+
+
 class ClientState:
     """The personal tensors of one client in one run.
 

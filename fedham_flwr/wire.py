@@ -28,7 +28,7 @@ class Download:
 
     Attributes:
         round: number of the round, from 1; the closing evaluation has the number after the last round.
-        params: the shared tensors the client starts from.
+        params: the shared tensors the client starts from; without those that it starts from its own of.
         shape: (channels, height, width) of one sample, the same for every client.
         classes: number of classes, the same for every client.
         has_trained: the server has merged an upload of this client, so its personal state must be there.
@@ -93,11 +93,13 @@ class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a 
     Args:
         error: a sentence.
         simulated: the client is one of a simulation, whose clients all read the same settings.
+        lost: it lost what it kept, and could go on if the server sent it everything.
     """
 
-    def __init__(self, error: str, simulated: bool = False) -> None:
+    def __init__(self, error: str, simulated: bool = False, lost: bool = False) -> None:
         super().__init__(error)
         self.simulated = simulated
+        self.lost = lost
 
 
 def arrays(params: Mapping[str, torch.Tensor]) -> dict[str, Array]:
@@ -255,18 +257,24 @@ def read_profile(content: RecordDict) -> Profile:
     return profile
 
 
-def write_failure(error: str, simulated: bool) -> RecordDict:
+def write_failure(error: str, simulated: bool, lost: bool = False) -> RecordDict:
     """A client's reply when it could not do what it was asked: a sentence, and nothing that could be merged.
 
     Args:
         error: what went wrong.
         simulated: the client is one of a simulation.
+        lost: it lost what it kept and needs everything.
     """
-    return RecordDict({FAILURE: ConfigRecord({"error": error, "simulated": simulated})})
+    return RecordDict({FAILURE: ConfigRecord({"error": error, "simulated": simulated, "lost": lost})})
+
+
+def says_lost(content: RecordDict) -> bool:
+    """Whether a client's reply is that it lost what it kept and needs everything."""
+    return FAILURE in content.config_records and bool(content.config_records[FAILURE].get("lost", False))
 
 
 def _failure(given: ConfigRecord) -> ClientFailure:
-    return ClientFailure(str(given["error"]), bool(given["simulated"]))
+    return ClientFailure(str(given["error"]), bool(given["simulated"]), bool(given.get("lost", False)))
 
 
 def _int(value: object) -> int:

@@ -5,10 +5,12 @@ from strategies.fedavg import FedAvgStrategy
 from strategies.fedper import FedPerStrategy
 from strategies.fedprox import FedProxStrategy
 from strategies.local import LocalStrategy
+from strategies.pfedla import PFedLAStrategy
 
 STRATEGIES: dict[str, type[RoundStrategy]] = {
     "local": LocalStrategy,
     "fedavg": FedAvgStrategy,
     "fedprox": FedProxStrategy,
     "fedper": FedPerStrategy,
+    "pfedla": PFedLAStrategy,
 }

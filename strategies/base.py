@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
@@ -21,14 +22,15 @@ from flwr.serverapp.strategy import Strategy
 from fedham_flwr import wire
 from fedham_flwr.config import Settings
 from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Manifest, Params, num_bytes
+from fedham_flwr.mixing import MixingWeights
+from fedham_flwr.parameters import LayerGroup, Manifest, Params, num_bytes
 from fedham_flwr.results import Failure, RoundRecord, Row
 from fedham_flwr.roster import Roster, cohort, first_line, order, read_reply
 
 log = logging.getLogger("fedham_flwr")
 
-Recorder = Callable[[RoundRecord, Sequence[Row]], None]
-"""Called after every exchange with the clients, with what it brought."""
+Recorder = Callable[[RoundRecord, Sequence[Row], MixingWeights | None], None]
+"""Called after every exchange with the clients, with what it brought and how the clients' models had been mixed."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,11 @@ class Exchange(NamedTuple):
     """The messages of one exchange on their way: when they were made, for whom, and how many bytes."""
 
     kind: str
+    round: int
     began: float
     clients: tuple[str, ...]
     bytes_down: int
+    restored: tuple[str, ...] = ()  # those that had lost their state and were asked again
 
 
 class RoundStrategy(Strategy):
@@ -65,6 +69,10 @@ class RoundStrategy(Strategy):
         task: what the clients are told.
         roster: the clients; found by a query when it is empty.
         recorder: what to do with the results of an exchange.
+
+    Attributes:
+        shared_names: tensors that clients send after training; all others are personal.
+        stateless: clients that said that they had lost their state, and have not trained since.
     """
 
     def __init__(
@@ -80,11 +88,12 @@ class RoundStrategy(Strategy):
         self.manifest = manifest
         self.task = task
         self.roster = roster or Roster()
-        personal = set(self.personal_groups())
-        self.shared_names = manifest.names(g for g in manifest.group_names if g not in personal)
-        self._recorder = recorder or (lambda _record, _rows: None)
+        personal = set(self.personal_tensors())
+        self.shared_names = tuple(name for name in manifest.names() if name not in personal)
+        self.stateless: set[str] = set()
+        self._recorder = recorder or (lambda _record, _rows, _weights: None)
         self._trained: set[str] = set()
-        self._exchange = Exchange("", 0.0, (), 0)
+        self._exchange = Exchange("", 0, 0.0, (), 0)
         self.begin({name: initial[name] for name in self.shared_names})
 
     # ---- what a method says --------------------------------------------------------------------------------------
@@ -93,17 +102,30 @@ class RoundStrategy(Strategy):
     def personal_groups(self) -> Sequence[str]:
         """Names of the layer groups that stay with the client."""
 
+    def personal_tensors(self) -> Sequence[str]:
+        """Names of the tensors that stay with the client; by default those of the personal groups."""
+        return self.manifest.names(self.personal_groups())
+
     @abstractmethod
     def begin(self, shared: Params) -> None:
         """Set the server's state before the first round.
 
         Args:
-            shared: the first tensors of the shared groups.
+            shared: the first tensors of the shared names.
+        """
+
+    def enrol(self, clients: Sequence[str]) -> None:
+        """Take note of who is there, before each round: new clients may have come. Nothing by default.
+
+        Args:
+            clients: all ids, in order.
         """
 
     @abstractmethod
     def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
         """The shared tensors that each client starts the round from. Asked for evaluations too: it changes nothing.
+
+        Tensors may be left out if the method's client half then takes its own.
 
         Args:
             round_number: the round, from 1.
@@ -118,6 +140,10 @@ class RoundStrategy(Strategy):
             round_number: the round.
             uploads: client id -> its checked reply, in the order of ids; at least one.
         """
+
+    def mixing_weights(self, round_number: int, clients: Sequence[str]) -> MixingWeights | None:
+        """How the models that `plan` gives are mixed from those of all clients; None for a method without a mixture."""
+        return None
 
     @abstractmethod
     def state_dict(self) -> Params:
@@ -140,15 +166,34 @@ class RoundStrategy(Strategy):
         """
         nothing, settings = ArrayRecord(), self.settings
         for number in range(1, settings.num_server_rounds + 1):
-            messages = self.configure_train(number, nothing, ConfigRecord(), grid)
-            self.aggregate_train(number, grid.send_and_receive(messages, timeout=settings.round_timeout))
+            self._learn(number, self._ask(grid, self.configure_train(number, nothing, ConfigRecord(), grid)))
             if number % settings.evaluate_every == 0:
                 self._evaluate(grid, number)
         self._evaluate(grid, settings.num_server_rounds + 1)
 
     def _evaluate(self, grid: Grid, number: int) -> None:
         if messages := list(self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)):
-            self.aggregate_evaluate(number, grid.send_and_receive(messages, timeout=self.settings.round_timeout))
+            self.aggregate_evaluate(number, self._ask(grid, messages))
+
+    def _ask(self, grid: Grid, messages: Iterable[Message]) -> list[Message]:
+        """Send the messages of the exchange and wait; a client that lost its state gets everything and a second try."""
+        timeout = self.settings.round_timeout
+        replies = list(grid.send_and_receive(messages, timeout=timeout))
+        lost = {client: reply for reply in replies if (client := self._lost(reply))}
+        if not lost:
+            return replies
+        log.warning("without their state, and sent everything: clients %s", ", ".join(order(lost)))
+        exchange, self.stateless = self._exchange, self.stateless | lost.keys()
+        again, down = self._write(exchange.kind, exchange.round, order(lost))
+        self._exchange = exchange._replace(bytes_down=exchange.bytes_down + down, restored=order(lost))
+        good = [reply for reply in replies if reply not in lost.values()]
+        return good + list(grid.send_and_receive(again, timeout=timeout))
+
+    def _lost(self, reply: Message) -> str:
+        """The client that a reply is from, if it says that its state is lost; else empty."""
+        if reply.has_error() or not wire.says_lost(reply.content):
+            return ""
+        return next((c for c in self._exchange.clients if self.roster.nodes.get(c) == reply.metadata.src_node_id), "")
 
     # ---- Flower's Strategy ---------------------------------------------------------------------------------------
 
@@ -177,10 +222,14 @@ class RoundStrategy(Strategy):
         Raises:
             UserError: fewer good replies than `min-replies`.
         """
+        self._learn(server_round, replies)
+        return wire.tensors_record(self.state_dict()), None
+
+    def _learn(self, server_round: int, replies: Iterable[Message]) -> None:
         uploads = self._receive(server_round, replies, self.shared_names)
         self.merge(server_round, uploads)
         self._trained |= uploads.keys()
-        return wire.tensors_record(self.state_dict()), None
+        self.stateless -= uploads.keys()
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -206,12 +255,11 @@ class RoundStrategy(Strategy):
 
     def describe(self) -> str:
         """What is shared and what is personal, in layer groups and scalars: one sentence."""
-        personal = set(self.personal_groups())
-        shared = [group for group in self.manifest.group_names if group not in personal]
-        parts = []
-        for what, groups in (("shared", shared), ("personal", self.personal_groups())):
-            count = f" ({self.manifest.count(groups):,} scalars)" if groups else ""
-            parts.append(f"{what}: {', '.join(groups) or 'nothing'}{count}")
+        parts, shared = [], set(self.shared_names)
+        for what, chosen in (("shared", shared), ("personal", set(self.manifest.names()) - shared)):
+            groups = [_part(group, chosen) for group in self.manifest.groups if chosen & set(group.names)]
+            scalars = sum(torch.Size(self.manifest.shapes[name]).numel() for name in chosen)
+            parts.append(f"{what}: {', '.join(groups) or 'nothing'}" + (f" ({scalars:,} scalars)" if scalars else ""))
         return f"{self.settings.strategy}  {'; '.join(parts)}"
 
     # ---- messages and the error policy -----------------------------------------------------------------------------
@@ -222,10 +270,20 @@ class RoundStrategy(Strategy):
             roster.refresh(grid, settings.round_timeout)
         else:
             roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
-        return order(roster.nodes)
+        everyone = order(roster.nodes)
+        self.enrol(everyone)
+        return everyone
 
     def _messages(self, kind: str, number: int, clients: tuple[str, ...]) -> list[Message]:
-        began, down, messages = time.perf_counter(), 0, []
+        """The messages of a new exchange."""
+        began = time.perf_counter()
+        messages, down = self._write(kind, number, clients)
+        self._exchange = Exchange(kind, number, began, clients, down)
+        return messages
+
+    def _write(self, kind: str, number: int, clients: tuple[str, ...]) -> tuple[list[Message], int]:
+        """A message for each client, and the bytes of their tensors."""
+        down, messages = 0, []
         closing = number > self.settings.num_server_rounds
         plan = self.plan(number, clients)
         serialised = {key: wire.arrays(params) for key, params in {id(p): p for p in plan.values()}.items()}
@@ -242,12 +300,11 @@ class RoundStrategy(Strategy):
             down += num_bytes(params)
             content = wire.write_download(download, serialised[id(params)])
             messages.append(Message(content, self.roster.nodes[client], kind, group_id=str(number)))
-        self._exchange = Exchange(kind, began, clients, down)
-        return messages
+        return messages, down
 
     def _receive(self, number: int, replies: Iterable[Message], names: Sequence[str]) -> dict[str, wire.Upload]:
         arrived = time.perf_counter()
-        kind, began, clients, down = self._exchange
+        kind, _, began, clients, down, restored = self._exchange
         asked = {self.roster.nodes[client]: client for client in clients if client in self.roster.nodes}
         good: dict[str, wire.Upload] = {}
         failures: dict[str, str] = {}
@@ -275,8 +332,10 @@ class RoundStrategy(Strategy):
             seconds=_seconds(began, arrived, uploads.values()),
             bytes_up=sum(num_bytes(upload.params) for upload in uploads.values()),
             bytes_down=down,
+            restored=restored,
         )
-        self._recorder(record, [row for upload in uploads.values() for row in upload.rows])
+        rows = [row for upload in uploads.values() for row in upload.rows]
+        self._recorder(record, rows, self.mixing_weights(number, clients))
         self._enough(number, kind, len(uploads), record.failures)
         return uploads
 
@@ -299,6 +358,13 @@ class RoundStrategy(Strategy):
                 f"wanted (min-replies={self.settings.min_replies}); the first error is client {failures[0].client}'s: "
                 f"{failures[0].error}"
             )
+
+
+def _part(group: LayerGroup, chosen: set[str]) -> str:
+    """A layer group's name, and what of it is meant if it is not all of it."""
+    if chosen >= set(group.names):
+        return group.name
+    return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"
 
 
 def _seconds(began: float, arrived: float, uploads: Iterable[wire.Upload]) -> dict[str, float]:

@@ -126,7 +126,7 @@ def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.Monk
         **given: Value,
     ) -> Outcome:
         chosen = settings(**given)
-        for name in () if pictures else ("learning_curves", "client_bars"):
+        for name in () if pictures else ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
             monkeypatch.setattr(server_app, name, lambda *_: None)
         nodes = grid(client_app(chosen), clients)
         before = set(Path(str(chosen["results-dir"])).glob("*/*"))

@@ -24,9 +24,9 @@ FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py")
 FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "errors", "parameters", "seeding"},
-    {"partitions", "sources", "models", "algorithms", "training", "data"},
+    {"partitions", "sources", "models", "algorithms", "training", "data", "bank", "hypernetworks"},
     {"config"},
-    {"wire", "roster", "state", "results", "scores", "report", "plots"},
+    {"wire", "roster", "state", "results", "scores", "report", "plots", "mixing", "mixing_plots"},
     {"strategies", "clients"},
     {"server_app", "client_app", "in_process", "simulation"},
     {"run_simulation"},

@@ -309,3 +309,35 @@ def test_a_client_of_one_sample_is_named() -> None:
 def test_fractions_that_leave_nothing(validation: float, test: float) -> None:
     with pytest.raises(UserError, match=rf"validation-fraction is {validation} and test-fraction {test}, but"):
         split(np.arange(8), make_labels(8), Fractions(validation, test), rng())
+
+
+# ---- fewer samples for each client -----------------------------------------------------------------------------------
+
+
+@given(
+    most=st.integers(2, 60), seed=st.integers(0, 99), partitioner=st.sampled_from(["pathological", "noniid-1", "iid"])
+)
+def test_a_client_keeps_at_most_so_many_with_its_classes_in_proportion(most: int, seed: int, partitioner: str) -> None:
+    labels = make_labels(60, 70, 80, 90, 100)
+    how = Partitioning(partitioner, seed=seed)
+    whole = partition(how, labels, 6)
+    thinned = partition(dataclasses.replace(how, samples_per_client=most), labels, 6)
+    check_basics(thinned, len(labels), 6)
+    by_size = sorted(len(part) for part in whole)
+    assert sorted(len(part) for part in thinned) == [min(size, most) for size in by_size]
+    for part in thinned:
+        (origin,) = [other for other in whole if set(part) <= set(other)]
+        had, has = (np.bincount(labels[p], minlength=5) for p in (origin, part))
+        assert (np.abs(has - had * len(part) / len(origin)) < 1).all()
+
+
+def test_equal_classes_stay_equal_when_a_client_keeps_fewer() -> None:
+    labels = make_labels(*[600] * 10)
+    counts = table(partition(Partitioning("noniid-1", classes_per_client=4, samples_per_client=60), labels, 10), labels)
+    assert sorted(map(sorted, counts.tolist())) == [[0] * 6 + [15] * 4] * 10
+
+
+def test_owners_keep_fewer_too() -> None:
+    owners = np.repeat([0, 1, 2], [50, 30, 10])
+    parts = partition(Partitioning("natural", samples_per_client=20), make_labels(45, 45), 3, owners)
+    assert [len(part) for part in parts] == [20, 20, 10]

@@ -192,6 +192,7 @@ def test_a_round_is_one_line_and_one_part(run):
         "seconds": {"exchange": 1.5},
         "bytes-up": 10,
         "bytes-down": 20,
+        "restored": [],
     }
     assert json.loads(lines[1])["seconds"] == {"exchange": None}
     assert [path.name for path in (run.path / "metrics").iterdir()] == ["round-00003-train.parquet"]
@@ -275,7 +276,7 @@ def test_a_crash_before_the_rename_leaves_the_old_part(run, monkeypatch):
 def test_a_half_written_part_is_not_read(run, monkeypatch):
     # what a killed process leaves, which could not remove its temporary file
     run.write_round(record(), [row("a", 0.5, round=3)])
-    with results._replacing(run.path / "metrics" / "round-00004-train.parquet") as part:
+    with results.replacing(run.path / "metrics" / "round-00004-train.parquet") as part:
         part.write_bytes(b"PAR1 half")
         assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
         part.unlink()

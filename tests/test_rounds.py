@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from faults import break_app, impersonate, strip, tampered, with_examples, with_tensors
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -24,10 +24,21 @@ from fedham_flwr.in_process import InProcessGrid
 from fedham_flwr.parameters import Manifest, read
 from fedham_flwr.training import Trainer
 from strategies import STRATEGIES
-from strategies.base import Task
+from strategies.base import RoundStrategy, Task
 
 Federate = Callable[..., Any]
 every_method = pytest.mark.parametrize("strategy", methods())
+DIGITS = Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0))
+
+
+def build_strategy(given: dict[str, Value]) -> RoundStrategy:
+    initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
+    return STRATEGIES[str(given["strategy"])](parse(given), DIGITS, initial, Task((1, 8, 8), 10))
+
+
+def shared_names(strategy: str) -> tuple[str, ...]:
+    """Tensors that the method's clients send, by its server half."""
+    return build_strategy({"strategy": strategy}).shared_names
 
 
 class Shuffled(InProcessGrid):
@@ -67,13 +78,12 @@ def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strat
 
 @every_method
 def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: str) -> None:
-    run = federate(strategy=strategy, grid=Shuffled)
-    shared = set(run.state)
+    run, shared = federate(strategy=strategy, grid=Shuffled), set(shared_names(strategy))
     messages = [m for m in run.grid.sent + run.grid.replies if m.metadata.message_type != "query"]
     assert len(messages) == 2 * (2 * 4 + 4)
     for message in messages:
         assert {name for record in message.content.array_records.values() for name in record} <= shared
-    everything = set(Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0)).names())
+    everything = set(DIGITS.names())
     kept = {name for c in run.grid.contexts.values() for record in c.state.array_records.values() for name in record}
     assert kept == everything - shared
 
@@ -104,7 +114,7 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     summary = run.summary
     what = {"strategy": strategy, "dataset": "digits", "model": "digits-cnn", "seed": 0}
     assert summary.items() >= (what | {"num-clients": 4, "num-rounds": 2, "failures": 0}).items()
-    payload = sum(t.numel() * 4 for t in run.state.values())
+    payload = sum(4 * torch.Size(DIGITS.shapes[name]).numel() for name in shared_names(strategy))
     assert summary["bytes"] == {
         "up": 2 * 4 * payload,
         "down": 3 * 4 * payload,
@@ -112,13 +122,14 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
         "evaluate": {"up": 0, "down": 4 * payload},
     }
     assert summary["seconds"].keys() == {"start-up", "per-round", "total"}
-    starts = "personal" if strategy in ("local", "fedper") else "global"
+    starts = "global" if strategy in ("fedavg", "fedprox") else "personal"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
-    assert sorted(file.name for file in run.path.iterdir()) == [
+    mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if strategy == "pfedla" else []
+    assert sorted(file.name for file in run.path.iterdir()) == sorted([
         "clients.json", "clients.png", "config.toml", "environment.json", "learning-curves.png", "metrics", "model",
-        "rounds.jsonl", "server.safetensors", "summary.json",
-    ]  # fmt: skip
+        "rounds.jsonl", "server.safetensors", "summary.json", *mixes,
+    ])  # fmt: skip
 
 
 def test_who_has_what_is_stored(federate: Federate) -> None:
@@ -266,26 +277,54 @@ def test_divergence_is_a_failure_with_advice_and_leaves_no_broken_state(federate
 
 def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict[str, Value]]) -> None:
     chosen = settings(strategy="fedavg")
-    parsed, model = parse(chosen), models.build("digits-cnn", (1, 8, 8), 10, 0)
-    manifest = Manifest.of(model)
-    initial = read(model, manifest.names())
-    strategy = STRATEGIES["fedavg"](parsed, manifest, initial, Task((1, 8, 8), 10))
+    strategy = build_strategy(chosen)
+    initial = dict(strategy.state_dict())
     result = strategy.start(InProcessGrid(make_client_app(chosen), 3), ArrayRecord(), num_rounds=1)
     trained = wire.tensors(result.arrays)
     assert trained.keys() == initial.keys()
     assert not torch.equal(trained["fc1.weight"], initial["fc1.weight"])
 
 
-def test_state_dict_and_load_state_dict_are_inverse(settings: Callable[..., dict[str, Value]]) -> None:
-    model = models.build("digits-cnn", (1, 8, 8), 10, 0)
-    manifest = Manifest.of(model)
-    for name, kind in STRATEGIES.items():
-        strategy = kind(parse(settings(strategy=name)), manifest, read(model, manifest.names()), Task((1, 8, 8), 10))
-        state = {key: tensor + 1 for key, tensor in strategy.state_dict().items()}
-        strategy.load_state_dict(state)
-        assert all(torch.equal(tensor, state[key]) for key, tensor in strategy.state_dict().items())
-        with pytest.raises(ValueError, match="not wanted"):
-            strategy.load_state_dict({**state, "x": torch.zeros(1)})
+@every_method
+def test_half_a_run_and_the_rest_from_its_state_are_the_whole_run(
+    settings: Callable[..., dict[str, Value]], strategy: str
+) -> None:
+    """The server is made anew after round 2 and knows its state_dict only; the clients keep what they keep."""
+    chosen = settings(strategy=strategy)
+    states = []
+    for stops in ((4,), (2, 4)):
+        grid, first, state = InProcessGrid(make_client_app(chosen), 4), 1, None
+        for stop in stops:
+            server = build_strategy(chosen)
+            if state is not None:
+                server.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
+            for number in range(first, stop + 1):
+                messages = server.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
+                server.aggregate_train(number, grid.send_and_receive(messages))
+            first, state = stop + 1, server.state_dict()
+        states.append((state, [c.state for c in grid.contexts.values()]))
+    (whole, clients), (halves, again) = states
+    assert whole.keys() == halves.keys()
+    assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
+    for one, other in zip(clients, again, strict=True):
+        for name, record in one.array_records.items():
+            tensors = wire.tensors(other.array_records[name])
+            assert all(torch.equal(tensor, tensors[key]) for key, tensor in wire.tensors(record).items())
+
+
+@every_method
+def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str, Value]], strategy: str) -> None:
+    server = build_strategy(settings(strategy=strategy))
+    server.enrol(("0", "1", "2"))
+    state = server.state_dict()
+    server.load_state_dict(dict(state))
+    with pytest.raises(ValueError, match="wanted"):
+        server.load_state_dict({**state, "x": torch.zeros(1)})
+    for name in state:
+        with pytest.raises(ValueError, match=r"wanted|missing"):
+            server.load_state_dict({**state, name: torch.zeros(3, 1, 7)})
+        with pytest.raises(ValueError, match="missing"):
+            server.load_state_dict({key: tensor for key, tensor in state.items() if key != name})
 
 
 def test_a_results_directory_that_cannot_be_written_stops_before_anything_else(

@@ -1,0 +1,213 @@
+"""The server's step of pFedLA beside the plain matrix products that it cannot do without: time and memory.
+
+    python benchmarks/server_step.py --card server-step.md
+    python benchmarks/server_step.py --clients 20 100 --repeats 3
+    python benchmarks/server_step.py --clients 100 --top-k 0 10     # also with the 10 largest weights only
+
+A step is everything the server computes in a round of N clients that all take part, with the model `cnn`: the mixing
+weights, the mixed models, the inner products of what training changed with every model, the hypernetworks' update, and
+the new models' way into the bank. Messages are no part of it. `--limit` is a program whose function `w2` does the two
+matrix products over the bank and the update of the hypernetworks on preallocated arrays, and nothing else. Both run
+in this process, taking turns; each pair gives one ratio.
+
+Memory is what the process takes at its highest during a step beyond what it took before the bank was made, as a
+multiple of the bank and the uploads of the cohort.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from common import ROOT, machine, publish, table
+
+LIMIT = ROOT.parent / "shared" / "bench" / "limit.py"
+SHAPE, CLASSES = (3, 32, 32), 10
+
+
+# ---- one number of clients, in a process of its own ------------------------------------------------------------------
+
+
+def measure(clients: int, top_k: int, repeats: int, limit: ModuleType | None) -> dict[str, Any]:
+    """Seconds of each of our steps and of the limit's, taking turns, and the memory of a step."""
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    memory = step_memory(clients, top_k)
+    strategy = build(clients, top_k)
+    ours, limits = [], []
+    uploads = random_uploads(clients, strategy)
+    for turn in range(repeats + 1):
+        plan, merge = step(strategy, uploads, turn + 2)
+        theirs = [seconds[0] for seconds in limit.w2(clients, 1)] if limit else None
+        if turn:  # the first warms up
+            ours.append((plan, merge))
+            limits += [sum(theirs)] if theirs else []
+    return {"clients": clients, "top-k": top_k, "ours": ours, "limit": limits, **memory}
+
+
+def step_memory(clients: int, top_k: int) -> dict[str, float]:
+    """MiB of the bank, of the uploads, and of the highest point of a step above what was there before the bank."""
+    before = resident("VmRSS")
+    strategy = build(clients, top_k)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the highest point so far
+    starts = strategy.plan(1, strategy.roster_names)
+    del starts
+    uploads = random_uploads(clients, strategy)
+    strategy.merge(1, uploads)
+    size = sum(t.nbytes for t in uploads["0"].params.values()) * clients / 2**20
+    return {"bank": size, "uploads": size, "peak": resident("VmHWM") - before}
+
+
+def resident(what: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at the highest."""
+    text = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{what}:")) / 1024
+
+
+def build(clients: int, top_k: int) -> Any:
+    """The server half of pFedLA with all clients enrolled, as after some rounds: no two weights are equal."""
+    import torch
+
+    from fedham_flwr import models
+    from fedham_flwr.config import parse
+    from fedham_flwr.parameters import Manifest, read
+    from strategies.base import Task
+    from strategies.pfedla import PFedLAStrategy
+
+    network = models.build("cnn", SHAPE, CLASSES, 0)
+    manifest = Manifest.of(network)
+    settings = parse({"strategy": "pfedla", "device": "cpu", "pfedla.top-k-peers": top_k})
+    strategy = PFedLAStrategy(settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
+    names = tuple(map(str, range(clients)))
+    strategy.enrol(names)
+    draw = torch.Generator().manual_seed(0)
+    for tensor in (strategy.state_dict()["hypernetworks/heads.bias"],):
+        tensor.copy_(torch.randn(tensor.shape, generator=draw))
+    strategy.roster_names = names  # type: ignore[attr-defined]
+    return strategy
+
+
+def random_uploads(clients: int, strategy: Any) -> dict[str, Any]:
+    """A trained model of every client, each tensor in memory of its own, as they come off the wire."""
+    import torch
+
+    from fedham_flwr.wire import Upload
+
+    draw, shapes = torch.Generator().manual_seed(1), strategy.manifest.shapes
+    return {
+        str(i): Upload(str(i), {n: torch.empty(shapes[n]).normal_(0, 0.05, generator=draw) for n in shapes}, 1, ())
+        for i in range(clients)
+    }
+
+
+def step(strategy: Any, uploads: dict[str, Any], number: int) -> tuple[float, float]:
+    """Seconds of the server's work before the clients train, and after it."""
+    began = time.perf_counter()
+    starts = strategy.plan(number, strategy.roster_names)
+    sent = time.perf_counter()
+    del starts
+    back = time.perf_counter()
+    strategy.merge(number, uploads)
+    return sent - began, time.perf_counter() - back
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+def load(program: Path) -> ModuleType | None:
+    """The limit program as a module; None if it is not there."""
+    if not program.is_file():
+        return None
+    spec = importlib.util.spec_from_file_location("limit", program)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(found: dict[str, Any]) -> list[str]:
+    """A line of the table."""
+    totals = [plan + merge for plan, merge in found["ours"]]
+    before = statistics.median(plan for plan, _ in found["ours"]) / statistics.median(totals)
+    ratio = "-"
+    if found["limit"]:
+        ratios = sorted(ours / limit for ours, limit in zip(totals, found["limit"], strict=True))
+        ratio = f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
+    memory = found["peak"] / (found["bank"] + found["uploads"])
+    kept = str(found["top-k"] or "all")
+    return [str(found["clients"]), kept, ratio, f"{before:.0%}", f"{memory:.2f}", f"{found['bank']:.0f}"]
+
+
+def card(results: Sequence[dict[str, Any]], repeats: int, facts: str) -> str:
+    """The result as Markdown."""
+    head = ("clients", "weights kept", "time / matrix products", "before training", "peak memory", "bank, MiB")
+    return "\n".join(
+        [
+            "# The server's step of pFedLA",
+            "",
+            f"Model cnn (878,538 parameters), every client in the cohort; median of {repeats} pairs [lowest, highest].",
+            facts,
+            "",
+            table(head, [row(found) for found in results]),
+            "",
+            "Time: weights, mixing, inner products, update and bank, as a multiple of the two matrix products over",
+            "the bank and the hypernetworks' update in a program that does nothing else, keeps the mixed models from",
+            "one to the other, and always takes all weights. Before training: the share of the step that comes before",
+            "the clients train.",
+            "Peak memory: of a step, as a multiple of the bank and the cohort's uploads.",
+        ]
+    )
+
+
+def main() -> None:
+    """Measure every number of clients and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
+    parser.add_argument("--top-k", type=int, nargs="+", default=[0, 10], help="weights kept; 0: all")
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of steps (default %(default)s)")
+    parser.add_argument("--limit", type=Path, default=LIMIT, help="the program to compare with")
+    parser.add_argument("--card", type=Path, help="a file for the result")
+    parser.add_argument("--one", help=argparse.SUPPRESS)  # a case as JSON, in a process of its own
+    given = parser.parse_args()
+    if given.one:
+        clients, top_k, repeats = json.loads(given.one)
+        print(json.dumps(measure(clients, top_k, repeats, load(given.limit))))
+        return
+    results = []
+    for clients in given.clients:
+        for top_k in given.top_k:
+            case = json.dumps([clients, top_k, given.repeats])
+            command = [sys.executable, __file__, "--one", case, "--limit", str(given.limit)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{clients} clients: ended with {done.returncode}\n{done.stderr[-3000:]}")
+            results.append(json.loads(done.stdout))
+            print(row(results[-1]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "environment.json").write_text(json.dumps(versions()))
+        publish(card(results, given.repeats, machine(Path(folder))), given.card)
+
+
+def versions() -> dict[str, object]:
+    """What the card says of the environment."""
+    from fedham_flwr.results import environment_facts
+
+    return environment_facts("cpu", datetime.now(UTC))
+
+
+if __name__ == "__main__":
+    main()

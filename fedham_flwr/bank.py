@@ -1,0 +1,225 @@
+"""The bank: the last model of every client, stacked, one preallocated array per layer group.
+
+Shape letters: N clients in the bank, n clients of a cohort, P scalars of a layer group. Two operations make up the
+server's work for any method that mixes models: `mix`, one matrix product over the bank per layer group, and
+`absorb`, which gives the inner products that the gradient of the mixing weights needs and puts the new models in
+place of the old ones. `absorb` goes through the bank once, in pieces that stay in the processor's cache, and makes
+the mixed models anew piece by piece: keeping them from the one to the other would take as much memory as the bank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.parameters import LayerGroup, Manifest, Params, all_finite
+
+COLUMNS = 4096
+"""Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
+SPARSE = 4
+"""Weights with at most one in so many that is not zero are multiplied as sparse matrices."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one tensor lies in the array of its layer group."""
+
+    name: str
+    start: int
+    size: int
+    shape: tuple[int, ...]
+    parameter: bool  # and not a buffer, which no gradient touches
+
+
+class Bank:
+    """Models of the clients that a run has seen, in the order in which they came.
+
+    Args:
+        manifest: the model's.
+        names: tensors to hold; those that stay with the clients are left out.
+        device: where the arrays are.
+
+    Attributes:
+        clients: ids, in the order of the rows.
+        arrays: layer group -> [N, P], parameters before buffers.
+    """
+
+    def __init__(self, manifest: Manifest, names: Sequence[str], device: torch.device) -> None:
+        held = set(names)
+        groups = [group for group in manifest.groups if held & set(group.names)]
+        self.clients: tuple[str, ...] = ()
+        self._blocks = {group.name: _blocks(group, held, manifest) for group in groups}
+        self._rows: dict[str, int] = {}
+        self.arrays = {
+            name: torch.empty(0, sum(block.size for block in blocks), dtype=manifest.dtypes[blocks[0].name]).to(device)
+            for name, blocks in self._blocks.items()
+        }
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the layer groups."""
+        return tuple(self.arrays)
+
+    def add(self, clients: Sequence[str], model: Mapping[str, Tensor]) -> None:
+        """Give each of the clients a row that holds this model; the rows there are do not change.
+
+        Args:
+            clients: ids that the bank does not have.
+            model: the tensors that the bank holds.
+        """
+        assert not self._rows.keys() & set(clients), "these clients have rows"
+        self.clients = (*self.clients, *clients)
+        self._rows = {client: row for row, client in enumerate(self.clients)}
+        for group, blocks in self._blocks.items():
+            old = self.arrays[group]
+            row = torch.cat([model[block.name].reshape(-1) for block in blocks]).to(old.device)
+            new = torch.empty(len(self.clients), old.shape[1], dtype=old.dtype, device=old.device)
+            new[: len(old)] = old
+            new[len(old) :] = row
+            self.arrays[group] = new
+
+    def rows(self, clients: Sequence[str]) -> Tensor:
+        """Numbers of the clients' rows: int64 [n]."""
+        return torch.tensor([self._rows[client] for client in clients], dtype=torch.int64)
+
+    def model(self, client: str) -> Params:
+        """A client's last model: live views of its row."""
+        row = self._rows[client]
+        return {name: t for group, array in self.arrays.items() for name, t in self.tensors(group, array[row]).items()}
+
+    def tensors(self, group: str, row: Tensor) -> Params:
+        """The tensors of a layer group as views of a row [P] of its array."""
+        blocks = self._blocks[group]
+        return {block.name: row[block.start : block.start + block.size].view(block.shape) for block in blocks}
+
+    def mix(self, group: str, weights: Tensor) -> Tensor:
+        """sum_j weights_ij w_j for the cohort's clients i: one matrix product.
+
+        Args:
+            group: a layer group.
+            weights: [n, N].
+
+        Returns:
+            [n, P].
+        """
+        array = self.arrays[group]
+        weights = weights.to(array)
+        if not _is_sparse(weights):
+            return weights @ array
+        sparse, mixed = _csr(weights), torch.empty(len(weights), array.shape[1], dtype=array.dtype, device=array.device)
+        for start in range(0, array.shape[1], COLUMNS):
+            piece = array[:, start : start + COLUMNS].contiguous()
+            mixed[:, start : start + COLUMNS] = torch.sparse.mm(sparse, piece)
+        return mixed
+
+    def absorb(
+        self, group: str, clients: Sequence[str], uploads: Sequence[Mapping[str, Tensor]], weights: Tensor
+    ) -> Tensor:
+        """Put the clients' new models in place of their old ones, and tell how the change lay to the old bank.
+
+        Args:
+            group: a layer group.
+            clients: ids of the n clients that trained.
+            uploads: their models after training.
+            weights: [m, N], the mixing weights that the first m of them started from; the others' start does not
+                depend on any.
+
+        Returns:
+            <before_i - after_i, w_j> over the group's parameters, for the first m clients i and every model j of the
+            bank as it was; where weights_ij is 0 it may be left at 0. Float64 [m, N].
+        """
+        array, rows = self.arrays[group], self.rows(clients)
+        scores = _Scores(weights.to(array))
+        for block in self._blocks[group]:
+            flat = [upload[block.name].reshape(-1) for upload in uploads]
+            for start in range(0, block.size, COLUMNS):
+                stop = min(start + COLUMNS, block.size)
+                after = torch.stack([tensor[start:stop] for tensor in flat]).to(array.device)
+                old = array[:, block.start + start : block.start + stop]
+                if block.parameter:
+                    scores.add(old, after)
+                old[rows] = after
+        return scores.total()
+
+    def state_dict(self) -> Params:
+        """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
+        ids = torch.tensor(list("\n".join(self.clients).encode()), dtype=torch.uint8)
+        return {"clients": ids, **{f"bank/{group}": array for group, array in self.arrays.items()}}
+
+    def check(self) -> None:
+        """Refuse a model that is not finite: every mixture that it is part of would not be either.
+
+        Raises:
+            ValueError: the first such model.
+        """
+        for group, array in self.arrays.items():
+            bad = [client for client, row in zip(self.clients, array, strict=True) if not all_finite(row)]
+            if bad:
+                raise ValueError(f"the model of client {bad[0]} in the bank holds NaN or infinity in {group}")
+
+
+def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The clients of a bank, from its state.
+
+    Raises:
+        ValueError: the state does not name them.
+    """
+    ids = state.get("clients")
+    if ids is None or ids.dtype != torch.uint8 or ids.dim() != 1:
+        raise ValueError(
+            "the state of a bank lacks its clients: wanted uint8 [bytes] named 'clients', which is missing"
+        )
+    return tuple(bytes(ids.tolist()).decode().split("\n")) if len(ids) else ()
+
+
+def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block]:
+    blocks, start = [], 0
+    for name in group.names:
+        if name in held:
+            size = torch.Size(manifest.shapes[name]).numel()
+            blocks.append(Block(name, start, size, manifest.shapes[name], name in group.parameters))
+            start += size
+    return blocks
+
+
+class _Scores:
+    """Sums <before - after, w_j> over pieces of the models. In float64, since the sum runs over millions of terms."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._sparse = _is_sparse(weights)
+        self._weights = _csr(weights) if self._sparse else weights
+        self._m = len(weights)
+        values = self._weights.values() if self._sparse else self._weights
+        self._sum = torch.zeros_like(values, dtype=torch.float64)
+
+    def add(self, old: Tensor, after: Tensor) -> None:
+        """Count a piece of the bank [N, p] and of the uploads [n, p]."""
+        if not self._m:
+            return
+        if not self._sparse:
+            change = (self._weights @ old).sub_(after[: self._m])
+            self._sum += change @ old.T
+            return
+        piece = old.contiguous()
+        change = torch.sparse.mm(self._weights, piece).sub_(after[: self._m])
+        self._sum += torch.sparse.sampled_addmm(self._weights, change, piece.T, beta=0.0).values()
+
+    def total(self) -> Tensor:
+        if not self._sparse:
+            return self._sum
+        w = self._weights
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), self._sum, w.shape).to_dense()
+
+
+def _is_sparse(weights: Tensor) -> bool:
+    return bool(weights.count_nonzero() * SPARSE <= weights.numel()) and weights.numel() > 0
+
+
+def _csr(weights: Tensor) -> Tensor:
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch calls its sparse matrices unfinished
+        return weights.to_sparse_csr()
