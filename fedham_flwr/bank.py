@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.parameters import LayerGroup, Manifest, Params, all_finite
+from fedham_flwr.threads import in_threads
 
 COLUMNS = 4096
 """Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
+LANES = 16
+"""Sums that the inner products of a layer group are added up in, so that as many threads can take part."""
 SPARSE = 4
 """Weights with at most one in so many that is not zero are multiplied as sparse matrices."""
 
@@ -107,13 +110,13 @@ class Bank:
             [n, P].
         """
         array = self.arrays[group]
-        weights = weights.to(array)
-        if not _is_sparse(weights):
-            return weights @ array
-        sparse, mixed = _csr(weights), torch.empty(len(weights), array.shape[1], dtype=array.dtype, device=array.device)
-        for start in range(0, array.shape[1], COLUMNS):
-            piece = array[:, start : start + COLUMNS].contiguous()
-            mixed[:, start : start + COLUMNS] = torch.sparse.mm(sparse, piece)
+        factor = _Factor(weights.to(array))
+        mixed = torch.empty(len(weights), array.shape[1], dtype=array.dtype, device=array.device)
+
+        def fill(piece: slice) -> None:
+            mixed[:, piece] = factor.times(array[:, piece])
+
+        in_threads(fill, _pieces(0, array.shape[1]))
         return mixed
 
     def absorb(
@@ -132,18 +135,22 @@ class Bank:
             <before_i - after_i, w_j> over the group's parameters, for the first m clients i and every model j of the
             bank as it was; where weights_ij is 0 it may be left at 0. Float64 [m, N].
         """
-        array, rows = self.arrays[group], self.rows(clients)
-        scores = _Scores(weights.to(array))
-        for block in self._blocks[group]:
-            flat = [upload[block.name].reshape(-1) for upload in uploads]
-            for start in range(0, block.size, COLUMNS):
-                stop = min(start + COLUMNS, block.size)
-                after = torch.stack([tensor[start:stop] for tensor in flat]).to(array.device)
-                old = array[:, block.start + start : block.start + stop]
-                if block.parameter:
-                    scores.add(old, after)
-                old[rows] = after
-        return scores.total()
+        array, rows, factor = self.arrays[group], self.rows(clients), _Factor(weights.to(self.arrays[group]))
+
+        def lane(number: int) -> Tensor:
+            """Every `LANES`th piece; in float64, since the sums run over millions of terms."""
+            scores = factor.empty_scores()
+            for block in self._blocks[group]:
+                flat = [upload[block.name].reshape(-1) for upload in uploads]
+                for piece in _pieces(number, block.size, LANES):
+                    after = torch.stack([tensor[piece] for tensor in flat]).to(array.device)
+                    old = array[:, block.start + piece.start : block.start + piece.stop]
+                    if block.parameter and len(weights):
+                        scores += factor.scores(old, after[: len(weights)])
+                    old[rows] = after
+            return scores
+
+        return factor.dense(torch.stack(in_threads(lane, range(LANES))).sum(0))
 
     def state_dict(self) -> Params:
         """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
@@ -186,40 +193,48 @@ def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block
     return blocks
 
 
-class _Scores:
-    """Sums <before - after, w_j> over pieces of the models. In float64, since the sum runs over millions of terms."""
+def _pieces(first: int, size: int, step: int = 1) -> list[slice]:
+    """Every `step`th piece of so many scalars, from the first given."""
+    return [slice(a, min(a + COLUMNS, size)) for a in range(first * COLUMNS, size, step * COLUMNS)]
+
+
+class _Factor:
+    """Mixing weights [m, N], as a sparse matrix if most of them are 0."""
 
     def __init__(self, weights: Tensor) -> None:
-        self._sparse = _is_sparse(weights)
-        self._weights = _csr(weights) if self._sparse else weights
-        self._m = len(weights)
+        self._sparse = weights.numel() > 0 and bool(weights.count_nonzero() * SPARSE <= weights.numel())
+        with _unfinished():
+            self._weights = weights.to_sparse_csr() if self._sparse else weights
+
+    def times(self, models: Tensor) -> Tensor:
+        """The mixtures [m, p] of pieces of models [N, p]."""
+        if self._sparse:
+            product: Tensor = torch.sparse.mm(self._weights, models.contiguous())
+            return product
+        return self._weights @ models
+
+    def scores(self, models: Tensor, after: Tensor) -> Tensor:
+        """<mixture_i - after_i, w_j> for pieces of models [N, p] and of uploads [m, p], where weight_ij is not 0."""
+        change = self.times(models).sub_(after)
+        if not self._sparse:
+            return change @ models.T
+        products: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
+        return products.values()
+
+    def empty_scores(self) -> Tensor:
+        """Zeros to add scores to, float64."""
         values = self._weights.values() if self._sparse else self._weights
-        self._sum = torch.zeros_like(values, dtype=torch.float64)
+        return torch.zeros_like(values, dtype=torch.float64)
 
-    def add(self, old: Tensor, after: Tensor) -> None:
-        """Count a piece of the bank [N, p] and of the uploads [n, p]."""
-        if not self._m:
-            return
+    def dense(self, scores: Tensor) -> Tensor:
+        """Sums of scores as [m, N]."""
         if not self._sparse:
-            change = (self._weights @ old).sub_(after[: self._m])
-            self._sum += change @ old.T
-            return
-        piece = old.contiguous()
-        change = torch.sparse.mm(self._weights, piece).sub_(after[: self._m])
-        self._sum += torch.sparse.sampled_addmm(self._weights, change, piece.T, beta=0.0).values()
-
-    def total(self) -> Tensor:
-        if not self._sparse:
-            return self._sum
+            return scores
         w = self._weights
-        with warnings.catch_warnings(action="ignore", category=UserWarning):
-            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), self._sum, w.shape).to_dense()
+        with _unfinished():
+            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
 
 
-def _is_sparse(weights: Tensor) -> bool:
-    return bool(weights.count_nonzero() * SPARSE <= weights.numel()) and weights.numel() > 0
-
-
-def _csr(weights: Tensor) -> Tensor:
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # torch calls its sparse matrices unfinished
-        return weights.to_sparse_csr()
+def _unfinished() -> warnings.catch_warnings[None]:
+    """Torch warns that its sparse matrices are."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
@@ -19,6 +17,8 @@ from flwr.common.serde import context_from_proto, context_to_proto, message_from
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+
+from fedham_flwr.threads import one_thread
 
 log = logging.getLogger("fedham_flwr")
 
@@ -123,14 +123,3 @@ def run_in_process(server_app: ServerApp, client_app: ClientApp, num_supernodes:
     context = Context(run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
     with one_thread():
         server_app(grid, context)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch in one thread, and as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.config import Value
-from fedham_flwr.in_process import InProcessGrid, one_thread
+from fedham_flwr.in_process import InProcessGrid
 from fedham_flwr.results import Row, read_rows, to_rows
+from fedham_flwr.threads import one_thread
 
 # The same examples in every run, and no clock: a slow minute of the machine is no failure.
 hypothesis_settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True)

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py"), *ROOT.glob("clients/*.py")])
 FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
-    {"fedham_flwr", "errors", "parameters", "seeding"},
+    {"fedham_flwr", "errors", "parameters", "seeding", "threads"},
     {"partitions", "sources", "models", "algorithms", "training", "data", "bank", "hypernetworks"},
     {"config"},
     {"wire", "roster", "state", "results", "scores", "report", "plots", "mixing", "mixing_plots"},

@@ -94,6 +94,24 @@ def test_mixing_a_model_alone_gives_that_model_bit_for_bit() -> None:
     assert torch.equal(row, torch.cat([trees[3]["conv.weight"].flatten(), trees[3]["conv.bias"]]))
 
 
+def test_the_number_of_threads_changes_no_bit() -> None:
+    """Torch's own product of 5 x 5 weights and 5 x 9,000 scalars differs between one thread and two."""
+    manifest = Manifest((LayerGroup("fc", ("w",)),), {"w": (9_000,)}, {"w": torch.float32})
+    draw, results = torch.Generator().manual_seed(0), []
+    trees = [{"w": torch.randn(9_000, generator=draw)} for _ in range(10)]
+    for sparse in (False, True):
+        weights = random_weights(5, 5, 0, sparse).float()
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            bank = Bank(manifest, ("w",), CPU)
+            for i, tree in enumerate(trees[:5]):
+                bank.add([str(i)], tree)
+            results.append((bank.mix("fc", weights), bank.absorb("fc", list("01234"), trees[5:], weights)))
+            assert torch.get_num_threads() == threads
+        first, *others = results[-3:]
+        assert all(torch.equal(first[0], mixed) and torch.equal(first[1], scores) for mixed, scores in others)
+
+
 def test_known_answer_a() -> None:
     groups = (LayerGroup("1", ("a",)), LayerGroup("2", ("b",)))
     manifest = Manifest(groups, {"a": (2,), "b": (1,)}, dict.fromkeys("ab", torch.float32))

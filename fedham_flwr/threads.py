@@ -1,0 +1,44 @@
+"""Threads without surprises: results that do not depend on how many there are.
+
+A matrix product that torch divides among threads may round differently from the same product in one thread. Here work
+is cut into parts first, the same parts however many threads there are, and each part is done in one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch in one thread, and as many as before afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def in_threads(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
+    """The work's results for all parts, in their order, as many at a time as torch may use threads.
+
+    Args:
+        work: changes nothing that another part's work looks at.
+        parts: what to work on.
+    """
+    threads = torch.get_num_threads()
+    with one_thread():
+        if threads == 1:
+            return [work(part) for part in parts]
+        # A new thread starts with as many as the machine has cores.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, parts))
