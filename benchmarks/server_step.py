@@ -60,6 +60,8 @@ def measure(clients: int, top_k: int, repeats: int, limit: ModuleType | None) ->
 
 def step_memory(clients: int, top_k: int) -> dict[str, float]:
     """MiB of the bank, of the uploads, and of the highest point of a step above what was there before the bank."""
+    small = build(2, top_k)  # loads what a step of any size needs
+    small.merge(1, random_uploads(2, small))
     before = resident("VmRSS")
     strategy = build(clients, top_k)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest point so far
@@ -89,7 +91,14 @@ def build(clients: int, top_k: int) -> Any:
 
     network = models.build("cnn", SHAPE, CLASSES, 0)
     manifest = Manifest.of(network)
-    settings = parse({"strategy": "pfedla", "device": "cpu", "pfedla.top-k-peers": top_k})
+    settings = parse(
+        {
+            "strategy": "pfedla",
+            "device": "cpu",
+            "pfedla.top-k-peers": top_k,
+            "pfedla.hypernetwork-learning-rate": 1e-6,  # the uploads are noise, and the steps must stay small
+        }
+    )
     strategy = PFedLAStrategy(settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
     names = tuple(map(str, range(clients)))
     strategy.enrol(names)

@@ -16,6 +16,7 @@ from torch.nn.functional import pad, relu
 from torch.optim.sgd import sgd
 
 from fedham_flwr.algorithms.pfedla import PFedLASettings
+from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params
 
 SLAB = 64
@@ -92,6 +93,9 @@ class Hypernetworks:
         Args:
             rows: of the clients, each once.
             gradient: of the surrogate with respect to their logits.
+
+        Raises:
+            UserError: the step leads to logits that are not finite; it is not taken.
         """
         how, names = self.how, list(self.params)
         for some, slope in zip(torch.split(rows, SLAB), torch.split(gradient, SLAB), strict=True):
@@ -106,6 +110,11 @@ class Hypernetworks:
                     mine, list(slopes), momenta, weight_decay=0.0, momentum=how.hypernetwork_momentum,
                     lr=how.hypernetwork_learning_rate, dampening=0.0, nesterov=False, maximize=False,
                 )  # fmt: skip
+                if not bool(torch.isfinite(logits(dict(zip(names, mine, strict=True)))).all()):
+                    raise UserError(
+                        "the hypernetworks diverged: lower "
+                        f"pfedla.hypernetwork-learning-rate={how.hypernetwork_learning_rate:g}"
+                    )
                 for name, tensor, velocity in zip(names, mine, momenta, strict=True):
                     self.params[name][some] = tensor
                     if self.velocity and velocity is not None:

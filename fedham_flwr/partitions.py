@@ -85,6 +85,11 @@ def partition(
         raise UserError(
             f"{len(labels)} samples cannot be dealt to {clients} clients, at least 2 each; use fewer clients."
         )
+    if how.samples_per_client < 0 or how.samples_per_client == 1:
+        raise UserError(
+            f"samples-per-client is {how.samples_per_client}, but must be 0 for all samples, or at least 2, one to "
+            "train and one to test."
+        )
     if how.partitioner == "natural":
         parts = _natural(owners, clients)
     else:

@@ -72,6 +72,7 @@ class RoundStrategy(Strategy):
 
     Attributes:
         shared_names: tensors that clients send after training; all others are personal.
+        trained: clients whose upload this process has merged.
         stateless: clients that said that they had lost their state, and have not trained since.
     """
 
@@ -92,7 +93,7 @@ class RoundStrategy(Strategy):
         self.shared_names = tuple(name for name in manifest.names() if name not in personal)
         self.stateless: set[str] = set()
         self._recorder = recorder or (lambda _record, _rows, _weights: None)
-        self._trained: set[str] = set()
+        self.trained: set[str] = set()
         self._exchange = Exchange("", 0, 0.0, (), 0)
         self.begin({name: initial[name] for name in self.shared_names})
 
@@ -228,7 +229,7 @@ class RoundStrategy(Strategy):
     def _learn(self, server_round: int, replies: Iterable[Message]) -> None:
         uploads = self._receive(server_round, replies, self.shared_names)
         self.merge(server_round, uploads)
-        self._trained |= uploads.keys()
+        self.trained |= uploads.keys()
         self.stateless -= uploads.keys()
 
     def configure_evaluate(
@@ -285,7 +286,7 @@ class RoundStrategy(Strategy):
         """A message for each client, and the bytes of their tensors."""
         down, messages = 0, []
         closing = number > self.settings.num_server_rounds
-        plan = self.plan(number, clients)
+        plan = self.plan(number, clients) if clients else {}  # everyone may have been scored already
         serialised = {key: wire.arrays(params) for key, params in {id(p): p for p in plan.values()}.items()}
         for client, params in plan.items():
             download = wire.Download(
@@ -293,7 +294,7 @@ class RoundStrategy(Strategy):
                 params=params,
                 shape=self.task.shape,
                 classes=self.task.classes,
-                has_trained=client in self._trained,
+                has_trained=client in self.trained,
                 closing=closing,
                 export=self.task.export if closing else "",
             )
@@ -320,6 +321,8 @@ class RoundStrategy(Strategy):
                 failures[client] = f"the reply lacks {error}"
             except (wire.ClientFailure, ValueError, TypeError) as error:
                 failures[client] = first_line(str(error))
+                if isinstance(error, wire.ClientFailure) and error.lost:
+                    self.stateless.add(client)
         for client in set(clients) - good.keys() - failures.keys():
             failures[client] = f"no reply (round-timeout={self.settings.round_timeout:g} seconds)"
         uploads = {client: good[client] for client in order(good)}

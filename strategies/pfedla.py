@@ -52,6 +52,7 @@ class PFedLAStrategy(RoundStrategy):
         self._bank = Bank(self.manifest, self.shared_names, resolve_device(self.settings.device))
         self._networks = Hypernetworks(how, len(self._bank.groups))
         self._ready = torch.zeros(0, dtype=torch.bool)  # [N]: may be mixed into others
+        self._learned = torch.zeros(0, dtype=torch.bool)  # [N]: the bank has what the client trained
 
     def enrol(self, clients: Sequence[str]) -> None:
         """Give new clients a place in the bank and a hypernetwork; nothing changes for the others.
@@ -65,6 +66,7 @@ class PFedLAStrategy(RoundStrategy):
         self._bank.add(new, self._initial)
         self._networks.add([torch_stream(self.settings.seed, "hypernetwork", client=client) for client in new])
         self._ready = torch.cat([self._ready, torch.full((len(new),), founding)])
+        self._learned = torch.cat([self._learned, torch.zeros(len(new), dtype=torch.bool)])
 
     def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
         """The mixed model of each client, without the layers that it retains."""
@@ -98,7 +100,7 @@ class PFedLAStrategy(RoundStrategy):
         weights, logits = plan.weights.double(), plan.logits.double()
         normaliser = self.settings.pfedla.normaliser
         self._networks.step(plan.rows, pfedla.logit_gradient(weights, logits, scores, plan.mixed, normaliser))  # R7
-        self._ready[plan.rows] = True
+        self._ready[plan.rows] = self._learned[plan.rows] = True
 
     def mixing_weights(self, round_number: int, clients: Sequence[str]) -> MixingWeights:
         """The weights that the clients' models of a round are mixed with, those of retained layers included."""
@@ -109,7 +111,7 @@ class PFedLAStrategy(RoundStrategy):
         """Bank, embeddings, hypernetworks, optimiser, and who may be mixed; live, not copied."""
         networks = {f"hypernetworks/{name}": tensor for name, tensor in self._networks.params.items()}
         velocity = {f"velocity/{name}": tensor for name, tensor in self._networks.velocity.items()}
-        return {**self._bank.state_dict(), "ready": self._ready, **networks, **velocity}
+        return {**self._bank.state_dict(), "ready": self._ready, "learned": self._learned, **networks, **velocity}
 
     def load_state_dict(self, state: Params) -> None:
         """Continue from bank and hypernetworks.
@@ -136,10 +138,17 @@ class PFedLAStrategy(RoundStrategy):
             allowed = allowed & pfedla.largest(weights, how.top_k_peers, order)
             weights = pfedla.mixing_weights(logits, allowed, rows, how.normaliser)
         retained = pfedla.retained(weights, rows, how.retained_layers)  # R2
-        # A client has no layers of its own before its first round if it came late, nor after it lost them.
-        whole = ~self._ready[rows] | torch.tensor([client in self.stateless for client in clients])
-        retained &= ~whole[:, None]
+        retained &= self._has_own(rows, clients)[:, None]
         return Plan(rows, logits, weights, retained, allowed & ~retained[:, :, None])
+
+    def _has_own(self, rows: Tensor, clients: Sequence[str]) -> Tensor:
+        """Which clients have layers of their own to start from: bool [n].
+
+        A client that has never trained has the common model, unless it came late. One that has trained has what it
+        kept, unless it said that it lost it, or trained in a run that this one continues.
+        """
+        kept = [client in self.trained and client not in self.stateless for client in clients]
+        return torch.where(self._learned[rows], torch.tensor(kept, dtype=torch.bool), self._ready[rows])
 
     def _order(self, round_number: int, client: str) -> Tensor:
         """In which order equal weights are kept: the client's own first, then as drawn for the round."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedham_flwr.config import parse
+from fedham_flwr.data import open_partition
 from fedham_flwr.errors import UserError
 from fedham_flwr.partitions import MAJORITY_SHARE, Fractions, Partitioning, partition, split
 
@@ -341,3 +344,40 @@ def test_owners_keep_fewer_too() -> None:
     owners = np.repeat([0, 1, 2], [50, 30, 10])
     parts = partition(Partitioning("natural", samples_per_client=20), make_labels(45, 45), 3, owners)
     assert [len(part) for part in parts] == [20, 20, 10]
+
+
+@pytest.mark.parametrize("partitioner", [*BY_LABEL, "natural"])
+def test_a_limit_that_nobody_reaches_changes_nothing(partitioner: str) -> None:
+    labels, owners = make_labels(*[60] * 5), np.repeat([0, 1, 2, 3], [120, 90, 60, 30])
+    how = Partitioning(partitioner, alpha=0.5, seed=3)
+    dealt = {most: partition(dataclasses.replace(how, samples_per_client=most), labels, 4, owners) for most in (0, 300)}
+    largest = max(len(part) for part in dealt[0])
+    dealt[largest] = partition(dataclasses.replace(how, samples_per_client=largest), labels, 4, owners)
+    for parts in (dealt[300], dealt[largest]):
+        assert all(np.array_equal(one, other) for one, other in zip(dealt[0], parts, strict=True))
+
+
+def test_what_a_client_keeps_is_drawn_with_the_seed() -> None:
+    # One owner of everything: nothing but the choice of samples is left to chance.
+    def kept(seed: int) -> list[int]:
+        how = Partitioning("natural", seed=seed, samples_per_client=20)
+        return partition(how, make_labels(60, 40), 1, np.zeros(100))[0].tolist()
+
+    assert kept(0) == kept(0)
+    assert kept(0) != kept(1)
+    assert kept(0) != list(range(20))
+
+
+@pytest.mark.parametrize("most", [-1, 1])
+def test_a_limit_that_leaves_nothing_to_test_is_refused(most: int) -> None:
+    with pytest.raises(UserError, match=rf"samples-per-client is {most}, but must be 0 for all samples, or at least 2"):
+        partition(Partitioning("iid", samples_per_client=most), make_labels(50, 50), 2)
+
+
+def test_the_limit_comes_from_the_settings_and_has_a_cache_of_its_own(tmp_path: Path) -> None:
+    def samples(**given: int) -> int:
+        settings = parse({"cache-dir": str(tmp_path), "partitioner": "iid", **given}).data()
+        return sum(open_partition(settings, 0, 10).counts().values())
+
+    # 1797 digits; the same cache folder serves all three.
+    assert [samples(), samples(**{"samples-per-client": 40}), samples(**{"samples-per-client": 0})] == [180, 40, 180]

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedham_flwr.algorithms import pfedla
 from fedham_flwr.algorithms.pfedla import Normaliser, PFedLASettings
 from fedham_flwr.bank import Bank
+from fedham_flwr.errors import UserError
 from fedham_flwr.hypernetworks import Hypernetworks, logits
 from fedham_flwr.parameters import LayerGroup, Manifest
 
@@ -344,6 +345,14 @@ def test_momentum_of_the_hypernetworks_is_that_of_sgd() -> None:
     made.step(torch.arange(2), slope)
     # 1, then 0.5 + 1
     assert torch.allclose(made.params["heads.bias"], start - RATE * (1 + 1.5), atol=1e-12)
+
+
+def test_hypernetworks_that_diverge_say_so_and_stay_as_they_were() -> None:
+    made = networks(2, hypernetwork_learning_rate=1e200)
+    before = {name: tensor.clone() for name, tensor in made.params.items()}
+    with pytest.raises(UserError, match=r"the hypernetworks diverged: lower pfedla.hypernetwork-learning-rate=1e\+200"):
+        made.step(torch.arange(2), torch.full((2, 3, 2), 1e200, dtype=torch.float64))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in made.params.items())
 
 
 def test_a_layer_that_is_not_mixed_has_no_gradient() -> None:

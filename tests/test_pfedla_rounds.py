@@ -59,6 +59,7 @@ def after_rounds(made: Any, rounds: int, clients: int = 4) -> Any:
     for number in range(1, rounds + 1):
         starts = made.plan(number, names(clients))
         made.merge(number, trained(starts, made._initial, number))
+        made.trained |= starts.keys()
     return made
 
 
@@ -196,6 +197,17 @@ def test_13_retained_layers_teach_the_hypernetwork_nothing() -> None:
     moved = made._networks.params["heads.bias"] != before
     assert not moved[2, 3].any()
     assert moved[2, 1].all()
+
+
+def test_after_a_restart_of_the_server_everyone_is_sent_everything_once() -> None:
+    before = after_rounds(server(retained_layers=2), 2)
+    assert all(len(params) == 4 for params in before.plan(3, names(4)).values())
+    again = server(retained_layers=2)
+    assert all(len(params) == 4 for params in again.plan(1, names(4)).values())  # all have the common model
+    again.load_state_dict(state_of(before))
+    assert all(set(params) == set(again.shared_names) for params in again.plan(3, names(4)).values())
+    again.trained.add("1")
+    assert [len(params) for params in again.plan(4, names(4)).values()] == [8, 4, 8, 8]
 
 
 def test_more_retained_layers_than_the_model_has_are_refused(federate: Federate) -> None:

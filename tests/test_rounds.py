@@ -64,8 +64,8 @@ class Shuffled(InProcessGrid):
 
 @every_method
 def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strategy: str) -> None:
-    first = federate(strategy=strategy, num_server_rounds=3)
-    again = federate(strategy=strategy, num_server_rounds=3, grid=Shuffled)
+    first = federate(strategy=strategy, num_server_rounds=3, evaluate_every=1)
+    again = federate(strategy=strategy, num_server_rounds=3, evaluate_every=1, grid=Shuffled)
     assert first.summary["digest"] == again.summary["digest"]
     other = federate(strategy=strategy, num_server_rounds=3, seed=1)
     assert first.summary["digest"] != other.summary["digest"]
