@@ -24,7 +24,7 @@ COLUMNS = 4096
 """Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
 LANES = 16
 """Sums that the inner products of a layer group are added up in, so that as many threads can take part."""
-SPARSE = 4
+SPARSE = 5
 """Weights with at most one in so many that is not zero are multiplied as sparse matrices."""
 
 

@@ -180,13 +180,22 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    # safetensors refuses tensors that share memory or are not laid out row by row.
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
     with replacing(path) as part:
-        save_file(plain, part, dict(metadata))
+        save_file(_plain(tensors), part, dict(metadata))
     return path
+
+
+def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as safetensors wants them: laid out row by row, each in memory of its own; copies only where need be."""
+    plain, taken = {}, set()
+    for name, tensor in tensors.items():
+        one = tensor.detach().cpu().contiguous()
+        memory = one.untyped_storage()
+        if memory.data_ptr() in taken or memory.nbytes() != one.nbytes:
+            one = one.clone()
+        taken.add(one.untyped_storage().data_ptr())
+        plain[name] = one
+    return plain
 
 
 def read_rows(run: Path) -> "pyarrow.Table":

@@ -210,6 +210,27 @@ def test_after_a_restart_of_the_server_everyone_is_sent_everything_once() -> Non
     assert [len(params) for params in again.plan(4, names(4)).values()] == [8, 4, 8, 8]
 
 
+@pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
+def test_everything_that_is_learned_is_in_the_state(normaliser: str) -> None:
+    """Retained layers, momentum and the largest weights: three rounds and two are five, bit for bit."""
+    given = {"retained_layers": 1, "hypernetwork_momentum": 0.9, "top_k_peers": 2, "normaliser": normaliser}
+    whole, again = server(hypernetwork_learning_rate=1.0, **given), server(hypernetwork_learning_rate=1.0, **given)
+    state: dict[str, Tensor] = {}
+    for number in range(1, 6):
+        if number == 4:
+            again = server(hypernetwork_learning_rate=1.0, **given)
+            again.load_state_dict(state)
+            again.trained |= whole.trained
+        for made in (whole, again):
+            starts = made.plan(number, names(4))
+            made.merge(number, trained(starts, made._initial, number))
+            made.trained |= starts.keys()
+        state = state_of(again)
+    assert any(tensor.any() for name, tensor in state.items() if name.startswith("velocity/"))
+    assert state.keys() == state_of(whole).keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in state_of(whole).items())
+
+
 def test_more_retained_layers_than_the_model_has_are_refused(federate: Federate) -> None:
     with pytest.raises(
         UserError, match=r"pfedla.retained-layers=5 is more than the model's 4 layer groups: conv1, conv2"
