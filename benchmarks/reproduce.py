@@ -2,13 +2,13 @@
 
     python benchmarks/reproduce.py pfedla --card pfedla.md                 # an hour on two cores
     python benchmarks/reproduce.py pfedla --quick                          # two rounds of few samples: does it run?
-    python benchmarks/reproduce.py pfedla --methods local pfedla --seeds 0 --rounds 10 -c 'learning-rate=0.005'
+    python benchmarks/reproduce.py pfedla --methods local --pairs --seeds 0 --rounds 10 -c 'learning-rate=0.005'
 
 Table 1 of pFedLA, CIFAR-10 column for 10 clients: 4 random classes to a client, as many images of each (non-IID_1),
 600 images to a client (the paper gives every client as many for 10 clients as for 100), 70 % to train on and 30 % to
 test on, LeNet with batch normalisation, batches of 32, SGD 0.01 without momentum, 10 local epochs. A run is one
-process with one thread, and `--processes` of them stand side by side. With `--folder` what was
-finished is not done again.
+process with one thread, and `--processes` of them stand side by side. With `--folder` what was finished with the same
+settings is not done again.
 
 A second split has pairs of clients with the same four classes, each pair sharing three of them with another pair, which
 a random deal rarely gives: there one sees whether a client learns to prefer those whose data are like its own.
@@ -28,14 +28,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from common import CIFAR10, machine, publish, table
+from common import CIFAR10, machine, publish, spread, table
+from splits import PAIRS, own_weights, relations, write_pairs
 
-from fedham_flwr.config import Value
-
-Numbers = np.ndarray[Any, Any]
+from fedham_flwr.config import Value, parse
+from fedham_flwr.errors import UserError
 
 COMMON: Mapping[str, Value] = {
     "model": "lenet-bn",
@@ -56,9 +56,20 @@ METHODS: Mapping[str, Mapping[str, Value]] = {
     "heurpfedla": {"strategy": "pfedla", "pfedla.retained-layers": 1},
 }
 PAPER = {"local": "59.44 ± 0.40", "fedavg": "48.57 ± 0.63", "pfedla": "61.43 ± 0.56", "heurpfedla": "60.02 ± 0.74"}
-PAIRS = ([0, 1, 2, 3], [0, 1, 2, 3], [0, 1, 2, 4], [0, 1, 2, 4], [5, 6, 7, 8], [5, 6, 7, 8], [5, 6, 7, 9], [5, 6, 7, 9])
-"""Classes of the clients of the second split."""
+BASES = ("local", "fedavg")
 WITH_WEIGHTS = ("pfedla", "heurpfedla")
+ROUNDS_SHOWN = (5, 10, 20, 30, 40, 60, 100, 200, 400, 600)
+PHASE = 5
+"""Rounds at the start and at the end of training over which mixing weights are averaged."""
+OPTIONS = {
+    "dataset": "--data",
+    "num-server-rounds": "--rounds",
+    "pfedla.retained-layers": "--methods",
+    "results-dir": "--folder",
+    "seed": "--seeds",
+    "strategy": "--methods",
+}
+"""Settings that `-c` must not change, since the card says what they were."""
 
 
 class Case(NamedTuple):
@@ -83,16 +94,32 @@ class Result:
     accuracy: Mapping[tuple[int, str], Sequence[float]]
     bytes: Mapping[str, float]
 
-    def mean(self, phase: str, last: int = 1) -> float:
-        """Mean over clients, in the closing round or over the last rounds before it, in percent."""
-        closing = max(number for number, _ in self.accuracy)
-        rounds = [closing] if last == 1 else range(closing - last, closing)
+    @property
+    def closing(self) -> int:
+        """The number of the closing evaluation, one more than that of the last training round."""
+        return max(number for number, _ in self.accuracy)
+
+    def mean(self, phase: str, last: int = 0) -> float:
+        """Mean over clients in percent, in the closing evaluation or over so many of the last training rounds."""
+        rounds = range(self.closing - last, self.closing) if last else [self.closing]
         return 100 * float(np.mean([np.mean(self.accuracy[number, phase]) for number in rounds]))
 
     def worst(self, phase: str) -> float:
-        """The worst client of the closing round, in percent."""
-        return 100 * min(self.accuracy[max(number for number, _ in self.accuracy), phase])
+        """The worst client of the closing evaluation, in percent."""
+        return 100 * min(self.accuracy[self.closing, phase])
 
+
+SPLITS = {
+    "random": "## Random classes (non-IID_1)",
+    "pairs": "## Pairs\n\nEight clients; each has one peer with the same four classes and two that share three.",
+}
+STEADIER = (
+    "The same seed has the same data, so differences are steadier than their parts (last {last} training rounds):"
+)
+WEIGHTS = (
+    "## Mixing weights\n\nMean over layer groups of the weight that a client gives itself, or one peer of a kind, over "
+    "the first and the last training rounds; layers that HeurpFedLA retains count as the hypernetworks weigh them."
+)
 
 # ---- running -------------------------------------------------------------------------------------------------------
 
@@ -100,12 +127,30 @@ class Result:
 def settings(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, Value]:
     """All settings of a run that differ from the defaults."""
     how: dict[str, Value] = {**COMMON, **METHODS[case.method], "seed": case.seed, "num-server-rounds": given.rounds}
-    how |= {"cache-dir": str(folder / "cache"), "samples-per-client": 60 if given.quick else 600}
+    how |= {"cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
     if case.split == "pairs":
         how |= {"dataset": str(folder / "pairs"), "partitioner": "natural", "client-column": "client"}
     else:
         how |= {"dataset": str(given.data), "partitioner": "noniid-1", "classes-per-client": 4}
-    return how | {key: json.loads(value) for key, value in (pair.split("=", 1) for pair in given.c.split())}
+    return how | overrides(given.c)
+
+
+def overrides(text: str) -> dict[str, Value]:
+    """The settings that are given for all runs.
+
+    Raises:
+        SystemExit: a value is not JSON, or the setting has an option of its own.
+    """
+    found: dict[str, Value] = {}
+    for pair in text.split():
+        key, _, value = pair.partition("=")
+        if key in OPTIONS:
+            raise SystemExit(f"-c {pair}: this setting is not for -c; use {OPTIONS[key]}")
+        try:
+            found[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise SystemExit(f'-c {pair}: wanted key=value with a value as in JSON, a text as "text"') from None
+    return found
 
 
 def run_all(cases: Sequence[Case], given: argparse.Namespace, folder: Path) -> dict[Case, Result]:
@@ -115,6 +160,7 @@ def run_all(cases: Sequence[Case], given: argparse.Namespace, folder: Path) -> d
         place, how = folder / "-".join(map(str, case)), settings(case, given, folder)
         text = json.dumps(how | {"results-dir": str(place)}, sort_keys=True)
         if not finished(place, text):
+            (place / "given.json").unlink(missing_ok=True)  # it stands for the newest run below this folder
             began = time.perf_counter()
             command = [sys.executable, __file__, given.paper, "--one", text, "--clients", str(clients(case))]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
@@ -129,6 +175,19 @@ def run_all(cases: Sequence[Case], given: argparse.Namespace, folder: Path) -> d
         return dict(zip(cases, pool.map(one, cases), strict=True))
 
 
+def check(cases: Sequence[Case], given: argparse.Namespace, folder: Path) -> None:
+    """Refuse settings that no run would take, before the first one starts.
+
+    Raises:
+        SystemExit: a key or value is wrong.
+    """
+    for case in cases:
+        try:
+            parse(settings(case, given, folder))
+        except UserError as error:
+            raise SystemExit(str(error)) from None
+
+
 def clients(case: Case) -> int:
     """How many clients a run has."""
     return len(PAIRS) if case.split == "pairs" else 10
@@ -136,7 +195,8 @@ def clients(case: Case) -> int:
 
 def finished(place: Path, text: str) -> bool:
     """Whether this very run is there and ended well."""
-    return (place / "given.json").exists() and (place / "given.json").read_text() == text
+    given = place / "given.json"
+    return given.exists() and given.read_text() == text and any(place.glob("*/*/summary.json"))
 
 
 def directory(place: Path) -> Path:
@@ -155,89 +215,33 @@ def run_one(text: str, count: int) -> None:
 
 
 def read(path: Path) -> Result:
-    """The result of a run."""
+    """The result of a run.
+
+    Raises:
+        SystemExit: the run ended early, or a client is missing from some round, and with it from the means.
+    """
     from fedham_flwr.results import read_rows, to_rows
 
+    summary = json.loads((path / "summary.json").read_text())
+    if "error" in summary or summary["failures"]:
+        raise SystemExit(f"{path}: not every client took part in every round, see rounds.jsonl; remove it and repeat")
     accuracy: dict[tuple[int, str], list[float]] = defaultdict(list)
     for row in to_rows(read_rows(path)):
         if (row.split, row.metric) == ("test", "accuracy"):
             accuracy[row.round, row.phase].append(row.value)
-    summary = json.loads((path / "summary.json").read_text())
     return Result(path, accuracy, {w: summary["bytes"]["train"][w] / summary["num-rounds"] for w in ("up", "down")})
 
 
-def write_pairs(data: Path, folder: Path) -> None:
-    """CIFAR-10 images with a column that says whose they are: 150 of each of a client's four classes, none twice."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    if (folder / "train.parquet").exists():
-        return
-    images = pa.concat_tables(
-        pq.read_table(file, columns=["image", "label"]) for file in sorted(data.glob("*.parquet"))
-    )
-    labels, rng = np.array(images["label"].to_pylist()), np.random.default_rng(0)
-    left = {label: list(rng.permutation(np.flatnonzero(labels == label))) for label in range(10)}
-    taken = [
-        (left[label].pop(), str(client)) for client, held in enumerate(PAIRS) for label in held for _ in range(150)
-    ]
-    chosen, owners = zip(*taken, strict=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(images.take(pa.array(chosen)).append_column("client", pa.array(owners)), folder / "train.parquet")
-
-
-# ---- what the weights say --------------------------------------------------------------------------------------------
-
-
-def relations(path: Path, last: int, early: bool = False) -> dict[str, list[float]]:
-    """Mean weight over the layer groups, for each kind of peer, of the last (or first) rounds.
-
-    Kinds: self, and the number of classes that client and peer share.
-    """
-    weights = training_weights(path)
-    rounds = sorted(weights["round"].unique())
-    weights = weights[weights["round"].isin(rounds[:last] if early else rounds[-last:])]
-    held = {
-        entry["client"]: {c for c, n in enumerate(entry["train-labels"]) if n}
-        for entry in json.loads((path / "clients.json").read_text())
-    }
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for (client, peer), weight in weights.groupby(["client", "peer"], observed=True)["weight"].mean().items():
-        kinds["self" if client == peer else str(len(held[client] & held[peer]))].append(weight)
-    return kinds
-
-
-def training_weights(path: Path) -> Any:
-    """The mixing weights of the training rounds as a data frame."""
-    from fedham_flwr.mixing import read_weights
-
-    frame = read_weights(path).to_pandas()
-    return frame[frame["round"] < frame["round"].max()]  # the closing evaluation comes after the last round
-
-
-def own_weights(path: Path, last: int) -> dict[str, float]:
-    """Mean self weight of each layer group in the last rounds."""
-    frame = training_weights(path)
-    frame = frame[(frame["client"] == frame["peer"]) & (frame["round"] > frame["round"].max() - last)]
-    return dict(frame.groupby("group", observed=True, sort=False)["weight"].mean())
-
-
 # ---- the card --------------------------------------------------------------------------------------------------------
-
-
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean ± standard deviation over seeds (divided by one less than their number)."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.{digits}f} ± {std:.{digits}f}"
 
 
 def accuracies(results: Mapping[Case, Result], split: str, last: int) -> str:
     """The methods' accuracies on a split, beside the paper's."""
     rows = []
     for method, phase, runs in each(results, split):
-        closing, late = ([run.mean(phase, n) for run in runs] for n in (1, last))
-        paper = PAPER.get(method, "-") if phase == "before" else "-"
-        sent = " / ".join(f"{runs[0].bytes[way] / 2**20:.2f}" for way in ("up", "down"))
+        closing, late = ([run.mean(phase, n) for run in runs] for n in (0, last))
+        paper = PAPER.get(method, "-") if (split, phase) == ("random", "before") else "-"
+        sent = " / ".join(f"{np.mean([run.bytes[way] for run in runs]) / 2**20:.2f}" for way in ("up", "down"))
         rows.append(
             [f"{method}, {phase}", spread(closing), spread(late), spread([r.worst(phase) for r in runs]), paper, sent]
         )
@@ -255,7 +259,7 @@ def accuracies(results: Mapping[Case, Result], split: str, last: int) -> str:
 def differences(results: Mapping[Case, Result], split: str, last: int) -> str:
     """Every model against local training and against the averaged model, seed by seed, over the last rounds."""
     bases = {name: {c.seed: r.mean("before", last) for c, r in results.items() if (c.split, c.method) == (split, name)}
-             for name in ("local", "fedavg")}  # fmt: skip
+             for name in BASES}  # fmt: skip
     rows = []
     for method, phase, runs in each(results, split):
         seeds = [c.seed for c in results if (c.split, c.method) == (split, method)]
@@ -264,7 +268,7 @@ def differences(results: Mapping[Case, Result], split: str, last: int) -> str:
             for base in bases.values()
         ]
         rows.append([f"{method}, {phase}", *(spread(gain) if gain else "-" for gain in gains)])
-    return table(("model", "minus local, before", "minus fedavg, before"), rows)
+    return table(("model", *(f"minus {name}, before" for name in BASES)), rows)
 
 
 def each(results: Mapping[Case, Result], split: str) -> Iterator[tuple[str, str, list[Result]]]:
@@ -275,16 +279,14 @@ def each(results: Mapping[Case, Result], split: str) -> Iterator[tuple[str, str,
             yield from ((method, phase, runs) for phase in ("before", "after"))
 
 
-def over_rounds(results: Mapping[Case, Result], rounds: int) -> str:
-    """Accuracy before local training on the way, mean over seeds."""
-    at = sorted({max(1, rounds * part // 8) for part in (1, 2, 4, 6, 8)})
+def over_rounds(results: Mapping[Case, Result], split: str, rounds: int) -> str:
+    """Accuracy on the way, mean over seeds."""
+    at = sorted({number for number in ROUNDS_SHOWN if number < rounds} | {rounds})
     rows = []
-    for method, phase, runs in each(results, "random"):
-        if phase == "before":
-            rows.append(
-                [method, *(f"{np.mean([100 * np.mean(run.accuracy[n, phase]) for run in runs]):.1f}" for n in at)]
-            )
-    return table(("before, in round", *map(str, at)), rows)
+    for method, phase, runs in each(results, split):
+        means = (np.mean([100 * np.mean(run.accuracy[number, phase]) for run in runs]) for number in at)
+        rows.append([f"{method}, {phase}", *(f"{mean:.1f}" for mean in means)])
+    return table(("in training round", *map(str, at)), rows)
 
 
 def preferences(results: Mapping[Case, Result], last: int) -> str:
@@ -322,26 +324,33 @@ def methods_with_weights(results: Mapping[Case, Result]) -> dict[tuple[str, str]
 def card(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     """The result as Markdown."""
     last = max(1, min(10, given.rounds // 4))
-    facts = machine(next(iter(results.values())).path)
-    parts = [
-        "# pFedLA and HeurpFedLA on CIFAR-10, 10 clients, non-IID_1",
-        f"{given.rounds} rounds (the paper: 600), seeds {', '.join(map(str, given.seeds))}; 600 images a client, LeNet "
-        f"with batch normalisation, batch 32, SGD 0.01, 10 local epochs. "
-        f"Other settings: {given.c or 'the defaults'}.\n{facts}",
-        "Test accuracy in percent, mean over clients, then mean ± standard deviation over seeds. *Before* is the "
-        "model that the server sent (pFedLA's result), *after* the same after local training.",
-        accuracies(results, "random", last),
-        f"The same seed has the same data, so that differences are steadier than their parts (last {last} rounds):",
-        differences(results, "random", last),
-        over_rounds(results, given.rounds),
-        "Mixing weights, mean over layer groups. *pairs* is a split in which every client has a peer with the same "
-        "four classes and two that share three of them.",
-        preferences(results, last),
-        selves(results, last),
-    ]
-    if any(case.split == "pairs" for case in results):
-        parts += ["Accuracy on *pairs*:", accuracies(results, "pairs", last)]
+    parts = [f"# pFedLA and HeurpFedLA on CIFAR-10, 10 clients, non-IID_1\n\n{facts(results, given)}"]
+    for split in sorted({case.split for case in results}, reverse=True):
+        parts += [SPLITS[split], accuracies(results, split, last)]
+        if any(case.split == split and case.method in BASES for case in results):
+            parts += [STEADIER.format(last=last), differences(results, split, last)]
+        parts.append(over_rounds(results, split, given.rounds))
+    if methods_with_weights(results):
+        phase = max(1, min(PHASE, given.rounds // 2))
+        parts += [WEIGHTS, preferences(results, phase), selves(results, phase)]
     return "\n\n".join(parts)
+
+
+def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
+    """What was run, and where."""
+    case, result = next(iter(results.items()))
+    rate = parse(settings(case, given, result.path)).pfedla.hypernetwork_learning_rate
+    return (
+        f"{given.rounds} rounds (the paper: 600), seeds {', '.join(map(str, given.seeds))}; {given.samples} images a "
+        "client, LeNet with batch normalisation, batch 32, SGD 0.01, 10 local epochs; learning rate of the "
+        f"hypernetworks {rate:g} (the paper states none; the default, 1, was the best of 0.1, 0.3, 1 and 3 by the test "
+        "accuracy of one run each on *pairs* with seed 10, and no other method was tuned). "
+        f"Given besides: {given.c or 'nothing'}.\n"
+        f"{machine(result.path)}\n\n"
+        "Test accuracy in percent, mean over clients, then mean ± standard deviation over seeds. *Before* is the model "
+        "that the server sent, or the client kept, *after* the same after local training. The closing evaluation "
+        "follows the last training round."
+    )
 
 
 def main() -> None:
@@ -370,13 +379,16 @@ def main() -> None:
         return
     if not given.data.is_dir():
         raise SystemExit(f"--data {given.data}: there is no such folder; wanted CIFAR-10 as Parquet files")
+    given.samples = 60 if given.quick else 600
     if given.quick:
         given.rounds, given.seeds = 2, [0]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
-        write_pairs(given.data, folder / "pairs")
         cases = [Case("random", method, seed) for seed in given.seeds for method in given.methods]
         cases += [Case("pairs", method, seed) for seed in given.seeds for method in given.pairs]
+        check(cases, given, folder)
+        if given.pairs:
+            write_pairs(given.data, folder / "pairs")
         publish(card(run_all(cases, given, folder), given), given.card)
 
 

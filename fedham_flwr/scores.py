@@ -67,7 +67,7 @@ def digest(tensors: Mapping[str, torch.Tensor], rows: Iterable[Row]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     for line in encoded:
         sha.update(line)
     return sha.hexdigest()
