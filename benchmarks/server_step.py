@@ -49,12 +49,11 @@ def measure(clients: int, top_k: int, repeats: int, limit: ModuleType | None) ->
     strategy = build(clients, top_k)
     ours, limits = [], []
     uploads = random_uploads(clients, strategy)
-    for turn in range(repeats + 1):
-        plan, merge = step(strategy, uploads, turn + 2)
-        theirs = [seconds[0] for seconds in limit.w2(clients, 1)] if limit else None
-        if turn:  # the first warms up
-            ours.append((plan, merge))
-            limits += [sum(theirs)] if theirs else []
+    for turn in range(repeats):
+        # Each program's turn starts with a step that warms up: the other one has used the memory meanwhile.
+        step(strategy, uploads, turn + 2)
+        ours.append(step(strategy, uploads, turn + 2))
+        limits += [sum(seconds[0] for seconds in limit.w2(clients, 1))] if limit else []
     return {"clients": clients, "top-k": top_k, "ours": ours, "limit": limits, **memory}
 
 

@@ -121,15 +121,17 @@ def _title(table: Mapping[Series, Mapping[int, Mapping[str, float]]], strategy: 
     return ", ".join(part for part in (name, count) if part)
 
 
-def new_figure(size: tuple[float, float]) -> tuple["Figure", "Axes"]:
+def new_figure(size: tuple[float, float], gap: float | None = None) -> tuple["Figure", "Axes"]:
     """An empty figure of its own (no pyplot, which keeps global state) with axes.
 
     Args:
         size: width and height, in units of 100 pixels.
+        gap: left free above and below each axes, in the same units; matplotlib's own when None.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(h_pad=gap))
     axes = figure.add_subplot()
     axes.set_axisbelow(True)
     axes.grid(color="#E4E4E4", linewidth=0.8)
@@ -152,11 +154,18 @@ def finish_figure(figure: "Figure", axes: "Axes", path: Path, title: str, note: 
     axes.xaxis.label.set_fontsize(11)
     axes.yaxis.label.set_fontsize(11)
     handles, labels = axes.get_legend_handles_labels()
+    columns = _columns(labels, figure.get_figwidth())
     legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=10.5, title=note
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10.5, title=note
     )
     legend.get_title().set(fontsize=9.5, color="#555555")
     return write_figure(figure, path, title)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend fit beside each other: all of them, or else as many as the longest allows."""
+    widths = [0.65 + 0.085 * len(label) for label in labels]  # line, gap and text, in units of 100 pixels
+    return len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
 
 
 def write_figure(figure: "Figure", path: Path, title: str) -> Path:

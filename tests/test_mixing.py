@@ -54,10 +54,15 @@ def test_parts_follow_each_other_and_one_written_again_replaces_the_first(run: P
     assert np.array_equal(last, make(("a",), ("a", "b"), 3).weights[0].numpy())
 
 
-def test_a_method_without_weights_has_an_empty_table(run: Path) -> None:
+def test_a_method_without_weights_has_an_empty_table_of_the_same_columns(run: Path) -> None:
     table = read_weights(run)
     assert len(table) == 0
-    assert table.column_names == ["round", "client", "group", "peer", "weight"]
+    write_weights(run, 1, "train", make(("a",), ("a", "b")))
+    assert table.schema.equals(read_weights(run).schema)
+    names = "dictionary<values=string, indices=int32, ordered=0>"
+    assert [(field.name, str(field.type)) for field in table.schema] == [
+        ("round", "int64"), ("client", names), ("group", names), ("peer", names), ("weight", "float"),
+    ]  # fmt: skip
 
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
