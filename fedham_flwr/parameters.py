@@ -121,10 +121,7 @@ class Manifest:
         Raises:
             ValueError: the first fault, with the tensor's name, what it is and what was wanted.
         """
-        if missing := [name for name in names if name not in params]:
-            raise ValueError(f"tensors are missing: {missing}")
-        if foreign := sorted(params.keys() - set(names)):
-            raise ValueError(f"tensors are not wanted: {foreign}")
+        _check_names(params, names)
         for name in names:
             tensor, shape, dtype = params[name], self.shapes[name], self.dtypes[name]
             if tuple(tensor.shape) != shape:
@@ -250,14 +247,18 @@ def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Non
     Raises:
         ValueError: the first fault.
     """
-    if missing := sorted(wanted.keys() - given.keys()):
-        raise ValueError(f"tensors are missing: {missing}")
-    if foreign := sorted(given.keys() - wanted.keys()):
-        raise ValueError(f"tensors are not wanted: {foreign}")
+    _check_names(given, wanted)
     for name, tensor in wanted.items():
         what = [f"{t.dtype} {tuple(t.shape)}" for t in (given[name], tensor)]
         if what[0] != what[1]:
             raise ValueError(f"{name} is {what[0]}, wanted {what[1]}")
+
+
+def _check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
+    if missing := [name for name in wanted if name not in given]:
+        raise ValueError(f"tensors are missing: {missing}")
+    if foreign := sorted(given.keys() - set(wanted)):
+        raise ValueError(f"tensors are not wanted: {foreign}")
 
 
 def num_bytes(params: Mapping[str, Tensor]) -> int:
