@@ -1,14 +1,15 @@
-"""The server's step of pFedLA beside the plain matrix products that it cannot do without: time and memory.
+"""The server's step of methods that mix models beside the plain matrix products that it cannot do without.
 
-    python benchmarks/server_step.py --card server-step.md
-    python benchmarks/server_step.py --clients 20 100 --repeats 3
+    python benchmarks/server_step.py --card server-step.md          # of pFedLA
     python benchmarks/server_step.py --clients 100 --top-k 0 10     # also with the 10 largest weights only
+    python benchmarks/server_step.py --methods pfedla fedham amn    # fedham: with the transport `mediated`
 
 A step is everything the server computes in a round of N clients that all take part, with the model `cnn`: the mixing
-weights, the mixed models, the inner products of what training changed with every model, the hypernetworks' update, and
-the new models' way into the bank. Messages are no part of it. `--limit` is a program whose function `w2` does the two
-matrix products over the bank and the update of the hypernetworks on preallocated arrays, and nothing else. Both run
-in this process, taking turns; each pair gives one ratio.
+weights, the mixed models, the inner products of what training changed with every model, what pFedLA's hypernetworks and
+AMN's meta-models learn from these, the projections of the new models (FedHAM, AMN), and the new models' way into the
+bank. Messages are no part of it, nor is what clients compute. `--limit` is a program whose function `w2` does the two
+matrix products over the bank and the update of the hypernetworks on preallocated arrays, and nothing else. Both run in
+this process, taking turns; each pair gives one ratio.
 
 Memory is what the process takes at its highest during a step beyond what it took before the bank was made, as a
 multiple of the bank and the uploads of the cohort.
@@ -35,39 +36,40 @@ from common import ROOT, machine, publish, table
 
 LIMIT = ROOT.parent / "shared" / "bench" / "limit.py"
 SHAPE, CLASSES = (3, 32, 32), 10
+METHODS = ("pfedla", "fedham", "amn")
+UNEQUAL = {"hypernetworks/heads.bias": 1.0, "meta/key": 0.1, "meta/key2": 0.1}
+"""Parts of the server's state that make all weights equal while they are 0, and the scale of noise for them."""
 
 
 # ---- one number of clients, in a process of its own ------------------------------------------------------------------
 
 
-def measure(clients: int, top_k: int, repeats: int, limit: ModuleType | None) -> dict[str, Any]:
+def measure(limit: ModuleType | None, method: str, clients: int, top_k: int, repeats: int) -> dict[str, Any]:
     """Seconds of each of our steps and of the limit's, taking turns, and the memory of a step."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    memory = step_memory(clients, top_k)
-    strategy = build(clients, top_k)
+    memory, strategy = step_memory(method, clients, top_k), build(method, clients, top_k)
     ours, limits = [], []
-    uploads = random_uploads(clients, strategy)
+    uploads, answers = random_uploads(strategy), random_answers(strategy)
     for turn in range(repeats):
         # Each program's turn starts with a step that warms up: the other one has used the memory meanwhile.
-        step(strategy, uploads, turn + 2)
-        ours.append(step(strategy, uploads, turn + 2))
+        _, timed = (step(strategy, answers, uploads, 2 * turn + at) for at in (2, 3))
+        ours.append(timed)
         limits += [sum(seconds[0] for seconds in limit.w2(clients, 1))] if limit else []
-    return {"clients": clients, "top-k": top_k, "ours": ours, "limit": limits, **memory}
+    return {"method": method, "clients": clients, "top-k": top_k, "ours": ours, "limit": limits, **memory}
 
 
-def step_memory(clients: int, top_k: int) -> dict[str, float]:
+def step_memory(method: str, clients: int, top_k: int) -> dict[str, float]:
     """MiB of the bank, of the uploads, and of the highest point of a step above what was there before the bank."""
-    small = build(2, top_k)  # loads what a step of any size needs
-    small.merge(1, random_uploads(2, small))
+    small = build(method, 2, top_k)
+    step(small, random_answers(small), random_uploads(small), 1)  # loads what a step of any size needs
     before = resident("VmRSS")
-    strategy = build(clients, top_k)
+    strategy = build(method, clients, top_k)
     Path("/proc/self/clear_refs").write_text("5")  # forget the highest point so far
-    starts = strategy.plan(1, strategy.roster_names)
-    del starts
-    uploads = random_uploads(clients, strategy)
-    strategy.merge(1, uploads)
+    send(strategy, random_answers(strategy), 1)
+    uploads = random_uploads(strategy)
+    receive(strategy, uploads, 1)
     size = sum(t.nbytes for t in uploads["0"].params.values()) * clients / 2**20
     return {"bank": size, "uploads": size, "peak": resident("VmHWM") - before}
 
@@ -78,37 +80,31 @@ def resident(what: str) -> float:
     return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{what}:")) / 1024
 
 
-def build(clients: int, top_k: int) -> Any:
-    """The server half of pFedLA with all clients enrolled, as after some rounds: no two weights are equal."""
+def build(method: str, clients: int, top_k: int) -> Any:
+    """The server half with all clients enrolled, as after some rounds: no two weights are equal."""
     import torch
 
     from fedham_flwr import models
-    from fedham_flwr.config import parse
+    from fedham_flwr.config import Value, parse
     from fedham_flwr.parameters import Manifest, read
+    from strategies import STRATEGIES
     from strategies.base import Task
-    from strategies.pfedla import PFedLAStrategy
 
     network = models.build("cnn", SHAPE, CLASSES, 0)
     manifest = Manifest.of(network)
-    settings = parse(
-        {
-            "strategy": "pfedla",
-            "device": "cpu",
-            "pfedla.top-k-peers": top_k,
-            "pfedla.hypernetwork-learning-rate": 1e-6,  # the uploads are noise, and the steps must stay small
-        }
-    )
-    strategy = PFedLAStrategy(settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
-    names = tuple(map(str, range(clients)))
-    strategy.enrol(names)
+    how: dict[str, Value] = {"strategy": method, "device": "cpu", "pfedla.top-k-peers": top_k}
+    how |= {"pfedla.hypernetwork-learning-rate": 1e-6, "amn.learning-rate": 1e-6}  # for uploads that are noise
+    settings = parse({**how, "fedham.transport": "mediated"})
+    strategy = STRATEGIES[method](settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
+    strategy.enrol(tuple(map(str, range(clients))))
     draw = torch.Generator().manual_seed(0)
-    for tensor in (strategy.state_dict()["hypernetworks/heads.bias"],):
-        tensor.copy_(torch.randn(tensor.shape, generator=draw))
-    strategy.roster_names = names  # type: ignore[attr-defined]
+    for name, tensor in strategy.state_dict().items():
+        if name in UNEQUAL:
+            tensor.copy_(torch.randn(tensor.shape, generator=draw).mul_(UNEQUAL[name]))
     return strategy
 
 
-def random_uploads(clients: int, strategy: Any) -> dict[str, Any]:
+def random_uploads(strategy: Any) -> dict[str, Any]:
     """A trained model of every client, each tensor in memory of its own, as they come off the wire."""
     import torch
 
@@ -116,19 +112,44 @@ def random_uploads(clients: int, strategy: Any) -> dict[str, Any]:
 
     draw, shapes = torch.Generator().manual_seed(1), strategy.manifest.shapes
     return {
-        str(i): Upload(str(i), {n: torch.empty(shapes[n]).normal_(0, 0.05, generator=draw) for n in shapes}, 1, ())
-        for i in range(clients)
+        client: Upload(client, {n: torch.empty(shapes[n]).normal_(0, 0.05, generator=draw) for n in shapes}, 1, ())
+        for client in strategy.bank.clients
     }
 
 
-def step(strategy: Any, uploads: dict[str, Any], number: int) -> tuple[float, float]:
+def random_answers(strategy: Any) -> dict[str, Any]:
+    """The rows of mixing weights with which the clients answer FedHAM's questions."""
+    import torch
+
+    from fedham_flwr.wire import Upload
+
+    draw, clients = torch.Generator().manual_seed(2), strategy.bank.clients
+    rows = torch.randn(len(clients), len(strategy.bank.groups), len(clients), generator=draw).softmax(-1)
+    return {client: Upload(client, {}, 1, (), {}, {"row": row}) for client, row in zip(clients, rows, strict=True)}
+
+
+def send(strategy: Any, answers: dict[str, Any], number: int) -> Any:
+    """The server's work before the clients train."""
+    clients = strategy.bank.clients
+    if strategy.questions(number, clients):
+        strategy.answered(number, answers)
+    return strategy.plan(number, clients)
+
+
+def receive(strategy: Any, uploads: dict[str, Any], number: int) -> None:
+    """The server's work after the clients have trained, and the weights that are recorded."""
+    strategy.mixing_weights(number, strategy.bank.clients, uploads)
+    strategy.merge(number, uploads)
+
+
+def step(strategy: Any, answers: dict[str, Any], uploads: dict[str, Any], number: int) -> tuple[float, float]:
     """Seconds of the server's work before the clients train, and after it."""
     began = time.perf_counter()
-    starts = strategy.plan(number, strategy.roster_names)
+    starts = send(strategy, answers, number)
     sent = time.perf_counter()
     del starts
     back = time.perf_counter()
-    strategy.merge(number, uploads)
+    receive(strategy, uploads, number)
     return sent - began, time.perf_counter() - back
 
 
@@ -157,7 +178,15 @@ def row(found: dict[str, Any]) -> list[str]:
         ratio = f"{statistics.median(ratios):.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]"
     memory = found["peak"] / (found["bank"] + found["uploads"])
     kept = str(found["top-k"] or "all")
-    return [str(found["clients"]), kept, ratio, f"{before:.0%}", f"{memory:.2f}", f"{found['bank']:.0f}"]
+    return [
+        found["method"],
+        str(found["clients"]),
+        kept,
+        ratio,
+        f"{before:.0%}",
+        f"{memory:.2f}",
+        f"{found['bank']:.0f}",
+    ]
 
 
 def card(results: Sequence[dict[str, Any]], repeats: int, facts: str) -> str:
@@ -165,44 +194,44 @@ def card(results: Sequence[dict[str, Any]], repeats: int, facts: str) -> str:
     head = ("clients", "weights kept", "time / matrix products", "before training", "peak memory", "bank, MiB")
     return "\n".join(
         [
-            "# The server's step of pFedLA",
+            f"# The server's step of {', '.join(dict.fromkeys(found['method'] for found in results))}",
             "",
             f"Model cnn (878,538 parameters), every client in the cohort; median of {repeats} pairs [lowest, highest].",
             facts,
             "",
-            table(head, [row(found) for found in results]),
+            table(("method", *head), [row(found) for found in results]),
             "",
-            "Time: weights, mixing, inner products, update and bank, as a multiple of the two matrix products over",
-            "the bank and the hypernetworks' update in a program that does nothing else, keeps the mixed models from",
-            "one to the other, and always takes all weights. Before training: the share of the step that comes before",
-            "the clients train.",
-            "Peak memory: of a step, as a multiple of the bank and the cohort's uploads.",
+            "Time: weights, mixing, inner products, update, projections and bank, as a multiple of the two matrix",
+            "products over the bank and the update of pFedLA's hypernetworks in a program that does nothing else,",
+            "keeps the mixed models from one to the other, and always takes all weights. `fedham` is the transport",
+            "`mediated`, without what its clients compute. Before training: the share of the step that comes before",
+            "the clients train. Peak memory: of a step, as a multiple of the bank and the cohort's uploads.",
         ]
     )
 
 
 def main() -> None:
-    """Measure every number of clients and print the table."""
+    """Measure every method and number of clients and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["pfedla"], help="default %(default)s")
     parser.add_argument("--clients", type=int, nargs="+", default=[20, 100, 500])
-    parser.add_argument("--top-k", type=int, nargs="+", default=[0, 10], help="weights kept; 0: all")
+    parser.add_argument("--top-k", type=int, nargs="+", default=[0, 10], help="weights that pfedla keeps; 0: all")
     parser.add_argument("--repeats", type=int, default=5, help="pairs of steps (default %(default)s)")
     parser.add_argument("--limit", type=Path, default=LIMIT, help="the program to compare with")
     parser.add_argument("--card", type=Path, help="a file for the result")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # a case as JSON, in a process of its own
     given = parser.parse_args()
     if given.one:
-        clients, top_k, repeats = json.loads(given.one)
-        print(json.dumps(measure(clients, top_k, repeats, load(given.limit))))
+        print(json.dumps(measure(load(given.limit), *json.loads(given.one))))
         return
     results = []
-    for clients in given.clients:
-        for top_k in given.top_k:
-            case = json.dumps([clients, top_k, given.repeats])
+    for method, clients in [(method, clients) for method in given.methods for clients in given.clients]:
+        for top_k in given.top_k if method == "pfedla" else [0]:
+            case = json.dumps([method, clients, top_k, given.repeats])
             command = [sys.executable, __file__, "--one", case, "--limit", str(given.limit)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                raise SystemExit(f"{clients} clients: ended with {done.returncode}\n{done.stderr[-3000:]}")
+                raise SystemExit(f"{method}, {clients} clients: ended with {done.returncode}\n{done.stderr[-3000:]}")
             results.append(json.loads(done.stdout))
             print(row(results[-1]), flush=True)
     with tempfile.TemporaryDirectory() as folder:

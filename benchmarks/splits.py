@@ -48,9 +48,7 @@ def relations(path: Path, last: int, early: bool = False) -> dict[str, list[floa
 
     Kinds: self, and the number of classes that client and peer share.
     """
-    weights = training_weights(path)
-    rounds = sorted(weights["round"].unique())
-    weights = weights[weights["round"].isin(rounds[:last] if early else rounds[-last:])]
+    weights = some_rounds(training_weights(path), last, early)
     held = {
         entry["client"]: {c for c, n in enumerate(entry["train-labels"]) if n}
         for entry in json.loads((path / "clients.json").read_text())
@@ -62,15 +60,21 @@ def relations(path: Path, last: int, early: bool = False) -> dict[str, list[floa
 
 
 def training_weights(path: Path) -> Any:
-    """The mixing weights of the training rounds as a data frame."""
+    """The mixing weights of the training rounds as a data frame; those of the closing evaluation are left out."""
     from fedham_flwr.mixing import read_weights
 
     frame = read_weights(path).to_pandas()
-    return frame[frame["round"] < frame["round"].max()]  # the closing evaluation comes after the last round
+    return frame[frame["round"] <= json.loads((path / "summary.json").read_text())["num-rounds"]]
 
 
-def own_weights(path: Path, last: int) -> dict[str, float]:
-    """Mean self weight of each layer group in the last rounds."""
-    frame = training_weights(path)
-    frame = frame[(frame["client"] == frame["peer"]) & (frame["round"] > frame["round"].max() - last)]
+def some_rounds(weights: Any, last: int, early: bool) -> Any:
+    """The rows of the last (or first) rounds that have weights."""
+    rounds = sorted(weights["round"].unique())
+    return weights[weights["round"].isin(rounds[:last] if early else rounds[-last:])]
+
+
+def own_weights(path: Path, last: int, early: bool = False) -> dict[str, float]:
+    """Mean self weight of each layer group in the last (or first) rounds."""
+    frame = some_rounds(training_weights(path), last, early)
+    frame = frame[frame["client"].astype(str) == frame["peer"].astype(str)]
     return dict(frame.groupby("group", observed=True, sort=False)["weight"].mean())

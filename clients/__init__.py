@@ -1,7 +1,9 @@
 """The client halves of the methods, by name."""
 
+from clients.amn import AMNClient
 from clients.base import RoundClient
 from clients.fedavg import FedAvgClient
+from clients.fedham import FedHAMClient
 from clients.fedper import FedPerClient
 from clients.fedprox import FedProxClient
 from clients.local import LocalClient
@@ -13,4 +15,6 @@ CLIENTS: dict[str, type[RoundClient]] = {
     "fedprox": FedProxClient,
     "fedper": FedPerClient,
     "pfedla": PFedLAClient,
+    "amn": AMNClient,
+    "fedham": FedHAMClient,
 }

@@ -25,7 +25,7 @@ from fedham_flwr.parameters import Params
 from fedham_flwr.results import write_model
 from fedham_flwr.seeding import torch_stream
 from fedham_flwr.state import ClientState, StateNotFoundError
-from fedham_flwr.training import GradientHook, Trainer
+from fedham_flwr.training import GradientHook, Samples, Trainer
 from fedham_flwr.wire import Download
 
 
@@ -54,6 +54,7 @@ class RoundClient(NumPyClient):
         personal_names: tensors that stay with this client.
         shared_names: all others; they are sent after training.
         download_names: those of them that came.
+        restarted: it has trained before, and something that it had learned for itself was lost and starts again.
     """
 
     personal_phase: ClassVar[Literal["before", "after"]] = "before"
@@ -67,6 +68,7 @@ class RoundClient(NumPyClient):
         self.shared_names = tuple(name for name in names if name not in set(self.personal_names))
         came = job.download.params
         self.download_names = tuple(name for name in self.shared_names if name in came or not self.partial)
+        self.restarted = False
         self._metrics: dict[str, Scalar] = {}
 
     # ---- what a method says --------------------------------------------------------------------------------------
@@ -97,6 +99,40 @@ class RoundClient(NumPyClient):
             raise UserError(f"{error}, though it has trained in this run: what it had learned is lost") from error
         return {name: self.job.trainer.initial[name] for name in names}
 
+    def answer(self) -> Params:
+        """What the server half asks before it can make the client's model: tensors of the method's own.
+
+        Raises:
+            UserError: this method asks nothing.
+        """
+        raise UserError(f"strategy={self.settings.strategy} asks its clients nothing before a round")
+
+    def starting_model(self, came: Params, training: bool) -> Params:
+        """All tensors of the model to start from; by default those that came and those that were kept.
+
+        Args:
+            came: shared tensors.
+            training: whether the model will be trained and sent, or only scored.
+        """
+        names = self.job.trainer.manifest.names()
+        return parameters.merge(came, self.kept([name for name in names if name not in came]), names)
+
+    def training_data(self) -> Samples:
+        """The data whose training split the model is trained on; by default all of the client's."""
+        return self.job.data
+
+    def learned(self, after: Params) -> Params:
+        """The model to keep and to send, of the model that training left; by default the same."""
+        return after
+
+    def also_kept(self) -> Params:
+        """What the client remembers besides tensors of its model, by names that the model does not have; nothing."""
+        return {}
+
+    def besides(self) -> Params:
+        """What is sent besides tensors of the model; nothing by default."""
+        return {}
+
     def gradient_hook(self, start: Mapping[str, torch.Tensor]) -> GradientHook | None:
         """A term of the method's own in the gradient of local training; none by default.
 
@@ -117,12 +153,12 @@ class RoundClient(NumPyClient):
         Returns:
             The shared tensors after training, the number of training samples, and the scores.
         """
-        start = self._start(parameters)
+        start = self._start(parameters, training=True)
         self._score(start.origin, "before")
         self._train(start.params)  # R2
         self._score("personal", "after")
-        after = read_checked(self.job.trainer)
-        if kept := {name: after[name] for name in self.kept_names()}:
+        after = self.learned(read_checked(self.job.trainer))
+        if kept := {name: after[name] for name in self.kept_names()} | self.also_kept():
             self.job.state.save(kept, self.job.download.round)  # R3
         return [after[name].numpy() for name in self.shared_names], self.examples, self._metrics
 
@@ -138,7 +174,7 @@ class RoundClient(NumPyClient):
         Returns:
             The loss of the model received on the test split, the number of test samples, and the scores.
         """
-        start = self._start(parameters)
+        start = self._start(parameters, training=False)
         self._score(start.origin, "before")
         self._export("before")
         if self.job.download.closing or self.personal_phase == "after":
@@ -155,37 +191,39 @@ class RoundClient(NumPyClient):
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
-    def _start(self, arrays: NDArrays) -> Start:
-        """Put the model together from what came and what was kept, and load it."""
+    def _start(self, arrays: NDArrays, training: bool) -> Start:
+        """Put the model together and load it."""
         trainer = self.job.trainer
         came = dict(zip(self.download_names, map(torch.from_numpy, arrays), strict=True))
         trainer.manifest.check(came, self.download_names)
-        names = trainer.manifest.names()
-        model = parameters.merge(came, self._kept([name for name in names if name not in came]), names)
+        model = self.starting_model(came, training)
         trainer.load(model)
         return Start(model, "global" if self.one_model and not self.personal_names else "personal")
 
-    def _kept(self, names: Sequence[str]) -> Params:
-        """The tensors that did not come."""
+    def kept(self, names: Sequence[str]) -> Params:
+        """Tensors of the model that the client has, or what it starts from that has not kept them."""
         if not names:
             return {}
         try:
             kept = self.job.state.load()
         except StateNotFoundError as error:
             return self.without_state(names, error)
+        if missing := [name for name in names if name not in kept]:
+            what = f"client {self.job.client} has not kept {', '.join(missing)}"
+            kept |= self.without_state(missing, StateNotFoundError(what))
         return {name: kept[name] for name in names}
 
     def _train(self, start: Params) -> None:
         settings, job = self.settings, self.job
         generator = torch_stream(settings.seed, "batches", job.download.round, job.client)
-        with self._clock("train"):
-            job.trainer.fit(job.data, settings.local_training(), generator, self.gradient_hook(start))
+        with self.clock("train"):
+            job.trainer.fit(self.training_data(), settings.local_training(), generator, self.gradient_hook(start))
 
     def _score(self, model: str, phase: str) -> None:
         for split in ("validation", "test"):
             if not len(self.job.data.splits[split]):
                 continue
-            with self._clock("evaluate"):
+            with self.clock("evaluate"):
                 scores = self.job.trainer.evaluate(self.job.data, split)
             self._metrics[f"{split}/{model}/{phase}/accuracy"] = scores.accuracy
             self._metrics[f"{split}/{model}/{phase}/loss"] = scores.loss
@@ -211,7 +249,8 @@ class RoundClient(NumPyClient):
         return self.job.settings
 
     @contextmanager
-    def _clock(self, purpose: str) -> Iterator[None]:
+    def clock(self, purpose: str) -> Iterator[None]:
+        """Count the seconds within as the client's, for a purpose."""
         began = time.perf_counter()
         yield
         key = f"seconds/{purpose}"

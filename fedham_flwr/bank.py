@@ -117,8 +117,35 @@ class Bank:
         def fill(piece: slice) -> None:
             mixed[:, piece] = factor.times(array[:, piece])
 
-        in_threads(fill, _pieces(0, array.shape[1]))
+        in_threads(fill, _pieces(0, array.shape[1], width=_width(len(array))))
         return mixed
+
+    def put(self, clients: Sequence[str], models: Sequence[Mapping[str, Tensor]]) -> None:
+        """Put models in place of the clients' old ones.
+
+        Args:
+            clients: ids that the bank has.
+            models: the tensors that the bank holds, for each.
+        """
+        for client, model in zip(clients, models, strict=True):
+            for name, tensor in self.model(client).items():
+                tensor.copy_(model[name])
+
+    def inner(self, group: str, direction: Mapping[str, Tensor]) -> Tensor:
+        """<direction, w_j> over a group's parameters for every model j of the bank: float64 [N].
+
+        Args:
+            group: a layer group.
+            direction: a tensor for each of its parameters.
+        """
+        array = self.arrays[group]
+        found = torch.zeros(len(array), dtype=torch.float64, device=array.device)
+        for block in self._blocks[group]:
+            if block.parameter:
+                flat = direction[block.name].reshape(-1).to(array)
+                for piece in _pieces(0, block.size):
+                    found += array[:, block.start + piece.start : block.start + piece.stop] @ flat[piece]
+        return found.cpu()
 
     def absorb(
         self, group: str, clients: Sequence[str], uploads: Sequence[Mapping[str, Tensor]], weights: Tensor
@@ -201,9 +228,15 @@ def _empty(shape: tuple[int, int], like: Tensor) -> Tensor:
     return torch.from_numpy(np.empty(shape, like.new_empty(0).numpy().dtype))
 
 
-def _pieces(first: int, size: int, step: int = 1) -> list[slice]:
-    """Every `step`th piece of so many scalars, from the first given."""
-    return [slice(a, min(a + COLUMNS, size)) for a in range(first * COLUMNS, size, step * COLUMNS)]
+def _pieces(first: int, size: int, step: int = 1, width: int = 0) -> list[slice]:
+    """Every `step`th piece of so many scalars (by default COLUMNS), from the first given."""
+    width = width or COLUMNS
+    return [slice(a, min(a + width, size)) for a in range(first * width, size, step * width)]
+
+
+def _width(models: int) -> int:
+    """Scalars of each model in one piece: with few models more, since each piece costs a call."""
+    return COLUMNS * max(1, min(16, 128 // max(1, models)))
 
 
 class _Factor:

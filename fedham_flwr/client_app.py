@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common import NDArrays
+from flwr.common import NDArrays, Scalar
 
 from clients import CLIENTS
 from clients.base import Job, RoundClient
@@ -21,6 +21,7 @@ from fedham_flwr import models, wire
 from fedham_flwr.config import Settings, Value, parse
 from fedham_flwr.data import ClientData, open_node, open_partition
 from fedham_flwr.errors import UserError
+from fedham_flwr.parameters import Params
 from fedham_flwr.roster import first_line, identify
 from fedham_flwr.state import ClientState, StateLostError
 from fedham_flwr.training import Trainer, resolve_device
@@ -53,6 +54,10 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     def query(message: Message, context: Context) -> Message:
         return answer(message, context, _query)
 
+    @app.query("before")
+    def before(message: Message, context: Context) -> Message:
+        return answer(message, context, _before)
+
     @app.train()
     def train(message: Message, context: Context) -> Message:
         return answer(message, context, _train)
@@ -83,13 +88,27 @@ def _train(message: Message, context: Context, settings: Settings) -> RecordDict
     client, seconds = _open_client(message, context, settings)
     arrays, examples, metrics = client.fit(_arrays(client), {})
     params = dict(zip(client.shared_names, map(torch.from_numpy, arrays), strict=True))
-    return wire.write_upload(client.job.client, params, examples, metrics | {"seconds/open": seconds})  # type: ignore[arg-type]
+    return _reply(client, params, examples, metrics, seconds)
 
 
 def _evaluate(message: Message, context: Context, settings: Settings) -> RecordDict:
     client, seconds = _open_client(message, context, settings)
     _, _, metrics = client.evaluate(_arrays(client), {})
-    return wire.write_upload(client.job.client, {}, client.examples, metrics | {"seconds/open": seconds})  # type: ignore[arg-type]
+    return _reply(client, {}, client.examples, metrics, seconds)
+
+
+def _before(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    answer = client.answer()
+    metrics = {"seconds/open": seconds}
+    return wire.write_upload(client.job.client, {}, client.examples, metrics, answer, client.restarted)
+
+
+def _reply(
+    client: RoundClient, params: Params, examples: int, metrics: Mapping[str, Scalar], seconds: float
+) -> RecordDict:
+    given = {**metrics, "seconds/open": seconds}
+    return wire.write_upload(client.job.client, params, examples, given, client.besides(), client.restarted)  # type: ignore[arg-type]
 
 
 def _open_client(message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:

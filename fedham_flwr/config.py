@@ -16,6 +16,8 @@ from typing import Annotated, Literal, Self, get_args
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fedham_flwr.algorithms.amn import AMNSettings
+from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.algorithms.fedper import FedPerSettings
 from fedham_flwr.algorithms.fedprox import FedProxSettings
 from fedham_flwr.algorithms.pfedla import PFedLASettings
@@ -27,7 +29,7 @@ from fedham_flwr.training import LocalTraining
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla"]
+Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham"]
 """The methods; a method's own settings are a field of `Settings` with its name."""
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -73,6 +75,8 @@ class Settings(BaseModel):
     fedprox: FedProxSettings = FedProxSettings()
     fedper: FedPerSettings = FedPerSettings()
     pfedla: PFedLASettings = PFedLASettings()
+    amn: AMNSettings = AMNSettings()
+    fedham: FedHAMSettings = FedHAMSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

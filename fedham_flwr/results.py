@@ -69,7 +69,7 @@ class RoundRecord:
     """One exchange with the clients: a line of `rounds.jsonl`."""
 
     round: int  # of the server, from 1
-    kind: str  # train | evaluate
+    kind: str  # train | evaluate | query, which a method may ask before either
     cohort: tuple[str, ...]  # the clients that were asked
     replies: int  # usable ones
     failures: tuple[Failure, ...]
@@ -77,6 +77,7 @@ class RoundRecord:
     bytes_up: int  # from the clients
     bytes_down: int  # to the clients
     restored: tuple[str, ...] = ()  # clients that had lost their state, and were sent everything
+    restarted: tuple[str, ...] = ()  # clients that had learned something that started again, since they lost it
 
 
 @dataclass(frozen=True)

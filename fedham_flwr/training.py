@@ -59,6 +59,14 @@ class LocalTraining:
     weight_decay: float
     augment: bool
 
+    def reach(self, samples: int) -> float:
+        """How far a constant gradient of length one would carry a model, momentum's run-up left aside.
+
+        Args:
+            samples: of the training split, at least 1.
+        """
+        return self.local_epochs * math.ceil(samples / self.batch_size) * self.learning_rate / (1 - self.momentum)
+
 
 class Scores(NamedTuple):
     """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of samples."""
@@ -193,15 +201,41 @@ class Trainer:
             loss += cross_entropy(logits.float(), y, reduction="sum")
         return Scores(hits.item() / len(index), loss.item() / len(index), len(index))
 
+    def gradient(self, samples: Samples, split: str, count: int, generator: torch.Generator) -> Params:
+        """The gradient of the mean cross-entropy of a batch, as training would see it; the model does not change.
+
+        Args:
+            samples: the client's data.
+            split: a non-empty split.
+            count: samples of the batch, without replacement; fewer if the split is smaller.
+            generator: on the CPU; draws the batch, and seeds dropout.
+
+        Returns:
+            A tensor for each parameter, by name, on the model's device; valid until the next step.
+        """
+        features, labels, index = self._local(samples, split)
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        self._model.train()
+        with self._seeded(int(torch.randint(2**62, (), generator=generator))):
+            x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
+            self._backward(x, y)
+        for buffer, was in buffers:
+            buffer.copy_(was)
+        return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
+
     def _step(self, x: Tensor, y: Tensor, optimizer: SGD, hook: GradientHook | None) -> Tensor:
+        loss = self._backward(x, y)
+        if hook is not None:
+            hook(self._params)
+        optimizer.step()
+        return loss
+
+    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
         with self._autocast():
             loss = cross_entropy(self._model(x), y)
         for param in self._params:
             param.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        if hook is not None:
-            hook(self._params)
-        optimizer.step()
         return loss.detach()
 
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,10 +16,24 @@ from fedham_flwr.parameters import Params
 from fedham_flwr.results import Row
 
 TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
+BESIDES, FACTS = "besides", "facts"
 SECONDS, SAMPLES = "seconds", "n"
 
 Metrics = Mapping[str, float | int]
 """Scores as a NumPyClient returns them: "test/personal/after/accuracy", "n/test", "seconds/train"."""
+
+
+@dataclass(frozen=True)
+class Besides:
+    """What a method sends along with a model, or in its place.
+
+    Attributes:
+        tensors: by names of the method's own.
+        facts: whole numbers, by names of the method's own.
+    """
+
+    tensors: Params = field(default_factory=dict)
+    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -34,6 +48,7 @@ class Download:
         has_trained: the server has merged an upload of this client, so its personal state must be there.
         closing: this is the evaluation after the last round.
         export: folder for the client's personal model; empty for none.
+        besides: what the method sends besides.
     """
 
     round: int
@@ -43,6 +58,7 @@ class Download:
     has_trained: bool = False
     closing: bool = False
     export: str = ""
+    besides: Besides = Besides()
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Upload:
         examples: its training samples.
         rows: its scores.
         seconds: what the client's time went into, by purpose.
+        besides: tensors of the method's own.
+        restarted: it has trained before, and something that it had learned for itself was lost and started again.
     """
 
     client: str
@@ -62,6 +80,8 @@ class Upload:
     examples: int
     rows: tuple[Row, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
+    besides: Params = field(default_factory=dict)
+    restarted: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,9 +122,18 @@ class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a 
         self.lost = lost
 
 
-def arrays(params: Mapping[str, torch.Tensor]) -> dict[str, Array]:
-    """Named tensors, serialised."""
-    return {name: Array(tensor.numpy()) for name, tensor in params.items()}
+def arrays(params: Mapping[str, torch.Tensor], serialised: dict[int, Array] | None = None) -> dict[str, Array]:
+    """Named tensors, serialised.
+
+    Args:
+        params: the tensors.
+        serialised: what is there already, by the tensor's identity, and is added to.
+    """
+    made = {} if serialised is None else serialised
+    for tensor in params.values():
+        if id(tensor) not in made:
+            made[id(tensor)] = Array(tensor.numpy())
+    return {name: made[id(tensor)] for name, tensor in params.items()}
 
 
 def tensors_record(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
@@ -117,13 +146,13 @@ def tensors(record: ArrayRecord) -> Params:
     return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
 
 
-def write_download(download: Download, serialised: Mapping[str, Array] | None = None) -> RecordDict:
+def write_download(download: Download, serialised: dict[int, Array] | None = None) -> RecordDict:
     """A fresh record for one client.
 
     Args:
         download: what to send.
-        serialised: its tensors as `arrays` gives them, for a model that many clients get: the bytes are then there
-            once, however many messages hold them.
+        serialised: as for `arrays`, for tensors that many clients get: their bytes are then there once, however many
+            messages hold them. The tensors must live as long as this does.
     """
     instructions = ConfigRecord(
         {
@@ -135,8 +164,11 @@ def write_download(download: Download, serialised: Mapping[str, Array] | None = 
             "export": download.export,
         }
     )
-    tensors_ = arrays(download.params) if serialised is None else dict(serialised)
-    return RecordDict({TENSORS: ArrayRecord(tensors_), INSTRUCTIONS: instructions})
+    content = RecordDict({TENSORS: ArrayRecord(arrays(download.params, serialised)), INSTRUCTIONS: instructions})
+    if download.besides.tensors or download.besides.facts:
+        content[BESIDES] = ArrayRecord(arrays(download.besides.tensors, serialised))
+        content[FACTS] = ConfigRecord({name: list(numbers) for name, numbers in download.besides.facts.items()})
+    return content
 
 
 def read_download(content: RecordDict) -> Download:
@@ -154,10 +186,18 @@ def read_download(content: RecordDict) -> Download:
         has_trained=bool(given["has-trained"]),
         closing=bool(given["closing"]),
         export=str(given["export"]),
+        besides=_besides(content),
     )
 
 
-def write_upload(client: str, params: Mapping[str, torch.Tensor], examples: int, metrics: Metrics) -> RecordDict:
+def write_upload(
+    client: str,
+    params: Mapping[str, torch.Tensor],
+    examples: int,
+    metrics: Metrics,
+    besides: Mapping[str, torch.Tensor] | None = None,
+    restarted: bool = False,
+) -> RecordDict:
     """A client's reply.
 
     Args:
@@ -165,14 +205,19 @@ def write_upload(client: str, params: Mapping[str, torch.Tensor], examples: int,
         params: shared tensors; empty after an evaluation.
         examples: training samples of the client.
         metrics: scores, as in `Metrics`.
+        besides: as in `Upload`.
+        restarted: as in `Upload`.
     """
-    return RecordDict(
+    content = RecordDict(
         {
             TENSORS: tensors_record(params),
             REPORT: MetricRecord({"examples": examples, **metrics}),
-            SENDER: ConfigRecord({"client-id": client}),
+            SENDER: ConfigRecord({"client-id": client, "restarted": restarted}),
         }
     )
+    if besides:
+        content[BESIDES] = tensors_record(besides)
+    return content
 
 
 def read_upload(content: RecordDict, round_number: int) -> Upload:
@@ -189,6 +234,7 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
     if FAILURE in content.config_records:
         raise _failure(content.config_records[FAILURE])
     client = str(content.config_records[SENDER]["client-id"])
+    restarted = bool(content.config_records[SENDER].get("restarted", False))
     report = dict(content.metric_records[REPORT])
     examples = report.pop("examples")
     if not isinstance(examples, int) or examples < 1:
@@ -206,7 +252,8 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
             if model not in ("global", "personal") or phase not in ("before", "after"):
                 raise ValueError(f"{key!r} is not a score")
             rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
-    return Upload(client, tensors(content.array_records[TENSORS]), examples, tuple(rows), seconds)
+    params, besides = tensors(content.array_records[TENSORS]), _besides(content).tensors
+    return Upload(client, params, examples, tuple(rows), seconds, besides, restarted)
 
 
 def write_profile(profile: Profile) -> RecordDict:
@@ -271,6 +318,13 @@ def write_failure(error: str, simulated: bool, lost: bool = False) -> RecordDict
 def says_lost(content: RecordDict) -> bool:
     """Whether a client's reply is that it lost what it kept and needs everything."""
     return FAILURE in content.config_records and bool(content.config_records[FAILURE].get("lost", False))
+
+
+def _besides(content: RecordDict) -> Besides:
+    if BESIDES not in content.array_records:
+        return Besides()
+    facts: Mapping[str, object] = content.config_records.get(FACTS, ConfigRecord())
+    return Besides(tensors(content.array_records[BESIDES]), {name: _ints(given) for name, given in facts.items()})
 
 
 def _failure(given: ConfigRecord) -> ClientFailure:

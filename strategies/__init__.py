@@ -1,7 +1,9 @@
 """The server halves of the methods, by name."""
 
+from strategies.amn import AMNStrategy
 from strategies.base import RoundStrategy
 from strategies.fedavg import FedAvgStrategy
+from strategies.fedham import FedHAMStrategy
 from strategies.fedper import FedPerStrategy
 from strategies.fedprox import FedProxStrategy
 from strategies.local import LocalStrategy
@@ -13,4 +15,6 @@ STRATEGIES: dict[str, type[RoundStrategy]] = {
     "fedprox": FedProxStrategy,
     "fedper": FedPerStrategy,
     "pfedla": PFedLAStrategy,
+    "amn": AMNStrategy,
+    "fedham": FedHAMStrategy,
 }

@@ -1,7 +1,7 @@
 """The server half that every method shares: messages, the error policy, and the round loop.
 
-A method says what each client of a round starts from (`plan`) and what becomes of their replies (`merge`), in tensors.
-This file turns that into Flower's `configure_*` and `aggregate_*`.
+`method.py` says what a method must say of itself, in tensors. This file turns that into Flower's `configure_*` and
+`aggregate_*`.
 """
 
 from __future__ import annotations
@@ -9,43 +9,25 @@ from __future__ import annotations
 import logging
 import math
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from fedham_flwr import wire
-from fedham_flwr.config import Settings
 from fedham_flwr.errors import UserError
-from fedham_flwr.mixing import MixingWeights
-from fedham_flwr.parameters import LayerGroup, Manifest, Params, num_bytes
-from fedham_flwr.results import Failure, RoundRecord, Row
-from fedham_flwr.roster import Roster, cohort, first_line, order, read_reply
+from fedham_flwr.parameters import Params, num_bytes
+from fedham_flwr.results import Failure, RoundRecord
+from fedham_flwr.roster import cohort, first_line, order, read_reply
+from strategies.method import Method, Task
+
+__all__ = ["RoundStrategy", "Task"]
 
 log = logging.getLogger("fedham_flwr")
-
-Recorder = Callable[[RoundRecord, Sequence[Row], MixingWeights | None], None]
-"""Called after every exchange with the clients, with what it brought and how the clients' models had been mixed."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all clients of a run are told alike.
-
-    Attributes:
-        shape: (channels, height, width) of one sample.
-        classes: number of classes.
-        export: folder for the personal models at the end; empty for none.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    export: str = ""
+QUERY = f"{MessageType.QUERY}.before"
+"""Type of the message that asks a client `questions`."""
 
 
 class Exchange(NamedTuple):
@@ -59,100 +41,10 @@ class Exchange(NamedTuple):
     restored: tuple[str, ...] = ()  # those that had lost their state and were asked again
 
 
-class RoundStrategy(Strategy):
-    """A method's server half.
+class RoundStrategy(Method, Strategy):
+    """Carries out what a method says, by Flower's messages."""
 
-    Args:
-        settings: the run's.
-        manifest: the model's.
-        initial: the first tensors of every group of the model.
-        task: what the clients are told.
-        roster: the clients; found by a query when it is empty.
-        recorder: what to do with the results of an exchange.
-
-    Attributes:
-        shared_names: tensors that clients send after training; all others are personal.
-        trained: clients whose upload this process has merged.
-        stateless: clients that said that they had lost their state, and have not trained since.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        manifest: Manifest,
-        initial: Params,
-        task: Task,
-        roster: Roster | None = None,
-        recorder: Recorder | None = None,
-    ) -> None:
-        self.settings = settings
-        self.manifest = manifest
-        self.task = task
-        self.roster = roster or Roster()
-        personal = set(self.personal_tensors())
-        self.shared_names = tuple(name for name in manifest.names() if name not in personal)
-        self.stateless: set[str] = set()
-        self._recorder = recorder or (lambda _record, _rows, _weights: None)
-        self.trained: set[str] = set()
-        self._exchange = Exchange("", 0, 0.0, (), 0)
-        self.begin({name: initial[name] for name in self.shared_names})
-
-    # ---- what a method says --------------------------------------------------------------------------------------
-
-    @abstractmethod
-    def personal_groups(self) -> Sequence[str]:
-        """Names of the layer groups that stay with the client."""
-
-    def personal_tensors(self) -> Sequence[str]:
-        """Names of the tensors that stay with the client; by default those of the personal groups."""
-        return self.manifest.names(self.personal_groups())
-
-    @abstractmethod
-    def begin(self, shared: Params) -> None:
-        """Set the server's state before the first round.
-
-        Args:
-            shared: the first tensors of the shared names.
-        """
-
-    def enrol(self, clients: Sequence[str]) -> None:
-        """Take note of who is there, before each round: new clients may have come. Nothing by default.
-
-        Args:
-            clients: all ids, in order.
-        """
-
-    @abstractmethod
-    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
-        """The shared tensors that each client starts the round from. Asked for evaluations too: it changes nothing.
-
-        Tensors may be left out if the method's client half then takes its own.
-
-        Args:
-            round_number: the round, from 1.
-            clients: ids, in order.
-        """
-
-    @abstractmethod
-    def merge(self, round_number: int, uploads: Mapping[str, wire.Upload]) -> None:
-        """Learn from the replies of a round.
-
-        Args:
-            round_number: the round.
-            uploads: client id -> its checked reply, in the order of ids; at least one.
-        """
-
-    def mixing_weights(self, round_number: int, clients: Sequence[str]) -> MixingWeights | None:
-        """How the models that `plan` gives are mixed from those of all clients; None for a method without a mixture."""
-        return None
-
-    @abstractmethod
-    def state_dict(self) -> Params:
-        """The server's whole state as named tensors."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Params) -> None:
-        """The inverse of `state_dict`."""
+    _exchange = Exchange("", 0, 0.0, (), 0)
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -213,7 +105,7 @@ class RoundStrategy(Strategy):
                 f"min-replies={self.settings.min_replies} can never be reached: round {server_round} has a cohort of "
                 f"{len(chosen)} (fraction-train={self.settings.fraction_train:g} of {len(everyone)} clients)"
             )
-        return self._messages(MessageType.TRAIN, server_round, chosen)
+        return self._messages(grid, MessageType.TRAIN, server_round, chosen)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -239,7 +131,8 @@ class RoundStrategy(Strategy):
         everyone = self._present(grid)
         closing = server_round > self.settings.num_server_rounds
         scored = set() if closing else set(self._exchange.clients)
-        return self._messages(MessageType.EVALUATE, server_round, tuple(c for c in everyone if c not in scored))
+        absent = tuple(client for client in everyone if client not in scored)
+        return self._messages(grid, MessageType.EVALUATE, server_round, absent)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Check and record the scores.
@@ -249,19 +142,6 @@ class RoundStrategy(Strategy):
         """
         self._receive(server_round, replies, ())
         return None
-
-    def summary(self) -> None:
-        """Log what is shared and what is personal."""
-        log.info("%s", self.describe())
-
-    def describe(self) -> str:
-        """What is shared and what is personal, in layer groups and scalars: one sentence."""
-        parts, shared = [], set(self.shared_names)
-        for what, chosen in (("shared", shared), ("personal", set(self.manifest.names()) - shared)):
-            groups = [_part(group, chosen) for group in self.manifest.groups if chosen & set(group.names)]
-            scalars = sum(torch.Size(self.manifest.shapes[name]).numel() for name in chosen)
-            parts.append(f"{what}: {', '.join(groups) or 'nothing'}" + (f" ({scalars:,} scalars)" if scalars else ""))
-        return f"{self.settings.strategy}  {'; '.join(parts)}"
 
     # ---- messages and the error policy -----------------------------------------------------------------------------
 
@@ -275,19 +155,34 @@ class RoundStrategy(Strategy):
         self.enrol(everyone)
         return everyone
 
-    def _messages(self, kind: str, number: int, clients: tuple[str, ...]) -> list[Message]:
-        """The messages of a new exchange."""
+    def _messages(self, grid: Grid, kind: str, number: int, clients: tuple[str, ...]) -> list[Message]:
+        """The messages of a new exchange, after the method has asked its clients what it must know."""
+        if questions := self.questions(number, clients) if clients else {}:
+            asked = order(questions)
+            messages = self._begin(QUERY, number, asked, questions)
+            replies = grid.send_and_receive(messages, timeout=self.settings.round_timeout)
+            self.answered(number, self._receive(number, replies, ()))
+        return self._begin(kind, number, clients)
+
+    def _begin(
+        self, kind: str, number: int, clients: tuple[str, ...], questions: Mapping[str, wire.Besides] | None = None
+    ) -> list[Message]:
         began = time.perf_counter()
-        messages, down = self._write(kind, number, clients)
+        messages, down = self._write(kind, number, clients, questions)
         self._exchange = Exchange(kind, number, began, clients, down)
         return messages
 
-    def _write(self, kind: str, number: int, clients: tuple[str, ...]) -> tuple[list[Message], int]:
-        """A message for each client, and the bytes of their tensors."""
+    def _write(
+        self, kind: str, number: int, clients: tuple[str, ...], questions: Mapping[str, wire.Besides] | None = None
+    ) -> tuple[list[Message], int]:
+        """A message for each client, with its model or with questions, and the bytes of their tensors."""
         down, messages = 0, []
         closing = number > self.settings.num_server_rounds
-        plan = self.plan(number, clients) if clients else {}  # everyone may have been scored already
-        serialised = {key: wire.arrays(params) for key, params in {id(p): p for p in plan.values()}.items()}
+        plan: dict[str, Params] = {client: {} for client in clients}
+        besides = questions or {}
+        if clients and questions is None:  # everyone may have been scored already
+            plan, besides = self.plan(number, clients), self.besides(number, clients)
+        serialised: dict[int, Array] = {}
         for client, params in plan.items():
             download = wire.Download(
                 round=number,
@@ -296,16 +191,18 @@ class RoundStrategy(Strategy):
                 classes=self.task.classes,
                 has_trained=client in self.trained,
                 closing=closing,
-                export=self.task.export if closing else "",
+                export=self.task.export if closing and questions is None else "",
+                besides=besides.get(client, wire.Besides()),
             )
-            down += num_bytes(params)
-            content = wire.write_download(download, serialised[id(params)])
+            down += num_bytes(params) + num_bytes(download.besides.tensors)
+            content = wire.write_download(download, serialised)
             messages.append(Message(content, self.roster.nodes[client], kind, group_id=str(number)))
         return messages, down
 
     def _receive(self, number: int, replies: Iterable[Message], names: Sequence[str]) -> dict[str, wire.Upload]:
         arrived = time.perf_counter()
         kind, _, began, clients, down, restored = self._exchange
+        stage = kind.partition(".")[0]
         asked = {self.roster.nodes[client]: client for client in clients if client in self.roster.nodes}
         good: dict[str, wire.Upload] = {}
         failures: dict[str, str] = {}
@@ -328,18 +225,24 @@ class RoundStrategy(Strategy):
         uploads = {client: good[client] for client in order(good)}
         record = RoundRecord(
             round=number,
-            kind=kind,
+            kind=stage,
             cohort=clients,
             replies=len(uploads),
-            failures=tuple(Failure(number, kind, client, failures[client]) for client in order(failures)),
+            failures=tuple(Failure(number, stage, client, failures[client]) for client in order(failures)),
             seconds=_seconds(began, arrived, uploads.values()),
-            bytes_up=sum(num_bytes(upload.params) for upload in uploads.values()),
+            bytes_up=sum(num_bytes(upload.params) + num_bytes(upload.besides) for upload in uploads.values()),
             bytes_down=down,
             restored=restored,
+            restarted=tuple(client for client, upload in uploads.items() if upload.restarted),
         )
+        if record.restarted:
+            log.warning(
+                "what they had learned for themselves was lost and starts again: %s", ", ".join(record.restarted)
+            )
         rows = [row for upload in uploads.values() for row in upload.rows]
-        self._recorder(record, rows, self.mixing_weights(number, clients))
-        self._enough(number, kind, len(uploads), record.failures)
+        weights = None if kind == QUERY else self.mixing_weights(number, clients, uploads)
+        self._recorder(record, rows, weights)
+        self._enough(number, record.kind, len(uploads), record.failures)
         return uploads
 
     def _checked(self, client: str, content: RecordDict, number: int, names: Sequence[str]) -> wire.Upload:
@@ -347,6 +250,7 @@ class RoundStrategy(Strategy):
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
         self.manifest.check(upload.params, names)
+        self.check_besides(self._exchange.kind.partition(".")[0], client, upload.besides)
         if bad := [row for row in upload.rows if not math.isfinite(row.value)]:
             raise ValueError(f"the score {bad[0].metric} on {bad[0].split} is {bad[0].value}")
         return upload
@@ -361,13 +265,6 @@ class RoundStrategy(Strategy):
                 f"wanted (min-replies={self.settings.min_replies}); the first error is client {failures[0].client}'s: "
                 f"{failures[0].error}"
             )
-
-
-def _part(group: LayerGroup, chosen: set[str]) -> str:
-    """A layer group's name, and what of it is meant if it is not all of it."""
-    if chosen >= set(group.names):
-        return group.name
-    return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"
 
 
 def _seconds(began: float, arrived: float, uploads: Iterable[wire.Upload]) -> dict[str, float]:

@@ -88,6 +88,58 @@ def test_mixing_and_inner_products_are_those_of_the_naive_loops(
         assert all(torch.equal(tensor, held[name]) for name, tensor in bank.model(str(number)).items())
 
 
+@given(peers=st.integers(1, 6), seed=st.integers(0, 99), columns=st.integers(1, 7), data=st.data())
+def test_models_that_are_put_stand_in_place_of_the_old_ones(
+    peers: int, seed: int, columns: int, data: st.DataObject
+) -> None:
+    trees = models(peers, seed)
+    who = data.draw(st.lists(st.integers(0, peers - 1), min_size=1, unique=True))
+    new = dict(zip(who, models(len(who), seed + 1000), strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_module, "COLUMNS", columns)
+        bank = filled(trees)
+        bank.put([str(i) for i in who], list(new.values()))
+    assert bank.clients == tuple(map(str, range(peers)))
+    for number, tree in enumerate(trees):
+        held = bank.model(str(number))
+        assert held.keys() == tree.keys()
+        assert all(torch.equal(tensor, new.get(number, tree)[name]) for name, tensor in held.items())
+
+
+def test_putting_no_models_changes_nothing() -> None:
+    trees = models(2)
+    bank = filled(trees)
+    bank.put([], [])
+    for client, tree in zip(bank.clients, trees, strict=True):
+        assert all(torch.equal(tensor, tree[name]) for name, tensor in bank.model(client).items())
+
+
+@given(peers=st.integers(1, 6), seed=st.integers(0, 99), columns=st.integers(1, 7))
+def test_inner_products_with_a_direction_are_those_of_the_parameters_alone(peers: int, seed: int, columns: int) -> None:
+    trees, (direction,) = models(peers, seed), models(1, seed + 1000)
+    bank = filled(trees)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_module, "COLUMNS", columns)
+        for group in GROUPS:
+            only = {name: direction[name] for name in group.parameters}  # a network's gradient knows no buffers
+            found = bank.inner(group.name, only)
+            wanted = [sum((direction[n] * tree[n]).sum().item() for n in group.parameters) for tree in trees]
+            assert found.dtype == torch.float64
+            assert found.tolist() == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+            assert torch.equal(bank.inner(group.name, direction), found)
+
+
+def test_inner_products_of_many_pieces_are_added_up_in_float64() -> None:
+    size = 5 * bank_module.COLUMNS + 3
+    manifest = Manifest((LayerGroup("fc", ("w",)),), {"w": (size,)}, {"w": torch.float32})
+    bank = Bank(manifest, ("w",), CPU)
+    for client, value in (("0", 1.0), ("1", -2.0)):
+        bank.add([client], {"w": torch.full((size,), value)})
+    slope = torch.zeros(size)
+    slope[0], slope[bank_module.COLUMNS :: bank_module.COLUMNS] = 2.0**24, 1.0  # in float32 2^24 + 1 is 2^24
+    assert bank.inner("fc", {"w": slope}).tolist() == [2.0**24 + 5, -2 * (2.0**24 + 5)]
+
+
 def test_mixing_a_model_alone_gives_that_model_bit_for_bit() -> None:
     trees = models(5)
     (row,) = filled(trees).mix("conv", torch.eye(5, dtype=torch.float64)[3:4])

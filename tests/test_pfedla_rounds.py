@@ -114,7 +114,7 @@ def test_4_the_first_step_from_a_common_model_is_none() -> None:
     made = server()
     made.merge(1, trained(made.plan(1, names(4)), made._initial, 1))
     assert made._networks.params["heads.bias"].abs().max() < 1e-9
-    assert torch.allclose(made.mixing_weights(2, names(4)).weights, torch.tensor(0.25))
+    assert torch.allclose(made.mixing_weights(2, names(4), {}).weights, torch.tensor(0.25))
     made.merge(2, trained(made.plan(2, names(4)), made._initial, 2))
     assert made._networks.params["heads.bias"].abs().max() > 1e-6
 
@@ -247,7 +247,7 @@ def test_a_model_with_one_layer_group_works(k: int) -> None:
     starts = made.plan(1, ("0", "1"))
     assert [sorted(params) for params in starts.values()] == [[] if k else ["w"]] * 2
     made.merge(1, {c: Upload(c, {"w": torch.full((3,), float(c) + 2)}, 1, ()) for c in ("0", "1")})
-    assert made._bank.model("1")["w"].tolist() == [3.0, 3.0, 3.0]
+    assert made.bank.model("1")["w"].tolist() == [3.0, 3.0, 3.0]
 
 
 # ---- who is absent, late, or broken ----------------------------------------------------------------------------------
@@ -257,9 +257,9 @@ def test_absent_clients_stay_in_the_bank_and_are_mixed() -> None:
     made = server(hypernetwork_learning_rate=0)
     made.merge(1, trained(made.plan(1, ("0", "2")), made._initial, 1))
     for client in ("1", "3"):
-        assert all(torch.equal(t, made._initial[n]) for n, t in made._bank.model(client).items())
+        assert all(torch.equal(t, made._initial[n]) for n, t in made.bank.model(client).items())
     start = made.plan(2, ("1",))["1"]
-    wanted = sum(made._bank.model(client)["fc2.bias"] for client in names(4)) / 4
+    wanted = sum(made.bank.model(client)["fc2.bias"] for client in names(4)) / 4
     assert torch.allclose(start["fc2.bias"], wanted, atol=1e-6)
 
 
@@ -281,32 +281,32 @@ def test_a_client_that_comes_late_moves_nobody_until_it_has_trained() -> None:
     for client, params in before.items():
         assert params.keys() == after[client].keys()
         assert all(torch.allclose(t, after[client][n], rtol=0, atol=1e-7) for n, t in params.items())
-    weights = made.mixing_weights(4, (*names(4), "late")).weights
+    weights = made.mixing_weights(4, (*names(4), "late"), {}).weights
     assert not weights[..., 4].any()
     assert torch.allclose(weights[4, :, :4], torch.tensor(0.25))  # it starts from all others alike
     start = made.plan(4, ("late",))["late"]
     assert set(start) == set(made.shared_names)  # and retains nothing, having nothing of its own
     made.merge(4, {"late": Upload("late", {n: t + 1 for n, t in start.items()}, 10, ())})
-    assert bool((made.mixing_weights(5, names(4)).weights[..., 4] > 0).all())
+    assert bool((made.mixing_weights(5, names(4), {}).weights[..., 4] > 0).all())
 
 
 @pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
 def test_the_largest_weights_are_kept_and_sum_to_one(normaliser: str) -> None:
     made = after_rounds(server(clients=8, normaliser=normaliser, top_k_peers=3, hypernetwork_learning_rate=1.0), 3, 8)
-    weights = made.mixing_weights(4, names(8)).weights
+    weights = made.mixing_weights(4, names(8), {}).weights
     assert ((weights > 0).sum(-1) <= 3).all()
     assert ((weights > 0).sum(-1) == 3).any()
     assert torch.allclose(weights.sum(-1), torch.ones(8, 4), atol=1e-6)
     whole = server(clients=8, normaliser=normaliser)
     whole._networks = made._networks
-    every = whole.mixing_weights(4, names(8)).weights
+    every = whole.mixing_weights(4, names(8), {}).weights
     kept = torch.where(weights > 0, every, 0.0)
     assert torch.allclose(weights, kept / kept.sum(-1, keepdim=True), atol=1e-6)
 
 
 def test_which_of_equal_weights_are_kept_differs_between_rounds_and_is_always_ones_own() -> None:
     made = server(clients=8, top_k_peers=2)
-    kept = torch.stack([made.mixing_weights(number, names(8)).weights for number in (1, 2, 3)])
+    kept = torch.stack([made.mixing_weights(number, names(8), {}).weights for number in (1, 2, 3)])
     assert torch.equal(kept[:, torch.arange(8), :, torch.arange(8)], torch.full((8, 3, 4), 0.5))
     assert not torch.equal(kept[0], kept[1])
 

@@ -59,7 +59,7 @@ def summary(output: str) -> dict[str, Any]:
     return json.loads((Path(path) / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedper", "pfedla"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedper", "pfedla", "fedham"])
 def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], strategy: str) -> None:
     config = f'strategy="{strategy}" num-server-rounds=2 fraction-train=0.5 evaluate-every=1'
     under_ray, in_process = simulate("ray", config, clients=5), simulate("in-process", config, clients=5)

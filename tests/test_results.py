@@ -193,6 +193,7 @@ def test_a_round_is_one_line_and_one_part(run):
         "bytes-up": 10,
         "bytes-down": 20,
         "restored": [],
+        "restarted": [],
     }
     assert json.loads(lines[1])["seconds"] == {"exchange": None}
     assert [path.name for path in (run.path / "metrics").iterdir()] == ["round-00003-train.parquet"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -209,6 +210,76 @@ def test_the_hook_is_called_once_per_step_and_decides_it() -> None:
     assert seen == [[trainer.manifest.shapes[name] for name in trainer.parameter_names]] * steps
     wanted = {name: trainer.initial[name] - 0.1 * steps for name in trainer.parameter_names}
     assert gap(trainer.read(trainer.parameter_names), wanted) <= 1e-6
+
+
+# ---- the gradient alone ----------------------------------------------------------------------------------------------
+
+
+def slope_by_hand(samples: ClientData, chosen: Sequence[int]) -> Params:
+    """Of softmax regression at the start: the mean of (p - onehot) x over some samples, in float64."""
+    start = [tensor.detach().double() for tensor in Linear().parameters()]
+    slopes = [torch.zeros_like(tensor) for tensor in start]
+    for i in chosen:
+        x = samples.features[i].flatten().double() / 127.5 - 1
+        error = torch.softmax(start[0] @ x + start[1], 0)
+        error[samples.labels[i]] -= 1
+        slopes = [slopes[0] + torch.outer(error, x) / len(chosen), slopes[1] + error / len(chosen)]
+    return {"fc.weight": slopes[0], "fc.bias": slopes[1]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 99])
+def test_the_gradient_is_that_of_a_batch_drawn_without_replacement(count: int) -> None:
+    samples, trainer = data(5, 4), linear()
+    batches = list(combinations(samples.splits["train"].tolist(), min(count, 5)))
+    wanted = [slope_by_hand(samples, batch) for batch in batches]
+    found = []
+    for seed in range(6):
+        slope = trainer.gradient(samples, "train", count, generator(seed))
+        assert {name: tensor.shape for name, tensor in slope.items()} == trainer.manifest.shapes
+        found += [at for at, other in enumerate(wanted) if gap(slope, other) < 1e-6]
+    assert len(found) == 6  # each is that of one batch
+    assert len(set(found)) > (1 if len(batches) > 1 else 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gradient_is_autograds_in_training_and_leaves_no_trace(precision: str) -> None:
+    samples, trainer = data(10, 9, side=16), lenet(precision)
+    trainer.fit(samples, HOW, generator())  # so that its running statistics are its own
+    trainer.evaluate(samples, "test")  # and its last use was in evaluation
+    before, noise = trainer.state_dict(), torch.get_rng_state()
+    slope = {name: t.clone() for name, t in trainer.gradient(samples, "train", 10, generator()).items()}
+    assert gap(trainer.state_dict(), before) == 0
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert {tensor.dtype for tensor in slope.values()} == {torch.float32}
+
+    model, train = build("lenet-bn", (1, 16, 16), CLASSES, 0), samples.splits["train"]
+    model.load_state_dict(before)
+    x = (samples.features[train].float() / 127.5 - 1).permute(0, 3, 1, 2)
+    cross_entropy(model.train()(x), samples.labels[train]).backward()  # type: ignore[no-untyped-call]
+    wanted = {name: param.grad for name, param in model.named_parameters()}
+    assert slope.keys() == wanted.keys()
+    whole, exact = (torch.cat([tree[name].flatten() for name in wanted]) for tree in (slope, wanted))  # type: ignore[misc]
+    error = (whole - exact).norm() / exact.norm()
+    assert error < (1e-5 if precision == "fp32" else 0.1)
+    assert (error > 1e-4) == (precision == "bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_gradients_seed_alone_decides_it(precision: str) -> None:
+    slopes, samples = [], data(6)
+    for seed, noise in ((1, 0), (1, 5), (2, 0)):
+        trainer = Trainer(Linear(rate=0.5), CPU, precision)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(noise)
+            slopes.append(trainer.gradient(samples, "train", 6, generator(seed)))
+    assert gap(slopes[0], slopes[1]) == 0
+    assert gap(slopes[0], slopes[2]) > 1e-3  # the batch is the same, and dropout is not
+    draws, trainer = generator(1), linear()
+    batches = {tuple(trainer.gradient(samples, "train", 2, draws)["fc.bias"].tolist()) for _ in range(15)}
+    assert len(batches) > 4  # of 15 pairs; the generator goes on
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 256, 300])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedham_flwr import wire
 from fedham_flwr.parameters import Params
 from fedham_flwr.results import Row
-from fedham_flwr.wire import ClientFailure, Download, Profile
+from fedham_flwr.wire import Besides, ClientFailure, Download, Profile
 
 Spoil = Callable[[RecordDict], object]
 
@@ -67,6 +67,9 @@ def upload(examples: int = 30) -> RecordDict:
         Download(1, tree(), (3, 32, 32), 10),
         Download(7, {}, (1, 8, 8), 2, has_trained=True),
         Download(21, tree(), (1, 28, 28), 62, has_trained=True, closing=True, export="some where/é"),
+        Download(3, {}, (1, 8, 8), 2, besides=Besides(tree(), {"place": (7,), "ready": (1, 0), "peers": ()})),
+        Download(3, tree(), (1, 8, 8), 2, besides=Besides({}, {"place": (0,)})),
+        Download(3, tree(), (1, 8, 8), 2, besides=Besides({"x/w": torch.ones(2)}, {})),
     ],
 )
 def test_a_download_arrives_as_it_was_sent(download: Download) -> None:
@@ -75,6 +78,8 @@ def test_a_download_arrives_as_it_was_sent(download: Download) -> None:
     assert (back.round, back.shape, back.classes) == (download.round, download.shape, download.classes)
     assert (back.has_trained, back.closing, back.export) == (download.has_trained, download.closing, download.export)
     assert type(back.has_trained) is type(back.closing) is bool
+    assert same(back.besides.tensors, download.besides.tensors)
+    assert back.besides.facts == download.besides.facts
 
 
 def test_an_upload_arrives_as_it_was_sent() -> None:
@@ -86,6 +91,27 @@ def test_an_upload_arrives_as_it_was_sent() -> None:
         Row(5, "site-7", "validation", "personal", "after", "accuracy", 0.5, 4),
         Row(5, "site-7", "test", "global", "before", "loss", 1 / 3, 12),
     }
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_what_a_method_sends_besides_arrives_apart_from_the_model(restarted: bool) -> None:
+    row = {"row": torch.tensor([[0.25, 0.75]])}
+    back = wire.read_upload(sent(wire.write_upload("0", tree(), 1, {}, row, restarted)), 2)
+    assert same(back.params, tree())
+    assert same(back.besides, row)
+    assert back.restarted is restarted
+    assert wire.read_upload(sent(upload()), 1).besides == {}
+
+
+def test_a_tensor_that_many_clients_get_is_serialised_once() -> None:
+    shared, own = torch.zeros(3), (torch.ones(3), torch.ones(3))
+    made: dict[int, Array] = {}
+    one, other = (
+        wire.write_download(Download(1, {"w": t}, (1, 8, 8), 2, besides=Besides({"0/w": shared})), made) for t in own
+    )
+    assert len(made) == 3
+    assert one.array_records["besides"]["0/w"].data is other.array_records["besides"]["0/w"].data
+    assert one.array_records["tensors"]["w"].data is not other.array_records["tensors"]["w"].data
 
 
 def test_the_reply_to_an_evaluation_has_rows_and_no_tensors() -> None:

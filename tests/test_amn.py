@@ -1,0 +1,150 @@
+"""AMN: its settings, and its server half against a naive one of loops and autograd."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_fedham import rows_slowly
+from torch import Tensor
+
+from fedham_flwr.algorithms.amn import AMNSettings
+from fedham_flwr.config import Value, parse
+from fedham_flwr.parameters import LayerGroup, Manifest, Params
+from fedham_flwr.seeding import torch_stream
+from fedham_flwr.wire import Upload
+from strategies.amn import AMNStrategy
+from strategies.base import Task
+
+GROUPS = (LayerGroup("conv", ("a", "b")), LayerGroup("fc", ("c",)))
+MANIFEST = Manifest(GROUPS, {"a": (2, 3), "b": (2,), "c": (4,)}, dict.fromkeys("abc", torch.float32))
+D, K, RATE, SEED = 5, 3, 0.2, 11
+
+
+def drawn(seed: int) -> Params:
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=draw) for name, shape in MANIFEST.shapes.items()}
+
+
+def server(clients: tuple[str, ...], **given: Value) -> AMNStrategy:
+    small = {"feature_dim": D, "key_dim": K, "learning_rate": RATE, "optimizer": "sgd"} | given
+    keys = {f"amn.{name.replace('_', '-')}": value for name, value in small.items()}
+    parsed = parse({"strategy": "amn", "device": "cpu", "seed": SEED, **keys})
+    made = AMNStrategy(parsed, MANIFEST, drawn(0), Task((1, 8, 8), 10))
+    made.enrol(clients)
+    return made
+
+
+def moved(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
+    """What clients send that have trained a random way from where they started."""
+    uploads = {}
+    for client, start in starts.items():
+        step = drawn(1000 * seed + int(client))
+        uploads[client] = Upload(client, {name: t + 0.3 * step[name] for name, t in start.items()}, 10, ())
+    return uploads
+
+
+# ---- a naive server --------------------------------------------------------------------------------------------------
+
+
+class Naive:
+    """The identity card word by word: models in a dictionary, features by loops, gradients by autograd."""
+
+    def __init__(self, clients: tuple[str, ...], unit: str, meta: str, psi: dict[str, Params]) -> None:
+        self.models = {client: {n: t.double() for n, t in drawn(0).items()} for client in clients}
+        self.unit, self.meta, self.psi = unit, meta, psi
+
+    def units(self) -> list[list[LayerGroup]]:
+        return [list(GROUPS)] if self.unit == "model" else [[group] for group in GROUPS]
+
+    def features(self) -> Tensor:
+        """(7): R w_j less the pool's mean [N, L, d], by scalars."""
+        p = torch.zeros(len(self.models), len(self.units()), D, dtype=torch.float64)
+        for unit, groups in enumerate(self.units()):
+            for group in groups:
+                flat = [torch.cat([m[n].flatten() for n in group.names]) for m in self.models.values()]
+                draw = torch_stream(SEED, "projection", client=group.name)
+                signs = (torch.randint(0, 2, (len(flat[0]),), generator=draw) * 2 - 1).tolist()
+                for j, model in enumerate(flat):
+                    for column, scalar in enumerate(model.tolist()):
+                        p[j, unit, column % D] += signs[column] * scalar
+        return p - p.mean(0)
+
+    def rows(self, client: str, psi: Params) -> Tensor:
+        p, own = self.features(), list(self.models).index(client)
+        p = torch.where(p.abs() < 1e-12, 0.0, p)  # equal models
+        return rows_slowly(psi, p, own, [True] * len(self.models), self.meta, self.psi[client])
+
+    def mix(self, row: Tensor) -> Params:
+        start: Params = {}
+        for weights, groups in zip(row, self.units(), strict=True):
+            for name in (name for group in groups for name in group.names):
+                start[name] = sum(w * m[name] for w, m in zip(weights, self.models.values(), strict=True))  # type: ignore[assignment]
+        return start
+
+    def merge(self, uploads: dict[str, Upload]) -> None:
+        """R5, R6: descend sum <h_i(psi_i), h_i - wt_i>, h_i - wt_i constant; then the new models."""
+        new = {}
+        for client, upload in uploads.items():
+            psi = {name: tensor.clone().requires_grad_() for name, tensor in self.psi[client].items()}
+            start, before = self.mix(self.rows(client, psi)), self.mix(self.rows(client, self.psi[client]))
+            surrogate = sum((start[n] * (before[n] - upload.params[n].double())).sum() for n in start)
+            slopes = torch.autograd.grad(surrogate, list(psi.values()), allow_unused=True)  # type: ignore[arg-type]
+            for (name, tensor), slope in zip(psi.items(), slopes, strict=True):
+                new[client, name] = tensor.detach() - RATE * (0 if slope is None else slope)
+        for (client, name), tensor in new.items():
+            self.psi[client][name] = tensor
+        self.models |= {client: {n: t.double() for n, t in upload.params.items()} for client, upload in uploads.items()}
+
+
+def meta_models(made: AMNStrategy) -> dict[str, Params]:
+    """Of each client, as the server has them."""
+    psi = {n.removeprefix("meta/"): t for n, t in made.state_dict().items() if n.startswith("meta/")}
+    return {client: {n: t[i].double().clone() for n, t in psi.items()} for i, client in enumerate(made.bank.clients)}
+
+
+@pytest.mark.parametrize("meta", ["attention", "aghn"])
+@pytest.mark.parametrize("unit", ["model", "layer"])
+@settings(max_examples=12)
+@given(clients=st.integers(2, 4), bias=st.booleans(), seed=st.integers(0, 99))
+def test_the_server_is_the_naive_one_of_loops(unit: str, meta: str, clients: int, bias: bool, seed: int) -> None:
+    ids = tuple(map(str, range(clients)))
+    made = server(ids, unit=unit, meta=meta, peer_bias=bias)
+    naive, first = Naive(ids, unit, meta, meta_models(made)), meta_models(made)
+    for number, who in enumerate((ids, ids[1:], ids, ids[:1])):
+        starts, weights = made.plan(number + 1, who), made.mixing_weights(number + 1, who, {})
+        assert weights.groups == ("conv", "fc")
+        for i, client in enumerate(who):
+            row = naive.rows(client, naive.psi[client])
+            assert torch.allclose(weights.weights[i].double(), row.expand(2, -1), rtol=0, atol=1e-5)
+            wanted = naive.mix(row)
+            assert all(torch.allclose(t.double(), wanted[n], rtol=0, atol=1e-4) for n, t in starts[client].items())
+        uploads = moved(starts, seed + number)
+        made.merge(number + 1, uploads)
+        naive.merge(uploads)
+        for client, psi in meta_models(made).items():
+            for name, tensor in psi.items():
+                assert torch.allclose(tensor, naive.psi[client][name], rtol=1e-4, atol=1e-5), (number, name)
+                # from a common start nobody can tell the models apart
+                assert number or torch.equal(tensor, first[client][name])
+    assert any(not torch.equal(psi["gate"], first[client]["gate"]) for client, psi in meta_models(made).items())
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_has_one_row_for_the_whole_model_unless_each_layer_group_is_to_have_its_own() -> None:
+    assert AMNSettings().unit == "model"
+    ids = ("0", "1", "2")
+    for chosen, units in (({}, 1), ({"unit": "layer"}, 2)):
+        made: Any = server(ids, **chosen)
+        for number in (1, 2, 3):
+            made.merge(number, moved(made.plan(number, ids), number))
+        assert made.units == units
+        assert all(psi["gate"].shape == (units,) for psi in meta_models(made).values())
+        rows = made.mixing_weights(4, ids, {}).weights
+        assert rows.shape == (3, 2, 3)
+        assert torch.equal(rows[:, 0], rows[:, 1]) == (units == 1)

@@ -1,0 +1,214 @@
+"""What FedHAM's clients keep, who comes late or is absent, and what happens when something is lost or wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from faults import break_app, tampered
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from safetensors.torch import load_file
+from test_fedham_rounds import DIGITS, TRANSPORTS, L
+from test_pfedla_rounds import names, trained
+
+from fedham_flwr import models, wire
+from fedham_flwr.algorithms import fedham
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.config import Value, parse
+from fedham_flwr.errors import UserError
+from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.mixing import read_weights
+from fedham_flwr.parameters import read
+from fedham_flwr.seeding import torch_stream
+from fedham_flwr.wire import Upload
+from strategies import STRATEGIES
+from strategies.base import Task
+
+Federate = Callable[..., Any]
+PEERS, MEDIATED = TRANSPORTS[:2]
+both = pytest.mark.parametrize("how", [PEERS, MEDIATED], ids=["peers", "mediated"])
+
+
+def server(clients: int = 4, **given: Value) -> Any:
+    """A method's server half with its clients enrolled: server(strategy="amn", **{"amn.unit": "layer"})."""
+    settings = parse({"device": "cpu", **given})
+    initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
+    made = STRATEGIES[str(given["strategy"])](settings, DIGITS, initial, Task((1, 8, 8), 10))
+    made.enrol(names(clients))
+    return made
+
+
+class Forgetting(InProcessGrid):
+    """The first client loses its state before round 2."""
+
+    when = "2"
+    done = False
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        if messages[0].metadata.group_id == self.when and not self.done:
+            next(iter(self.contexts.values())).state.clear()
+            self.done = True
+        return super().push_messages(messages)
+
+
+@both
+def test_a_client_that_lost_its_meta_model_starts_it_again_and_says_so(
+    federate: Federate, caplog: pytest.LogCaptureFixture, how: dict[str, Value]
+) -> None:
+    run = federate(**how, grid=Forgetting, num_server_rounds=3)
+    assert run.summary["failures"] == 0
+    said = {(r["round"], r["kind"]): (r["restored"], r["restarted"]) for r in run.records}
+    if how is PEERS:  # it lost its model too, which the server has
+        assert said == {(1, "train"): ([], []), (2, "train"): (["0"], ["0"]), (3, "train"): ([], []),
+                        (4, "evaluate"): ([], [])}  # fmt: skip
+    else:
+        assert {place for place, what in said.items() if what != ([], [])} == {(2, "query")}
+        assert said[2, "query"] == ([], ["0"])
+    assert "client 0 has lost its meta-model, which starts again with equal weights" in caplog.text
+    assert "what they had learned for themselves was lost and starts again: 0" in caplog.text
+
+
+class ForgettingLater(Forgetting):
+    when = "3"
+
+
+def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -> None:
+    run = federate(**MEDIATED, grid=ForgettingLater, num_server_rounds=3)
+    frame = read_weights(run.path).to_pandas()
+    second = frame[frame["round"] == 3].groupby("client", observed=True)["weight"].agg(["min", "max"])
+    assert second.loc["0"].tolist() == pytest.approx([0.25, 0.25], abs=1e-6)
+    assert second.loc["1", "max"] - second.loc["1", "min"] > 1e-4
+    start = fedham.initial(fedham.FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
+    assert torch.equal(start["key"], torch.zeros_like(start["key"]))
+
+
+@both
+def test_on_a_node_the_meta_model_is_written_through(
+    settings: Callable[..., dict[str, Value]], tmp_path: Path, how: dict[str, Value]
+) -> None:
+    """A client whose process ends finds it in its state-dir, and nothing starts again."""
+    chosen = settings(**how)
+    configs = [{"client-id": f"site-{i}", "state-dir": str(tmp_path / f"state-{i}")} for i in range(4)]
+    grid = InProcessGrid(make_client_app(chosen), 4, node_configs=configs)
+    initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
+    made = STRATEGIES["fedham"](parse(chosen), DIGITS, initial, Task((1, 8, 8), 10))
+    for number in (1, 2, 3):
+        for context in grid.contexts.values():
+            context.state.clear()  # a new process
+        messages = made.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
+        made.aggregate_train(number, grid.send_and_receive(messages))
+    (file,) = (tmp_path / "state-2").glob("**/site-2.safetensors")
+    kept = load_file(file)
+    assert {"meta/key", "meta/gate", "meta/first/key", "meta/steps"} <= kept.keys()
+    assert kept["meta/steps"].item() == (15 if how is PEERS else 2)
+    assert kept["meta/key"].abs().max() > 0
+
+
+@both
+def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[str, Value]) -> None:
+    made = server(**how)
+    for number in (1, 2):
+        made.questions(number, names(4))
+        starts = dict.fromkeys(names(4), made._initial)
+        made.merge(number, with_rows(trained(starts, made._initial, number), made, how))
+    everyone = (*names(4), "late")
+    made.enrol(everyone)
+    assert made.allowed(everyone)[:, 4].tolist() == [False] * 5
+    asked = made.questions(3, everyone) if how is MEDIATED else made.besides(3, everyone)
+    assert asked["late"].facts["place"] == (4,)
+    assert all(besides.facts["ready"] == (1, 1, 1, 1, 0) for besides in asked.values())
+    if how is PEERS:
+        assert asked["0"].facts["peers"] == (1, 2, 3)
+        assert asked["late"].facts["peers"] == (0, 1, 2, 3)
+
+
+def with_rows(uploads: dict[str, Upload], made: Any, how: dict[str, Value]) -> dict[str, Upload]:
+    """The uploads as the transport has them."""
+    if how is MEDIATED:
+        return uploads
+    n = len(made.bank.clients)
+    return {c: Upload(c, u.params, 10, (), {}, {"row": torch.full((L, n), 1 / n)}) for c, u in uploads.items()}
+
+
+def test_a_client_that_does_not_answer_starts_from_equal_weights_and_learns_nothing_of_it(federate: Federate) -> None:
+    run = federate(**MEDIATED, client_app=tampered(break_app, client=2, kind="query.before"), num_server_rounds=3)
+    assert [(r["round"], f["client"]) for r in run.records for f in r["failures"]] == [(n, "2") for n in (1, 2, 3, 4)]
+    assert {f["stage"] for r in run.records for f in r["failures"]} == {"query"}
+    frame = read_weights(run.path).to_pandas()
+    assert frame[frame["client"] == "2"]["weight"].to_numpy() == pytest.approx(0.25)
+    assert run.state["scored"].tolist() == [0, 0, 0, 0]
+    others = frame[frame["client"] == "1"]["weight"]
+    assert others.max() - others.min() > 1e-3
+
+
+@both
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda t: t["row"].mul_(2), "has negative weights, or does not sum to 1"),
+        (lambda t: t["row"].neg_(), "has negative weights, or does not sum to 1"),
+        (lambda t: t["row"].fill_(float("nan")), "has negative weights, or does not sum to 1"),
+        (lambda t: t.update(row=t["row"][:, :3]), r"is torch.float32 \(4, 3\), wanted float32 \(4, 4\)"),
+        (lambda t: t.update(row=t["row"].double()), "is torch.float64"),
+        (lambda t: t.update(psi=t.pop("row")), r"tensors besides the model are \['psi'\], wanted \['row'\]"),
+        (lambda t: t.clear(), r"tensors besides the model are \[\], wanted \['row'\]"),
+    ],
+)
+def test_a_row_that_is_none_is_refused(
+    federate: Federate, how: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
+) -> None:
+    def spoil(_message: Message, reply: Message) -> None:
+        tensors = wire.tensors(reply.content.array_records["besides"])
+        change(tensors)
+        reply.content["besides"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
+
+    kind = "train" if how is PEERS else "query.before"
+    run = federate(**how, client_app=tampered(spoil, client=1, kind=kind), num_server_rounds=1)
+    (failure, *_) = run.records[0]["failures"]
+    assert failure["client"] == "1"
+    assert re.search(error, failure["error"])
+
+
+def test_peers_are_those_of_largest_weight_and_some_that_are_drawn() -> None:
+    made = server(clients=12, **PEERS, **{"fedham.peers": 5, "fedham.exploration": 0.4})
+    row = torch.zeros(L, 12)
+    row[:, [3, 7, 9]] = torch.tensor([0.2, 0.3, 0.1])
+    made._last[0] = row
+    chosen = [made._choose(number, "0", 0) for number in range(1, 40)]
+    assert all(len(set(peers)) == 5 and 0 not in peers and {3, 7, 9} <= set(peers) for peers in chosen)
+    assert {peer for peers in chosen for peer in peers} == set(range(1, 12))
+    assert made._choose(3, "0", 0) == made._choose(3, "0", 0)
+    assert server(clients=12, **PEERS, **{"fedham.peers": 11})._choose(1, "0", 0) == list(range(1, 12))
+
+
+@pytest.mark.parametrize(("clients", "mediated"), [(2, False), (20, False), (21, True)])
+def test_auto_is_peers_up_to_20_clients_and_stays_what_it_was(clients: int, mediated: bool) -> None:
+    made = server(clients=clients, strategy="fedham")
+    assert bool(made._mediated) is mediated
+    made.enrol(names(clients + 5))
+    assert bool(made._mediated) is mediated
+    again = server(clients=1, strategy="fedham")
+    again.load_state_dict({name: tensor.clone() for name, tensor in made.state_dict().items()})
+    assert bool(again._mediated) is mediated
+
+
+def test_b2_needs_peers() -> None:
+    with pytest.raises(
+        UserError, match=r'^fedham.base-objective="own" needs fedham.transport="peers", not "mediated"$'
+    ):
+        server(**MEDIATED, **{"fedham.base-objective": "own"})
+    assert not server(clients=25, strategy="fedham", **{"fedham.base-objective": "own"})._mediated
+
+
+def test_a_method_that_asks_nothing_says_so(settings: Callable[..., dict[str, Value]]) -> None:
+    grid = InProcessGrid(make_client_app(settings(strategy="fedavg")), 2)
+    node = next(iter(grid.contexts))
+    content = wire.write_download(wire.Download(1, {}, (1, 8, 8), 10))
+    (reply,) = grid.send_and_receive([Message(content, node, "query.before")])
+    with pytest.raises(wire.ClientFailure, match="strategy=fedavg asks its clients nothing before a round"):
+        wire.read_upload(reply.content, 1)

@@ -1,0 +1,340 @@
+"""Stacked meta-models, their optimisers, and the projections they look at: against torch's, loops, and each other."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedham_flwr.algorithms import fedham
+from fedham_flwr.algorithms.fedham import AttentionSettings, Rows
+from fedham_flwr.bank import Bank
+from fedham_flwr.errors import UserError
+from fedham_flwr.meta_models import MetaModels, Projection, by_group, by_unit, equal_weights
+from fedham_flwr.parameters import LayerGroup, Manifest, Params
+
+CPU = torch.device("cpu")
+UNITS, D, K, RATE = 2, 4, 3, 0.01
+optimizers = pytest.mark.parametrize("optimizer", ["adam", "normalised", "sgd"])
+kinds = pytest.mark.parametrize("meta", ["attention", "aghn"])
+
+
+def made(clients: int, optimizer: str = "adam", peers: int = 0, seed: int = 0, **given: Any) -> MetaModels:
+    """Meta-models with biases in which nothing is 0; the first of three is the same as one that is alone."""
+    how = {"feature_dim": D, "key_dim": K, "peer_bias": True, "learning_rate": RATE, "optimizer": optimizer} | given
+    models = MetaModels(AttentionSettings(**how), UNITS)
+    models.add([torch.Generator().manual_seed(100 * seed + i) for i in range(clients)], peers or clients)
+    for name, tensor in sorted(models.params.items()):
+        for i in range(clients):
+            draw = torch.Generator().manual_seed(1000 * i + len(name))
+            tensor[i] += 0.3 * torch.randn(tensor[i].shape, generator=draw)
+    return models
+
+
+def points(peers: int, seed: int = 0) -> Tensor:
+    p = torch.randn(peers, UNITS, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return fedham.centred(p, torch.ones(peers, dtype=torch.bool))
+
+
+def look(models: MetaModels, rows: Tensor, p: Tensor) -> Rows:
+    """Every client may get every model, and has the place of its number."""
+    return models.attend(rows, p, rows, torch.ones(len(rows), len(p), dtype=torch.bool))
+
+
+def random_scores(rows: Tensor, peers: int, seed: int = 0) -> Tensor:
+    """[n, L, N], those of a client the same whoever else is there."""
+    draws = [torch.Generator().manual_seed(10_000 * seed + i) for i in rows.tolist()]
+    return torch.stack([torch.randn(UNITS, peers, generator=draw, dtype=torch.float64) for draw in draws])
+
+
+def stepped(models: MetaModels, rows: Tensor, p: Tensor, seed: int = 0, scale: float = 1.0) -> Params:
+    """Let some clients learn, and give the gradients, in float32."""
+    looked, scores = look(models, rows, p), scale * random_scores(rows, len(p), seed)
+    psi = {name: tensor[rows].double() for name, tensor in models.params.items()}
+    as_double = Rows(*(tensor.double() for tensor in looked))
+    slopes = fedham.gradient(psi, as_double, rows, scores, models.how.meta)
+    models.step(rows, looked, rows, scores)
+    return {name: slope.float() for name, slope in slopes.items()}
+
+
+def copy(state: Params) -> Params:
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def same(a: Params, b: Params) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- the optimisers --------------------------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("scale", [1.0, 1e-6])
+def test_adam_is_torchs_for_each_client_by_itself(meta: str, scale: float) -> None:
+    models, p = made(3, meta=meta), points(3)
+    theirs = [{n: t[i].clone().requires_grad_() for n, t in models.params.items()} for i in range(3)]
+    oracles = [torch.optim.Adam(list(params.values()), lr=RATE, eps=1e-18) for params in theirs]
+    for number, who in enumerate(([0, 1, 2], [1], [2, 0], [0, 1, 2], [1, 2])):
+        slopes = stepped(models, torch.tensor(who), p, number, scale)
+        for at, i in enumerate(who):
+            for name, param in theirs[i].items():
+                param.grad = slopes[name][at].clone()
+            oracles[i].step()
+    assert models.moments["steps"].tolist() == [3.0, 4.0, 4.0]
+    for i, params in enumerate(theirs):
+        for name, param in params.items():
+            assert torch.allclose(models.params[name][i], param, rtol=0, atol=2e-6), name
+
+
+@kinds
+@pytest.mark.parametrize("scale", [1e6, 1.0, 1e-9])
+def test_a_normalised_step_has_the_length_of_the_learning_rate_in_each_unit(meta: str, scale: float) -> None:
+    models, rows = made(3, "normalised", meta=meta, learning_rate=0.5), torch.tensor([2, 0])
+    before = copy(models.params)
+    slopes = stepped(models, rows, points(3), scale=scale)
+    for at, i in enumerate(rows.tolist()):
+        for unit in range(UNITS):
+            step = torch.cat([(before[name][i, unit] - models.params[name][i, unit]).flatten() for name in before])
+            slope = torch.cat([slopes[name][at, unit].flatten() for name in before])
+            assert step.norm() == pytest.approx(0.5, rel=1e-5)
+            assert torch.allclose(step, 0.5 * slope / slope.norm(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-24, 1e-28])
+def test_a_normalised_step_is_no_longer_where_the_gradient_vanishes(scale: float) -> None:
+    models = made(3, "normalised", learning_rate=0.5)
+    before = copy(models.params)
+    stepped(models, torch.arange(3), points(3), scale=scale)
+    assert max((before[name] - models.params[name]).abs().max().item() for name in before) < 0.6
+
+
+def test_one_steep_gradient_does_not_end_the_learning() -> None:
+    models, rows, p = made(2, "adam"), torch.arange(2), points(2)
+    with contextlib.suppress(UserError):  # which would do as well, if nothing has changed
+        stepped(models, rows, p, scale=1e25)
+    before = copy(models.params)
+    for number in range(5):
+        stepped(models, rows, p, number)
+    assert not torch.equal(models.params["gate"], before["gate"])
+
+
+@kinds
+def test_a_plain_step_is_the_learning_rate_times_the_gradient(meta: str) -> None:
+    models, rows = made(3, "sgd", meta=meta), torch.tensor([0, 2])
+    before = copy(models.params)
+    for name, slope in stepped(models, rows, points(3)).items():
+        assert torch.allclose(models.params[name][rows], before[name][rows] - RATE * slope, rtol=0, atol=1e-6), name
+    assert not models.moments
+
+
+@kinds
+def test_a_penalty_pulls_the_rows_towards_equal_weights(meta: str) -> None:
+    rows, p = torch.arange(4), points(4)
+    models = made(4, "normalised", meta=meta, uniform_penalty=1.0, learning_rate=0.05)
+    far = look(models, rows, p).effective(rows)
+    for _ in range(100):
+        models.step(rows, look(models, rows, p), rows, torch.zeros(4, UNITS, 4, dtype=torch.float64))
+    near = look(models, rows, p).effective(rows)
+    assert (near - 0.25).abs().max() < 0.05 < (far - 0.25).abs().max()
+
+
+@kinds
+@optimizers
+def test_steps_against_the_gradient_find_the_peer_with_the_smallest_score(optimizer: str, meta: str) -> None:
+    models, rows = made(3, optimizer, meta=meta, learning_rate=0.1), torch.tensor([0])
+    scores = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64).expand(1, UNITS, -1)
+    for _ in range(200):
+        models.step(rows, look(models, rows, points(3)), rows, scores)
+    weights = look(models, rows, points(3)).effective(rows)
+    assert bool((weights[0, :, 1] > 0.8).all())
+
+
+# ---- who changes -----------------------------------------------------------------------------------------------------
+
+
+@kinds
+@optimizers
+@given(who=st.sets(st.integers(0, 3), min_size=1, max_size=3), seed=st.integers(0, 99))
+def test_a_step_changes_no_bit_of_those_that_were_not_asked(
+    optimizer: str, meta: str, who: set[int], seed: int
+) -> None:
+    models, p = made(4, optimizer, meta=meta), points(4, seed)
+    stepped(models, torch.arange(4), p, seed)
+    before, absent = copy(models.state_dict()), sorted({0, 1, 2, 3} - who)
+    stepped(models, torch.tensor(sorted(who)), p, seed + 1)
+    for name, tensor in models.state_dict().items():
+        assert torch.equal(tensor[absent], before[name][absent]), name
+        assert all(not torch.equal(tensor[i], before[name][i]) for i in who), name
+
+
+@kinds
+@optimizers
+def test_what_a_client_learns_does_not_depend_on_who_else_is_there(optimizer: str, meta: str) -> None:
+    together, p = made(3, optimizer, meta=meta), points(3)
+    alone = made(1, optimizer, peers=3, meta=meta)
+    assert all(torch.equal(alone.params[n][0], t[0]) for n, t in together.params.items() if n != "bias")
+    alone.params["bias"] = together.params["bias"][:1].clone()
+    for number, who in enumerate(([0, 1, 2], [2, 0], [1], [0])):
+        stepped(together, torch.tensor(who), p, number)
+        if 0 in who:
+            stepped(alone, torch.tensor([0]), p, number)
+    for name, tensor in alone.state_dict().items():
+        assert torch.allclose(tensor[0], together.state_dict()[name][0], rtol=1e-5, atol=1e-6), name
+
+
+@optimizers
+def test_a_latecomer_widens_the_biases_by_zeros_and_moves_nothing_else(optimizer: str) -> None:
+    models = made(3, optimizer)
+    stepped(models, torch.arange(3), points(3))
+    before = copy(models.state_dict())
+    models.widen(5)
+    for name, tensor in models.state_dict().items():
+        if name.endswith("bias"):
+            assert tensor.shape == (3, UNITS, 5)
+            assert not tensor[..., 3:].any()
+        kept = tensor[..., :3] if name.endswith("bias") else tensor
+        assert torch.equal(kept, before[name]), name
+    models.add([torch.Generator().manual_seed(7)], 6)
+    for name, tensor in models.state_dict().items():
+        kept = tensor[:3, :, :3] if name.endswith("bias") else tensor[:3]
+        assert torch.equal(kept, before[name]), name
+        assert not name.startswith(("first/", "second/")) or not tensor[3].any(), name
+    assert models.params["gate"][3].sigmoid().tolist() == pytest.approx([1 / 6] * UNITS)
+    assert not torch.equal(models.params["query"][3], models.params["query"][2])
+    stepped(models, torch.tensor([3, 1]), points(6))
+
+
+def test_a_meta_model_at_the_start_depends_on_its_generator_alone() -> None:
+    def query(*seeds: int) -> Tensor:
+        models = MetaModels(AttentionSettings(), UNITS)
+        models.add([torch.Generator().manual_seed(seed) for seed in seeds], 3)
+        return models.params["query"]
+
+    assert torch.equal(query(1, 2, 3)[1], query(2)[0])
+    assert not torch.equal(query(1, 2)[0], query(1, 2)[1])
+
+
+# ---- the state -------------------------------------------------------------------------------------------------------
+
+
+@kinds
+@optimizers
+def test_the_state_is_all_there_is(optimizer: str, meta: str) -> None:
+    models, other, p = made(3, optimizer, meta=meta), made(3, optimizer, seed=5, meta=meta), points(3)
+    stepped(models, torch.tensor([0, 2]), p)
+    state = copy(models.state_dict())
+    other.load(models.state_dict())
+    assert same(other.state_dict(), state)
+    assert other.params.keys() == models.params.keys()
+    for each in (models, other):
+        stepped(each, torch.tensor([1, 2]), p, 1)
+    assert same(models.state_dict(), other.state_dict())
+    again = made(3, optimizer, meta=meta)
+    again.load(state)
+    stepped(again, torch.arange(3), p, 2)
+    assert not same(again.state_dict(), state)  # what was loaded is a copy
+
+
+@kinds
+@optimizers
+def test_a_step_that_diverges_is_not_taken(optimizer: str, meta: str) -> None:
+    models = made(3, optimizer, meta=meta, learning_rate=1e39)
+    before = copy(models.state_dict())
+    with pytest.raises(UserError, match=r"^a meta-model diverged \(\w+\): lower learning-rate=1e\+39 of it$"):
+        stepped(models, torch.tensor([0, 1]), points(3))
+    assert same(models.state_dict(), before)
+
+
+@optimizers
+def test_scores_that_are_not_finite_change_nothing(optimizer: str) -> None:
+    models, rows = made(2, optimizer), torch.arange(2)
+    before, scores = copy(models.state_dict()), torch.ones(2, UNITS, 2, dtype=torch.float64)
+    scores[1, 0, 1] = float("nan")
+    with pytest.raises(UserError, match=r"^a meta-model diverged \(\w+\): lower learning-rate=0.01 of it$"):
+        models.step(rows, look(models, rows, points(2)), rows, scores)
+    assert same(models.state_dict(), before)
+
+
+# ---- projections -----------------------------------------------------------------------------------------------------
+
+
+def bank(count: int, seed: int = 0, sizes: tuple[int, int] = (5000, 5000)) -> Bank:
+    groups = (LayerGroup("conv", ("a",)), LayerGroup("fc", ("b", "c")))
+    shapes = {"a": (sizes[0],), "b": (sizes[1] - 1,), "c": (1,)}
+    made_bank = Bank(Manifest(groups, shapes, dict.fromkeys(shapes, torch.float32)), tuple(shapes), CPU)
+    draw = torch.Generator().manual_seed(seed)
+    for i in range(count):
+        made_bank.add([str(i)], {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
+    return made_bank
+
+
+def signs_of(projection: Projection, of: Bank, d: int) -> Tensor:
+    """R itself [P, L, d], from the projections of models with one scalar of 1."""
+    units = Bank(Manifest(of_groups(), {"a": (6,), "b": (6,)}, dict.fromkeys("ab", torch.float32)), ("a", "b"), CPU)
+    for at in range(6):
+        one = torch.nn.functional.one_hot(torch.tensor(at), 6).float()
+        units.add([str(at)], {"a": one, "b": one})
+    assert {g: t.shape[1] for g, t in units.arrays.items()} == {g: t.shape[1] for g, t in of.arrays.items()}
+    return projection.of(units, range(6))[..., :d]
+
+
+def of_groups() -> tuple[LayerGroup, ...]:
+    return (LayerGroup("conv", ("a",)), LayerGroup("fc", ("b",)))
+
+
+@pytest.mark.parametrize("unit", ["layer", "model"])
+def test_projections_of_a_model_do_not_depend_on_what_else_is_there(unit: str) -> None:
+    how = AttentionSettings(unit=unit, feature_dim=8)
+    many, few = bank(4), bank(1)
+    assert all(torch.equal(many.arrays[group][:1], few.arrays[group]) for group in few.groups)
+    projection, other = Projection(how, many, 3), Projection(how, few, 3)
+    every = projection.of(many, range(4))
+    assert every.shape == (4, 2 if unit == "layer" else 1, 8)
+    assert every.dtype == torch.float64
+    assert torch.equal(every[[3, 1]], projection.of(many, [3, 1]))
+    assert torch.equal(every[:1], other.of(few, [0]))
+    assert projection.of(many, []).shape[0] == 0
+
+
+def test_the_projection_of_a_model_is_the_sum_of_those_of_its_layer_groups() -> None:
+    models = bank(3, sizes=(50, 9))
+    per_group, whole = (
+        Projection(AttentionSettings(unit=unit, feature_dim=8), models, 3).of(models, range(3))
+        for unit in ("layer", "model")
+    )
+    assert torch.allclose(whole[:, 0], per_group[:, 0] + per_group[:, 1], atol=1e-14)
+
+
+def test_the_seed_decides_the_signs_which_differ_between_layer_groups() -> None:
+    models, how = bank(1, sizes=(6, 6)), AttentionSettings(feature_dim=6)
+    here, there, other = (signs_of(Projection(how, models, seed), models, 6) for seed in (3, 3, 4))
+    assert torch.equal(here, there)
+    assert not torch.equal(here, other)
+    for unit in (0, 1):
+        assert torch.equal(here[:, unit].abs(), torch.eye(6, dtype=torch.float64))  # a sign for each scalar
+    assert not torch.equal(here[:, 0], here[:, 1])
+
+
+# ---- units and layer groups ------------------------------------------------------------------------------------------
+
+
+def test_scores_are_added_up_over_a_model_and_weights_are_those_of_all_its_layer_groups() -> None:
+    per_group = torch.tensor([[[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]])
+    assert by_unit(per_group, "model").tolist() == [[[111.0, 222.0]]]
+    assert torch.equal(by_unit(per_group, "layer"), per_group)
+    row = torch.tensor([[[0.25, 0.75]]])
+    assert by_group(row, 3).tolist() == [[[0.25, 0.75]] * 3]
+    assert torch.equal(by_group(per_group, 3), per_group)
+
+
+def test_equal_weights_go_to_those_that_may_be_mixed() -> None:
+    allowed = torch.tensor([[True, True, False, True], [False, True, False, False]])
+    weights = equal_weights(allowed, 2)
+    third = pytest.approx(1 / 3)
+    assert weights[0].tolist() == [[third, third, 0.0, third]] * 2
+    assert weights[1].tolist() == [[0.0, 1.0, 0.0, 0.0]] * 2
