@@ -1,7 +1,7 @@
 """Meta-models of one or many clients, stacked, with their optimiser; and the projections that they look at.
 
 On a client there is one, in its personal state; a server that hosts them has one for each client. The mathematics is in
-algorithms/fedham.py; shape letters as there.
+algorithms/amn.py; shape letters as there.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, pad
+from torch.nn.functional import pad
 
-from fedham_flwr.algorithms import fedham
-from fedham_flwr.algorithms.fedham import AttentionSettings, Rows
+from fedham_flwr.algorithms import amn
+from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.bank import Bank
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params, all_finite
@@ -50,7 +50,7 @@ class Projection:
         d = self._how.feature_dim
 
         def one(row: int) -> Tensor:
-            return torch.stack([fedham.project(bank.arrays[g][row, None], self._signs[g], d)[0] for g in bank.groups])
+            return torch.stack([amn.project(bank.arrays[g][row, None], self._signs[g], d)[0] for g in bank.groups])
 
         found = torch.stack(in_threads(one, rows)) if rows else torch.empty(0, len(bank.groups), d, dtype=torch.float64)
         return (found if self._how.unit == "layer" else found.sum(1, keepdim=True)).cpu()
@@ -64,7 +64,7 @@ class MetaModels:
         units: L.
 
     Attributes:
-        params: each [n, L, ...], see `fedham.initial`.
+        params: each [n, L, ...], see `amn.initial`.
         moments: with adam `first/...` and `second/...`, as params, and steps [n].
     """
 
@@ -81,7 +81,7 @@ class MetaModels:
             generators: one for each; its draws depend on nothing else.
             peers: N with them.
         """
-        fresh = [fedham.initial(self.how, self.units, peers, generator) for generator in generators]
+        fresh = [amn.initial(self.how, self.units, peers, generator) for generator in generators]
         added = {name: torch.stack([one[name] for one in fresh]) for name in fresh[0]}
         self.widen(peers)
         self.params = {name: torch.cat([self.params[name], new]) if self.params else new for name, new in added.items()}
@@ -105,7 +105,7 @@ class MetaModels:
             own: int64 [n], places of their models among the N.
             allowed: bool [n, N], models that may be mixed.
         """
-        return fedham.attend(self._some(rows), p.float(), own, allowed, self.how.meta)
+        return amn.attend(self._some(rows), p.float(), own, allowed, self.how.meta)
 
     def step(self, rows: Tensor, looked: Rows, own: Tensor, scores: Tensor) -> None:
         """Descend by (10); no other client's meta-model changes.
@@ -120,10 +120,10 @@ class MetaModels:
             UserError: the step leads to a meta-model that is not finite; it is not taken.
         """
         if self.how.uniform_penalty:
-            scores = fedham.penalised(scores, looked.effective(own).to(scores), self.how.uniform_penalty)
+            scores = amn.penalised(scores, looked.effective(own).to(scores), self.how.uniform_penalty)
         psi = {name: tensor.to(scores) for name, tensor in self._some(rows).items()}
         as_scores = Rows(*(tensor.to(scores) for tensor in looked))
-        slopes = fedham.gradient(psi, as_scores, own, scores, self.how.meta)
+        slopes = amn.gradient(psi, as_scores, own, scores, self.how.meta)
         steps, moments = self._directions(rows, slopes)
         new = {name: psi[name] - self.how.learning_rate * step for name, step in steps.items()}
         if bad := [name for name, tensor in {**new, **moments}.items() if not all_finite(tensor.float())]:
@@ -179,11 +179,6 @@ def by_group(weights: Tensor, groups: int) -> Tensor:
 def equal_weights(allowed: Tensor, units: int) -> Tensor:
     """Rows [n, L, N] of one who knows nothing: equal weights for all that may be mixed (bool [n, N])."""
     return (allowed / allowed.sum(-1, keepdim=True))[:, None].expand(-1, units, -1).float()
-
-
-def own_weight(own: Tensor, units: int, peers: int) -> Tensor:
-    """Rows [n, L, N] of one who is alone."""
-    return one_hot(own, peers)[:, None].expand(-1, units, -1).float()
 
 
 def _three(tensor: Tensor) -> Tensor:

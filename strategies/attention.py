@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedham_flwr.algorithms.fedham import AttentionSettings, centred
+from fedham_flwr.algorithms.amn import AttentionSettings, centred
 from fedham_flwr.meta_models import Projection
 from fedham_flwr.parameters import Params
 from fedham_flwr.wire import Upload

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from strategies.base import Task
 
 GROUPS = (LayerGroup("conv", ("a", "b")), LayerGroup("fc", ("c",)))
 MANIFEST = Manifest(GROUPS, {"a": (2, 3), "b": (2,), "c": (4,)}, dict.fromkeys("abc", torch.float32))
-D, K, RATE, SEED = 5, 3, 0.2, 11
+D, K, RATE, SEED = 5, 3, 0.05, 11
 
 
 def drawn(seed: int) -> Params:
@@ -31,8 +32,9 @@ def drawn(seed: int) -> Params:
 
 def server(clients: tuple[str, ...], **given: Value) -> AMNStrategy:
     small = {"feature_dim": D, "key_dim": K, "learning_rate": RATE, "optimizer": "sgd"} | given
-    keys = {f"amn.{name.replace('_', '-')}": value for name, value in small.items()}
-    parsed = parse({"strategy": "amn", "device": "cpu", "seed": SEED, **keys})
+    keys: dict[str, Value] = {f"amn.{name.replace('_', '-')}": value for name, value in small.items()}
+    training: dict[str, Value] = {"local-epochs": 3, "batch-size": 8, "learning-rate": 0.1, "momentum": 0.5}
+    parsed = parse({"strategy": "amn", "device": "cpu", "seed": SEED, **training, **keys})
     made = AMNStrategy(parsed, MANIFEST, drawn(0), Task((1, 8, 8), 10))
     made.enrol(clients)
     return made
@@ -43,7 +45,8 @@ def moved(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
     uploads = {}
     for client, start in starts.items():
         step = drawn(1000 * seed + int(client))
-        uploads[client] = Upload(client, {name: t + 0.3 * step[name] for name, t in start.items()}, 10, ())
+        after = {name: t + 0.3 * step[name] for name, t in start.items()}
+        uploads[client] = Upload(client, after, 10 + 7 * int(client), ())
     return uploads
 
 
@@ -86,12 +89,13 @@ class Naive:
         return start
 
     def merge(self, uploads: dict[str, Upload]) -> None:
-        """R5, R6: descend sum <h_i(psi_i), h_i - wt_i>, h_i - wt_i constant; then the new models."""
+        """R5, R6: descend <h_i(psi_i), h_i - wt_i> / (eta K), h_i - wt_i constant; then the new models."""
         new = {}
         for client, upload in uploads.items():
             psi = {name: tensor.clone().requires_grad_() for name, tensor in self.psi[client].items()}
             start, before = self.mix(self.rows(client, psi)), self.mix(self.rows(client, self.psi[client]))
-            surrogate = sum((start[n] * (before[n] - upload.params[n].double())).sum() for n in start)
+            reach = 0.1 * 3 * math.ceil(upload.examples / 8) / (1 - 0.5)
+            surrogate = sum((start[n] * (before[n] - upload.params[n].double()) / reach).sum() for n in start)
             slopes = torch.autograd.grad(surrogate, list(psi.values()), allow_unused=True)  # type: ignore[arg-type]
             for (name, tensor), slope in zip(psi.items(), slopes, strict=True):
                 new[client, name] = tensor.detach() - RATE * (0 if slope is None else slope)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fedham_flwr.algorithms import fedham
-from fedham_flwr.algorithms.fedham import AttentionSettings, Rows
+from fedham_flwr.algorithms import amn
+from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.meta_models import MetaModels
 
 kinds = pytest.mark.parametrize(("meta", "bias"), [(m, b) for m in ("attention", "aghn") for b in (False, True)])
@@ -31,7 +31,7 @@ def settings(meta: str = "attention", bias: bool = False, **given: Any) -> Atten
 
 def started(how: AttentionSettings, units: int, peers: int) -> dict[str, Tensor]:
     """Meta-models of all peers as at the start, in float64."""
-    psi = [fedham.initial(how, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
+    psi = [amn.initial(how, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
     return {name: torch.stack([one[name] for one in psi]).double() for name in psi[0]}
 
 
@@ -51,7 +51,7 @@ class Case(NamedTuple):
     allowed: Tensor
 
     def look(self, meta: str) -> Rows:
-        return fedham.attend(self.psi, self.p, self.own, self.allowed, meta)
+        return amn.attend(self.psi, self.p, self.own, self.allowed, meta)
 
     def of(self, client: int) -> dict[str, Tensor]:
         return {name: tensor[client] for name, tensor in self.psi.items()}
@@ -60,8 +60,8 @@ class Case(NamedTuple):
 def projected(models: Tensor, d: int = D) -> Tensor:
     """(7) for models [N, L, P], with signs of its own for each unit."""
     signs = noise(*models.shape[1:], seed=99).sign()
-    p = torch.stack([fedham.project(models[:, unit], signs[unit], d) for unit in range(models.shape[1])], 1)
-    return fedham.centred(p, torch.ones(len(p), dtype=torch.bool))
+    p = torch.stack([amn.project(models[:, unit], signs[unit], d) for unit in range(models.shape[1])], 1)
+    return amn.centred(p, torch.ones(len(p), dtype=torch.bool))
 
 
 def case(meta: str, bias: bool, peers: int = 4, units: int = 2, seed: int = 0, masked: bool = False) -> Case:
@@ -79,7 +79,7 @@ def feature_slowly(p: Tensor, meta: str) -> Tensor:
     if meta == "aghn":
         return p / math.sqrt(sum(float(x) ** 2 for x in p)) if bool(p.any()) else p
     mean = sum(float(x) for x in p) / len(p)
-    return (p - mean) / math.sqrt(sum((float(x) - mean) ** 2 for x in p) / len(p) + fedham.TINY)
+    return (p - mean) / math.sqrt(sum((float(x) - mean) ** 2 for x in p) / len(p) + amn.TINY)
 
 
 def rows_slowly(
@@ -182,7 +182,7 @@ def test_2_an_open_gate_is_the_clients_own_model_and_a_closed_one_with_one_peer_
     psi["bias"] = 1e4 * one_hot(other, 4)[:, None].expand(-1, 2, -1).double()
     for gate, whose in ((1e4, made.own), (-1e4, other)):
         psi["gate"] = torch.full((4, 2), gate, dtype=torch.float64)
-        weights = fedham.attend(psi, made.p, made.own, made.allowed, meta).effective(made.own)
+        weights = amn.attend(psi, made.p, made.own, made.allowed, meta).effective(made.own)
         assert torch.equal(torch.einsum("nlj,jlp->nlp", weights, made.models), made.models[whose])
 
 
@@ -192,10 +192,9 @@ def test_2_attention_starts_with_the_mean_of_all_models(bias: bool, peers: int, 
     models = 1 + scale * noise(peers, 2, 7, seed=seed)
     own, everyone = torch.arange(peers), torch.ones(peers, peers, dtype=torch.bool)
     psi = started(settings(bias=bias), 2, peers)
-    weights = fedham.attend(psi, projected(models), own, everyone, "attention").effective(own)
+    weights = amn.attend(psi, projected(models), own, everyone, "attention").effective(own)
     assert torch.allclose(weights, torch.full_like(weights, 1 / peers), rtol=1e-6, atol=0)  # the gate is in float32
-    others = weights[0, 0, 1:]
-    assert torch.equal(others, others[:1].expand(len(others)))  # and with equal weights of all peers bit for bit
+    assert len(weights[0, 0, 1:].unique()) <= 1  # bit for bit
     hybrids = torch.einsum("nlj,jlp->nlp", weights, models)
     assert torch.allclose(hybrids, models.mean(0).expand_as(hybrids), rtol=1e-6, atol=1e-6 * (1 + 5 * scale))
 
@@ -204,7 +203,7 @@ def test_2_attention_starts_with_the_mean_of_all_models(bias: bool, peers: int, 
 def test_2_aghn_starts_with_its_published_temperature_and_self_weight(peers: int, seed: int) -> None:
     models, own = noise(peers, 1, 7, seed=seed), torch.arange(peers)
     p, everyone = projected(models), torch.ones(peers, peers, dtype=torch.bool)
-    weights = fedham.attend(started(settings("aghn"), 1, peers), p, own, everyone, "aghn").effective(own)[:, 0]
+    weights = amn.attend(started(settings("aghn"), 1, peers), p, own, everyone, "aghn").effective(own)[:, 0]
     for i in range(peers):
         cosines = [float(torch.cosine_similarity(p[i, 0], p[j, 0], dim=0)) for j in range(peers)]
         total = sum(math.exp(cosine) for j, cosine in enumerate(cosines) if j != i)
@@ -219,19 +218,18 @@ def test_3_equal_models_are_mixed_into_the_same_and_teach_nothing(meta: str, bia
     p, own = projected(models), torch.arange(peers)
     assert not p.any()
     psi = learned(settings(meta, bias), 2, peers, 0)
-    rows = fedham.attend(psi, p, own, torch.ones(peers, peers, dtype=torch.bool), meta)
+    rows = amn.attend(psi, p, own, torch.ones(peers, peers, dtype=torch.bool), meta)
     hybrids = torch.einsum("nlj,jlp->nlp", rows.effective(own), models)
     assert torch.allclose(hybrids, models, atol=1e-14)
     scores = torch.einsum("nlp,jlp->nlj", noise(peers, 2, 7, seed=4), models) + 1e-16 * noise(peers, 2, peers)
-    assert not any(slope.any() for slope in fedham.gradient(psi, rows, own, scores, meta).values())
+    assert not any(slope.any() for slope in amn.gradient(psi, rows, own, scores, meta).values())
 
 
 def test_3_the_projections_are_those_less_the_mean_of_the_pool_and_0_outside_of_it() -> None:
     p, pool = noise(5, 2, 3), torch.tensor([True, False, True, True, False])
     wanted = p - (p[0] + p[2] + p[3]) / 3
     wanted[~pool] = 0
-    assert torch.allclose(fedham.centred(p, pool), wanted, atol=1e-15)
-    assert not fedham.centred(p, pool)[~pool].any()
+    assert torch.allclose(amn.centred(p, pool), wanted, rtol=1e-12, atol=1e-15)
 
 
 def test_4_known_answer_c() -> None:
@@ -239,7 +237,7 @@ def test_4_known_answer_c() -> None:
     psi = {name: tensor[:1] for name, tensor in started(settings(bias=True, feature_dim=2), 1, 3).items()}
     psi["gate"] = torch.zeros(1, 1, dtype=torch.float64)
     own, everyone = torch.tensor([0]), torch.ones(1, 3, dtype=torch.bool)
-    rows = fedham.attend(psi, projected(models[:, None], 2), own, everyone, "attention")
+    rows = amn.attend(psi, projected(models[:, None], 2), own, everyone, "attention")
     assert rows.a[0, 0].tolist() == [0.0, 0.5, 0.5]
     assert (rows.a[0, 0] @ models).tolist() == [1.0, 2.0]  # c
     h = rows.effective(own)[0, 0] @ models
@@ -249,7 +247,7 @@ def test_4_known_answer_c() -> None:
     assert away.tolist() == [-0.5, 1.0]
     scores = (models @ away)[None, None]
     assert scores[0, 0].tolist() == [0.0, -1.0, 4.0]
-    slopes = fedham.gradient(psi, rows, own, scores, "attention")
+    slopes = amn.gradient(psi, rows, own, scores, "attention")
     assert slopes["bias"].tolist() == [[[0.0, -0.625, 0.625]]]  # dJ/ds
     assert slopes["gate"].tolist() == [[-0.375]]  # dJ/du
 
@@ -275,8 +273,8 @@ def test_5_the_gradient_is_that_of_autograd_through_the_naive_loops(
 ) -> None:
     made = case(meta, bias, peers, units, seed, masked)
     rows = made.look(meta)
-    scores = fedham.penalised(scores_of(made, rows), rows.effective(made.own), rho)
-    slopes = fedham.gradient(made.psi, rows, made.own, scores, meta)
+    scores = amn.penalised(scores_of(made, rows), rows.effective(made.own), rho)
+    slopes = amn.gradient(made.psi, rows, made.own, scores, meta)
     assert slopes.keys() == made.psi.keys()
     for i in range(peers):
         psi = {name: tensor.clone().requires_grad_() for name, tensor in made.of(i).items()}
@@ -293,8 +291,8 @@ def test_5_the_gradient_is_that_of_autograd_through_the_naive_loops(
 def test_5_the_gradient_is_that_of_finite_differences(meta: str, bias: bool, rho: float) -> None:
     made, step = case(meta, bias, peers=3, seed=1), 1e-3
     rows = made.look(meta)
-    scores = fedham.penalised(scores_of(made, rows), rows.effective(made.own), rho)
-    slopes = fedham.gradient(made.psi, rows, made.own, scores, meta)
+    scores = amn.penalised(scores_of(made, rows), rows.effective(made.own), rho)
+    slopes = amn.gradient(made.psi, rows, made.own, scores, meta)
     for name, slope in slopes.items():
         for i in range(3):
             way = noise(*slope[i].shape, seed=i)
@@ -311,7 +309,7 @@ def test_5_the_gradient_is_that_of_finite_differences(meta: str, bias: bool, rho
 
 def test_5_the_penalty_is_of_the_divergence_from_equal_weights_of_those_that_may_be_mixed() -> None:
     weights = torch.tensor([[[0.5, 0.0, 0.5], [0.25, 0.0, 0.75]]], dtype=torch.float64)
-    slopes = fedham.penalised(torch.ones_like(weights), weights, 2.0)
+    slopes = amn.penalised(torch.ones_like(weights), weights, 2.0)
     assert slopes[0, 0].tolist() == [1.0, 1.0, 1.0]
     assert slopes[0, 1].tolist() == pytest.approx([1 + 2 * math.log(0.5), 1.0, 1 + 2 * math.log(1.5)])
 
@@ -357,10 +355,10 @@ def test_8_the_projection_is_that_by_the_matrix_and_exact_with_a_sum_for_every_s
     for column in range(size):
         matrix[column % d, column] = signs[column]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fedham, "ROWS", rows)  # pieces that do not divide the model
-        found = fedham.project(models, signs, d)
+        patch.setattr(amn, "ROWS", rows)  # pieces that do not divide the model
+        found = amn.project(models, signs, d)
         assert torch.allclose(found, models @ matrix.T, atol=1e-12)
-        assert torch.allclose(found[1:2], fedham.project(models[1:2], signs, d), rtol=0, atol=1e-14)
+        assert torch.allclose(found[1:2], amn.project(models[1:2], signs, d), rtol=0, atol=1e-14)
     if d >= size:
         assert torch.allclose(found @ found.T, models @ models.T, atol=1e-13)
 
@@ -368,11 +366,10 @@ def test_8_the_projection_is_that_by_the_matrix_and_exact_with_a_sum_for_every_s
 def test_8_inner_products_of_projections_are_unbiased_and_their_error_falls_with_the_root_of_d() -> None:
     size, seeds = 16_384, 200
     x, y = noise(2, size, seed=1)
-    y = 0.5 * x + y
-    signs = noise(seeds, size, seed=2).sign()
-    true, spread = float(x @ y), []
+    models, signs = torch.stack([x, 0.5 * x + y]), noise(seeds, size, seed=2).sign()
+    true, spread = float(models[0] @ models[1]), []
     for d in (16, 64, 256, 1024):
-        pairs = [fedham.project(torch.stack([x, y]), row, d) for row in signs]
+        pairs = [amn.project(models, row, d) for row in signs]
         errors = torch.stack([a @ b for a, b in pairs]) / true - 1
         assert abs(errors.mean()) < 4 * errors.std() / seeds**0.5
         spread.append(errors.square().mean().sqrt().item())
@@ -384,7 +381,7 @@ def test_9_known_answer_of_fedaghn() -> None:
     p = torch.tensor([[[3.0, 0.0]], [[0.1, 0.0]], [[0.0, 7.0]]], dtype=torch.float64)  # cosines 1 and 0 with the first
     psi = {"gate": torch.tensor([[math.log(0.5)]]).double(), "temperature": torch.tensor([[2.0]]).double()}
     own, everyone = torch.tensor([0]), torch.ones(1, 3, dtype=torch.bool)
-    row = fedham.attend(psi, p, own, everyone, "aghn").effective(own)[0, 0]
+    row = amn.attend(psi, p, own, everyone, "aghn").effective(own)[0, 0]
     assert row.tolist() == pytest.approx([1 / 3, 0.5871980, 0.0794686], abs=1e-7)
 
 
@@ -395,8 +392,8 @@ def test_9_attention_has_the_preset_as_a_special_case(peers: int, q: float, p: f
     points = points - points.mean(-1, keepdim=True)
     everyone, one = torch.ones(peers, peers, dtype=torch.bool), torch.ones(peers, 2, dtype=torch.float64)
     gate, same = {"gate": math.log(p) * one}, torch.eye(D, dtype=torch.float64).expand(peers, 2, D, D)
-    wanted = fedham.attend(gate | {"temperature": q * one}, points, own, everyone, "aghn")
+    wanted = amn.attend(gate | {"temperature": q * one}, points, own, everyone, "aghn")
     psi = {**gate, "query": same, "key": q * D**0.5 / D * same, "query2": same, "key2": 0 * same}
-    rows = fedham.attend(psi, points, own, everyone, "attention")
+    rows = amn.attend(psi, points, own, everyone, "attention")
     assert torch.allclose(rows.effective(own), wanted.effective(own), atol=1e-9)
     assert torch.allclose(rows.beta, one * p / (1 + p), atol=1e-12)

@@ -16,7 +16,8 @@ from test_fedham_rounds import DIGITS, TRANSPORTS, L
 from test_pfedla_rounds import names, trained
 
 from fedham_flwr import models, wire
-from fedham_flwr.algorithms import fedham
+from fedham_flwr.algorithms import amn
+from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.config import Value, parse
 from fedham_flwr.errors import UserError
@@ -83,7 +84,7 @@ def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -
     second = frame[frame["round"] == 3].groupby("client", observed=True)["weight"].agg(["min", "max"])
     assert second.loc["0"].tolist() == pytest.approx([0.25, 0.25], abs=1e-6)
     assert second.loc["1", "max"] - second.loc["1", "min"] > 1e-4
-    start = fedham.initial(fedham.FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
+    start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
     assert torch.equal(start["key"], torch.zeros_like(start["key"]))
 
 

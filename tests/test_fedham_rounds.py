@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clients.fedham import FedHAMClient
 from fedham_flwr import models, wire
-from fedham_flwr.algorithms import fedham
+from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.config import Value
 from fedham_flwr.in_process import InProcessGrid
@@ -68,8 +68,8 @@ def unlearned(how: dict[str, Value]) -> dict[str, Value]:
 def test_2_with_gates_of_one_it_is_local_training_bit_for_bit(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, how: dict[str, Value]
 ) -> None:
-    start = fedham.initial
-    monkeypatch.setattr(fedham, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
+    start = amn.initial
+    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
     shared = {"fedham.meta-data": "shared"} if how["strategy"] == "fedham" else {}
     assert scores(federate(**unlearned(how), **shared)) == scores(federate(strategy="local"))
 
@@ -148,7 +148,7 @@ def test_7_one_meta_step_of_peers_is_the_step_of_the_server_up_to_the_learning_r
     for client, context in enumerate(first.grid.contexts.values()):
         psi = {n: t for n, t in wire.tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
         assert psi.keys() == {n for n in second.state if n.startswith("meta/")}
-        start = fedham.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
+        start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
         for name, tensor in psi.items():
             moved, hosted = (t - start[name.removeprefix("meta/")] for t in (tensor[0], second.state[name][client]))
             assert torch.allclose(moved, hosted, rtol=0.02, atol=0.02 * float(hosted.abs().max()) + 1e-9), name
@@ -169,15 +169,15 @@ def test_6_each_half_is_frozen_bit_for_bit_while_the_other_learns(
     def watched(self: FedHAMClient, pool: Any, model: Any, generator: Any) -> None:
         clients.append(self)
         before = {n: t.clone() for n, t in model.items()} | {n: a.clone() for n, a in pool.bank.arrays.items()}
-        psi = copies(self._meta.state_dict())
+        psi = copies(self.meta.state_dict())
         step(self, pool, model, generator)
         seen["meta"].append((before, {**model, **pool.bank.arrays}))
-        assert pool.seen.abs().max() == 0 or not same(psi, self._meta.state_dict())
+        assert pool.seen.abs().max() == 0 or not same(psi, self.meta.state_dict())
 
     def fitted(self: Trainer, *given: Any) -> float:
-        psi = copies(clients[-1]._meta.state_dict())
+        psi = copies(clients[-1].meta.state_dict())
         loss = fit(self, *given)
-        seen["base"].append((psi, clients[-1]._meta.state_dict()))
+        seen["base"].append((psi, clients[-1].meta.state_dict()))
         return loss
 
     monkeypatch.setattr(FedHAMClient, "_meta_step", watched)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedham_flwr.algorithms import fedham
-from fedham_flwr.algorithms.fedham import AttentionSettings, Rows
+from fedham_flwr.algorithms import amn
+from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.bank import Bank
 from fedham_flwr.errors import UserError
 from fedham_flwr.meta_models import MetaModels, Projection, by_group, by_unit, equal_weights
@@ -38,7 +38,7 @@ def made(clients: int, optimizer: str = "adam", peers: int = 0, seed: int = 0, *
 
 def points(peers: int, seed: int = 0) -> Tensor:
     p = torch.randn(peers, UNITS, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return fedham.centred(p, torch.ones(peers, dtype=torch.bool))
+    return amn.centred(p, torch.ones(peers, dtype=torch.bool))
 
 
 def look(models: MetaModels, rows: Tensor, p: Tensor) -> Rows:
@@ -57,7 +57,7 @@ def stepped(models: MetaModels, rows: Tensor, p: Tensor, seed: int = 0, scale: f
     looked, scores = look(models, rows, p), scale * random_scores(rows, len(p), seed)
     psi = {name: tensor[rows].double() for name, tensor in models.params.items()}
     as_double = Rows(*(tensor.double() for tensor in looked))
-    slopes = fedham.gradient(psi, as_double, rows, scores, models.how.meta)
+    slopes = amn.gradient(psi, as_double, rows, scores, models.how.meta)
     models.step(rows, looked, rows, scores)
     return {name: slope.float() for name, slope in slopes.items()}
 

@@ -279,6 +279,19 @@ def test_the_gradients_seed_alone_decides_it(precision: str) -> None:
     assert len(batches) > 4  # of 15 pairs; the generator goes on
 
 
+@pytest.mark.parametrize("count", [1, 8, 10])
+def test_the_reach_of_training_is_the_way_that_a_constant_gradient_goes(count: int) -> None:
+    def hook(params: Sequence[nn.Parameter]) -> None:
+        for param in params:
+            param.grad = torch.ones_like(param)
+
+    trainer = linear()
+    trainer.fit(data(count), PLAIN, generator(), hook)
+    went = trainer.initial["fc.bias"] - trainer.read(["fc.bias"])["fc.bias"]
+    assert went.tolist() == pytest.approx([PLAIN.reach(count)] * CLASSES, rel=1e-5)
+    assert replace(PLAIN, momentum=0.9).reach(count) == pytest.approx(10 * PLAIN.reach(count))  # 1 + 0.9 + 0.81 ...
+
+
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
 

@@ -1,35 +1,76 @@
 """AMN: a meta-model for each client, hosted by the server, attends over the clients' models and mixes a hybrid.
 
 Faithful to the abstract of Gao, Wang, Liu, Ma, Journal of Computer Research and Development 61(1), 196-208, 2024,
-10.7544/issn1000-1239.202220922, and not more: its full text could not be read. The predecessor of FedHAM; the
-mathematics, the symbols and what is open are those of algorithms/fedham.py.
+10.7544/issn1000-1239.202220922, and not more: its full text could not be read. The predecessor of FedHAM, whose file
+says what is open; the mathematics of both is here. Shape letters: N clients in the pool, n of a cohort, L units, d
+feature, k key, P scalars of a unit. w_j: last model of client j, psi_i: meta-model of client i, R: signed projection,
+eta_m: meta learning rate. A unit is a layer group, or the model.
 
 Identity card
     shared      every layer group; the clients' models are mixed and never averaged into one
     personal    the mixed model; the running statistics of batch normalisation
-    lives       pool {w_j} and meta-models {psi_i} on the server; running statistics with the client
+    lives       pool {w_j} and psi_i = (W_Q, W_K, W_Q2, W_K2, b0) on the server; running statistics with the client
     down, up    P scalars each, for every client of the cohort and round
     cost        server: 3 n N P multiply-adds, n P additions; N (P + |psi|) scalars of memory; client: E epochs
 
 The round
-    R1  server: choose S; f_j = LN(R w_j - pref) (7); rows a_ij, beta_i (8), (9)   `fedham.features`, `fedham.attend`
+    R1  server: choose S; f_j = LN(R w_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`
     R2  server: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                 `bank.Bank.mix`
     R3  client: wt_i <- E epochs of SGD on L_i from h_i                             clients/amn.py
     R4  client: keep its running statistics, send wt_i                              clients/amn.py
-    R5  server: S_ij = <h_i - wt_i, w_j>, then w_i <- wt_i, for all i in S          `bank.Bank.absorb`
-    R6  server: psi_i <- descend by (10)                                            `fedham.gradient`, meta_models.py
+    R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), then w_i <- wt_i, for i in S    `bank.Bank.absorb`
+    R6  server: psi_i <- descend by (10)                                            `gradient`, meta_models.py
 
-h_i - wt_i is the gradient of L_i at h_i times the learning rate if training is one step of SGD, and stands for it
-otherwise. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its
-own included, until it has trained once.
+(h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise. The
+unit is the whole model by default. A client that comes late is mixed into no other client's model, its own included,
+until it has trained once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
-from fedham_flwr.algorithms.fedham import AttentionSettings
+import torch
+from annotated_types import Ge, Gt
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn.functional import layer_norm, normalize
+
+from fedham_flwr.parameters import Params
+
+TINY = 1e-12
+"""Added to the variance of features: far below that of models that differ, so that equal ones have features of 0."""
+ROWS = 512
+"""So many rows of d scalars are folded at once by `project`: a piece stays in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Settings of the meta-models, under `fedham.` and `amn.`.
+
+    Attributes:
+        unit: what has a row of weights of its own: each layer group, or the whole model.
+        meta: attention, or aghn for FedAGHN's temperature and gate.
+        feature_dim: d.
+        key_dim: k, of queries and keys.
+        reference: pref, the mean of the pool or the common start.
+        peer_bias: whether each peer has a free bias in layer one.
+        uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
+        optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
+        learning_rate: eta_m >= 0; with 0 the weights stay equal.
+    """
+
+    unit: Literal["layer", "model"] = "layer"
+    meta: Literal["attention", "aghn"] = "attention"
+    feature_dim: Annotated[int, Gt(1)] = 64
+    key_dim: Annotated[int, Gt(0)] = 32
+    reference: Literal["mean", "start"] = "mean"
+    peer_bias: bool = False
+    uniform_penalty: Annotated[float, Ge(0)] = 0.0
+    optimizer: Literal["adam", "normalised", "sgd"] = "adam"
+    learning_rate: Annotated[float, Ge(0)] = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,3 +82,152 @@ class AMNSettings(AttentionSettings):
     """
 
     unit: Literal["layer", "model"] = "model"
+
+
+class Rows(NamedTuple):
+    """What `attend` gives: weights over peers, gates, and what the gradient needs again."""
+
+    a: Tensor  # float [n, L, N], 0 for the client itself
+    beta: Tensor  # float [n, L]
+    features: Tensor  # float [N, L, d]
+    common: Tensor  # float [n, L, d], features of the common models
+
+    def effective(self, own: Tensor) -> Tensor:
+        """(9): A_ij = (1 - beta_i) a_ij and A_ii = beta_i [n, L, N]; each row sums to 1."""
+        weights = (1 - self.beta)[..., None] * self.a
+        place = own[:, None, None].expand(-1, weights.shape[1], 1)
+        return weights.scatter_(-1, place, self.beta[..., None])
+
+
+def project(models: Float[Tensor, "N P"], signs: Float[Tensor, " P"], d: int) -> Float[Tensor, "N d"]:
+    """(7): R w_j. Row p mod d of column p of R holds the sign of p, so that E <R x, R y> = <x, y>; float64."""
+    total = models.new_zeros(len(models), d, dtype=torch.float64)
+    for at in range(0, models.shape[1], ROWS * d):
+        piece = models[:, at : at + ROWS * d] * signs[at : at + ROWS * d]
+        whole = piece.shape[1] // d * d
+        total += piece[:, :whole].reshape(len(models), -1, d).sum(1)
+        total[:, : piece.shape[1] - whole] += piece[:, whole:]
+    return total
+
+
+def centred(p: Float[Tensor, "N L d"], pool: Bool[Tensor, " N"]) -> Float[Tensor, "N L d"]:
+    """(7): p_j less the mean of those in the pool; exactly 0 if all models are equal, and for those outside."""
+    less = p - p[pool][:1]
+    return (less - less[pool].mean(0)) * pool[:, None, None]
+
+
+def features(p: Float[Tensor, "*n L d"], meta: str) -> Float[Tensor, "*n L d"]:
+    """(7): projections that were centred, normalised: to mean 0 and variance 1, or to length 1 for aghn."""
+    if meta == "aghn":
+        return normalize(p, dim=-1, eps=TINY)
+    return layer_norm(p, p.shape[-1:], eps=TINY)
+
+
+def attend(
+    psi: Mapping[str, Tensor],
+    p: Float[Tensor, "N L d"],
+    own: Int64[Tensor, " n"],
+    allowed: Bool[Tensor, "n N"],
+    meta: str,
+) -> Rows:
+    """(8), (9): the weights of n clients over N models.
+
+    Args:
+        psi: the clients' meta-models, stacked; see `initial`.
+        p: the models' projections, centred.
+        own: each client's own place among the models.
+        allowed: models that may be mixed, a client's own among them.
+        meta: attention or aghn.
+    """
+    f, i = features(p, meta), torch.arange(len(own))
+    peers = allowed.clone()
+    peers[i, own] = False
+    s = torch.einsum("nld,jld->nlj", _looks(psi, f[own], "", meta), f)
+    s = s + psi["bias"][..., : s.shape[-1]] if "bias" in psi else s
+    a = s.masked_fill(~peers[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)  # NaN: nobody else is there
+    common = features(torch.einsum("nlj,jld->nld", a, p), meta)
+    u = psi["gate"]
+    if meta == "attention":
+        u = u + (_looks(psi, f[own], "2", meta) * (f[own] - common)).sum(-1)
+    beta = torch.where(peers.any(-1)[:, None], u.sigmoid(), 1.0)
+    return Rows(a, torch.where(allowed[i, own][:, None], beta, 0.0), f, common)
+
+
+def gradient(
+    psi: Mapping[str, Tensor], rows: Rows, own: Int64[Tensor, " n"], scores: Float[Tensor, "n L N"], meta: str
+) -> Params:
+    """(10): the gradient of the meta objective with respect to psi, in closed form; f(c_i) counts as constant.
+
+    Args:
+        psi: meta-models.
+        rows: what `attend` gave for them.
+        own: as for `attend`.
+        scores: S_ij = <grad L_i(h_i), w_j> for each unit, j = i included.
+        meta: attention or aghn.
+    """
+    a, beta, f, mine = rows.a, rows.beta, rows.features, rows.features[own]
+    mean = (a * scores).sum(-1)
+    ds = (1 - beta)[..., None] * a * (scores - mean[..., None])
+    t = scores.gather(-1, own[:, None, None].expand(-1, a.shape[1], 1)).squeeze(-1) - mean
+    # Where all features are 0 the models are equal, and what is left of S_ij - S_ik is rounding.
+    differ = (f != 0).any(-1).any(0)
+    ds, du = ds * differ[:, None], beta * (1 - beta) * t * differ
+    pull = torch.einsum("nlj,jld->nld", ds, f)  # sum_j dJ/ds_ij f_j
+    if meta == "aghn":
+        found = {"temperature": (pull * mine).sum(-1), "gate": du}
+    else:
+        near = _pairs(psi, "", mine, pull)
+        far = _pairs(psi, "2", mine, du[..., None] * (mine - rows.common))
+        found = {**near, **far, "gate": du}
+    return found | ({"bias": ds} if "bias" in psi else {})
+
+
+def penalised(scores: Float[Tensor, "n L N"], weights: Float[Tensor, "n L N"], rho: float) -> Float[Tensor, "n L N"]:
+    """S_ij + rho log(N_i A_ij), the gradient with rho KL(A_i || uniform) added; N_i of the weights are not 0."""
+    there = weights > 0
+    return scores + rho * torch.where(there, (weights * there.sum(-1, keepdim=True)).log(), 0.0)
+
+
+def initial(how: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
+    """A meta-model at the start, with which h_i is the mean of all models; for aghn as in its code, q = 1 and p = 0.05.
+
+    Args:
+        how: settings.
+        units: L.
+        peers: N, itself included.
+        generator: for the queries, whose components are of order one. Keys and biases start at 0.
+
+    Returns:
+        gate [L], the logit of 1/N; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
+        temperature [L], which is q; bias [L, N] if there is one.
+    """
+    if how.meta == "aghn":
+        psi = {"gate": torch.full((units,), 0.05).log(), "temperature": torch.ones(units)}
+    else:
+        psi = {"gate": torch.full((units,), 1 / max(peers, 2)).logit()}
+        shape = (units, how.key_dim, how.feature_dim)
+        for layer in ("", "2"):
+            psi[f"query{layer}"] = torch.randn(shape, generator=generator) / how.feature_dim**0.5
+            psi[f"key{layer}"] = torch.zeros(shape)
+    return psi | ({"bias": torch.zeros(units, peers)} if how.peer_bias else {})
+
+
+def _looks(psi: Mapping[str, Tensor], mine: Tensor, layer: str, meta: str) -> Tensor:
+    """W_K^T W_Q f_i / sqrt(k) [n, L, d], whose product with a feature is a score; q f_i for aghn."""
+    if meta == "aghn":
+        return psi["temperature"][..., None] * mine
+    q = torch.einsum("nlkd,nld->nlk", psi[f"query{layer}"], mine)
+    looks: Tensor = torch.einsum("nlkd,nlk->nld", psi[f"key{layer}"], q) / q.shape[-1] ** 0.5
+    return looks
+
+
+def _pairs(psi: Mapping[str, Tensor], layer: str, mine: Tensor, pull: Tensor) -> Params:
+    """Gradients of query and key, from that with respect to `_looks`."""
+    query, key = psi[f"query{layer}"], psi[f"key{layer}"]
+    scale = query.shape[-2] ** -0.5
+    q = torch.einsum("nlkd,nld->nlk", query, mine)
+    dq = torch.einsum("nlkd,nld->nlk", key, pull)
+    return {
+        f"query{layer}": dq[..., None] * mine[..., None, :] * scale,
+        f"key{layer}": q[..., None] * pull[..., None, :] * scale,
+    }

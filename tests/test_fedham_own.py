@@ -1,0 +1,108 @@
+"""B2 of FedHAM: training one's own model through the hybrid, against a loop that does just that; and meta data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_fedham_rounds import TRANSPORTS, L
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from clients.fedham import FedHAMClient
+from fedham_flwr import models
+from fedham_flwr.algorithms import amn
+from fedham_flwr.data import to_float
+from fedham_flwr.parameters import Params
+
+Federate = Callable[..., Any]
+EPOCHS, RATE, MOMENTUM = 3, 0.02, 0.9
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_b2_descends_the_own_model_through_the_hybrid(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, decay: float
+) -> None:
+    seen: list[tuple[Params, Params, Tensor, Params, Any]] = []
+    start, learned = amn.initial, FedHAMClient.learned
+    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.tensor([0.5, -0.5, 0.0, 1.0])})
+
+    def watched(self: FedHAMClient, after: Params) -> Params:
+        own = learned(self, after)
+        seen.append((self.own_model, self.hybrid, self.beta, own, self.training_data()))
+        return own
+
+    monkeypatch.setattr(FedHAMClient, "learned", watched)
+    federate(
+        **TRANSPORTS[0], batch_size=1000, local_epochs=EPOCHS, learning_rate=RATE, momentum=MOMENTUM,
+        weight_decay=decay, **{"fedham.base-objective": "own", "fedham.meta-steps": 0},
+    )  # fmt: skip
+    assert len(seen) == 2 * 4
+    for before, hybrid, beta, own, data in seen[4:]:  # in the second round the peers differ
+        assert any(not torch.equal(before[name], hybrid[name]) for name in before)
+        wanted = trained_through(before, hybrid, beta, data, decay)
+        for name, tensor in wanted.items():
+            assert torch.allclose(own[name], tensor, atol=2e-5), name
+            assert not torch.allclose(own[name], before[name], atol=1e-4), name
+
+
+def trained_through(own: Params, hybrid: Params, beta: Tensor, data: Any, decay: float) -> Params:
+    """SGD on w of L(beta w + (1 - beta) c), with h made anew at each step; one batch an epoch."""
+    network = models.build("digits-cnn", (1, 8, 8), 10, 0)
+    share = {name: float(beta[("conv1", "conv2", "fc1", "fc2").index(name.partition(".")[0])]) for name in own}
+    common = {name: (hybrid[name] - share[name] * own[name]) / (1 - share[name]) for name in own}
+    w = {name: tensor.clone().requires_grad_() for name, tensor in own.items()}
+    optimizer = torch.optim.SGD(w.values(), lr=RATE, momentum=MOMENTUM, weight_decay=decay)
+    index = data.splits["train"]
+    x, y = to_float(data.features[index]), data.labels[index]
+    for _ in range(EPOCHS):
+        h = {name: share[name] * tensor + (1 - share[name]) * common[name] for name, tensor in w.items()}
+        optimizer.zero_grad()
+        cross_entropy(functional_call(network, h, x), y).backward()
+        optimizer.step()
+    return {name: tensor.detach() for name, tensor in w.items()}
+
+
+def test_b2_with_a_gate_of_zero_learns_nothing(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = amn.initial
+    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), -1e4)})
+    run = federate(**TRANSPORTS[0], **{"fedham.base-objective": "own", "fedham.meta-steps": 0})
+    rows = {(row.round, row.client): row.value for row in run.rows if row[2:6] == ("test", "personal", "after", "loss")}
+    assert rows[1, "0"] == rows[2, "0"] == rows[3, "0"]
+
+
+# ---- meta data -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "share"), [("held-out", 0.2), ("held-out", 0.5), ("fresh", 0.2), ("shared", 0.2)])
+def test_meta_data_are_apart_from_training_data_unless_they_are_shared(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, kind: str, share: float
+) -> None:
+    parts: dict[tuple[str, int], tuple[set[int], set[int], set[int]]] = {}
+    keep = FedHAMClient.also_kept
+
+    def watched(self: FedHAMClient) -> Params:
+        base, meta = (set(data.splits["train"].tolist()) for data in self.parts)
+        parts[self.job.client, self.job.download.round] = base, meta, set(self.job.data.splits["train"].tolist())
+        for data in self.parts:
+            assert all(torch.equal(data.splits[s], self.job.data.splits[s]) for s in ("validation", "test"))
+        return keep(self)
+
+    monkeypatch.setattr(FedHAMClient, "also_kept", watched)
+    federate(**TRANSPORTS[0], num_server_rounds=3, **{"fedham.meta-data": kind, "fedham.meta-share": share})
+    assert len(parts) == 3 * 4
+    for base, meta, all_ in parts.values():
+        assert base | meta == all_
+        assert base & meta == (all_ if kind == "shared" else set())
+        assert len(meta) == (len(all_) if kind == "shared" else max(1, round(share * len(all_))))
+    for client in map(str, range(4)):
+        held = [frozenset(parts[client, number][1]) for number in (1, 2, 3)]
+        assert len(set(held)) == (3 if kind == "fresh" else 1)
+
+
+def test_a_client_with_one_training_sample_has_the_same_for_both(federate: Federate) -> None:
+    run = federate(**TRANSPORTS[0], partitioner="iid", samples_per_client=2, validation_fraction=0.0, test_fraction=0.5)
+    assert run.summary["failures"] == 0
