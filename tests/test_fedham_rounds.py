@@ -137,21 +137,21 @@ def test_7_mediated_and_hosted_by_the_server_are_the_same_method(federate: Feder
         assert torch.allclose(mediated.state[name], hosted.state[name], atol=1e-3), name
 
 
-def test_7_one_meta_step_of_peers_is_the_step_of_the_server_up_to_the_learning_rate(federate: Federate) -> None:
+def test_7_one_meta_step_of_peers_is_the_step_of_the_server(federate: Federate) -> None:
     """One full batch for meta step and training alike: h_i - wt_i is the gradient times the learning rate."""
-    rate, batch = 0.02, {"batch_size": 1000, "momentum": 0.0, "learning_rate": 0.02, "num_server_rounds": 2}
-    plain = {"optimizer": "sgd", "learning-rate": 1.0}
+    batch = {"batch_size": 1000, "momentum": 0.0, "learning_rate": 0.02, "num_server_rounds": 2}
     peers = {"fedham.meta-steps": 1, "fedham.meta-batch-size": 1000, "fedham.meta-data": "shared"}
-    first = federate(**batch, **TRANSPORTS[0], **peers, **{f"fedham.{name}": value for name, value in plain.items()})
+    plain = {"fedham.optimizer": "sgd", "fedham.learning-rate": 1.0, "fedham.uniform-penalty": 0.0}
     # the server's step follows the second round, the peers' step comes before its base phase
-    second = federate(**batch, **TRANSPORTS[2], **{"amn.optimizer": "sgd", "amn.learning-rate": 1 / rate})
+    first = federate(**batch, **TRANSPORTS[0], **peers, **plain)
+    second = federate(**batch, **TRANSPORTS[2], **{"amn.optimizer": "sgd", "amn.learning-rate": 1.0})
     for client, context in enumerate(first.grid.contexts.values()):
         psi = {n: t for n, t in wire.tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
         assert psi.keys() == {n for n in second.state if n.startswith("meta/")}
         start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
         for name, tensor in psi.items():
             moved, hosted = (t - start[name.removeprefix("meta/")] for t in (tensor[0], second.state[name][client]))
-            assert torch.allclose(moved, hosted, rtol=0.02, atol=0.02 * float(hosted.abs().max()) + 1e-9), name
+            assert torch.allclose(moved, hosted, rtol=0, atol=1e-3 * float(hosted.abs().max()) + 1e-7), name
         assert float((psi["meta/key"][0]).abs().max()) > 1e-5
 
 
