@@ -252,7 +252,7 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
 
 
 @every_transport
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_9_clients_attend_to_those_whose_labels_mean_the_same(
     federate: Federate, tmp_path: Path, how: dict[str, Value], seed: int
 ) -> None:
