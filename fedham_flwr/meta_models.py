@@ -176,11 +176,6 @@ def by_group(weights: Tensor, groups: int) -> Tensor:
     return weights.expand(-1, groups, -1)
 
 
-def equal_weights(allowed: Tensor, units: int) -> Tensor:
-    """Rows [n, L, N] of one who knows nothing: equal weights for all that may be mixed (bool [n, N])."""
-    return (allowed / allowed.sum(-1, keepdim=True))[:, None].expand(-1, units, -1).float()
-
-
 def _three(tensor: Tensor) -> Tensor:
     return tensor[..., None] if tensor.dim() == 2 else tensor
 

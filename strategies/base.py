@@ -156,12 +156,16 @@ class RoundStrategy(Method, Strategy):
         return everyone
 
     def _messages(self, grid: Grid, kind: str, number: int, clients: tuple[str, ...]) -> list[Message]:
-        """The messages of a new exchange, after the method has asked its clients what it must know."""
+        """The messages of a new exchange, after the method has asked its clients what it must know.
+
+        Those that give no good answer are left out: one that is gone would be waited for twice.
+        """
         if questions := self.questions(number, clients) if clients else {}:
-            asked = order(questions)
-            messages = self._begin(QUERY, number, asked, questions)
+            messages = self._begin(QUERY, number, order(questions), questions)
             replies = grid.send_and_receive(messages, timeout=self.settings.round_timeout)
-            self.answered(number, self._receive(number, replies, ()))
+            answers = self._receive(number, replies, ())
+            self.answered(number, answers)
+            clients = tuple(client for client in clients if client in answers or client not in questions)
         return self._begin(kind, number, clients)
 
     def _begin(

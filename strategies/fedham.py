@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedham_flwr.errors import UserError
-from fedham_flwr.meta_models import by_group, by_unit, equal_weights
+from fedham_flwr.meta_models import by_group, by_unit
 from fedham_flwr.mixing import MixingWeights
 from fedham_flwr.parameters import Params
 from fedham_flwr.seeding import torch_stream
@@ -101,8 +101,7 @@ class FedHAMStrategy(AttentionStrategy):
             return
         scores = self.absorb(uploads, self._weights(clients))  # R7
         self._last[places] = by_unit(scores, self.how.unit).float()
-        answered = torch.tensor([client in self._rows for client in clients])
-        self._scored[places] = torch.where(answered, round_number, 0)
+        self._scored[places] = round_number
 
     def mixing_weights(
         self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]
@@ -139,10 +138,8 @@ class FedHAMStrategy(AttentionStrategy):
         return {**super().state_dict(), **own}
 
     def _weights(self, clients: Sequence[str]) -> Tensor:
-        """[n, groups, N]: the rows that came, and equal weights for a client that sent none."""
-        equal = equal_weights(self.allowed(clients), self.units)
-        rows = [self._rows.get(client, row) for client, row in zip(clients, equal, strict=True)]
-        return by_group(torch.stack(rows), len(self.bank.groups))
+        """[n, groups, N]: the rows that came."""
+        return by_group(torch.stack([self._rows[client] for client in clients]), len(self.bank.groups))
 
     def _each(self, clients: Sequence[str]) -> list[tuple[str, int, list[int]]]:
         """Each client with its place, and who may be mixed for it as 0 and 1."""

@@ -126,6 +126,8 @@ class Method(ABC):
     def questions(self, round_number: int, clients: Sequence[str]) -> dict[str, wire.Besides]:
         """What each client must be asked before `plan` can be made; nothing by default, which costs no exchange.
 
+        A client that gives no good answer is left out of the round.
+
         Args:
             round_number: the round.
             clients: ids, in order.

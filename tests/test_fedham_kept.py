@@ -116,7 +116,7 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
     for number in (1, 2):
         made.questions(number, names(4))
         starts = dict.fromkeys(names(4), made._initial)
-        made.merge(number, with_rows(trained(starts, made._initial, number), made, how))
+        made.merge(number, with_rows(number, trained(starts, made._initial, number), made, how))
     everyone = (*names(4), "late")
     made.enrol(everyone)
     assert made.allowed(everyone)[:, 4].tolist() == [False] * 5
@@ -128,23 +128,24 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)
 
 
-def with_rows(uploads: dict[str, Upload], made: Any, how: dict[str, Value]) -> dict[str, Upload]:
-    """The uploads as the transport has them."""
+def with_rows(number: int, uploads: dict[str, Upload], made: Any, how: dict[str, Value]) -> dict[str, Upload]:
+    """The uploads as the transport has them, with rows of equal weights."""
+    row = {"row": torch.full((L, len(made.bank.clients)), 1 / len(made.bank.clients))}
     if how is MEDIATED:
+        made.answered(number, {client: Upload(client, {}, 10, (), {}, row) for client in uploads})
         return uploads
-    n = len(made.bank.clients)
-    return {c: Upload(c, u.params, 10, (), {}, {"row": torch.full((L, n), 1 / n)}) for c, u in uploads.items()}
+    return {client: Upload(client, upload.params, 10, (), {}, row) for client, upload in uploads.items()}
 
 
-def test_a_client_that_does_not_answer_starts_from_equal_weights_and_learns_nothing_of_it(federate: Federate) -> None:
+def test_a_client_that_does_not_answer_is_left_out_of_the_round(federate: Federate) -> None:
     run = federate(**MEDIATED, client_app=tampered(break_app, client=2, kind="query.before"), num_server_rounds=3)
     assert [(r["round"], f["client"]) for r in run.records for f in r["failures"]] == [(n, "2") for n in (1, 2, 3, 4)]
     assert {f["stage"] for r in run.records for f in r["failures"]} == {"query"}
+    assert [r["cohort"] for r in run.records] == [["0", "1", "2", "3"], ["0", "1", "3"]] * 4
     frame = read_weights(run.path).to_pandas()
-    assert frame[frame["client"] == "2"]["weight"].to_numpy() == pytest.approx(0.25)
-    assert run.state["scored"].tolist() == [0, 0, 0, 0]
-    others = frame[frame["client"] == "1"]["weight"]
-    assert others.max() - others.min() > 1e-3
+    assert set(frame["client"]) == {"0", "1", "3"}
+    assert run.state["learned"].tolist() == [True, True, False, True]
+    assert run.summary["failures"] == 4
 
 
 @both

@@ -16,7 +16,7 @@ from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.bank import Bank
 from fedham_flwr.errors import UserError
-from fedham_flwr.meta_models import MetaModels, Projection, by_group, by_unit, equal_weights
+from fedham_flwr.meta_models import MetaModels, Projection, by_group, by_unit
 from fedham_flwr.parameters import LayerGroup, Manifest, Params
 
 CPU = torch.device("cpu")
@@ -332,11 +332,3 @@ def test_scores_are_added_up_over_a_model_and_weights_are_those_of_all_its_layer
     row = torch.tensor([[[0.25, 0.75]]])
     assert by_group(row, 3).tolist() == [[[0.25, 0.75]] * 3]
     assert torch.equal(by_group(per_group, 3), per_group)
-
-
-def test_equal_weights_go_to_those_that_may_be_mixed() -> None:
-    allowed = torch.tensor([[True, True, False, True], [False, True, False, False]])
-    weights = equal_weights(allowed, 2)
-    third = pytest.approx(1 / 3)
-    assert weights[0].tolist() == [[third, third, 0.0, third]] * 2
-    assert weights[1].tolist() == [[0.0, 1.0, 0.0, 0.0]] * 2

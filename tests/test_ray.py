@@ -59,9 +59,12 @@ def summary(output: str) -> dict[str, Any]:
     return json.loads((Path(path) / "summary.json").read_text())
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedper", "pfedla", "fedham"])
-def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], strategy: str) -> None:
-    config = f'strategy="{strategy}" num-server-rounds=2 fraction-train=0.5 evaluate-every=1'
+@pytest.mark.parametrize(
+    "method",
+    ['"fedavg"', '"fedper"', '"pfedla"', '"fedham" fedham.transport="peers"', '"fedham" fedham.transport="mediated"'],
+)
+def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], method: str) -> None:
+    config = f"strategy={method} num-server-rounds=2 fraction-train=0.5 evaluate-every=1"
     under_ray, in_process = simulate("ray", config, clients=5), simulate("in-process", config, clients=5)
     assert under_ray["digest"] == in_process["digest"]
     assert under_ray["bytes"] == in_process["bytes"]
