@@ -16,6 +16,7 @@ from clients.fedham import FedHAMClient
 from fedham_flwr import models
 from fedham_flwr.algorithms import amn
 from fedham_flwr.data import to_float
+from fedham_flwr.mixing import latest, read_weights
 from fedham_flwr.parameters import Params
 
 Federate = Callable[..., Any]
@@ -106,3 +107,15 @@ def test_meta_data_are_apart_from_training_data_unless_they_are_shared(
 def test_a_client_with_one_training_sample_has_the_same_for_both(federate: Federate) -> None:
     run = federate(**TRANSPORTS[0], partitioner="iid", samples_per_client=2, validation_fraction=0.0, test_fraction=0.5)
     assert run.summary["failures"] == 0
+
+
+def test_with_shared_meta_data_and_no_penalty_the_gate_drifts_to_the_own_model(federate: Federate) -> None:
+    """Clients with 30 samples each of the same data: one's own model fits them best, but is not the best model."""
+    few = {"partitioner": "iid", "samples_per_client": 60, "validation_fraction": 0.0, "test_fraction": 0.5}
+    own = {}
+    for kind, rho in (("held-out", 0.0), ("shared", 0.0), ("shared", 0.05)):
+        given = {"fedham.meta-data": kind, "fedham.uniform-penalty": rho, "fedham.meta-share": 0.3}
+        run = federate(clients=4, num_server_rounds=6, local_epochs=5, batch_size=10, **few, **TRANSPORTS[0], **given)
+        own[kind, rho] = latest(read_weights(run.path)).weights.diagonal(dim1=0, dim2=2).mean()
+    assert own["shared", 0.0] > own["held-out", 0.0] + 0.1
+    assert own["shared", 0.0] > own["shared", 0.05] + 0.1
