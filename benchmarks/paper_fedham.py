@@ -5,8 +5,8 @@ compared in one that many methods have been compared in: 60,000 images, train an
 round; images dealt by Dirichlet(0.1) or two classes to a client; 75 % to train on, 25 % to test on, no validation; a
 network of two convolutions, batches of 10, SGD 0.005, one local epoch.
 
-PFLlib trains 2000 rounds without momentum on all images, about 3000 a client. Here are 25 rounds on at most 600 images a
-client, with momentum 0.9, without which nothing has converged by then: printed numbers are context.
+PFLlib trains 2000 rounds without momentum on all images, about 3000 a client. Here are 25 rounds on at most 600 images
+a client, with momentum 0.9, without which nothing has converged by then: printed numbers are context.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     return (
         f"{given.rounds} rounds (PFLlib: 2000), {most} (PFLlib: all, about 3000), train and test merged, of which "
         f"{how.test_fraction:.0%} to test on; seeds {', '.join(map(str, given.seeds))}. Network `{how.model}`, batch "
-        f"{how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g} (PFLlib: none; it stands for some of the "
-        f"rounds that are missing), local epochs {how.local_epochs}, {how.precision}. All clients in each round. The "
+        f"{how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g} (PFLlib: none; it stands for some of "
+        f"the rounds that are missing), local epochs {how.local_epochs}, {how.precision}. All clients in each round. The "
         "methods' own settings are the defaults; of these, FedHAM's meta data and penalty were chosen by the test "
         "accuracy of single runs with seed 10 (fedham-meta-data.md), pFedLA's learning rate in another setting. "
         f"Given besides: {given.c or 'nothing'}.\n"
