@@ -40,11 +40,8 @@ class FedHAMStrategy(AttentionStrategy):
 
     def admit(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start; the first ones settle the transport."""
-        if (
-            not len(self._scored)
-            and self.settings.fedham.transport == "auto"
-            and self.settings.fedham.base_objective == "hybrid"
-        ):
+        how = self.settings.fedham
+        if not len(self._scored) and (how.transport, how.base_objective) == ("auto", "hybrid"):
             self._mediated.fill_(len(clients) > MOST_PEERS)
         super().admit(clients)
         self._last = pad(self._last, (0, len(clients), 0, 0, 0, len(clients)))
@@ -73,13 +70,13 @@ class FedHAMStrategy(AttentionStrategy):
         if self._mediated:
             return self.mixtures(clients, self._weights(clients))  # R4
         without = [c for c in clients if c in self.stateless or (c not in self.trained and self._has(c))]
-        return {client: self.bank.model(client) if client in without else {} for client in clients}
+        return {client: self._model(client) if client in without else {} for client in clients}
 
     def besides(self, round_number: int, clients: Sequence[str]) -> dict[str, Besides]:
         """R1 of `peers`: the models of each client's peers, and whose they are."""
         if self._mediated:
             return {}
-        models = [self.bank.model(client) for client in self.bank.clients]
+        models = [self._model(client) for client in self.bank.clients]
         sent = {}
         for client, place, allowed in self._each(clients):
             peers = self._choose(round_number, client, place)
@@ -95,8 +92,8 @@ class FedHAMStrategy(AttentionStrategy):
         """
         clients, places = list(uploads), self.bank.rows(list(uploads))
         if not self._mediated:
-            nothing = torch.zeros(len(clients), len(self.bank.groups), len(self.bank.clients))
-            self.absorb(uploads, nothing, torch.ones(nothing.shape[:2], dtype=torch.bool))
+            self.bank.put(clients, [upload.params for upload in uploads.values()])
+            self.ready[places] = self.learned[places] = True
             self._last[places] = torch.stack([uploads[client].besides["row"] for client in clients])
             return
         scores = self.absorb(uploads, self._weights(clients))  # R7
@@ -145,6 +142,9 @@ class FedHAMStrategy(AttentionStrategy):
         """Each client with its place, and who may be mixed for it as 0 and 1."""
         places, allowed = self.bank.rows(clients).tolist(), self.allowed(clients).int().tolist()
         return list(zip(clients, places, allowed, strict=True))
+
+    def _model(self, client: str) -> Params:
+        return {name: tensor.cpu() for name, tensor in self.bank.model(client).items()}
 
     def _has(self, client: str) -> bool:
         """Whether the pool has a model that the client trained."""
