@@ -193,7 +193,7 @@ def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
         f"{given.rounds} rounds (PFLlib: 2000), {most} (PFLlib: all, about 3000), train and test merged, of which "
         f"{how.test_fraction:.0%} to test on; seeds {', '.join(map(str, given.seeds))}. Network `{how.model}`, batch "
         f"{how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g} (PFLlib: none; it stands for some "
-        f"of the rounds that are missing), local epochs {how.local_epochs}, {how.precision}. All clients in each round. "
+        f"of the rounds that are missing), local epochs {how.local_epochs}, {how.precision}. All clients take part. "
         "The methods' own settings are the defaults; of these, FedHAM's meta data and penalty were chosen by the test "
         "accuracy of single runs with seed 10 (fedham-meta-data.md), pFedLA's learning rate in another setting. "
         f"Given besides: {given.c or 'nothing'}.\n"
