@@ -5,10 +5,11 @@
     python benchmarks/reproduce.py pfedla --methods local --pairs --seeds 0 --rounds 10 -c 'learning-rate=0.005'
     python benchmarks/reproduce.py fedham --folder runs --card fedham.md   # seven methods in the setting of PFLlib
     python benchmarks/reproduce.py fedham --folder runs --methods local fedham-peers --splits dirichlet --seeds 0
+    python benchmarks/reproduce.py fedtp --folder runs --card fedtp.md     # Transformers on CIFAR-10 and Shakespeare
 
-What is compared with what, and how, is said in `paper_pfedla.py` and `paper_fedham.py`. A run is one process with one
-thread, and `--processes` of them stand side by side. With `--folder` what was finished with the same settings is not
-done again, and a card may be made of a part of it.
+What is compared with what, and how, is said in `paper_pfedla.py`, `paper_fedham.py` and `paper_fedtp.py`. A run is one
+process with one thread, and `--processes` of them stand side by side. With `--folder` what was finished with the same
+settings is not done again, and a card may be made of a part of it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 import paper_fedham
+import paper_fedtp
 import paper_pfedla
 from common import CIFAR10, publish
 from runs import Case, Result, Setup, check, run_all
@@ -44,7 +46,7 @@ class Paper(Protocol):
         """The result as Markdown."""
 
 
-PAPERS: Mapping[str, Paper] = {"pfedla": paper_pfedla, "fedham": paper_fedham}
+PAPERS: Mapping[str, Paper] = {"pfedla": paper_pfedla, "fedham": paper_fedham, "fedtp": paper_fedtp}
 
 
 def arguments() -> argparse.Namespace:

@@ -54,14 +54,16 @@ class Result:
 
     Attributes:
         path: its directory.
-        clients: how many it had.
-        accuracy: (round, phase) -> test accuracy of each client.
+        clients: how many trained.
+        accuracy: (round, phase) -> test accuracy of each client that trained.
+        novel: phase -> test accuracy of each client that did not.
         bytes: per round of all clients, up and down, without evaluations.
     """
 
     path: Path
     clients: int
     accuracy: Mapping[tuple[int, str], Mapping[str, float]]
+    novel: Mapping[str, Mapping[str, float]]
     bytes: Mapping[str, float]
 
     @property
@@ -176,18 +178,23 @@ def read(path: Path) -> Result:
         SystemExit: the run ended early, or a client is missing from some round, and with it from the means; or a
             client has two test accuracies for one phase of a round, so that a mean would count it twice.
     """
-    from fedham_flwr.results import read_rows, to_rows
+    from fedham_flwr.results import NOVEL, read_rows, to_rows
 
     summary = json.loads((path / "summary.json").read_text())
     if "error" in summary or summary["failures"]:
         raise SystemExit(f"{path}: not every client took part in every round, see rounds.jsonl; remove it and repeat")
     accuracy: dict[tuple[int, str], dict[str, float]] = defaultdict(dict)
+    novel: dict[str, dict[str, float]] = defaultdict(dict)
     for row in to_rows(read_rows(path)):
         if (row.split, row.metric) == ("test", "accuracy"):
+            if row.population == NOVEL:
+                novel[row.phase][row.client] = row.value
+                continue
             if row.client in accuracy[row.round, row.phase]:
                 raise SystemExit(f"{path}: client {row.client} has two models {row.phase} round {row.round}'s training")
             accuracy[row.round, row.phase][row.client] = row.value
-    return Result(path, summary["num-clients"], accuracy, _traffic(path, summary["num-rounds"]))
+    trained = len(accuracy[max(accuracy)])
+    return Result(path, trained, accuracy, novel, _traffic(path, summary["num-rounds"]))
 
 
 def _traffic(path: Path, rounds: int) -> dict[str, float]:

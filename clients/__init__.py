@@ -6,6 +6,7 @@ from clients.fedavg import FedAvgClient
 from clients.fedham import FedHAMClient
 from clients.fedper import FedPerClient
 from clients.fedprox import FedProxClient
+from clients.fedtp import FedTPClient
 from clients.local import LocalClient
 from clients.pfedla import PFedLAClient
 
@@ -17,4 +18,5 @@ CLIENTS: dict[str, type[RoundClient]] = {
     "pfedla": PFedLAClient,
     "amn": AMNClient,
     "fedham": FedHAMClient,
+    "fedtp": FedTPClient,
 }

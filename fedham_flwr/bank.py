@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedham_flwr.parameters import LayerGroup, Manifest, Params, all_finite
+from fedham_flwr.parameters import LayerGroup, Manifest, Params, all_finite, write_clients
 from fedham_flwr.threads import in_threads
 
 COLUMNS = 4096
@@ -182,8 +182,7 @@ class Bank:
 
     def state_dict(self) -> Params:
         """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
-        ids = torch.tensor(list("\n".join(self.clients).encode()), dtype=torch.uint8)
-        return {"clients": ids, **{f"bank/{group}": array for group, array in self.arrays.items()}}
+        return {**write_clients(self.clients), **{f"bank/{group}": array for group, array in self.arrays.items()}}
 
     def check(self) -> None:
         """Refuse a model that is not finite: every mixture that it is part of would not be either.
@@ -195,20 +194,6 @@ class Bank:
             bad = [client for client, row in zip(self.clients, array, strict=True) if not all_finite(row)]
             if bad:
                 raise ValueError(f"the model of client {bad[0]} in the bank holds NaN or infinity in {group}")
-
-
-def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The clients of a bank, from its state.
-
-    Raises:
-        ValueError: the state does not name them.
-    """
-    ids = state.get("clients")
-    if ids is None or ids.dtype != torch.uint8 or ids.dim() != 1:
-        raise ValueError(
-            "the state of a bank lacks its clients: wanted uint8 [bytes] named 'clients', which is missing"
-        )
-    return tuple(bytes(ids.tolist()).decode().split("\n")) if len(ids) else ()
 
 
 def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block]:

@@ -28,6 +28,10 @@ from fedham_flwr.training import Trainer, resolve_device
 
 log = logging.getLogger("fedham_flwr")
 
+Handler = Callable[[Message, Context], Message]
+Work = Callable[[Message, Context, Settings], RecordDict]
+"""What becomes of a message: the content of the reply."""
+
 
 def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     """The app, with settings given here or, by default, taken from the run's config.
@@ -37,7 +41,7 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     """
     app = ClientApp()
 
-    def answer(message: Message, context: Context, work: Callable[[Message, Context, Settings], RecordDict]) -> Message:
+    def answer(message: Message, context: Context, work: Work) -> Message:
         try:
             _use_assigned_threads()
             content = work(message, context, parse(context.run_config if given is None else given))
@@ -50,22 +54,16 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
             content = wire.write_failure(text, "partition-id" in context.node_config)
         return Message(content, reply_to=message)
 
-    @app.query()
-    def query(message: Message, context: Context) -> Message:
-        return answer(message, context, _query)
+    def on(register: Callable[[Handler], Handler], work: Work) -> None:
+        register(lambda message, context: answer(message, context, work))
 
-    @app.query("before")
-    def before(message: Message, context: Context) -> Message:
-        return answer(message, context, _before)
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return answer(message, context, _train)
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return answer(message, context, _evaluate)
-
+    on(app.query(), _query)
+    on(app.query("before"), _before)
+    on(app.train(), _train)
+    on(app.evaluate(), _evaluate)
+    on(app.evaluate("novel"), _novel)
+    on(app.train("novel"), _turn)
+    on(app.evaluate("adapted"), _adapted)
     return app
 
 
@@ -97,6 +95,21 @@ def _evaluate(message: Message, context: Context, settings: Settings) -> RecordD
     return _reply(client, {}, client.examples, metrics, seconds)
 
 
+def _novel(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    return _reply(client, {}, client.examples, client.meet(_arrays(client)), seconds)
+
+
+def _turn(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    return _reply(client, client.adapt(_arrays(client)), client.examples, client.metrics, seconds)
+
+
+def _adapted(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    return _reply(client, {}, client.examples, client.score_adapted(_arrays(client)), seconds)
+
+
 def _before(message: Message, context: Context, settings: Settings) -> RecordDict:
     client, seconds = _open_client(message, context, settings)
     answer = client.answer()
@@ -116,7 +129,13 @@ def _open_client(message: Message, context: Context, settings: Settings) -> tupl
     began = time.perf_counter()
     download = wire.read_download(message.content)
     trainer = _trainer(
-        settings.model, download.shape, download.classes, settings.device, settings.precision, settings.seed
+        settings.model,
+        download.shape,
+        download.classes,
+        settings.networks(),
+        settings.device,
+        settings.precision,
+        settings.seed,
     )
     client, folder = identify(context.node_config), _own_folder(context)
     state = ClientState(context.state, client, trainer.manifest.fingerprint(), folder)
@@ -151,9 +170,17 @@ def _open_data(context: Context, settings: Settings) -> ClientData:
 
 
 @lru_cache(maxsize=1)
-def _trainer(name: str, shape: tuple[int, ...], classes: int, device: str, precision: str, seed: int) -> Trainer:
+def _trainer(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    how: models.NetworkSettings,
+    device: str,
+    precision: str,
+    seed: int,
+) -> Trainer:
     """The worker's one model, kept from message to message."""
-    return Trainer(models.build(name, shape, classes, seed), resolve_device(device), precision)
+    return Trainer(models.build(name, shape, classes, seed, how), resolve_device(device), precision)
 
 
 def _use_assigned_threads() -> None:

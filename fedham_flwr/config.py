@@ -20,16 +20,20 @@ from fedham_flwr.algorithms.amn import AMNSettings
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.algorithms.fedper import FedPerSettings
 from fedham_flwr.algorithms.fedprox import FedProxSettings
+from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.data import DataSettings
 from fedham_flwr.errors import UserError
+from fedham_flwr.models import NetworkSettings
+from fedham_flwr.models.char_transformer import CharTransformerSettings
+from fedham_flwr.models.vit import ViTSettings
 from fedham_flwr.partitions import Fractions, Partitioning
 from fedham_flwr.training import LocalTraining
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham"]
+Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp"]
 """The methods; a method's own settings are a field of `Settings` with its name."""
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -46,12 +50,15 @@ class Settings(BaseModel):
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
-    model: Literal["auto", "digits-cnn", "cnn", "lenet", "lenet-bn"] = "auto"
+    model: Literal["auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "vit", "char-transformer"] = "auto"
     partitioner: Literal["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "natural"] = "pathological"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
     samples_per_client: NonNegativeInt = 0
     client_column: str = ""
+    sequence_length: PositiveInt = 80
+    vocabulary: str = ""
+    min_characters: NonNegativeInt = 0
     validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
     test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.25
     cache_dir: str = ""
@@ -62,6 +69,9 @@ class Settings(BaseModel):
     client_timeout: PositiveFloat = 120.0
     round_timeout: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 10
+    novel_clients: NonNegativeInt = 0
+    novel_steps: PositiveInt = 50
+    novel_turns: PositiveInt = 10
     local_epochs: PositiveInt = 1
     batch_size: PositiveInt = 10
     learning_rate: PositiveFloat = 0.02
@@ -77,6 +87,9 @@ class Settings(BaseModel):
     pfedla: PFedLASettings = PFedLASettings()
     amn: AMNSettings = AMNSettings()
     fedham: FedHAMSettings = FedHAMSettings()
+    fedtp: FedTPSettings = FedTPSettings()
+    vit: ViTSettings = ViTSettings()
+    char_transformer: CharTransformerSettings = CharTransformerSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -99,12 +112,20 @@ class Settings(BaseModel):
             feature_column=self.feature_column,
             label_column=self.label_column,
             client_column=self.client_column,
+            sequence_length=self.sequence_length,
+            vocabulary=self.vocabulary,
+            min_characters=self.min_characters,
             partitioning=Partitioning(
                 self.partitioner, self.alpha, self.classes_per_client, self.seed, self.samples_per_client
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
         )
+
+    def networks(self) -> NetworkSettings:
+        """What building a network needs to know besides its name."""
+        second_head = self.strategy == "fedtp" and self.fedtp.head == "fedrod"
+        return NetworkSettings(self.vit, self.char_transformer, second_head)
 
     def local_training(self) -> LocalTraining:
         """What local training needs to know."""
@@ -163,7 +184,8 @@ def flatten(settings: Settings) -> dict[str, Value]:
     for name in Settings.model_fields:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            flat |= {f"{name}.{key.replace('_', '-')}": v for key, v in dataclasses.asdict(value).items()}
+            section = name.replace("_", "-")
+            flat |= {f"{section}.{key.replace('_', '-')}": v for key, v in dataclasses.asdict(value).items()}
         else:
             flat[name.replace("_", "-")] = value
     return flat

@@ -1,8 +1,9 @@
 """What client k sees: a data set, decoded once per machine, and the numbers of the samples that are the client's.
 
 The cache is a folder per data set, `data-<key>`, with a folder per partitioning in it, `clients-<key>`; the keys are
-digests of content and settings, so nothing in it goes stale. All processes of a machine map the same pages, and
-opening a client costs milliseconds: a client process may live for one message only.
+digests of content and settings, so nothing in it goes stale. A text's samples and their partitionings are in a folder
+in between, `windows-<key>`, since they depend on settings that mean nothing to other data. All processes of a machine
+map the same pages, and opening a client costs milliseconds: a client process may live for one message only.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from fedham_flwr import texts
+from fedham_flwr.batches import Kind, kind_of, sample_shape
 from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Fractions, Indices, Partitioning, partition, split
+from fedham_flwr.partitions import Fractions, Indices, Partitioning, partition, split, split_in_order
 from fedham_flwr.seeding import stream
 from fedham_flwr.sources import Columns, content_key, decode
 
@@ -38,9 +41,12 @@ class DataSettings:
 
     Attributes:
         dataset: digits, a local folder or file, or a name on the Hugging Face Hub.
-        feature_column: empty: the only image column.
-        label_column: empty: the only class-label column.
+        feature_column: empty: the only image column, else the column called text.
+        label_column: empty: the only class-label column; of a text: there is none.
         client_column: names the client of each sample; read by the natural partitioner only.
+        sequence_length: text: characters of one sample, T.
+        vocabulary: text: its characters, in the order of their codes; empty: the 100 of `string.printable`.
+        min_characters: text, natural partitioner: clients with fewer are left out.
         partitioning: who holds which sample.
         fractions: of each client's samples, for validation and test.
         cache_dir: empty: fedham-flwr in the user's cache folder.
@@ -50,6 +56,9 @@ class DataSettings:
     feature_column: str = ""
     label_column: str = ""
     client_column: str = ""
+    sequence_length: int = 80
+    vocabulary: str = ""
+    min_characters: int = 0
     partitioning: Partitioning = field(default_factory=Partitioning)
     fractions: Fractions = field(default_factory=Fractions)
     cache_dir: str = ""
@@ -60,10 +69,11 @@ class ClientData:
     """One client's view of a data set.
 
     Attributes:
-        features: uint8 [N, H, W, C], all samples of the data set, mapped from disk: index it, never copy it whole.
-        labels: int64 [N].
+        features: uint8 [N, H, W, C] of images, [N, T + 1] of text; all samples of the data set, mapped from disk: index
+            it, never copy it whole.
+        labels: int64 [N]; of text: zeros.
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
-        classes: K names.
+        classes: K names; of text: the characters of the vocabulary.
         name: the partition's number, or the owner's name for the natural partitioner.
     """
 
@@ -74,18 +84,24 @@ class ClientData:
     name: str
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """One sample as a network sees it: (C, H, W)."""
-        height, width, channels = self.features.shape[1:]
-        return channels, height, width
+    def kind(self) -> Kind:
+        """What the samples are."""
+        return kind_of(self.features)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample as a network sees it: (C, H, W) of an image, (T,) of a text."""
+        return sample_shape(self.features)
 
     def counts(self) -> dict[str, int]:
         """Samples per split."""
         return {name: len(indices) for name, indices in self.splits.items()}
 
     def label_counts(self, which: str) -> list[int]:
-        """Samples of each of the K classes in this split."""
-        return torch.bincount(self.labels[self.splits[which]], minlength=len(self.classes)).tolist()
+        """How often each of the K classes is a target in this split: once per sample, or T times in a text."""
+        index = self.splits[which]
+        targets = self.features[index][:, 1:].flatten() if self.kind == "text" else self.labels[index]
+        return torch.bincount(targets, minlength=len(self.classes)).tolist()
 
 
 def open_partition(settings: DataSettings, number: int, clients: int) -> ClientData:
@@ -105,17 +121,33 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
         )
     natural = settings.partitioning.partitioner == "natural"
     data = _data_folder(settings, settings.dataset, client_column=settings.client_column if natural else "")
+    of_text = {"min-characters": settings.min_characters} if _meta(data)["kind"] == "text" else {}
 
     def deal() -> tuple[list[str], list[Indices]]:
         labels, meta = _array(data / "labels.npy"), _meta(data)
         owners = _array(data / "owners.npy") if "owners" in meta else None
-        parts = partition(settings.partitioning, labels, clients, owners)
+        if of_text:
+            parts = _deal_text(settings, meta, labels, owners, clients)
+        else:
+            parts = partition(settings.partitioning, labels, clients, owners)
         if owners is None:
             return [str(i) for i in range(clients)], parts
         return [meta["owners"][owners[part[0]]] for part in parts], parts
 
-    key = _key(asdict(settings.partitioning), asdict(settings.fractions), clients)
+    key = _key(asdict(settings.partitioning), asdict(settings.fractions), clients, *of_text.items())
     return _open_client(data, _clients_folder(data, key, settings, deal), number)
+
+
+def _deal_text(
+    settings: DataSettings, meta: Mapping[str, Any], labels: Indices, owners: Indices | None, clients: int
+) -> list[Indices]:
+    """As `partition`, among the owners who have enough text."""
+    how, length, characters = settings.partitioning, settings.sequence_length, meta["characters"]
+    if owners is None:
+        texts.check_length(settings.dataset, characters[0], length, clients)
+        return partition(how, labels, clients, ordered=True)
+    kept = texts.samples_of_long_texts(characters, owners, length, settings.min_characters, clients)
+    return [kept[part] for part in partition(how, labels[kept], clients, owners[kept], ordered=True)]
 
 
 def open_node(settings: DataSettings, path: str) -> ClientData:
@@ -132,6 +164,8 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
     data = _data_folder(settings, path, client_column="")
 
     def deal() -> tuple[list[str], list[Indices]]:
+        if _meta(data)["kind"] == "text":
+            texts.check_length(path, _meta(data)["characters"][0], settings.sequence_length)
         return [name], [np.arange(len(_array(data / "labels.npy")))]
 
     key = _key("node", name, settings.partitioning.seed, asdict(settings.fractions))
@@ -142,7 +176,7 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
 
 
 def _data_folder(settings: DataSettings, source: str, client_column: str) -> Path:
-    """The folder with the decoded arrays of this source."""
+    """The folder with the samples of this source, as arrays."""
     root = _cache_root(settings.cache_dir)
     columns = Columns(settings.feature_column, settings.label_column, client_column)
     try:
@@ -150,7 +184,12 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise _unwritable(root, error) from error
-    return _build(root / f"data-{_key(content, asdict(columns))}", lambda folder: decode(source, columns, folder))
+    data = _build(root / f"data-{_key(content, asdict(columns))}", lambda folder: decode(source, columns, folder))
+    if _meta(data)["kind"] != "text":
+        return data
+    length, vocabulary = settings.sequence_length, settings.vocabulary
+    key = _key(length, texts.parse_vocabulary(vocabulary))
+    return _build(data / f"windows-{key}", lambda folder: texts.cut(data, length, vocabulary, folder))
 
 
 def _clients_folder(
@@ -160,16 +199,22 @@ def _clients_folder(
 
     def fill(folder: Path) -> None:
         names, parts = deal()
-        labels, pieces = _array(data / "labels.npy"), []
+        pieces = []
         for name, part in zip(names, parts, strict=True):
-            rng = stream(settings.partitioning.seed, "split", client=name)
-            splits = split(part, labels, settings.fractions, rng, client=name)
+            splits = _split(settings, data, part, name)
             pieces.append([splits[which] for which in SPLITS])
         np.save(folder / "indices.npy", np.concatenate([piece for client in pieces for piece in client]))
         counts = [[len(piece) for piece in client] for client in pieces]
         (folder / "meta.json").write_text(json.dumps({"names": names, "counts": counts}))
 
     return _build(data / f"clients-{key}", fill)
+
+
+def _split(settings: DataSettings, data: Path, part: Indices, name: str) -> dict[str, Indices]:
+    if _meta(data)["kind"] == "text":
+        return split_in_order(part, settings.fractions, name)
+    rng = stream(settings.partitioning.seed, "split", client=name)
+    return split(part, _array(data / "labels.npy"), settings.fractions, rng, name)
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -238,39 +283,3 @@ def _open_client(data: Path, clients: Path, number: int) -> ClientData:
         classes=tuple(_meta(data)["classes"]),
         name=meta["names"][number],
     )
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-def to_float(batch: Tensor) -> Tensor:
-    """uint8 [b, H, W, C] in 0..255 -> float32 [b, C, H, W] in -1..1, in channels_last memory (as it lies already)."""
-    return batch.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def augment(batch: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """Shift each image by up to `pad` pixels in each direction, and mirror every second one, at random.
-
-    What is shifted in is -1, the minimum of the scaled range: black. Small images are shifted by an eighth of their
-    height at most, but by 1 pixel at least: 4 pixels of 32, 1 of 8.
-
-    Args:
-        batch: float32 [b, C, H, W] in -1..1, as `to_float` gives it.
-        generator: on the CPU; draws rows, then columns, then mirrorings.
-        pad: pixels, at least 0.
-
-    Returns:
-        A new tensor like `batch`, in channels_last memory.
-    """
-    b, channels, height, width = batch.shape
-    pad = min(pad, max(1, height // 8))
-    down, right = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator)
-    mirrored = torch.randint(0, 2, (b, 1), generator=generator, dtype=torch.bool)
-    rows = down + torch.arange(height)  # [b, H], of the padded image
-    columns = right + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))  # [b, W]
-    padded = torch.nn.functional.pad(batch.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad), value=-1.0)
-    # One flat list of pixel numbers: picking whole pixels is 3 times as fast as indexing with three arrays.
-    first = torch.arange(b)[:, None, None] * padded.shape[1]
-    pixels = (first + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
-    picked = padded.reshape(-1, channels).index_select(0, pixels.flatten().to(batch.device))
-    return picked.view(b, height, width, channels).permute(0, 3, 1, 2)

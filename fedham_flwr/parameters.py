@@ -261,6 +261,23 @@ def _check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
         raise ValueError(f"tensors are not wanted: {foreign}")
 
 
+def write_clients(clients: Sequence[str]) -> Params:
+    """The ids of clients as a tensor named `clients`, for a server's state: UTF-8, a line for each."""
+    return {"clients": torch.tensor(list("\n".join(clients).encode()), dtype=torch.uint8)}
+
+
+def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The inverse of `write_clients`.
+
+    Raises:
+        ValueError: the state does not name its clients.
+    """
+    ids = state.get("clients")
+    if ids is None or ids.dtype != torch.uint8 or ids.dim() != 1:
+        raise ValueError("the state lacks its clients: wanted uint8 [bytes] named 'clients', which is missing")
+    return tuple(bytes(ids.tolist()).decode().split("\n")) if len(ids) else ()
+
+
 def num_bytes(params: Mapping[str, Tensor]) -> int:
     """Payload of a tree in bytes, without names and framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

@@ -62,7 +62,11 @@ class Fractions:
 
 
 def partition(
-    how: Partitioning, labels: Indices, clients: int, owners: npt.NDArray[Any] | None = None
+    how: Partitioning,
+    labels: Indices,
+    clients: int,
+    owners: npt.NDArray[Any] | None = None,
+    ordered: bool = False,
 ) -> list[Indices]:
     """Deal the samples to the clients.
 
@@ -71,6 +75,8 @@ def partition(
         labels: int64 [n], the class of each sample.
         clients: N >= 1.
         owners: [n], whose each sample is; used by `natural` only, and needed there.
+        ordered: the samples follow on one another and have no class, as those of a text: only `iid` and `natural` can
+            deal them, and of each client's the first `samples_per_client` are kept.
 
     Returns:
         N disjoint, sorted arrays of sample numbers, the largest first; clients of equal size keep the order in which
@@ -81,6 +87,11 @@ def partition(
     """
     if how.partitioner not in (*_BY_LABEL, "natural"):
         raise UserError(f"partitioner is '{how.partitioner}', but must be one of {', '.join(_BY_LABEL)}, natural.")
+    if ordered and how.partitioner not in _WITHOUT_LABELS:
+        raise UserError(
+            f"partitioner is '{how.partitioner}', which deals by class labels, but a text has none; use "
+            f"{' or '.join(_WITHOUT_LABELS)}."
+        )
     if clients < 1 or len(labels) < 2 * clients:
         raise UserError(
             f"{len(labels)} samples cannot be dealt to {clients} clients, at least 2 each; use fewer clients."
@@ -94,7 +105,9 @@ def partition(
         parts = _natural(owners, clients)
     else:
         parts = _BY_LABEL[how.partitioner](how, labels, clients)
-    if how.samples_per_client:
+    if how.samples_per_client and ordered:
+        parts = [np.sort(part)[: how.samples_per_client] for part in parts]
+    elif how.samples_per_client:
         rng = stream(how.seed, "samples-per-client")
         parts = [_thin(part, labels, how.samples_per_client, rng) for part in parts]
     # Flower's simulation serves nodes in the order of their partition id, and the last client to finish sets the length
@@ -127,17 +140,7 @@ def split(
     Raises:
         UserError: the fractions leave nothing to train on, or the client has fewer than 2 samples.
     """
-    if fractions.validation < 0 or fractions.test <= 0 or fractions.validation + fractions.test >= 1:
-        raise UserError(
-            f"validation-fraction is {fractions.validation} and test-fraction {fractions.test}, but they must be at "
-            "least 0 and above 0, and together below 1, so that something is left to train on."
-        )
-    if len(indices) < 2:
-        raise UserError(
-            f"client '{client}' has {len(indices)} samples, but needs at least 2, one to train and one to test; "
-            "use fewer clients or leave this one out."
-        )
-    validation, test = _split_sizes(len(indices), fractions)
+    validation, test = _split_sizes(len(indices), fractions, client)
     shuffled = rng.permutation(indices)
     held = [shuffled[labels[shuffled] == c] for c in np.unique(labels[indices])]
     sizes = np.array([len(samples) for samples in held])
@@ -151,8 +154,28 @@ def split(
     return splits
 
 
-def _split_sizes(n: int, fractions: Fractions) -> tuple[int, int]:
-    """How many of n samples are for validation and for test, within the promises of `split`."""
+def split_in_order(indices: Indices, fractions: Fractions, client: str = "") -> dict[str, Indices]:
+    """Cut one client's samples, which follow on one another: first those to train on, then validation, then test.
+
+    Sizes, arguments, result and errors are those of `split`.
+    """
+    validation, test = _split_sizes(len(indices), fractions, client)
+    ordered, train = np.sort(indices), len(indices) - validation - test
+    return {"train": ordered[:train], "validation": ordered[train:-test], "test": ordered[-test:]}
+
+
+def _split_sizes(n: int, fractions: Fractions, client: str) -> tuple[int, int]:
+    """How many of n samples are for validation and for test, within the promises of `split`, or its errors."""
+    if fractions.validation < 0 or fractions.test <= 0 or fractions.validation + fractions.test >= 1:
+        raise UserError(
+            f"validation-fraction is {fractions.validation} and test-fraction {fractions.test}, but they must be at "
+            "least 0 and above 0, and together below 1, so that something is left to train on."
+        )
+    if n < 2:
+        raise UserError(
+            f"client '{client}' has {n} samples, but needs at least 2, one to train and one to test; "
+            "use fewer clients or leave this one out."
+        )
     least = int(fractions.validation > 0 and n >= 4)
     test = min(max(1, int(fractions.test * n + 0.5)), n - 1 - least)
     validation = min(max(least, int(fractions.validation * n + 0.5)), n - 1 - test)
@@ -331,3 +354,4 @@ _BY_LABEL: dict[str, Callable[[Partitioning, Indices, int], list[Indices]]] = {
     "noniid-1": _noniid_1,
     "noniid-2": _noniid_2,
 }
+_WITHOUT_LABELS = ("natural", "iid")

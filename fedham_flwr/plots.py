@@ -1,7 +1,7 @@
 """Two pictures of a run: how the accuracy grew, and what each client ended with.
 
 Both read rows (`results.Row`) only, so that they can be drawn again from a run directory. A series is a
-(model, phase); it has the same colour in both pictures.
+(model, phase); it has the same colour in both pictures. Novel clients, which are scored once, are in neither.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedham_flwr.results import Row
+from fedham_flwr.results import MEMBER, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,10 +96,10 @@ def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: st
 
 
 def _accuracies(rows: Iterable[Row]) -> dict[Series, dict[int, dict[str, float]]]:
-    """Test accuracies as series -> round -> client -> value."""
+    """Test accuracies of the members as series -> round -> client -> value."""
     table: dict[Series, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.split == "test" and row.metric == "accuracy":
+        if (row.population, row.split, row.metric) == (MEMBER, "test", "accuracy"):
             table[row.model, row.phase][row.round][row.client] = row.value
     return table
 

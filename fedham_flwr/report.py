@@ -15,7 +15,7 @@ from statistics import median
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from fedham_flwr.results import Failure, Row
+from fedham_flwr.results import MEMBER, NOVEL, Failure, Row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -215,7 +215,11 @@ def final_table(summary: Mapping[str, Sequence[Mapping[str, object]]], console: 
         "test accuracy", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
     )
     for entry in shown:
-        words = [str(entry[name]) for name in ("chosen-on", "model", "phase")]
+        novel = entry.get("population", MEMBER) == NOVEL
+        words = [
+            "novel clients" if novel else str(entry["chosen-on"]),
+            *(str(entry[name]) for name in ("model", "phase")),
+        ]
         numbers = [_number(entry[name]) for name in ("mean", "weighted-mean", "std", "worst-decile")]
         table.add_row(*words, *numbers, str(entry["clients"]), str(entry["round"]))
     _print_table(console, table)

@@ -42,6 +42,10 @@ _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 _SOURCE = Path(__file__).resolve().parent.parent
 
 
+MEMBER, NOVEL = "member", "novel"
+"""Populations: the clients of the federation, and those that never trained in it."""
+
+
 class Row(NamedTuple):
     """One number of one client in one round, with the `n` samples behind it."""
 
@@ -50,9 +54,10 @@ class Row(NamedTuple):
     split: str  # train | validation | test
     model: str  # global | personal
     phase: str  # before | after local training
-    metric: str  # accuracy (a fraction) | loss (mean per sample)
+    metric: str  # accuracy (a fraction) | loss (mean per sample, in nats) | perplexity (of texts)
     value: float
-    n: int
+    n: int  # images, or characters of texts
+    population: str = MEMBER  # member | novel; before and after an adaptation, for a novel client
 
 
 class Failure(NamedTuple):
@@ -69,7 +74,7 @@ class RoundRecord:
     """One exchange with the clients: a line of `rounds.jsonl`."""
 
     round: int  # of the server, from 1
-    kind: str  # train | evaluate | query, which a method may ask before either
+    kind: str  # train | evaluate | query, which a method may ask before either | novel, of novel clients
     cohort: tuple[str, ...]  # the clients that were asked
     replies: int  # usable ones
     failures: tuple[Failure, ...]
@@ -213,7 +218,9 @@ def read_rows(run: Path) -> "pyarrow.Table":
         raise UserError(f"{Path(run).absolute()} is not the directory of a run: it has no folder 'metrics'")
     # ParquetFile and not read_table, which takes a folder named a=b on the way as a column.
     parts = [pq.ParquetFile(part).read() for part in sorted(metrics.glob("round-*.parquet"))]
-    table = pa.concat_tables([_table([]), *parts])
+    table = pa.concat_tables([_table([]), *parts], promote_options="default")
+    population = table["population"].fill_null(MEMBER)  # of a run from before there were novel clients
+    table = table.set_column(table.schema.get_field_index("population"), "population", population)
     return table.sort_by([(name, "ascending") for name in Row._fields[:6]])
 
 

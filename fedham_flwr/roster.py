@@ -64,6 +64,26 @@ def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float
     return tuple(everyone[i] for i in sorted(drawn))
 
 
+def hold_out(seed: int, clients: Iterable[str], count: int) -> tuple[str, ...]:
+    """The novel clients, which never train: a function of seed and ids alone.
+
+    Args:
+        seed: the run's seed.
+        clients: everyone who is there at the start.
+        count: how many to hold out.
+
+    Raises:
+        UserError: none would be left to train.
+    """
+    everyone = order(clients)
+    if count >= len(everyone):
+        raise UserError(
+            f"novel-clients={count} leaves nobody to train of {len(everyone)} clients: it must be below their number"
+        )
+    drawn = stream(seed, "novel").choice(len(everyone), size=count, replace=False)
+    return tuple(everyone[i] for i in sorted(drawn.tolist()))
+
+
 class Roster:
     """The clients that have answered, and the nodes they are on.
 
@@ -170,7 +190,7 @@ def first_line(text: str) -> str:
 
 
 def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
-    """The shape of a sample and the number of classes that all clients share.
+    """The shape of a sample, (C, H, W) of an image or (T,) of a text, and the number of classes that all clients share.
 
     Raises:
         UserError: two clients have samples of different shapes.
@@ -180,6 +200,6 @@ def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
         if other.shape != first.shape:
             raise UserError(
                 f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
-                "all clients must have the same"
+                "all clients must have the same, (channels, height, width) of images or (sequence-length,) of text"
             )
     return first.shape, max(profile.classes for profile in profiles)

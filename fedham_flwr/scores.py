@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from fedham_flwr.results import Row, check_rows
+from fedham_flwr.results import MEMBER, Row, check_rows
 
 
 def score(rows: Iterable[Row]) -> list[dict[str, float | int | str]]:
-    """Statistics over clients of each (round, model, phase, split, metric), in this order.
+    """Statistics over clients of each (round, population, model, phase, split, metric), in this order.
 
     `mean` counts every client once, `weighted-mean` every sample once; `std` is over clients (divided by their
     number); `worst-decile` is the mean of the worst tenth of the clients, rounded up to whole clients.
@@ -22,9 +22,9 @@ def score(rows: Iterable[Row]) -> list[dict[str, float | int | str]]:
     Raises:
         ValueError: A client has two values for the same thing.
     """
-    groups: dict[tuple[int, str, str, str, str], list[Row]] = defaultdict(list)
+    groups: dict[tuple[int, str, str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.round, row.model, row.phase, row.split, row.metric].append(row)
+        groups[row.round, row.population, row.model, row.phase, row.split, row.metric].append(row)
     return [_score_group(groups[key]) for key in sorted(groups)]
 
 
@@ -35,7 +35,7 @@ def final(rows: Sequence[Row]) -> list[dict[str, float | int | str]]:
 
 
 def selected(rows: Sequence[Row], clients: set[str]) -> list[dict[str, float | int | str]]:
-    """Statistics of the round that validation chooses, for each (model, phase) on its own.
+    """Statistics of the round that validation chooses, for each (model, phase) of the members on its own.
 
     The candidates are the rounds in which every one of `clients` has a validation accuracy; the highest mean over
     the samples of these clients wins, the earliest of equals. Without a candidate it is the last round in which
@@ -47,7 +47,8 @@ def selected(rows: Sequence[Row], clients: set[str]) -> list[dict[str, float | i
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        groups[row.model, row.phase].append(row)
+        if row.population == MEMBER:
+            groups[row.model, row.phase].append(row)
     entries = []
     for key in sorted(groups):
         chosen, reason = _choose(groups[key], clients)
@@ -62,7 +63,9 @@ def digest(tensors: Mapping[str, torch.Tensor], rows: Iterable[Row]) -> str:
 
     The order of both, the tensors' device and memory layout, and everything about time do not enter.
     """
-    encoded = sorted(json.dumps([*row[:6], row.n]).encode() + struct.pack("<d", row.value) for row in rows)
+    encoded = sorted(
+        json.dumps([*row[:6], row.n, row.population]).encode() + struct.pack("<d", row.value) for row in rows
+    )
     sha = hashlib.sha256(json.dumps([len(tensors), len(encoded)]).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -94,7 +97,7 @@ def _score_group(rows: Sequence[Row]) -> dict[str, float | int | str]:
     weights = np.array([row.n for row in rows], dtype=np.float64)
     ordered = np.sort(values) if rows[0].metric == "accuracy" else np.sort(values)[::-1]
     total = float(weights.sum())
-    what = {name: getattr(rows[0], name) for name in ("round", "model", "phase", "split", "metric")}
+    what = {name: getattr(rows[0], name) for name in ("round", "population", "model", "phase", "split", "metric")}
     return what | {
         "mean": float(values.mean()),
         "weighted-mean": float(values @ weights) / total if total > 0 else math.nan,

@@ -20,7 +20,7 @@ from fedham_flwr.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.parameters import Manifest
 from fedham_flwr.plots import client_bars, learning_curves
 from fedham_flwr.results import RoundRecord, Row, RunDirectory, read_rows, to_rows
-from fedham_flwr.roster import Roster, agree, order
+from fedham_flwr.roster import Roster, agree, hold_out, order
 from fedham_flwr.scores import digest, final, selected
 from strategies import STRATEGIES
 from strategies.base import RoundStrategy, Task
@@ -86,10 +86,11 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
-    clients = [describe(profile) for profile in profiles]
+    novel = set(hold_out(settings.seed, roster.nodes, settings.novel_clients))
+    clients = [describe(profile) | {"novel": profile.client in novel} for profile in profiles]
     directory.write_clients(clients)
     report.data_table(clients)
-    model = models.build(settings.model, shape, classes, settings.seed)
+    model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     manifest = Manifest.of(model)
     # A simulation shares the file system with its clients; a real client keeps its model to itself.
     export = str(directory.path / "model") if any(p.partitions for p in profiles) else ""
@@ -103,7 +104,9 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     )
     report.say(strategy.describe())
     journal.started(
-        strategy, models.resolve(settings.model, shape), {p.client for p in profiles if p.counts["validation"]}
+        strategy,
+        models.resolve(settings.model, shape),
+        {p.client for p in profiles if p.counts["validation"] and p.client not in novel},
     )
     return strategy
 

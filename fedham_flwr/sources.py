@@ -1,8 +1,9 @@
 """Where data comes from: `digits`, a local folder or file, or the Hugging Face Hub, decoded into plain arrays.
 
-A source is decoded once into a folder of `features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]), `owners.npy`
-(int64 [N], with a client column only) and `meta.json`. The official splits of a data set are merged, train first.
-`datasets`, scikit-learn and Pillow are imported by the functions that decode, not by those that recognise a source.
+A source is decoded once into a folder with a `meta.json`, which names its kind, and what the kind needs: images have
+`features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy` (int64 [N]); texts
+have what `texts.join` writes. The official splits of a data set are merged, train first. `datasets`, scikit-learn and
+Pillow are imported by the functions that decode, not by those that recognise a source.
 """
 
 from __future__ import annotations
@@ -22,18 +23,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedham_flwr.errors import UserError
+from fedham_flwr import images, texts
+from fedham_flwr.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import datasets
 
-BLOCK = 1000
-"""Rows decoded at a time: all the memory that decoding takes."""
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
 _SIMPLE = re.compile(r"u?int\d+|bool|(large_)?string")
-
-Blocks = Iterator[npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -130,14 +128,8 @@ def decode(source: str, columns: Columns, folder: Path) -> None:
 
 
 def _decode_table(data: datasets.Dataset, columns: Columns, folder: Path) -> None:
-    feature, label = _find_feature(data, columns.feature), _find_label(data, columns.label)
-    labels, classes = _label_codes(data, label)
-    np.save(folder / "labels.npy", labels)
-    meta: dict[str, Any] = {"classes": classes, "kind": "image"}
-    if columns.client:
-        owners, meta["owners"] = _codes(data, _named(data, "client-column", columns.client), "client-column")
-        np.save(folder / "owners.npy", owners)
-    _DECODERS[type(data.features[feature]).__name__](data, feature, folder / "features.npy")
+    feature = _find_feature(data, columns.feature)
+    meta = _DECODERS[_kind(data.features[feature])](data, feature, columns, folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -170,7 +162,7 @@ def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
         try:
             return datasets.load_dataset(**what, cache_dir=copy)
         except Exception as error:  # the library and its readers raise errors of every kind for a file they can't read
-            raise UserError(f"dataset {path} can't be read: {_first_line(error)}") from error
+            raise UserError(f"dataset {path} can't be read: {first_line(error)}") from error
 
 
 @contextmanager
@@ -212,15 +204,11 @@ def _load_hub(name: str) -> datasets.DatasetDict:
         ) from error
     except OSError as error:
         raise UserError(
-            f"dataset is '{name}', but the Hugging Face Hub cannot be reached ({_first_line(error)}), and "
+            f"dataset is '{name}', but the Hugging Face Hub cannot be reached ({first_line(error)}), and "
             f'{Path(name).absolute()} doesn\'t exist; a local folder or dataset="digits" works without network.'
         ) from error
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"dataset '{name}' can't be loaded from the Hub: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"dataset '{name}' can't be loaded from the Hub: {first_line(error)}") from error
 
 
 def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
@@ -231,10 +219,49 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
     try:
         merged = datasets.concatenate_datasets([splits[name] for name in order])
     except ValueError as error:
-        raise UserError(f"dataset '{source}' has splits of different columns: {_first_line(error)}") from error
+        raise UserError(f"dataset '{source}' has splits of different columns: {first_line(error)}") from error
     if not len(merged):
         raise UserError(f"dataset '{source}' has no rows.")
     return merged
+
+
+# ---- kinds of data: for each type of feature column, what writes the folder and returns its meta data ---------------
+
+
+def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
+    labels, classes = _label_codes(data, _find_label(data, columns.label))
+    owners, names = _owners(data, columns.client)
+    np.save(folder / "labels.npy", labels)
+    if owners is not None:
+        np.save(folder / "owners.npy", owners)
+    images.decode(data, feature, folder / "features.npy")
+    return {"kind": "image", "classes": classes} | names
+
+
+def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
+    if columns.label:
+        raise UserError(
+            f"label-column is '{columns.label}', but of the texts in '{feature}' the next character is predicted, "
+            "which takes no labels; leave label-column empty."
+        )
+    owners, names = _owners(data, columns.client)
+    characters = texts.join(_values(data, feature, "feature-column"), owners, folder)
+    return {"kind": "text", "characters": characters} | names
+
+
+_DECODERS: dict[str, Callable[[Any, str, Columns, Path], dict[str, Any]]] = {
+    "Image": _decode_images,
+    "string": _decode_texts,
+    "large_string": _decode_texts,
+}
+
+
+def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
+    """Whose each row is and the owners' names, if there is a client column."""
+    if not column:
+        return None, {}
+    owners, names = _codes(data, _named(data, "client-column", column), "client-column")
+    return owners, {"owners": names}
 
 
 # ---- columns -------------------------------------------------------------------------------------------------------
@@ -256,14 +283,14 @@ def _kind(feature: Any) -> str:
 
 
 def _find_feature(data: datasets.Dataset, column: str) -> str:
-    """The column named by the setting, else the only image column."""
+    """The column named by the setting, else the only image column, else the one called "text"."""
     if column:
         kind = _kind(data.features[_named(data, "feature-column", column)])
         if kind not in _DECODERS:
-            raise UserError(
-                f"feature-column '{column}' is of kind {kind}, but only {', '.join(_DECODERS)} is supported."
-            )
+            raise UserError(f"feature-column '{column}' is of kind {kind}, but must be one of {', '.join(_DECODERS)}.")
         return column
+    if "Image" not in map(_kind, data.features.values()) and "text" in data.features:
+        return _find_feature(data, "text")
     return _the_only("feature-column", "Image", data)
 
 
@@ -311,64 +338,3 @@ def _values(data: datasets.Dataset, column: str, setting: str) -> npt.NDArray[An
         raise UserError(f"{setting} '{column}' has {values.null_count} empty rows, but every row needs a value.")
     found: npt.NDArray[Any] = values.to_numpy()
     return found
-
-
-# ---- features: one decoder per kind of column, each writing features.npy ---------------------------------------------
-
-
-def _decode_images(data: datasets.Dataset, column: str, path: Path) -> None:
-    """uint8 [N, H, W, C]: C is 1 if every image is grey, else 3."""
-    if not _write_blocks(path, len(data), _image_blocks(data, column, "L")):
-        _write_blocks(path, len(data), _image_blocks(data, column, "RGB"))
-
-
-_DECODERS: dict[str, Callable[[Any, str, Path], None]] = {"Image": _decode_images}
-
-
-def _write_blocks(path: Path, rows: int, blocks: Blocks) -> bool:
-    """Write a .npy file block by block; False if the blocks ended before all rows were there."""
-    with path.open("wb") as file:
-        written = 0
-        for block in blocks:
-            if not written:
-                head = {"descr": "|u1", "fortran_order": False, "shape": (rows, *block.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, head)
-            file.write(block.tobytes())
-            written += len(block)
-    return written == rows
-
-
-def _image_blocks(data: datasets.Dataset, column: str, mode: str) -> Blocks:
-    """Decoded images, uint8 [b, H, W, C]; with mode L (grey), it stops short at the first image in colour."""
-    import datasets
-
-    feature = data.features[column]
-    encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    size = (0, 0)
-    for start in range(0, len(data), BLOCK):
-        images = []
-        for row, value in enumerate(encoded[start : start + BLOCK][column], start):
-            image = _open_image(feature, value, row)
-            size = size if row else image.size
-            if image.size != size:
-                raise UserError(
-                    f"image {row} is {_by(image.size)} pixels, but image 0 is {_by(size)}: make all the same size."
-                )
-            if mode == "L" and image.mode not in ("L", "1"):
-                return
-            images.append(np.asarray(image.convert(mode)))
-        yield np.stack(images).reshape(len(images), size[1], size[0], -1)
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"
-
-
-def _open_image(feature: Any, value: Any, row: int) -> Any:
-    try:
-        image = feature.decode_example(value)
-    except Exception as error:  # Pillow raises a different error for each way in which a file can be broken
-        raise UserError(f"image {row} can't be decoded: {_first_line(error)}") from error
-    if image.mode.startswith(("I", "F")):
-        raise UserError(f"image {row} has the pixel format {image.mode}, but only 8 bits per channel are supported.")
-    return image

@@ -7,8 +7,9 @@ run in channels_last. The optimiser is made anew for every call, so no momentum 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -18,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim.sgd import sgd
 
 from fedham_flwr import parameters
-from fedham_flwr.data import augment, to_float
+from fedham_flwr.batches import augment, check_augment, inputs_and_targets, kind_of
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Manifest, Params
 
@@ -27,6 +28,10 @@ EVALUATION_BATCH = 256
 
 GradientHook = Callable[[Sequence[nn.Parameter]], None]
 """Called after each backward pass with the model's parameters, whose `.grad` it may change."""
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
+Predictor = Callable[[nn.Module, Tensor], Tensor]
+"""What is scored, of the model and a batch of inputs: logits [b, k], or [b, T, k] of texts."""
 
 
 class Samples(Protocol):
@@ -34,7 +39,7 @@ class Samples(Protocol):
 
     @property
     def features(self) -> Tensor:
-        """uint8 [N, H, W, C], of the whole data set."""
+        """Of the whole data set: uint8 [N, H, W, C] of images, integers [N, T + 1] of texts."""
         ...
 
     @property
@@ -50,7 +55,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains: the settings of the same names."""
+    """How a client trains: the settings of the same names; or for so many `steps`, whatever epochs these make."""
 
     local_epochs: int
     batch_size: int
@@ -58,6 +63,7 @@ class LocalTraining:
     momentum: float
     weight_decay: float
     augment: bool
+    steps: int = 0
 
     def reach(self, samples: int) -> float:
         """How far a constant gradient of length one would carry a model, momentum's run-up left aside.
@@ -65,11 +71,15 @@ class LocalTraining:
         Args:
             samples: of the training split, at least 1.
         """
-        return self.local_epochs * math.ceil(samples / self.batch_size) * self.learning_rate / (1 - self.momentum)
+        steps = self.steps or self.local_epochs * math.ceil(samples / self.batch_size)
+        return steps * self.learning_rate / (1 - self.momentum)
 
 
 class Scores(NamedTuple):
-    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of samples."""
+    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
+
+    A prediction is one image, or one position of a text.
+    """
 
     accuracy: float
     loss: float
@@ -152,54 +162,89 @@ class Trainer:
         how: LocalTraining,
         generator: torch.Generator,
         gradient_hook: GradientHook | None = None,
+        objective: Objective | None = None,
+        only: Collection[str] | None = None,
     ) -> float:
         """Train on the client's training split, and return the mean loss per sample of the last epoch in nats.
 
         Args:
             samples: the client's data.
-            how: epochs, batch size and the optimiser's settings.
+            how: epochs or steps, batch size and the optimiser's settings.
             generator: decides the order of the samples, the augmentation and the dropout.
             gradient_hook: a method's own term of the gradient.
+            objective: a method's own loss; by default the mean cross-entropy.
+            only: names of the parameters to train, the others stay as they are; by default all.
 
         Raises:
-            UserError: the loss is NaN or infinite.
+            UserError: the loss is NaN or infinite, or the data are not images and `how` says to augment them.
         """
+        if how.augment:
+            check_augment(kind_of(samples.features))
         features, labels, index = self._local(samples, "train")
-        optimizer = SGD(self._params, how)
+        named = zip(self.parameter_names, self._params, strict=True)
+        trained = [param for name, param in named if only is None or name in only]
+        optimizer = SGD(trained, how)
         self._model.train()
-        mean_loss = 0.0
-        with self._seeded(generator.initial_seed()):
-            for _ in range(how.local_epochs):
-                total = torch.zeros((), device=self.device)
-                order = index[torch.randperm(len(index), generator=generator)]
-                for chosen in torch.split(order, how.batch_size):
-                    x, y = self._batch(features, labels, chosen)
-                    x = augment(x, generator) if how.augment else x
-                    total += self._step(x, y, optimizer, gradient_hook) * len(chosen)
-                mean_loss = total.item() / max(1, len(index))
+        epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
+        with self._seeded(generator.initial_seed()), self._training_only(trained):
+            for number, chosen in _steps(index, how, generator):
+                if number != epoch:
+                    epoch, seen, total = number, 0, torch.zeros((), device=self.device)
+                x, y = self._batch(features, labels, chosen)
+                x = augment(x, generator) if how.augment else x
+                loss = self._backward(x, y, objective)
+                if gradient_hook is not None:
+                    gradient_hook(self._params)
+                optimizer.step()
+                total += loss * len(chosen)
+                seen += len(chosen)
+        mean_loss = total.item() / max(1, seen)
         if not math.isfinite(mean_loss):
             raise UserError(f"training diverged: the loss is {mean_loss}; lower learning-rate={how.learning_rate:g}")
         return mean_loss
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples, split: str) -> Scores:
+    def evaluate(self, samples: Samples, split: str, predictor: Predictor | None = None) -> Scores:
         """Accuracy and loss on one split of the client's data; the model's state does not change.
 
         Args:
             samples: the client's data.
             split: a non-empty split.
+            predictor: a method's own way to predict; by default the model.
         """
+        predict = predictor or (lambda model, x: model(x))
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        loss, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for x, y in self._in_order(samples, split):
+            with self._autocast():
+                logits = predict(self._model, x)
+            hits += (logits.argmax(-1) == y).sum()
+            loss += cross_entropy(logits.float().flatten(0, -2), y.flatten(), reduction="sum")
+            count += y.numel()
+        return Scores(hits.item() / count, loss.item() / count, count)
+
+    @torch.no_grad()
+    def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
+        """What a network that has `features` sees in a split: float32 [s, d] and targets int64 [s], on its device.
+
+        Args:
+            samples: the client's data.
+            split: a non-empty split; s is the number of predictions in it.
+        """
+        features, targets = [], []
+        for x, y in self._in_order(samples, split):
+            with self._autocast():
+                found: Tensor = self._model.features(x)
+            features.append(found.float().flatten(0, -2))
+            targets.append(y.flatten())
+        return torch.cat(features), torch.cat(targets)
+
+    def _in_order(self, samples: Samples, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a split, for a model that is not trained."""
         features, labels, index = self._local(samples, split)
         self._model.eval()
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
         for chosen in torch.split(index, EVALUATION_BATCH):
-            x, y = self._batch(features, labels, chosen)
-            with self._autocast():
-                logits = self._model(x)
-            hits += (logits.argmax(1) == y).sum()
-            loss += cross_entropy(logits.float(), y, reduction="sum")
-        return Scores(hits.item() / len(index), loss.item() / len(index), len(index))
+            yield self._batch(features, labels, chosen)
 
     def gradient(self, samples: Samples, split: str, count: int, generator: torch.Generator) -> Params:
         """The gradient of the mean cross-entropy of a batch, as training would see it; the model does not change.
@@ -218,25 +263,33 @@ class Trainer:
         self._model.train()
         with self._seeded(int(torch.randint(2**62, (), generator=generator))):
             x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
-            self._backward(x, y)
+            self._backward(x, y, None)
         for buffer, was in buffers:
             buffer.copy_(was)
         return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
 
-    def _step(self, x: Tensor, y: Tensor, optimizer: SGD, hook: GradientHook | None) -> Tensor:
-        loss = self._backward(x, y)
-        if hook is not None:
-            hook(self._params)
-        optimizer.step()
-        return loss
-
-    def _backward(self, x: Tensor, y: Tensor) -> Tensor:
+    def _backward(self, x: Tensor, y: Tensor, objective: Objective | None) -> Tensor:
         with self._autocast():
-            loss = cross_entropy(self._model(x), y)
+            if objective is None:
+                loss = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
+            else:
+                loss = objective(self._model, x, y)
         for param in self._params:
             param.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
+
+    @contextlib.contextmanager
+    def _training_only(self, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+        """No gradients but of these parameters, for a while."""
+        others = [param for param in self._params if not any(param is other for other in trained)]
+        for param in others:
+            param.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for param in others:
+                param.requires_grad_(True)
 
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
@@ -250,7 +303,7 @@ class Trainer:
         """Some samples on the model's device, by numbers that may be on another one."""
         chosen = chosen.to(features.device)
         x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
-        return to_float(x.to(self.device)), y.to(self.device)
+        return inputs_and_targets(x.to(self.device), y.to(self.device))
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
@@ -264,6 +317,19 @@ class Trainer:
             if cuda:
                 torch.cuda.manual_seed(seed)
             yield
+
+
+def _steps(index: Tensor, how: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+    """The number of the epoch and the sample numbers of each step."""
+    taken = 0
+    for epoch in itertools.count():
+        if not len(index) or (epoch == how.local_epochs and not how.steps):
+            return
+        for chosen in torch.split(index[torch.randperm(len(index), generator=generator)], how.batch_size):
+            yield epoch, chosen
+            taken += 1
+            if taken == how.steps:
+                return
 
 
 def resolve_device(name: str) -> torch.device:

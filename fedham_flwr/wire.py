@@ -43,7 +43,7 @@ class Download:
     Attributes:
         round: number of the round, from 1; the closing evaluation has the number after the last round.
         params: the shared tensors the client starts from; without those that it starts from its own of.
-        shape: (channels, height, width) of one sample, the same for every client.
+        shape: of one sample, the same for every client: (channels, height, width) of an image, (T,) of a text.
         classes: number of classes, the same for every client.
         has_trained: the server has merged an upload of this client, so its personal state must be there.
         closing: this is the evaluation after the last round.
@@ -91,10 +91,10 @@ class Profile:
     Attributes:
         client: its id.
         partitions: number of clients of the simulation it is part of, 0 on a real node.
-        shape: (channels, height, width) of one sample.
+        shape: of one sample: (channels, height, width) of an image, (T,) of a text.
         classes: number of classes.
         counts: samples of each split.
-        labels: training samples of each class.
+        labels: how often each class is a target in training: once per sample, or T times in a text.
         name: of its data, such as the owner's in a natural partitioning.
     """
 
@@ -299,7 +299,7 @@ def read_profile(content: RecordDict) -> Profile:
         name=str(given["name"]),
     )
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)
-    if len(profile.shape) != 3 or len(profile.labels) != profile.classes or min(numbers) < 0:
+    if len(profile.shape) not in (1, 3) or len(profile.labels) != profile.classes or min(numbers) < 0:
         raise ValueError(f"this is not the description of a data set: {profile}")
     return profile
 

@@ -6,6 +6,7 @@ from strategies.fedavg import FedAvgStrategy
 from strategies.fedham import FedHAMStrategy
 from strategies.fedper import FedPerStrategy
 from strategies.fedprox import FedProxStrategy
+from strategies.fedtp import FedTPStrategy
 from strategies.local import LocalStrategy
 from strategies.pfedla import PFedLAStrategy
 
@@ -17,4 +18,5 @@ STRATEGIES: dict[str, type[RoundStrategy]] = {
     "pfedla": PFedLAStrategy,
     "amn": AMNStrategy,
     "fedham": FedHAMStrategy,
+    "fedtp": FedTPStrategy,
 }

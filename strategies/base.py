@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedham_flwr import wire
+from fedham_flwr import results, wire
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params, num_bytes
 from fedham_flwr.results import Failure, RoundRecord
@@ -28,6 +28,10 @@ __all__ = ["RoundStrategy", "Task"]
 log = logging.getLogger("fedham_flwr")
 QUERY = f"{MessageType.QUERY}.before"
 """Type of the message that asks a client `questions`."""
+NOVEL, TURN, ADAPTED = f"{MessageType.EVALUATE}.novel", f"{MessageType.TRAIN}.novel", f"{MessageType.EVALUATE}.adapted"
+"""Types of the messages to novel clients: score, and adapt alone; adapt what the server learns from; score again."""
+STAGES = {QUERY: "query", NOVEL: "novel", TURN: "adapt", ADAPTED: "adapted"}
+"""What such an exchange is called in the results."""
 
 
 class Exchange(NamedTuple):
@@ -63,6 +67,22 @@ class RoundStrategy(Method, Strategy):
             if number % settings.evaluate_every == 0:
                 self._evaluate(grid, number)
         self._evaluate(grid, settings.num_server_rounds + 1)
+        if self.novel:
+            self._adapt(grid, settings.num_server_rounds + 1)
+
+    def _adapt(self, grid: Grid, number: int) -> None:
+        """Let the novel clients adapt, and score them before and after."""
+        self._present(grid)
+        clients = tuple(client for client in self.novel if client in self.roster.nodes)
+        self.enrol(clients)
+        names = self.adapted_tensors()
+        self._receive(number, self._ask(grid, self._messages(grid, NOVEL, number, clients)), ())
+        if not names:
+            return
+        for turn in range(number, number + self.settings.novel_turns):
+            replies = self._ask(grid, self._messages(grid, TURN, turn, clients))
+            self.adapt(turn, self._receive(turn, replies, names))
+        self._receive(number, self._ask(grid, self._messages(grid, ADAPTED, number, clients)), ())
 
     def _evaluate(self, grid: Grid, number: int) -> None:
         if messages := list(self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)):
@@ -151,7 +171,8 @@ class RoundStrategy(Method, Strategy):
             roster.refresh(grid, settings.round_timeout)
         else:
             roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
-        everyone = order(roster.nodes)
+            self.hold_out()
+        everyone = tuple(client for client in order(roster.nodes) if client not in self.novel)
         self.enrol(everyone)
         return everyone
 
@@ -206,7 +227,7 @@ class RoundStrategy(Method, Strategy):
     def _receive(self, number: int, replies: Iterable[Message], names: Sequence[str]) -> dict[str, wire.Upload]:
         arrived = time.perf_counter()
         kind, _, began, clients, down, restored = self._exchange
-        stage = kind.partition(".")[0]
+        stage = STAGES.get(kind, kind)
         asked = {self.roster.nodes[client]: client for client in clients if client in self.roster.nodes}
         good: dict[str, wire.Upload] = {}
         failures: dict[str, str] = {}
@@ -244,7 +265,9 @@ class RoundStrategy(Method, Strategy):
                 "what they had learned for themselves was lost and starts again: %s", ", ".join(record.restarted)
             )
         rows = [row for upload in uploads.values() for row in upload.rows]
-        weights = None if kind == QUERY else self.mixing_weights(number, clients, uploads)
+        if kind in (NOVEL, ADAPTED):
+            rows = [row._replace(population=results.NOVEL) for row in rows]
+        weights = None if kind in STAGES else self.mixing_weights(number, clients, uploads)
         self._recorder(record, rows, weights)
         self._enough(number, record.kind, len(uploads), record.failures)
         return uploads
@@ -254,7 +277,7 @@ class RoundStrategy(Method, Strategy):
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
         self.manifest.check(upload.params, names)
-        self.check_besides(self._exchange.kind.partition(".")[0], client, upload.besides)
+        self.check_besides(STAGES.get(self._exchange.kind, self._exchange.kind), client, upload.besides)
         if bad := [row for row in upload.rows if not math.isfinite(row.value)]:
             raise ValueError(f"the score {bad[0].metric} on {bad[0].split} is {bad[0].value}")
         return upload

@@ -18,7 +18,7 @@ from fedham_flwr.config import Settings
 from fedham_flwr.mixing import MixingWeights
 from fedham_flwr.parameters import LayerGroup, Manifest, Params
 from fedham_flwr.results import RoundRecord, Row
-from fedham_flwr.roster import Roster
+from fedham_flwr.roster import Roster, hold_out
 
 log = logging.getLogger("fedham_flwr")
 
@@ -31,7 +31,7 @@ class Task:
     """What all clients of a run are told alike.
 
     Attributes:
-        shape: (channels, height, width) of one sample.
+        shape: of one sample: (channels, height, width) of an image, (T,) of a text.
         classes: number of classes.
         export: folder for the personal models at the end; empty for none.
     """
@@ -54,6 +54,7 @@ class Method(ABC):
 
     Attributes:
         shared_names: tensors that clients send after training; all others are personal.
+        novel: clients that never train, and adapt after the last round.
         trained: clients whose upload this process has merged.
         stateless: clients that said that they had lost their state, and have not trained since.
     """
@@ -71,6 +72,9 @@ class Method(ABC):
         self.manifest = manifest
         self.task = task
         self.roster = roster or Roster()
+        self.novel: tuple[str, ...] = ()
+        if self.roster.nodes:
+            self.hold_out()
         personal = set(self.personal_tensors())
         self.shared_names = tuple(name for name in manifest.names() if name not in personal)
         self.stateless: set[str] = set()
@@ -177,6 +181,21 @@ class Method(ABC):
         """
         return None
 
+    def adapted_tensors(self) -> Sequence[str]:
+        """Names of the tensors that novel clients train for the server to learn from, in `novel-turns` turns.
+
+        None by default: they then adapt alone, from what the method gives a client that it does not know.
+        """
+        return ()
+
+    def adapt(self, round_number: int, uploads: Mapping[str, wire.Upload]) -> None:  # noqa: B027  # none by default
+        """Learn for novel clients from the replies of a turn; nothing that a member has may change.
+
+        Args:
+            round_number: of the turn.
+            uploads: client id -> the adapted tensors, checked.
+        """
+
     @abstractmethod
     def state_dict(self) -> Params:
         """The server's whole state as named tensors."""
@@ -184,6 +203,14 @@ class Method(ABC):
     @abstractmethod
     def load_state_dict(self, state: Params) -> None:
         """The inverse of `state_dict`."""
+
+    def hold_out(self) -> None:
+        """Choose the novel clients among those that are there.
+
+        Raises:
+            UserError: none would be left to train.
+        """
+        self.novel = hold_out(self.settings.seed, self.roster.nodes, self.settings.novel_clients)
 
     # ---- what is said of it ------------------------------------------------------------------------------------------
 

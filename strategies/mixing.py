@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedham_flwr.bank import Bank, read_clients
+from fedham_flwr.bank import Bank
 from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params, check_like
+from fedham_flwr.parameters import Params, check_like, read_clients
 from fedham_flwr.training import resolve_device
 from fedham_flwr.wire import Upload
 from strategies.base import RoundStrategy

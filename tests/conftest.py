@@ -17,6 +17,7 @@ import torch
 from flwr.app import Context, RecordDict
 from flwr.clientapp import ClientApp
 from hypothesis import settings as hypothesis_settings
+from presets import network_settings
 from safetensors.torch import load_file
 
 from fedham_flwr import server_app
@@ -69,7 +70,10 @@ def settings(tmp_path: Path, cache_dir: Path) -> Callable[..., dict[str, Value]]
             "cache-dir": str(cache_dir),
             "device": "cpu",
         }
-        return small | {key.replace("_", "-"): value for key, value in given.items()}
+        chosen = {key.replace("_", "-"): value for key, value in given.items()}
+        if "model" not in chosen and "dataset" not in chosen:
+            small |= network_settings(str(chosen.get("strategy", "fedper")))
+        return small | chosen
 
     return make
 

@@ -24,7 +24,8 @@ FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py")
 FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "errors", "parameters", "seeding", "threads"},
-    {"partitions", "sources", "models", "algorithms", "training", "data", "bank", "hypernetworks", "meta_models"},
+    {"batches", "images", "texts", "partitions", "sources", "models", "algorithms", "training", "data"}
+    | {"bank", "generator", "hypernetworks", "meta_models"},
     {"config"},
     {"wire", "roster", "state", "results", "scores", "report", "plots", "mixing", "mixing_plots"},
     {"strategies", "clients"},

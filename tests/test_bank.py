@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedham_flwr import bank as bank_module
-from fedham_flwr.bank import Bank, read_clients
-from fedham_flwr.parameters import LayerGroup, Manifest
+from fedham_flwr.bank import Bank
+from fedham_flwr.parameters import LayerGroup, Manifest, read_clients
 
 CPU = torch.device("cpu")
 GROUPS = (LayerGroup("conv", ("conv.weight", "conv.bias")), LayerGroup("bn", ("bn.weight",), ("bn.mean",)))
@@ -197,7 +197,7 @@ def test_the_state_names_the_clients_in_the_order_of_the_rows() -> None:
     assert read_clients(bank.state_dict()) == bank.clients == ("0", "1", "2", "St. Mary's", "Zürich")
     assert read_clients(Bank(MANIFEST, tuple(SHAPES), CPU).state_dict()) == ()
     for state in ({}, {"clients": torch.zeros(3)}, {"clients": torch.zeros(3, 1, dtype=torch.uint8)}):
-        with pytest.raises(ValueError, match="the state of a bank lacks its clients"):
+        with pytest.raises(ValueError, match="the state lacks its clients"):
             read_clients(state)
 
 

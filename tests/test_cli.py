@@ -29,7 +29,8 @@ def test_all_wrong_keys_and_values_are_reported_at_once(capsys: pytest.CaptureFi
 
 def test_an_unknown_strategy_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = errors(capsys, "-c", 'strategy="fedavgg"')
-    assert "strategy='fedavgg': wanted 'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn' or 'fedham'" in text
+    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham' or 'fedtp'"
+    assert f"strategy='fedavgg': wanted {methods}" in text
 
 
 def test_text_that_flower_would_pass_over_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,10 +46,25 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 
 def test_a_method_has_its_settings_under_its_name() -> None:
-    assert {key.partition(".")[0] for key in defaults() if "." in key} <= set(methods())
-    settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3})
+    sections = {key.partition(".")[0] for key in defaults() if "." in key}
+    assert sections - {"vit", "char-transformer"} <= set(methods())
+    settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.fedprox.mu == 0.5
     assert settings.fedper.personal_layers == 3
+    assert settings.fedtp.head == "fedrod"
+
+
+def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_second_head() -> None:
+    given: dict[str, Value] = {"vit.depth": 3, "char-transformer.positions": "learned"}
+    networks = parse(given).networks()
+    assert (networks.vit.depth, networks.char_transformer.depth) == (3, 2)
+    assert (networks.vit.positions, networks.char_transformer.positions) == ("learned", "learned")
+    heads = [
+        parse({"strategy": strategy, "fedtp.head": head}).networks().personal_head
+        for strategy in ("fedtp", "fedavg")
+        for head in ("shared", "fedper", "fedrod")
+    ]
+    assert heads == [False, False, True, False, False, False]
 
 
 @pytest.mark.parametrize("method", methods())
@@ -71,6 +86,8 @@ def test_the_layers_below_get_what_they_need() -> None:
     assert settings.data().partitioning.alpha == 2.0
     assert settings.data().fractions.test == 0.5
     assert settings.local_training().local_epochs == 3
+    text = parse({"sequence-length": 7, "vocabulary": "ab", "min-characters": 9}).data()
+    assert (text.sequence_length, text.vocabulary, text.min_characters) == (7, "ab", 9)
 
 
 # ---- one fault -------------------------------------------------------------------------------------------------------
@@ -89,12 +106,30 @@ WRONG: list[tuple[str, Value, str]] = [
     ("momentum", 1.0, "momentum=1.0: wanted less than 1"),
     ("fraction-train", 1.5, "fraction-train=1.5: wanted less than or equal to 1"),
     ("seed", -1, "seed=-1: wanted greater than or equal to 0"),
+    ("sequence-length", 0, "sequence-length=0: wanted greater than 0"),
+    ("min-characters", -1, "min-characters=-1: wanted greater than or equal to 0"),
     ("augment", 1, "augment=1: wanted a valid boolean"),
     ("augment", "true", "augment='true': wanted a valid boolean"),
     ("results-dir", 3, "results-dir=3: wanted a valid string"),
     ("dataset", "", "dataset='': wanted at least 1 character"),
     ("precision", "fp16", "precision='fp16': wanted 'fp32' or 'bf16'"),
-    ("model", "resnet", "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet' or 'lenet-bn'"),
+    (
+        "model",
+        "resnet",
+        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'vit' or 'char-transformer'",
+    ),
+    ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
+    ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),
+    ("novel-turns", 0, "novel-turns=0: wanted greater than 0"),
+    ("fedtp.personal", "none", "fedtp.personal='none': wanted 'generated' or 'vanilla'"),
+    ("fedtp.head", "both", "fedtp.head='both': wanted 'shared', 'fedper' or 'fedrod'"),
+    ("fedtp.rank", -1, "fedtp.rank=-1: wanted greater than or equal to 0"),
+    ("fedtp.momentum", 1.0, "fedtp.momentum=1.0: wanted less than 1"),
+    ("fedtp.knn-share", 1.5, "fedtp.knn-share=1.5: wanted less than or equal to 1"),
+    ("fedtp.knn-neighbours", 0, "fedtp.knn-neighbours=0: wanted greater than 0"),
+    ("vit.heads", 0, "vit.heads=0: wanted greater than 0"),
+    ("char-transformer.dropout", 1.0, "char-transformer.dropout=1.0: wanted less than 1"),
+    ("char-transformer.positions", "none", "char-transformer.positions='none': wanted 'learned' or 'sinusoidal'"),
     ("fedprox.mu", -0.5, "fedprox.mu=-0.5: wanted greater than or equal to 0"),
     ("fedprox.mu", True, "fedprox.mu=True: wanted a valid number"),
     ("fedper.personal-layers", 1.0, "fedper.personal-layers=1.0: wanted a valid integer"),

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from clients.fedham import FedHAMClient
 from fedham_flwr import models
 from fedham_flwr.algorithms import amn
-from fedham_flwr.data import to_float
+from fedham_flwr.batches import to_float
 from fedham_flwr.mixing import latest, read_weights
 from fedham_flwr.parameters import Params
 

@@ -258,6 +258,17 @@ def test_the_final_table_shows_test_accuracy_of_both_choices(width):
     assert all(len(line) <= 80 for line in text(console).splitlines())
 
 
+def test_novel_clients_have_lines_of_their_own_in_the_final_table():
+    console = plain(80)
+    novel = entry(population="novel", phase="before", clients=2, mean=0.25)
+    final_table({"final": [entry(population="member"), novel], "selected": []}, console)
+    assert words(console)[2:] == [
+        "last round personal after 0.913 0.800 0.050 0.700 10 20",
+        "novel clients personal before 0.250 0.800 0.050 0.700 2 20",
+    ]
+    assert all(len(line) <= 80 for line in text(console).splitlines())
+
+
 def test_without_a_test_accuracy_the_final_table_says_so():
     console = plain()
     final_table({"final": [entry(metric="loss")], "selected": []}, console)

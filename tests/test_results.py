@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -212,9 +213,26 @@ def test_rows_are_read_back_sorted(run):
     run.write_round(record(round=2), [r for r in rows if r.round == 2 and r.split == "test"])
     run.write_round(record(round=1), [r for r in rows if r.round == 1])
     table = read_rows(run.path)
-    assert table.column_names == ["round", "client", "split", "model", "phase", "metric", "value", "n"]
-    assert [str(kind) for kind in table.schema.types] == ["int64", *["string"] * 5, "double", "int64"]
+    assert table.column_names == ["round", "client", "split", "model", "phase", "metric", "value", "n", "population"]
+    assert [str(kind) for kind in table.schema.types] == ["int64", *["string"] * 5, "double", "int64", "string"]
     assert to_rows(table) == sorted(rows)
+    assert {row.population for row in to_rows(table)} == {"member"}
+
+
+def test_rows_of_novel_clients_are_in_parts_of_their_own(run):
+    member, novel = row("a", 0.5, round=3), row("b", 0.25, round=3, population="novel")
+    run.write_round(record(kind="evaluate"), [member])
+    run.write_round(record(kind="novel"), [novel])
+    assert to_rows(read_rows(run.path)) == [member, novel]
+    names = sorted(path.name for path in (run.path / "metrics").iterdir())
+    assert names == ["round-00003-evaluate.parquet", "round-00003-novel.parquet"]
+
+
+def test_rows_from_before_there_were_novel_clients_are_of_members(run):
+    run.write_round(record(round=4), [row("b", 0.25, round=4, population="novel")])
+    old = results._table([row("a", 0.5, round=3)]).drop_columns(["population"])
+    pq.write_table(old, run.path / "metrics" / "round-00003-train.parquet")
+    assert [(r.round, r.population) for r in to_rows(read_rows(run.path))] == [(3, "member"), (4, "novel")]
 
 
 def test_a_folder_named_like_a_partition_adds_no_column(tmp_path):

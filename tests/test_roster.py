@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from fedham_flwr import wire
 from fedham_flwr.errors import UserError
-from fedham_flwr.roster import Roster, agree, cohort, identify, order, read_reply
+from fedham_flwr.roster import Roster, agree, cohort, hold_out, identify, order, read_reply
 from fedham_flwr.wire import ClientFailure, Profile
 
 IDS = st.sets(
@@ -154,6 +154,41 @@ def test_rounds_and_seeds_draw_differently() -> None:
     assert len({cohort(seed, number, clients, 0.5) for seed in (0, 1) for number in (1, 2, 3)}) == 6
 
 
+# ---- novel clients ---------------------------------------------------------------------------------------------------
+
+
+@given(IDS, st.integers(0, 9), st.integers(0, 2**62), st.randoms())
+def test_novel_clients_depend_on_seed_and_ids_alone(clients: set[str], count: int, seed: int, random: Any) -> None:
+    count = min(count, len(clients) - 1)
+    drawn = hold_out(seed, clients, count)
+    assert set(drawn) <= clients
+    assert len(set(drawn)) == len(drawn) == count
+    assert drawn == order(drawn)
+    shuffled = sorted(clients)
+    random.shuffle(shuffled)
+    assert hold_out(seed, shuffled, count) == drawn
+
+
+def test_seeds_hold_out_different_clients_and_not_those_of_a_cohort() -> None:
+    clients = [str(i) for i in range(20)]
+    drawn = [hold_out(seed, clients, 5) for seed in range(8)]
+    assert len(set(drawn)) == 8
+    assert all(
+        hold_out(seed, clients, 5) != cohort(seed, number, clients, 0.25) for seed in (0, 1) for number in (0, 1)
+    )
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_holding_everyone_out_is_refused(count: int) -> None:
+    with pytest.raises(
+        UserError, match=rf"^novel-clients={count} leaves nobody to train of 4 clients: it must be below their number$"
+    ):
+        hold_out(0, ["0", "1", "2", "3"], count)
+
+
+# ---- finding them ----------------------------------------------------------------------------------------------------
+
+
 def test_a_simulation_is_complete_when_all_of_its_clients_have_answered() -> None:
     grid = FakeGrid({10 + i: profile(str(i), partitions=4) for i in range(4)}, late={12: 1, 13: 3})
     roster = find(grid, min_clients=2)
@@ -255,6 +290,14 @@ def test_a_reply_is_its_content_or_the_first_line_of_what_flower_says() -> None:
 
 def test_clients_agree_on_a_shape_and_on_the_most_classes() -> None:
     assert agree([profile("a", classes=2), profile("b", classes=7)]) == ((1, 8, 8), 7)
+
+
+def test_clients_with_texts_of_one_length_agree() -> None:
+    assert agree([profile("a", shape=(80,)), profile("b", shape=(80,))]) == ((80,), 2)
+    with pytest.raises(
+        UserError, match=r"client a has samples of shape \(80,\) and client b of \(1, 8, 8\): .* of text"
+    ):
+        agree([profile("a", shape=(80,)), profile("b")])
 
 
 def test_clients_with_samples_of_other_shapes_are_named() -> None:

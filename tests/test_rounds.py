@@ -12,8 +12,8 @@ import torch
 from faults import break_app, impersonate, strip, tampered, with_examples, with_tensors
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
+from presets import network, network_settings
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from fedham_flwr import models, wire
 from fedham_flwr.client_app import make_client_app
@@ -28,12 +28,17 @@ from strategies.base import RoundStrategy, Task
 
 Federate = Callable[..., Any]
 every_method = pytest.mark.parametrize("strategy", methods())
-DIGITS = Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0))
+
+
+def manifest(strategy: str) -> Manifest:
+    return Manifest.of(network(strategy))
 
 
 def build_strategy(given: dict[str, Value]) -> RoundStrategy:
-    initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
-    return STRATEGIES[str(given["strategy"])](parse(given), DIGITS, initial, Task((1, 8, 8), 10))
+    strategy = str(given["strategy"])
+    chosen = parse(network_settings(strategy) | given)
+    initial = read(network(strategy), manifest(strategy).names())
+    return STRATEGIES[strategy](chosen, manifest(strategy), initial, Task((1, 8, 8), 10))
 
 
 def shared_names(strategy: str) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: st
     run, shared = federate(strategy=strategy, grid=Shuffled), set(shared_names(strategy))
     messages = [m for m in run.grid.sent + run.grid.replies if m.metadata.message_type != "query"]
     assert len(messages) == 2 * (2 * 4 + 4)
-    everything = set(DIGITS.names())
+    everything = set(manifest(strategy).names())
     kept = {name for c in run.grid.contexts.values() for record in c.state.array_records.values() for name in record}
     for message in messages:
         assert set(message.content.array_records["tensors"]) <= shared
@@ -105,23 +110,23 @@ def test_the_exported_model_is_the_one_that_was_scored(
     for file in files:
         with safe_open(file, framework="pt") as opened:
             label = opened.metadata()
-        model = models.build(label["model"], tuple(map(int, label["shape"].split(","))), int(label["classes"]), seed=9)
-        model.load_state_dict(load_file(file))
+        model = models.load(file)
         scores = Trainer(model, torch.device("cpu"), "fp32").evaluate(
             open_partition(chosen.data(), int(file.stem), 4), "test"
         )
         (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
         assert scores.accuracy == row.value
-        assert (label["client"], label["model"]) == (file.stem, "digits-cnn")
+        assert (label["client"], label["model"]) == (file.stem, network_settings(strategy)["model"])
 
 
 @every_method
 def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) -> None:
     run = federate(strategy=strategy, pictures=True)
     summary = run.summary
-    what = {"strategy": strategy, "dataset": "digits", "model": "digits-cnn", "seed": 0}
+    what = {"strategy": strategy, "dataset": "digits", "model": network_settings(strategy)["model"], "seed": 0}
     assert summary.items() >= (what | {"num-clients": 4, "num-rounds": 2, "failures": 0}).items()
-    payload = sum(4 * torch.Size(DIGITS.shapes[name]).numel() for name in shared_names(strategy))
+    shapes = manifest(strategy).shapes
+    payload = sum(4 * torch.Size(shapes[name]).numel() for name in shared_names(strategy))
     assert strategy == "fedham" or summary["bytes"] == {
         "up": 2 * 4 * payload,
         "down": 3 * 4 * payload,

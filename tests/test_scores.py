@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr.results import Row
+from fedham_flwr.results import Row, check_rows
 from fedham_flwr.scores import digest, final, score, selected
 
 
@@ -26,6 +26,7 @@ def test_final_is_the_last_round():
     (entry,) = final(rows)
     assert entry == {
         "round": 2,
+        "population": "member",
         "model": "personal",
         "phase": "after",
         "split": "test",
@@ -36,6 +37,28 @@ def test_final_is_the_last_round():
         "worst-decile": pytest.approx(0.2),
         "clients": 2,
     }
+
+
+def test_novel_clients_have_statistics_of_their_own():
+    novel = {"population": "novel", "phase": "before"}
+    rows = [row("a", 0.2), row("b", 0.4), row("c", 0.9, **novel), row("d", 0.7, **novel), row("c", 1.0, round=0)]
+    found = [(e["population"], e["phase"], e["clients"], e["mean"]) for e in final(rows)]
+    assert found == [("member", "after", 2, pytest.approx(0.3)), ("novel", "before", 2, pytest.approx(0.8))]
+    same = [row("a", 0.5), row("b", 0.75, population="novel")]  # but for the population
+    assert [(e["population"], e["mean"], e["clients"]) for e in score(same)] == [("member", 0.5, 1), ("novel", 0.75, 1)]
+
+
+def test_a_client_cannot_be_a_member_and_novel_in_one_round():
+    with pytest.raises(ValueError, match="client 'a' has two values"):
+        check_rows([row("a", 0.5), row("a", 0.6, population="novel")], 1)
+
+
+def test_novel_clients_do_not_enter_the_choice_of_a_round():
+    rows = history({1: (0.6, 0.6), 2: (0.5, 0.5)})
+    novel = [r._replace(client=f"n{r.client}", population="novel") for r in history({2: (1.0, 1.0), 3: (1.0, 1.0)})]
+    assert selected([*rows, *novel], {"a", "b"}) == selected(rows, {"a", "b"})
+    assert chosen([*rows, *novel], "") == {("personal", "after"): (2, "last round")}
+    assert selected(novel, {"na", "nb"}) == []
 
 
 def test_without_rows_there_are_no_statistics():
@@ -201,6 +224,7 @@ def test_the_digest_sees_every_bit():
         ({"w": torch.tensor([1.0])}, [row("a", 0.5, n=11)]),
         *(({"w": torch.tensor([1.0])}, [row("a", 0.5)._replace(**{name: "x"})]) for name in Row._fields[1:6]),
         ({"w": torch.tensor([1.0])}, [row("a", 0.5, round=2)]),
+        ({"w": torch.tensor([1.0])}, [row("a", 0.5, population="novel")]),
     ]
     assert len({digest(*variant) for variant in variants}) == len(variants)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedham_flwr import sources
+from fedham_flwr import images, sources
 from fedham_flwr.data import ClientData, DataSettings, open_node, open_partition
 from fedham_flwr.errors import UserError
 from fedham_flwr.partitions import Partitioning
@@ -124,7 +124,7 @@ def test_one_file_of_grey_images_with_text_labels(cached: Callable[..., DataSett
 def test_one_coloured_image_makes_all_of_them_coloured(
     cached: Callable[..., DataSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "BLOCK", 2)  # the colour comes when a grey block has been written
+    monkeypatch.setattr(images, "BLOCK", 2)  # the colour comes when a grey block has been written
     rows = [picture(i, mode="RGB" if i == 5 else "L") for i in range(8)]
     path = write_rows(tmp_path / "zoo.parquet", {"picture": rows, "label": [7, 7, 9, 9] * 2})
     client = open_partition(cached(path), 0, 2)
@@ -183,16 +183,34 @@ BAD_TABLES = {
         r"set label-column: the data set has 0 columns of kind ClassLabel, among picture \(Image\)",
     ),
     "no image column": (
-        {"text": ["a"] * 4, "label": [0, 1, 0, 1]},
+        {"words": ["a"] * 4, "label": [0, 1, 0, 1]},
         {},
         {},
-        r"set feature-column: the data set has 0 columns of kind Image, among text \(.*string\), label \(int64\)",
+        r"set feature-column: the data set has 0 columns of kind Image, among words \(.*string\), label \(int64\)",
     ),
     "a kind of feature not supported": (
+        {"size": [0.5] * 4, "label": [0, 1, 0, 1]},
+        {},
+        {"feature_column": "size"},
+        r"feature-column 'size' is of kind float64, but must be one of Image, string, large_string",
+    ),
+    "a column called text that holds none": (
+        {"text": [1, 2, 3, 4], "label": [0, 1, 0, 1]},
+        {},
+        {},
+        r"feature-column 'text' is of kind int64, but must be one of Image, string, large_string",
+    ),
+    "labels of a text": (
         {"text": ["a"] * 4, "label": [0, 1, 0, 1]},
         {},
-        {"feature_column": "text"},
-        r"feature-column 'text' is of kind .*string, but only Image is supported",
+        {"label_column": "label"},
+        r"label-column is 'label', but of the texts in 'text' the next character is predicted, .*; leave label-column",
+    ),
+    "a text that is empty": (
+        {"text": ["a", None, "b", None]},
+        {},
+        {},
+        r"feature-column 'text' has 2 empty rows, but every row needs a value",
     ),
     "a column that is not there": (
         {"picture": [picture(1)] * 4, "label": [0, 1, 0, 1]},
@@ -240,6 +258,12 @@ def test_tables_that_do_not_fit(cached: Callable[..., DataSettings], tmp_path: P
     write_rows(path, columns, **{name: class_label(*names) for name, names in kinds.items()})
     with pytest.raises(UserError, match=message):
         open_partition(cached(path, **given), 0, 1)
+
+
+def test_a_data_set_with_images_is_one_of_images(cached: Callable[..., DataSettings], tmp_path: Path) -> None:
+    columns = {"picture": [picture(i) for i in range(4)], "text": ["a"] * 4, "label": [0, 1] * 2}
+    client = open_partition(cached(write_rows(tmp_path / "rows.parquet", columns)), 0, 1)
+    assert client.kind == "image"
 
 
 def test_files_that_cannot_be_read(cached: Callable[..., DataSettings], tmp_path: Path) -> None:

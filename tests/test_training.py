@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
 from fedham_flwr import training
-from fedham_flwr.data import ClientData, augment
+from fedham_flwr.batches import augment
+from fedham_flwr.data import ClientData
 from fedham_flwr.errors import UserError
 from fedham_flwr.models import build
 from fedham_flwr.parameters import LayerGroup, Params, module_group

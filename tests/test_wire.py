@@ -66,6 +66,7 @@ def upload(examples: int = 30) -> RecordDict:
     [
         Download(1, tree(), (3, 32, 32), 10),
         Download(7, {}, (1, 8, 8), 2, has_trained=True),
+        Download(7, tree(), (80,), 100),
         Download(21, tree(), (1, 28, 28), 62, has_trained=True, closing=True, export="some where/é"),
         Download(3, {}, (1, 8, 8), 2, besides=Besides(tree(), {"place": (7,), "ready": (1, 0), "peers": ()})),
         Download(3, tree(), (1, 8, 8), 2, besides=Besides({}, {"place": (0,)})),
@@ -91,6 +92,12 @@ def test_an_upload_arrives_as_it_was_sent() -> None:
         Row(5, "site-7", "validation", "personal", "after", "accuracy", 0.5, 4),
         Row(5, "site-7", "test", "global", "before", "loss", 1 / 3, 12),
     }
+
+
+def test_scores_of_a_text_arrive_with_their_perplexity_and_are_of_a_member() -> None:
+    metrics = {"test/personal/after/perplexity": 7.5, "n/test": 160}
+    (row,) = wire.read_upload(sent(wire.write_upload("0", {}, 1, metrics)), 2).rows
+    assert row == Row(2, "0", "test", "personal", "after", "perplexity", 7.5, 160, "member")
 
 
 @pytest.mark.parametrize("restarted", [True, False])
@@ -272,6 +279,11 @@ def test_flower_takes_an_upload_for_what_it_is() -> None:
     assert isinstance(content[wire.TENSORS], ArrayRecord)
     assert isinstance(content[wire.REPORT], MetricRecord)
     assert isinstance(content[wire.SENDER], ConfigRecord)
+
+
+def test_the_profile_of_a_text_has_a_shape_of_one_number() -> None:
+    text = wire.Profile("a", 0, (80,), 2, {"train": 4, "test": 1}, (300, 20))
+    assert wire.read_profile(sent(wire.write_profile(text))) == text
 
 
 @pytest.mark.parametrize(

@@ -1,49 +1,172 @@
-"""Networks that declare their layer groups, by name."""
+"""Networks that declare their layer groups, by name.
+
+A shape of three numbers is that of an image, (channels, height, width); of one number, the length of a text.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from fedham_flwr.errors import UserError
+from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
 from fedham_flwr.models.cnn import CNN, DigitsCNN
 from fedham_flwr.models.lenet import LeNet, LeNetBN
+from fedham_flwr.models.transformer import Transformer
+from fedham_flwr.models.vit import ViT, ViTSettings
 from fedham_flwr.seeding import derive
 
-MODELS: dict[str, type[CNN | LeNet]] = {
+MODELS: dict[str, type[CNN | LeNet | Transformer]] = {
     "cnn": CNN,
     "digits-cnn": DigitsCNN,
     "lenet": LeNet,
     "lenet-bn": LeNetBN,
+    "vit": ViT,
+    "char-transformer": CharTransformer,
 }
 
 
+@dataclass(frozen=True)
+class NetworkSettings:
+    """What building a network needs to know besides its name, the data's shape and the number of classes.
+
+    Attributes:
+        vit: settings of that network.
+        char_transformer: settings of that network.
+        personal_head: whether the method needs a second head besides the shared one; only Transformers have it.
+    """
+
+    vit: ViTSettings = field(default_factory=ViTSettings)
+    char_transformer: CharTransformerSettings = field(default_factory=CharTransformerSettings)
+    personal_head: bool = False
+
+
 def resolve(name: str, shape: tuple[int, ...]) -> str:
-    """The model's name, `auto` replaced by the one that fits: digits-cnn for images below 16 pixels, else cnn."""
+    """The model's name, `auto` replaced by the one that fits.
+
+    That is char-transformer for texts, digits-cnn for images below 16 pixels, and cnn for others.
+    """
     if name != "auto":
         return name
+    if len(shape) == 1:
+        return "char-transformer"
     return "digits-cnn" if min(shape[1:]) < CNN.smallest else "cnn"
 
 
-def build(name: str, shape: tuple[int, ...], classes: int, seed: int) -> nn.Module:
+def build(
+    name: str,
+    shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    how: NetworkSettings = NetworkSettings(),
+) -> nn.Module:
     """A network with its first parameters, which depend on the seed alone: every client and method starts there.
 
     Args:
         name: a key of `MODELS`, or "auto".
-        shape: (channels, height, width) of one image.
-        classes: number of outputs.
+        shape: of one sample: (channels, height, width) of an image, (length,) of a text.
+        classes: number of outputs; of a text, the characters there can be.
         seed: the run's seed.
+        how: the networks' settings. A personal head starts at zero, and changes no other parameter.
 
     Raises:
-        UserError: the images are too small for the network.
+        UserError: the network is not for such data, or has no such head.
     """
     name = resolve(name, shape)
+    _check(name, shape, how)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "init"))
+        if name == "vit":
+            return ViT(shape, classes, how.vit, how.personal_head)
+        if name == "char-transformer":
+            return CharTransformer(shape, classes, how.char_transformer, how.personal_head)
+        convolutional = MODELS[name]
+        assert issubclass(convolutional, CNN | LeNet)
+        return convolutional(shape, classes)
+
+
+def _check(name: str, shape: tuple[int, ...], how: NetworkSettings) -> None:
     model = MODELS[name]
+    for_text = model is CharTransformer
+    if for_text and len(shape) != 1:
+        size = " x ".join(map(str, shape[1:]))
+        raise UserError(f'model="{name}" is for text, and the data set is images of {size} pixels: try model="auto"')
+    if not for_text and len(shape) == 1:
+        raise UserError(
+            f'model="{name}" is for images, and the data set is text, {shape[0]} characters a sample: '
+            'try model="char-transformer"'
+        )
+    if issubclass(model, Transformer):
+        return
+    if how.personal_head:
+        raise UserError(
+            f'fedtp.head="fedrod" gives a Transformer a second head, and model="{name}" is none: '
+            'try model="vit" for images or model="char-transformer" for text'
+        )
     if min(shape[1:]) < model.smallest:
         raise UserError(
             f'model="{name}" needs images of at least {model.smallest} x {model.smallest} pixels, and the data set '
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, "init"))
-        return model(shape, classes)
+
+
+# ---- exported models -------------------------------------------------------------------------------------------------
+
+
+def label(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings) -> dict[str, str]:
+    """What `load` needs to know to build a network anew; arguments as for `build`."""
+    name = resolve(name, shape)
+    network: dict[str, object] = {}
+    if issubclass(MODELS[name], Transformer):
+        section = name.replace("-", "_")
+        network = {section: dataclasses.asdict(getattr(how, section)), "personal_head": how.personal_head}
+    numbers = ",".join(map(str, shape))
+    return {"model": name, "shape": numbers, "classes": str(classes), "network": json.dumps(network, sort_keys=True)}
+
+
+def load(path: str | Path) -> nn.Module:
+    """A client's model out of the file that a run leaves, ready to predict.
+
+    Args:
+        path: `<run>/model/<client>.safetensors`.
+
+    Returns:
+        The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
+        pixel / 127.5 - 1, and texts as int64 [b, length], the characters' places in the vocabulary.
+
+    Raises:
+        UserError: there is no such file, or none that a run has left.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read as a model ({error}); wanted a file model/<client>.safetensors"
+        ) from error
+    if missing := [key for key in ("model", "shape", "classes", "network") if key not in written]:
+        raise UserError(
+            f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
+        )
+    shape = tuple(map(int, written["shape"].split(",")))
+    model = build(written["model"], shape, int(written["classes"]), 0, _settings(json.loads(written["network"])))
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def _settings(network: Mapping[str, Any]) -> NetworkSettings:
+    """The inverse of what `label` writes; what is not there has its default."""
+    return NetworkSettings(
+        vit=ViTSettings(**network.get("vit", {})),
+        char_transformer=CharTransformerSettings(**network.get("char_transformer", {})),
+        personal_head=network.get("personal_head", False),
+    )

@@ -1,0 +1,153 @@
+"""FedTP: every client's self-attention has query, key and value projections of its own; all else is averaged.
+
+Source: Li, Cai, Wang, Tang, Ding, Lin, Shi, "FedTP: Federated Learning by Transformer Personalization", IEEE TNNLS
+2023, arXiv:2211.01572, and the authors' code. Symbols: W_i the projections of client i in all layers, xi everything
+else, h(z; phi) the hypernetwork with client embeddings z_i, m_i training samples, p_i = m_i / sum_{S} m, E epochs.
+
+Identity card
+    shared      xi, every layer group but `attention`; with generated projections h and z_i too, which never travel
+    personal    W_i = h(z_i; phi), or vanilla: W_i itself; `head`: the last linear layer, or one besides it
+    lives       xi, phi, z_i on the server; vanilla W_i and personal heads with the client
+    down, up    P scalars each for every client of the cohort and round; vanilla: without W_i
+    cost        server: |S| P and 3 |S| |phi| multiply-adds; |phi| + d scalars a client of memory; client: E epochs
+
+The round
+    R1  server: choose S; W_i = h(z_i; phi) for all of S at once                 `generator.Generator.generate`
+    R2  server: send (W_i, xi) to client i                                       strategies/fedtp.py
+    R3  client: (Wt_i, xit_i) <- E epochs of SGD on L_i from (W_i, xi) and its own head   clients/fedtp.py
+    R4  client: keep what is personal, send the rest and m_i                     clients/fedtp.py
+    R5  server: xi <- sum_{S} p_i xit_i                                          `fedavg.aggregate`
+    R6  server: G = sum_{S} p_i (d h(z_i; phi) / d(phi, z))^T (W_i - Wt_i)  (12)  `generator.Generator.step`
+    R7  server: (phi, z_i for i in S) <- a step of SGD with momentum and weight decay along G    `generator`
+
+W_i - Wt_i = -delta_i is the scaled gradient of L_i at W_i, so G descends sum_i p_i L_i. Clients that were not sampled
+keep z_i and its momentum bit for bit; in the authors' code weight decay and momentum move them every round.
+
+Deviations. `rank` > 0 factorises the heads of h: a layer's projections are a common tensor, which starts as the
+model's own, and a combination of `rank` tensors with the client's coefficients; rank 0 is the paper's. The learning
+rates are 0.1 for phi and 10 for z, where the authors have 0.01 for both: J_z is so small that z would not move in any
+number of rounds, and what is common to all W_i would move by a tenth of what averaging moves it. `vanilla` keeps W_i
+with the client and has no hypernetwork. A novel client learns z alone, from a draw like any other's: phi and xi are
+frozen, and a turn is z <- z - eta J_z^T (W - Wt) after local steps on W; a personal head is trained along with W.
+
+Combinations (authors' code): `head="fedper"` keeps the last linear layer with the client. `head="fedrod"` (Chen, Chao,
+ICLR 2022) trains the shared head by the balanced softmax and adds a personal linear layer on detached features, which
+starts at zero and whose logits are added. `knn` mixes the softmax with a vote of the k nearest of the client's own
+training features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import cross_entropy, one_hot
+
+from fedham_flwr.errors import UserError
+
+GROUP = "attention"
+"""The layer group that is personal: the query, key and value projections of all layers."""
+
+
+@dataclass(frozen=True)
+class FedTPSettings:
+    """Settings under `fedtp.`.
+
+    Attributes:
+        personal: generated (by a hypernetwork on the server), or vanilla (kept by the client).
+        rank: of the hypernetwork's heads; 0 for dense ones, as in the paper, which have 90 times the model's size.
+        embedding_dim: d, of a client's embedding.
+        hidden_dim: of the hypernetwork's hidden layers.
+        hidden_layers: linear layers after the first, each after a ReLU.
+        learning_rate: of the hypernetwork, >= 0.
+        embedding_learning_rate: of the embeddings, >= 0; with both 0, W_i never changes.
+        momentum: of both, in [0, 1).
+        weight_decay: of both, >= 0.
+        head: shared; fedper (the last layer group stays with the client); fedrod (a personal head besides the shared).
+        knn: whether evaluation asks the nearest of the client's own training samples.
+        knn_neighbours: k.
+        knn_share: of the neighbours' vote in the prediction, [0, 1].
+    """
+
+    personal: Literal["generated", "vanilla"] = "generated"
+    rank: Annotated[int, Ge(0)] = 8
+    embedding_dim: Annotated[int, Gt(0)] = 128
+    hidden_dim: Annotated[int, Gt(0)] = 150
+    hidden_layers: Annotated[int, Ge(0)] = 3
+    learning_rate: Annotated[float, Ge(0)] = 0.1
+    embedding_learning_rate: Annotated[float, Ge(0)] = 10.0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    weight_decay: Annotated[float, Ge(0)] = 0.001
+    head: Literal["shared", "fedper", "fedrod"] = "shared"
+    knn: bool = False
+    knn_neighbours: Annotated[int, Gt(0)] = 10
+    knn_share: Annotated[float, Ge(0), Le(1)] = 0.6
+
+
+def check_model(groups: tuple[str, ...], model: str) -> None:
+    """Refuse a model without self-attention.
+
+    Raises:
+        UserError: it has no layer group `attention`.
+    """
+    if GROUP not in groups:
+        raise UserError(
+            f'strategy="fedtp" personalises self-attention, and model="{model}" has none: '
+            'try model="vit" for images or model="char-transformer" for text'
+        )
+
+
+def personal_groups(groups: tuple[str, ...], how: FedTPSettings) -> tuple[str, ...]:
+    """Names of the layer groups that stay with the client, in the model's order.
+
+    Args:
+        groups: the model's, from the input to the output; with fedrod the last one is the personal head.
+        how: the method's settings.
+    """
+    kept = {GROUP} if how.personal == "vanilla" else set()
+    if how.head != "shared":
+        kept.add(groups[-1])
+    return tuple(name for name in groups if name in kept)
+
+
+def balanced_cross_entropy(
+    logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], counts: Float[Tensor, " k"]
+) -> Float[Tensor, ""]:
+    """FedRoD, equation 8: the mean cross-entropy of softmax(logits + log n_c), in nats.
+
+    Args:
+        logits: of the shared head.
+        targets: classes.
+        counts: n_c >= 0, the client's training samples of each class; a class of none is never predicted.
+    """
+    # log 0 is -inf, with which a class has probability 0; a target of such a class can't occur in training.
+    return cross_entropy(logits + counts.log(), targets)
+
+
+def nearest_vote(
+    queries: Float[Tensor, "q d"],
+    keys: Float[Tensor, "s d"],
+    targets: Int64[Tensor, " s"],
+    classes: int,
+    neighbours: int,
+) -> Float[Tensor, "q k"]:
+    """kNN-Per (Marfoq et al., ICML 2022): the vote of the nearest samples, whose rows sum to 1.
+
+    A neighbour at squared distance D weighs exp(-D / d).
+
+    Args:
+        queries: features of samples to classify.
+        keys: features of the client's training samples, s >= 1.
+        targets: their classes.
+        classes: k.
+        neighbours: how many vote; fewer if there are fewer.
+    """
+    squared = torch.cdist(queries, keys).square()
+    distance, nearest = squared.topk(min(neighbours, len(keys)), dim=1, largest=False)
+    # Softmax is exp(-D/d) normalised, without underflow where all are far away.
+    weights = (-distance / keys.shape[1]).softmax(1)
+    return (one_hot(targets[nearest], classes) * weights[..., None]).sum(1)

@@ -1,0 +1,337 @@
+"""FedTP's hypernetwork on the server: the tensors it generates for clients, and how it learns from their training.
+
+Shape letters: n clients of a cohort, N clients in all, T target tensors of P_t scalars, d embedding, h hidden width,
+r rank. h(z; phi) is linear layers with ReLU between them (the trunk) and a linear head for each target tensor, which
+has nearly all of phi. The heads' gradient is an outer product of n terms; it is never made. A step reads the heads once
+for the gradient with respect to what goes into them, and goes through them and their momentum once more, in slabs that
+stay in the processor's cache. No graph covers the heads or lives from one call to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, relu
+
+from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.errors import UserError
+from fedham_flwr.parameters import Params, all_finite
+from fedham_flwr.threads import in_threads, one_thread
+
+ROWS = 4096
+"""Of a head in one slab: 2.5 MB at the paper's width of 150, and with its momentum twice as much."""
+LANES = 16
+"""Parts that the slabs are dealt to, so that as many threads can take part: a part of its own for each costs more."""
+HEAD = "heads."
+"""How the names begin of tensors that are too large for a graph."""
+
+Result = TypeVar("Result")
+
+
+class Slab(NamedTuple):
+    """Some rows of one head."""
+
+    target: int
+    rows: slice
+
+
+class Slopes(NamedTuple):
+    """What the n clients' gradients with respect to their tensors become on the way back."""
+
+    targets: list[Tensor]  # T times [n, P_t], the gradients themselves
+    codes: list[Tensor]  # T times [n, h or r], what went into the heads
+    embeddings: Tensor  # [n, d]
+    trunk: Params  # of phi without the heads
+
+
+class Generator:
+    """h(z; phi), the hypernetwork, with its optimiser's state.
+
+    Args:
+        how: the method's settings.
+        base: the model's own first values of the target tensors: their names, shapes and order, and with a rank also
+            where generated tensors start from.
+        generator: for the first values of phi.
+        device: where phi is; on the CPU results do not depend on the number of threads.
+
+    Attributes:
+        params: hidden.k.weight [h, d or h] and hidden.k.bias [h]; for every target t heads.t.weight [P_t, h] and
+            heads.t.bias [P_t], or with a rank mixers.t [r, h], heads.t.weight [P_t, r] and heads.t.bias [P_t].
+        velocity: as params with momentum, else empty.
+    """
+
+    def __init__(
+        self, how: FedTPSettings, base: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
+    ) -> None:
+        self.how = how
+        self.device = device
+        self.params: Params = {}
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
+        for name, shape in shapes(how, [tensor.numel() for tensor in base.values()]).items():
+            self.params[name] = _linear(name, shape, how, generator).to(device)
+        if how.rank:
+            for number, tensor in enumerate(base.values()):
+                self.params[f"{HEAD}{number}.bias"].copy_(tensor.reshape(-1))
+        self.velocity: Params = {}
+        if how.momentum:
+            self.velocity = {name: _empty(tensor.shape, tensor).zero_() for name, tensor in self.params.items()}
+
+    def generate(self, z: Tensor) -> list[Params]:
+        """R1: W_i = h(z_i; phi).
+
+        Args:
+            z: embeddings [n, d].
+
+        Returns:
+            For each client the tensors by name, on the CPU; views of one array per target.
+
+        Raises:
+            UserError: some of it is not finite.
+        """
+        with torch.no_grad(), one_thread():
+            codes = self._codes(z.to(self._like), self.params)
+        made = [_empty((len(z), math.prod(shape)), self._like) for shape in self._shapes.values()]
+
+        def fill(slab: Slab) -> None:
+            weight, bias = self._head(self.params, slab)
+            made[slab.target][:, slab.rows] = torch.addmm(bias, codes[slab.target], weight.T)
+
+        self._each(fill)
+        if not all(map(all_finite, made)):
+            raise _diverged(self.how)
+        named = {
+            name: out.cpu().view(-1, *shape) for out, (name, shape) in zip(made, self._shapes.items(), strict=True)
+        }
+        return [{name: tensor[client] for name, tensor in named.items()} for client in range(len(z))]
+
+    def step(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
+        """R6 and R7 for phi: a step of SGD along (d h(z; phi) / d phi)^T slopes.
+
+        Args:
+            z: embeddings [n, d] that the clients' tensors were generated from.
+            slopes: name -> [n, ...], p_i (W_i - Wt_i).
+
+        Returns:
+            The gradient with respect to the embeddings, at phi before the step: [n, d].
+
+        Raises:
+            UserError: the gradient or the new trunk is not finite; nothing is changed.
+        """
+        how, found = self.how, self._back(z, slopes)
+        moved = {
+            name: _sgd(how, how.learning_rate, self.params[name], self.velocity.get(name), g)
+            for name, g in found.trunk.items()
+        }
+        if not all(all_finite(weight) for weight, _ in moved.values()):
+            raise _diverged(self.how)
+        for name, (weight, velocity) in moved.items():
+            self.params[name].copy_(weight)
+            if self.velocity:
+                self.velocity[name].copy_(velocity)
+
+        def descend(slab: Slab) -> None:
+            slope, codes = found.targets[slab.target][:, slab.rows], found.codes[slab.target]
+            head = self._head(self.params, slab)
+            if self.velocity:
+                weight, bias = self._head(self.velocity, slab)
+                ahead = weight.addmm_(slope.T, codes, beta=how.momentum), bias.mul_(how.momentum).add_(slope.sum(0))
+            else:
+                ahead = slope.T @ codes, slope.sum(0)
+            for tensor, direction in zip(head, ahead, strict=True):
+                direction.add_(tensor, alpha=how.weight_decay)
+                tensor.add_(direction, alpha=-how.learning_rate)
+
+        self._each(descend)
+        return found.embeddings
+
+    def slope(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
+        """R6 for the embeddings alone: (d h(z; phi) / d z)^T slopes, [n, d]; phi does not change.
+
+        Args:
+            z: as in `step`.
+            slopes: as in `step`.
+
+        Raises:
+            UserError: it is not finite.
+        """
+        return self._back(z, slopes).embeddings
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor with phi's dtype and device."""
+        return self.params["hidden.0.bias"]
+
+    def _codes(self, z: Tensor, params: Mapping[str, Tensor]) -> list[Tensor]:
+        """What goes into the heads: [n, h] T times, or [n, r] for each of T."""
+        hidden = linear(z, params["hidden.0.weight"], params["hidden.0.bias"])
+        for k in range(1, self.how.hidden_layers + 1):
+            hidden = linear(relu(hidden), params[f"hidden.{k}.weight"], params[f"hidden.{k}.bias"])
+        numbers = range(len(self._shapes))
+        return [linear(hidden, params[f"mixers.{t}"]) if self.how.rank else hidden for t in numbers]
+
+    def _back(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Slopes:
+        """The vector-Jacobian product, but for the heads."""
+        trunk = {name: t.detach().requires_grad_() for name, t in self.params.items() if not name.startswith(HEAD)}
+        leaf = z.detach().to(self._like, copy=True).requires_grad_()
+        with torch.enable_grad(), one_thread():
+            codes = self._codes(leaf, trunk)
+        flat = [slopes[name].flatten(1).to(self._like) for name in self._shapes]
+        back = self._into_codes(flat, codes)
+        with torch.enable_grad(), one_thread():
+            # A scalar: for the gradient of anything else torch imports 500 modules first.
+            inner = torch.stack([(code * slope).sum() for code, slope in zip(codes, back, strict=True)]).sum()
+            gradients = torch.autograd.grad(inner, [leaf, *trunk.values()])
+        # Whatever is not finite in the heads or in the slopes shows in the gradients.
+        if not all(map(all_finite, [*codes, *gradients])):
+            raise _diverged(self.how)
+        named = dict(zip(trunk, gradients[1:], strict=True))
+        return Slopes(flat, [code.detach() for code in codes], gradients[0], named)
+
+    def _into_codes(self, targets: Sequence[Tensor], codes: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient with respect to what went into each head, in sums whose order is fixed."""
+        parts = self._each(lambda slab: targets[slab.target][:, slab.rows] @ self._head(self.params, slab)[0])
+        sums = [torch.zeros_like(code, dtype=torch.float64) for code in codes]
+        for slab, part in zip(self._slabs(), parts, strict=True):
+            sums[slab.target] += part
+        return [total.to(self._like) for total in sums]
+
+    def _head(self, params: Mapping[str, Tensor], slab: Slab) -> tuple[Tensor, Tensor]:
+        """Weight and bias of some rows of a head, or their velocities."""
+        name = f"{HEAD}{slab.target}."
+        return params[f"{name}weight"][slab.rows], params[f"{name}bias"][slab.rows]
+
+    def _slabs(self) -> list[Slab]:
+        sizes = list(map(math.prod, self._shapes.values()))
+        if self.device.type != "cpu":
+            return [Slab(t, slice(0, size)) for t, size in enumerate(sizes)]
+        return [Slab(t, slice(a, min(a + ROWS, size))) for t, size in enumerate(sizes) for a in range(0, size, ROWS)]
+
+    def _each(self, work: Callable[[Slab], Result]) -> list[Result]:
+        """The work's results for all slabs, in their order."""
+        slabs = self._slabs()
+        if self.device.type != "cpu":
+            return [work(slab) for slab in slabs]
+        lanes = in_threads(lambda first: [work(slab) for slab in slabs[first::LANES]], range(LANES))
+        return [lanes[at % LANES][at // LANES] for at in range(len(slabs))]
+
+
+class Embeddings:
+    """z_i of all clients, with the optimiser's state of each: who is not in the cohort does not move.
+
+    Args:
+        how: the method's settings.
+
+    Attributes:
+        clients: ids, in the order of the rows.
+        values: [N, d].
+        velocity: [N, d]; without momentum it stays 0.
+    """
+
+    def __init__(self, how: FedTPSettings) -> None:
+        self.how = how
+        self.clients: tuple[str, ...] = ()
+        self.values = torch.empty(0, how.embedding_dim)
+        self.velocity = torch.empty(0, how.embedding_dim)
+        self._rows: dict[str, int] = {}
+
+    def add(self, clients: Sequence[str], generators: Sequence[torch.Generator]) -> None:
+        """Give new clients embeddings from the standard normal distribution; the others' do not change.
+
+        Args:
+            clients: ids that have none.
+            generators: one for each; its draws depend on nothing else.
+        """
+        assert not self._rows.keys() & set(clients), "these clients have embeddings"
+        fresh = [torch.randn(1, self.how.embedding_dim, generator=generator) for generator in generators]
+        self.clients = (*self.clients, *clients)
+        self._rows = {client: row for row, client in enumerate(self.clients)}
+        self.values = torch.cat([self.values, *fresh])
+        self.velocity = torch.cat([self.velocity, *map(torch.zeros_like, fresh)])
+        assert len(self.values) == len(self.clients), "a generator for each client"
+
+    def rows(self, clients: Sequence[str]) -> Tensor:
+        """Numbers of the clients' rows: int64 [n]."""
+        return torch.tensor([self._rows[client] for client in clients], dtype=torch.int64)
+
+    def of(self, clients: Sequence[str]) -> Tensor:
+        """Copies of the clients' embeddings: [n, d]."""
+        return self.values[self.rows(clients)]
+
+    def step(self, clients: Sequence[str], gradient: Tensor, decay: bool = True) -> None:
+        """R7 for the embeddings of some clients: a step of SGD.
+
+        Args:
+            clients: ids, each once.
+            gradient: with respect to their embeddings [n, d].
+            decay: whether with weight decay.
+
+        Raises:
+            UserError: the step leads to embeddings that are not finite; it is not taken.
+        """
+        rows = self.rows(clients)
+        how, slope = self.how, gradient.to(self.values)
+        values, velocity = _sgd(how, how.embedding_learning_rate, self.values[rows], self.velocity[rows], slope, decay)
+        if not all_finite(values):
+            raise UserError(
+                f"the embeddings diverged: lower fedtp.embedding-learning-rate={how.embedding_learning_rate:g}"
+            )
+        self.values[rows] = values
+        if self.how.momentum:
+            self.velocity[rows] = velocity
+
+
+def shapes(how: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of phi.
+
+    Args:
+        how: the method's settings.
+        sizes: P_t, scalars of each target tensor.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for k in range(how.hidden_layers + 1):
+        found[f"hidden.{k}.weight"] = (how.hidden_dim, how.hidden_dim if k else how.embedding_dim)
+        found[f"hidden.{k}.bias"] = (how.hidden_dim,)
+    for number, size in enumerate(sizes):
+        if how.rank:
+            found[f"mixers.{number}"] = (how.rank, how.hidden_dim)
+        found[f"{HEAD}{number}.weight"] = (size, how.rank or how.hidden_dim)
+        found[f"{HEAD}{number}.bias"] = (size,)
+    return found
+
+
+def _linear(name: str, shape: tuple[int, ...], how: FedTPSettings, generator: torch.Generator) -> Tensor:
+    """First values as torch's `Linear` has them; mixers are a random projection that keeps inner products.
+
+    So with a rank, too, the heads' inputs count as h, what is generated differs between clients as with dense heads,
+    and the heads learn as fast: how much of one client's step another one gets is the inner product of their inputs.
+    """
+    bound = 1 / math.sqrt(how.embedding_dim if name.startswith("hidden.0.") else how.hidden_dim)
+    if name.startswith("mixers."):
+        bound = math.sqrt(3 / how.rank)
+    return _empty(shape, torch.empty(0)).uniform_(-bound, bound, generator=generator)
+
+
+def _sgd(
+    how: FedTPSettings, rate: float, weight: Tensor, velocity: Tensor | None, gradient: Tensor, decay: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The weight and the velocity after a step."""
+    direction = gradient.add(weight, alpha=how.weight_decay) if decay else gradient
+    if velocity is not None:
+        direction = direction.add(velocity, alpha=how.momentum)
+    return weight.sub(direction, alpha=rate), direction
+
+
+def _empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An array with a tensor's dtype and device. By NumPy, which asks the system for huge pages: fewer faults."""
+    if like.device.type != "cpu":
+        return torch.empty(*shape, dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.empty(tuple(shape), like.new_empty(0).numpy().dtype))
+
+
+def _diverged(how: FedTPSettings) -> UserError:
+    return UserError(f"the hypernetwork diverged: lower fedtp.learning-rate={how.learning_rate:g}")

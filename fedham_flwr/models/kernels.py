@@ -1,0 +1,60 @@
+"""Attention and dropout, each by the way that is the fastest where it runs.
+
+Shape letters: b batch, n tokens, m tokens that ask, h heads, e head size.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import dropout, scaled_dot_product_attention
+
+Asked = Float[Tensor, "b h n e"]
+LEVELS = 2**16
+"""The numbers that an element's draw in `drop` can be."""
+
+
+def attend(query: Float[Tensor, "b h m e"], key: Asked, value: Asked, causal: bool) -> Float[Tensor, "b h m e"]:
+    """softmax(Q K^T / sqrt(e)) V.
+
+    Args:
+        query: m tokens.
+        key: n tokens.
+        value: of the same.
+        causal: whether a token sees only itself and those before it; then m = n.
+    """
+    # Torch's kernel is the faster one in fp32, but for training small networks, where it hardly matters. In bfloat16 on
+    # a processor it takes 5 to 10 times as long to train as plain products, and up to 2.5 times as long to evaluate. On
+    # a GPU it keeps the [n, n] weights out of memory. benchmarks/cards/attention-kernel.md has the measurements.
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return by_products(query, key, value, causal)
+    return scaled_dot_product_attention(query, key, value, is_causal=causal)
+
+
+def by_products(query: Float[Tensor, "b h m e"], key: Asked, value: Asked, causal: bool) -> Float[Tensor, "b h m e"]:
+    """The same as two matrix products and a softmax; arguments as in `attend`."""
+    b, h, m, e = query.shape
+    query, key, value = (part.reshape(b * h, -1, e) for part in (query, key, value))
+    later = query.new_full((m, m), -torch.inf).triu(1) if causal else query.new_zeros(1)
+    # The product scales, and adds the mask, on its way.
+    scores = torch.baddbmm(later, query, key.transpose(1, 2), beta=float(causal), alpha=e**-0.5)
+    return torch.bmm(scores.softmax(-1), value).view(b, h, m, e)
+
+
+def drop(x: Float[Tensor, "*s"], rate: float, training: bool) -> Float[Tensor, "*s"]:
+    """Dropout: each element is zero with probability `rate`, or else divided by 1 - rate; nothing out of training.
+
+    Args:
+        x: of any shape.
+        rate: in [0, 1); on a processor it is rounded to a multiple of 2^-16.
+        training: whether to drop at all.
+    """
+    if not training or rate == 0 or x.device.type != "cpu":
+        return dropout(x, rate, training)
+    # Torch draws a Bernoulli number for each element, in a third of a small network's whole step. Here one draw of 64
+    # bits, from the same global generator, is good for four elements.
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in -LEVELS / 2 .. LEVELS / 2 - 1
+    kept = draws >= round(rate * LEVELS) - LEVELS // 2
+    return x * kept.to(x.dtype).div_(1 - rate)

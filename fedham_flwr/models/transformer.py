@@ -1,0 +1,215 @@
+"""What the Transformers have in common: settings, attention, layers, heads and layer groups.
+
+Shape letters: b batch, n tokens, m tokens that ask, d width, k classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, relu
+
+from fedham_flwr.models.kernels import attend, drop
+from fedham_flwr.parameters import LayerGroup, module_group
+
+
+@dataclass(frozen=True)
+class TransformerSettings:
+    """Settings of both Transformers.
+
+    Attributes:
+        width: d, of a token.
+        depth: number of layers.
+        heads: h, of the attention in each layer.
+        head_dim: e, of a head's queries, keys and values; heads times head_dim need not be the width.
+        hidden_dim: of the feed-forward layers.
+        dropout: of the embedding and of what each part of a layer adds, [0, 1).
+        positions: learned (standard normal at first), or sinusoidal, which have no parameters.
+    """
+
+    width: Annotated[int, Gt(0)] = 128
+    depth: Annotated[int, Gt(0)] = 6
+    heads: Annotated[int, Gt(0)] = 8
+    head_dim: Annotated[int, Gt(0)] = 64
+    hidden_dim: Annotated[int, Gt(0)] = 256
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.1
+    positions: Literal["learned", "sinusoidal"] = "learned"
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Self-attention of several heads.
+
+    Args:
+        how: sizes.
+        causal: whether a token sees only itself and those before it.
+        bias: of the output projection; queries, keys and values have none.
+    """
+
+    def __init__(self, how: TransformerSettings, causal: bool, bias: bool) -> None:
+        super().__init__()
+        inner = how.heads * how.head_dim
+        self._heads, self._causal = (how.heads, how.head_dim), causal
+        self.to_qkv = nn.Linear(how.width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, how.width, bias=bias)
+
+    def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
+        """What each token gathers from all that it sees; `first_only`: only the first token's, m = 1."""
+        asking = x[:, :1] if first_only else x
+        # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
+        parts = zip((asking, x, x), self.to_qkv.weight.chunk(3), strict=True)
+        query, key, value = (linear(t, part).view(len(x), -1, *self._heads).transpose(1, 2) for t, part in parts)
+        gathered = attend(query, key, value, self._causal and not first_only)
+        answer: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
+        return answer
+
+
+# ---- layers ----------------------------------------------------------------------------------------------------------
+
+
+class PreNormLayer(nn.Module):
+    """x + attention(norm(x)), then x + feed-forward(norm(x)) with GELU: a layer of the vision Transformer."""
+
+    def __init__(self, how: TransformerSettings) -> None:
+        super().__init__()
+        self._dropout = how.dropout
+        self.norm1 = nn.LayerNorm(how.width)
+        self.attention = Attention(how, causal=False, bias=True)
+        self.norm2 = nn.LayerNorm(how.width)
+        self.up = nn.Linear(how.width, how.hidden_dim)
+        self.down = nn.Linear(how.hidden_dim, how.width)
+
+    def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
+        """The tokens after this layer; `first_only`: only the first one, m = 1."""
+        kept = x[:, :1] if first_only else x
+        kept = kept + self._drop(self.attention(self.norm1(x), first_only))
+        return kept + self._drop(self.down(self._drop(gelu(self.up(self.norm2(kept))))))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop(x, self._dropout, self.training)
+
+
+class PostNormLayer(nn.Module):
+    """norm(x + attention(x)), then norm(x + feed-forward(x)) with ReLU, causal: a layer of the language Transformer."""
+
+    def __init__(self, how: TransformerSettings) -> None:
+        super().__init__()
+        self._dropout = how.dropout
+        self.attention = Attention(how, causal=True, bias=False)
+        self.norm1 = nn.LayerNorm(how.width, eps=1e-6)
+        self.up = nn.Linear(how.width, how.hidden_dim)
+        self.down = nn.Linear(how.hidden_dim, how.width)
+        self.norm2 = nn.LayerNorm(how.width, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """The tokens after this layer."""
+        x = self.norm1(x + self._drop(self.attention(x)))
+        after: Tensor = self.norm2(x + self._drop(self.down(relu(self.up(x)))))
+        return after
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return drop(x, self._dropout, self.training)
+
+
+@lru_cache(maxsize=8)
+def sinusoids(tokens: int, width: int, device: torch.device) -> Float[Tensor, "n d"]:
+    """Sines and cosines of a token's number at falling frequencies, in turn (Vaswani et al., NeurIPS 2017, 3.5).
+
+    Args:
+        tokens: n.
+        width: d.
+        device: where the result is; do not write to it, since it is kept for the next call.
+    """
+    steps = torch.arange(0, width, 2, dtype=torch.float64) / width
+    angles = torch.arange(tokens, dtype=torch.float64)[:, None] * 10_000.0**-steps
+    table = torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :width]
+    return table.to(device, torch.float32)
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+class Transformer(nn.Module):
+    """An embedding, layers, a head, and a personal head if one is asked for.
+
+    A subclass makes `embedding` and `blocks`, then calls `add_heads`; it may have a module `norm`.
+
+    Attributes:
+        kind: of the data it is for.
+        scale: of the logits.
+    """
+
+    kind: ClassVar[Literal["image", "text"]]
+    scale: float = 1.0
+    embedding: nn.Module
+    blocks: nn.ModuleList
+    head: nn.Linear
+    personal_head: nn.Linear | None
+
+    def add_heads(self, width: int, classes: int, bias: bool, personal: bool) -> None:
+        """The last linear layer, and one besides it that starts at zero; made last, it moves no other's numbers.
+
+        Args:
+            width: of the features.
+            classes: number of logits.
+            bias: whether the head has a bias; the personal head always has.
+            personal: whether there is a personal head.
+        """
+        self.head = nn.Linear(width, classes, bias=bias)
+        self.personal_head = nn.Linear(width, classes) if personal else None
+        if self.personal_head is not None:
+            nn.init.zeros_(self.personal_head.weight)
+            nn.init.zeros_(self.personal_head.bias)
+
+    def features(self, x: Tensor) -> Float[Tensor, "*b d"]:
+        """What the heads see of a batch of inputs."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Float[Tensor, "*b k"]:
+        """Logits of a batch: those of the shared head, plus those of the personal one if there is one."""
+        features = self.features(x)
+        logits = self.classify(features)
+        return logits if self.personal_head is None else logits + self.personal_logits(features)
+
+    def classify(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Logits of the shared head."""
+        return self._scaled(self.head(features))
+
+    def personal_logits(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """Logits of the personal head.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.personal_head is None:
+            raise ValueError(f"this {type(self).__name__} was built without a personal head")
+        return self._scaled(self.personal_head(features))
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        return logits if self.scale == 1.0 else logits * self.scale
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """Embedding; queries, keys and values of all layers; the rest of each layer; the last norm; the heads."""
+        return tuple(self._groups())
+
+    def _groups(self) -> Iterator[LayerGroup]:
+        projections = [f"blocks.{number}.attention.to_qkv.weight" for number in range(len(self.blocks))]
+        yield module_group(self, "embedding")
+        yield LayerGroup("attention", tuple(projections))
+        for number, projection in enumerate(projections):
+            names = module_group(self, f"blocks.{number}").parameters
+            yield LayerGroup(f"block{number + 1}", tuple(name for name in names if name != projection))
+        if hasattr(self, "norm"):
+            yield module_group(self, "norm")
+        yield module_group(self, "head")
+        if self.personal_head is not None:
+            yield LayerGroup("personal-head", module_group(self, "personal_head").parameters)

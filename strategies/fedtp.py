@@ -1,0 +1,113 @@
+"""The server half of FedTP; see algorithms/fedtp.py."""
+
+from collections.abc import Mapping, Sequence
+from typing import final
+
+import torch
+
+from fedham_flwr.algorithms import fedavg, fedtp
+from fedham_flwr.generator import Embeddings, Generator
+from fedham_flwr.parameters import Params, check_like, read_clients, write_clients
+from fedham_flwr.seeding import torch_stream
+from fedham_flwr.training import resolve_device
+from fedham_flwr.wire import Upload
+from strategies.base import RoundStrategy
+
+
+@final
+class FedTPStrategy(RoundStrategy):
+    """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention."""
+
+    def personal_groups(self) -> Sequence[str]:
+        """The personal head, if there is one; vanilla: self-attention too.
+
+        Raises:
+            UserError: the model has no self-attention.
+        """
+        fedtp.check_model(self.manifest.group_names, self.settings.model)
+        return fedtp.personal_groups(self.manifest.group_names, self.settings.fedtp)
+
+    def begin(self, shared: Params) -> None:
+        """Start from the first tensors and a fresh hypernetwork; the clients get embeddings when they come."""
+        how, attention = self.settings.fedtp, self.manifest.names([fedtp.GROUP])
+        self._made = tuple(name for name in attention if name in shared)  # vanilla makes nothing
+        self._mean = {name: tensor for name, tensor in shared.items() if name not in self._made}
+        self._embeddings = Embeddings(how)
+        if self._made:
+            draw = torch_stream(self.settings.seed, "generator")
+            base = {name: shared[name] for name in self._made}
+            self._generator = Generator(how, base, draw, resolve_device(self.settings.device))
+
+    def enrol(self, clients: Sequence[str]) -> None:
+        """Give new clients an embedding; nothing changes for the others."""
+        new = [client for client in clients if client not in self._embeddings.clients]
+        if self._made and new:
+            draws = [torch_stream(self.settings.seed, "embedding", client=client) for client in new]
+            self._embeddings.add(new, draws)
+
+    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+        """The mean for every client, and the projections that are made for it."""
+        if not self._made:
+            return dict.fromkeys(clients, self._mean)
+        made = self._generator.generate(self._embeddings.of(clients))  # R1
+        return {client: {**self._mean, **own} for client, own in zip(clients, made, strict=True)}  # R2
+
+    def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
+        """Average what is shared, and let the hypernetwork and the embeddings learn from where training went.
+
+        Raises:
+            UserError: the hypernetwork diverged.
+        """
+        examples = [upload.examples for upload in uploads.values()]
+        if self._made:
+            share = torch.tensor(examples, dtype=torch.float64)
+            slopes = self._slopes(uploads, (share / share.sum()).float())
+            self._embeddings.step(list(uploads), self._generator.step(self._embeddings.of(list(uploads)), slopes))  # R7
+        models = [{name: upload.params[name] for name in self._mean} for upload in uploads.values()]
+        self._mean = fedavg.aggregate(models, examples)  # R5
+
+    def adapted_tensors(self) -> Sequence[str]:
+        """The projections, if they are generated."""
+        return self._made
+
+    def adapt(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
+        """Move the embeddings of novel clients; the hypernetwork and what is shared stay as they are."""
+        slopes = self._slopes(uploads, torch.ones(len(uploads)))
+        gradient = self._generator.slope(self._embeddings.of(list(uploads)), slopes)
+        self._embeddings.step(list(uploads), gradient, decay=False)
+
+    def _slopes(self, uploads: Mapping[str, Upload], share: torch.Tensor) -> Params:
+        """R6: p_i (W_i - Wt_i) of each client, stacked: name -> [n, ...]; W_i is made once more."""
+        starts = self._generator.generate(self._embeddings.of(list(uploads)))
+        slopes = {}
+        for name in self._made:
+            after = torch.stack([upload.params[name] for upload in uploads.values()])
+            away = torch.stack([start[name] for start in starts]).sub_(after)
+            slopes[name] = away.mul_(share.view(-1, *[1] * (away.dim() - 1)))
+        return slopes
+
+    def state_dict(self) -> Params:
+        """The mean, the hypernetwork, the embeddings and their optimisers; live, not copied."""
+        state = {f"mean/{name}": tensor for name, tensor in self._mean.items()}
+        if self._made:
+            state |= {f"generator/{name}": tensor for name, tensor in self._generator.params.items()}
+            state |= {f"velocity/{name}": tensor for name, tensor in self._generator.velocity.items()}
+            state |= {"embeddings": self._embeddings.values, "embeddings-velocity": self._embeddings.velocity}
+            state |= write_clients(self._embeddings.clients)
+        return state
+
+    def load_state_dict(self, state: Params) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            ValueError: it is not of this model and these settings.
+        """
+        if self._made:
+            self._embeddings = Embeddings(self.settings.fedtp)
+            self.enrol(read_clients(state))
+        own = self.state_dict()
+        check_like(state, own)
+        self._mean = {name: state[f"mean/{name}"].clone() for name in self._mean}
+        for name, tensor in own.items():
+            if not name.startswith("mean/"):
+                tensor.copy_(state[name])

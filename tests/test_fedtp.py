@@ -1,0 +1,112 @@
+"""FedTP's mathematics: the heads' losses, the neighbours' vote, and which layers are personal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
+
+from fedham_flwr.algorithms.fedtp import (
+    FedTPSettings,
+    balanced_cross_entropy,
+    check_model,
+    nearest_vote,
+    personal_groups,
+)
+from fedham_flwr.errors import UserError
+
+GROUPS = ("embedding", "attention", "block1", "norm", "head")
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        (FedTPSettings(), ()),
+        (FedTPSettings(personal="vanilla"), ("attention",)),
+        (FedTPSettings(head="fedper"), ("head",)),
+        (FedTPSettings(personal="vanilla", head="fedper"), ("attention", "head")),
+    ],
+)
+def test_which_layer_groups_stay_with_the_client(how: FedTPSettings, kept: tuple[str, ...]) -> None:
+    assert personal_groups(GROUPS, how) == kept
+
+
+def test_fedrods_second_head_is_the_last_group_and_personal_while_the_first_is_shared() -> None:
+    groups = (*GROUPS, "personal-head")
+    assert personal_groups(groups, FedTPSettings(head="fedrod")) == ("personal-head",)
+    assert personal_groups(groups, FedTPSettings(head="fedrod", personal="vanilla")) == ("attention", "personal-head")
+
+
+def test_a_model_without_self_attention_is_refused() -> None:
+    check_model(GROUPS, "vit")
+    message = 'strategy="fedtp" personalises self-attention, and model="cnn" has none: try model="vit" for images or'
+    with pytest.raises(UserError, match=message):
+        check_model(("conv1", "fc1"), "cnn")
+
+
+# ---- balanced softmax (invariant 10) --------------------------------------------------------------------------------
+
+
+@given(st.integers(2, 6), st.integers(1, 5), st.integers(1, 50), st.integers(0, 2**31))
+def test_balanced_softmax_with_equal_counts_is_the_cross_entropy(k: int, b: int, count: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, k, generator=draw, dtype=torch.float64)
+    targets = torch.randint(k, (b,), generator=draw)
+    counts = torch.full((k,), float(count), dtype=torch.float64)
+    torch.testing.assert_close(balanced_cross_entropy(logits, targets, counts), cross_entropy(logits, targets))
+
+
+def test_balanced_softmax_by_hand_and_a_class_without_samples_is_never_predicted() -> None:
+    logits = torch.tensor([[0.0, math.log(2.0), 5.0]], dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
+    # 3 e^0 : 1 e^(log 2) : 0 e^5 = 3 : 2 : 0
+    loss = balanced_cross_entropy(logits, torch.tensor([1]), counts)
+    assert loss.item() == pytest.approx(-math.log(2 / 5))
+    (slope,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(slope, torch.tensor([[3 / 5, 2 / 5 - 1, 0.0]], dtype=torch.float64))
+
+
+def test_balanced_softmax_has_the_gradient_of_finite_differences() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 3, generator=draw, dtype=torch.float64, requires_grad=True)
+    counts = torch.tensor([7.0, 2.0, 11.0], dtype=torch.float64)
+    targets = torch.tensor([0, 2, 1, 1])
+    assert torch.autograd.gradcheck(lambda x: balanced_cross_entropy(x, targets, counts), (logits,))
+
+
+# ---- nearest neighbours ----------------------------------------------------------------------------------------------
+
+
+def naive_vote(
+    queries: torch.Tensor, keys: torch.Tensor, targets: torch.Tensor, classes: int, neighbours: int
+) -> torch.Tensor:
+    votes = torch.zeros(len(queries), classes, dtype=queries.dtype)
+    for at, query in enumerate(queries):
+        squared = [float(((query - key) ** 2).sum()) for key in keys]
+        for sample in sorted(range(len(keys)), key=lambda i: squared[i])[:neighbours]:
+            votes[at, targets[sample]] += math.exp(-squared[sample] / len(query))
+    return votes / votes.sum(1, keepdim=True)
+
+
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(0, 2**31))
+def test_the_vote_is_the_loops_over_queries_and_keys(q: int, s: int, d: int, neighbours: int, seed: int) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    queries, keys = (torch.randn(n, d, generator=draw, dtype=torch.float64) for n in (q, s))
+    targets = torch.randint(3, (s,), generator=draw)
+    vote = nearest_vote(queries, keys, targets, 3, neighbours)
+    torch.testing.assert_close(vote, naive_vote(queries, keys, targets, 3, neighbours), rtol=1e-6, atol=1e-8)
+
+
+def test_neighbours_that_are_all_very_far_still_vote() -> None:
+    vote = nearest_vote(torch.zeros(1, 1), torch.tensor([[100.0], [101.0]]), torch.tensor([1, 0]), 2, 2)
+    assert bool(torch.isfinite(vote).all())
+    assert vote[0, 1] > 0.999
+
+
+def test_a_samples_own_features_decide_with_one_neighbour() -> None:
+    keys, targets = torch.eye(3), torch.tensor([2, 0, 1])
+    assert nearest_vote(keys, keys, targets, 3, 1).argmax(1).tolist() == [2, 0, 1]
