@@ -43,10 +43,11 @@ ENROLLED, COHORT = (10, 1000), 10
 
 
 def settings(rank: int) -> Any:
-    """The method's defaults, which are the paper's but for the rank."""
+    """The method's defaults, with the paper's sizes."""
     from fedham_flwr.algorithms.fedtp import FedTPSettings
 
-    return FedTPSettings(rank=rank, learning_rate=1e-3)  # for gradients that are noise
+    # Low rates: the gradients are noise.
+    return FedTPSettings(rank=rank, learning_rate=1e-3, embedding_learning_rate=1e-3)
 
 
 def build(rank: int, clients: int, shape: tuple[int, int] = SHAPE) -> tuple[Any, dict[str, Any]]:

@@ -37,7 +37,10 @@ Federate = Callable[..., Any]
 W = ("blocks.0.attention.to_qkv.weight", "blocks.1.attention.to_qkv.weight")
 SIZE = 2 * 48 * 16
 """Scalars of W in the tests' network."""
-SMALL: dict[str, Value] = {"fedtp.embedding-dim": 6, "fedtp.hidden-dim": 7, "fedtp.hidden-layers": 1, "fedtp.rank": 2}
+SMALL: dict[str, Value] = {
+    "fedtp.embedding-dim": 6, "fedtp.hidden-dim": 7, "fedtp.hidden-layers": 1, "fedtp.rank": 2,
+    "fedtp.learning-rate": 0.1, "fedtp.embedding-learning-rate": 1.0,
+}  # fmt: skip
 FROZEN: dict[str, Value] = {**SMALL, "fedtp.learning-rate": 0.0, "fedtp.embedding-learning-rate": 0.0}
 ALONE: dict[str, Value] = {"min_clients": 1, "partitioner": "iid", "samples_per_client": 150}
 
