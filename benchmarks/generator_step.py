@@ -64,7 +64,7 @@ def build(rank: int, clients: int, shape: tuple[int, int] = SHAPE) -> tuple[Any,
 
 def enrol(rank: int, clients: int) -> tuple[Any, list[str]]:
     """Embeddings of so many clients, and their ids."""
-    from fedham_flwr.generator import Embeddings
+    from fedham_flwr.embeddings import Embeddings
     from fedham_flwr.seeding import torch_stream
 
     ids, table = list(map(str, range(clients))), Embeddings(settings(rank))

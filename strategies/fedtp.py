@@ -6,7 +6,8 @@ from typing import final
 import torch
 
 from fedham_flwr.algorithms import fedavg, fedtp
-from fedham_flwr.generator import Embeddings, Generator
+from fedham_flwr.embeddings import Embeddings
+from fedham_flwr.generator import Generator
 from fedham_flwr.parameters import Params, check_like, read_clients, write_clients
 from fedham_flwr.seeding import torch_stream
 from fedham_flwr.training import resolve_device

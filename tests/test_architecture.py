@@ -25,7 +25,7 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "errors", "parameters", "seeding", "threads"},
     {"batches", "images", "texts", "partitions", "sources", "models", "algorithms", "training", "data"}
-    | {"bank", "generator", "hypernetworks", "meta_models"},
+    | {"bank", "generator", "embeddings", "hypernetworks", "meta_models"},
     {"config"},
     {"wire", "roster", "state", "results", "scores", "report", "plots", "mixing", "mixing_plots"},
     {"strategies", "clients"},

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.embeddings import Embeddings
 from fedham_flwr.errors import UserError
-from fedham_flwr.generator import Embeddings
 from fedham_flwr.seeding import torch_stream
 
 SMALL = {"embedding_dim": 5, "embedding_learning_rate": 0.1, "weight_decay": 0.03}

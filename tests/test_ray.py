@@ -61,7 +61,14 @@ def summary(output: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "method",
-    ['"fedavg"', '"fedper"', '"pfedla"', '"fedham" fedham.transport="peers"', '"fedham" fedham.transport="mediated"'],
+    [
+        '"fedavg"',
+        '"fedper" novel-clients=1',
+        '"pfedla"',
+        '"fedham" fedham.transport="peers"',
+        '"fedham" fedham.transport="mediated"',
+        '"fedtp" model="vit" vit.depth=1 vit.width=32 novel-clients=1 novel-turns=2',
+    ],
 )
 def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], method: str) -> None:
     config = f"strategy={method} num-server-rounds=2 fraction-train=0.5 evaluate-every=1"
