@@ -30,7 +30,6 @@ COMMON: Mapping[str, Value] = {
     "test-fraction": 0.25,
     "momentum": 0.9,
     "local-epochs": 1,
-    "precision": "bf16",
     "evaluate-every": 1_000_000,
     "device": "cpu",
 }
@@ -84,7 +83,7 @@ STEADIER = (
 
 def options(parser: argparse.ArgumentParser) -> None:
     """Add the options that only this comparison has, and its number of rounds."""
-    parser.set_defaults(rounds=40, samples=None)
+    parser.set_defaults(rounds=30, samples=None)
     parser.add_argument("--text", type=Path, default=SHAKESPEARE, help="folder with Shakespeare as Parquet files")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(USUAL))
     parser.add_argument("--splits", nargs="+", choices=list(TASKS), default=list(TASKS))

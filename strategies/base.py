@@ -77,7 +77,7 @@ class RoundStrategy(Method, Strategy):
         self.enrol(clients)
         names = self.adapted_tensors()
         self._receive(number, self._ask(grid, self._messages(grid, NOVEL, number, clients)), ())
-        if not names:
+        if not names or not clients:
             return
         for turn in range(number, number + self.settings.novel_turns):
             replies = self._ask(grid, self._messages(grid, TURN, turn, clients))

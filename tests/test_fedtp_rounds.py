@@ -26,8 +26,8 @@ from fedham_flwr.algorithms import fedtp
 from fedham_flwr.batches import inputs_and_targets
 from fedham_flwr.config import Value, parse
 from fedham_flwr.data import open_partition
+from fedham_flwr.embeddings import Embeddings
 from fedham_flwr.errors import UserError
-from fedham_flwr.generator import Embeddings
 from fedham_flwr.in_process import InProcessGrid
 from fedham_flwr.parameters import Params
 from fedham_flwr.seeding import torch_stream
