@@ -102,8 +102,10 @@ class Hypernetworks:
             mine = [self.params[name][some].requires_grad_() for name in names]
             with torch.enable_grad():
                 out = logits(dict(zip(names, mine, strict=True)))
+                # Of a scalar: to be given a gradient to start from, torch imports hundreds of modules first.
+                surrogate = (out * slope.to(out)).sum()
             # Without hidden layers or with heads of zero, some tensors have a gradient of zero and none is unused.
-            slopes = torch.autograd.grad(out, mine, slope.to(out))
+            slopes = torch.autograd.grad(surrogate, mine)
             momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
             with torch.no_grad():
                 sgd(

@@ -87,6 +87,13 @@ class FedTPStrategy(RoundStrategy):
             slopes[name] = away.mul_(share.view(-1, *[1] * (away.dim() - 1)))
         return slopes
 
+    def describe(self) -> str:
+        """What is shared, personal and generated, and the size of the hypernetwork, which stays here."""
+        if not self._made:
+            return super().describe()
+        size = sum(tensor.numel() for tensor in self._generator.params.values())
+        return f"{super().describe()}; generated: {fedtp.GROUP}, by a hypernetwork of {size:,} scalars"
+
     def state_dict(self) -> Params:
         """The mean, the hypernetwork, the embeddings and their optimisers; live, not copied."""
         state = {f"mean/{name}": tensor for name, tensor in self._mean.items()}
