@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, relu
+from torch.nn.functional import linear, normalize, relu
 
 from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.embeddings import sgd_step
@@ -28,6 +28,9 @@ ROWS = 4096
 """Of a head in one slab: 2.5 MB at the paper's width of 150, and with its momentum twice as much."""
 LANES = 16
 """Parts that the slabs are dealt to, so that as many threads can take part: a part of its own for each costs more."""
+REACH = 2.0
+"""Length of what goes into a factorised head. How far a step moves what is generated grows with its square: where it is
+free to grow, as in dense heads, training that went well diverges after some rounds. Directions tell clients apart."""
 HEAD = "heads."
 """How the names begin of tensors that are too large for a graph."""
 
@@ -172,8 +175,10 @@ class Generator:
         hidden = linear(z, params["hidden.0.weight"], params["hidden.0.bias"])
         for k in range(1, self.how.hidden_layers + 1):
             hidden = linear(relu(hidden), params[f"hidden.{k}.weight"], params[f"hidden.{k}.bias"])
-        numbers = range(len(self._shapes))
-        return [linear(hidden, params[f"mixers.{t}"]) if self.how.rank else hidden for t in numbers]
+        if not self.how.rank:
+            return [hidden] * len(self._shapes)
+        mixed = (linear(hidden, params[f"mixers.{t}"]) for t in range(len(self._shapes)))
+        return [REACH * normalize(code, dim=1) for code in mixed]
 
     def _back(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Slopes:
         """The vector-Jacobian product, but for the heads."""
@@ -241,14 +246,14 @@ def shapes(how: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...
 
 
 def _linear(name: str, shape: tuple[int, ...], how: FedTPSettings, generator: torch.Generator) -> Tensor:
-    """First values as torch's `Linear` has them; mixers are a random projection that keeps inner products.
+    """First values as torch's `Linear` has them, of h inputs; mixers are a random projection.
 
-    So with a rank, too, the heads' inputs count as h, what is generated differs between clients as with dense heads,
-    and the heads learn as fast: how much of one client's step another one gets is the inner product of their inputs.
+    Factorised heads are smaller by as much as their inputs are longer, so that what is generated at first differs from
+    the model's own tensors about as much as with dense heads.
     """
     bound = 1 / math.sqrt(how.embedding_dim if name.startswith("hidden.0.") else how.hidden_dim)
-    if name.startswith("mixers."):
-        bound = math.sqrt(3 / how.rank)
+    if how.rank and name.startswith(HEAD):
+        bound /= REACH
     return _empty(shape, torch.empty(0)).uniform_(-bound, bound, generator=generator)
 
 

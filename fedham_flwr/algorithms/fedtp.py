@@ -24,12 +24,13 @@ W_i - Wt_i = -delta_i is the scaled gradient of L_i at W_i, so G descends sum_i 
 keep z_i and its momentum bit for bit; in the authors' code weight decay and momentum move them every round.
 
 Deviations. `rank` > 0 factorises the heads of h: a layer's projections are a common tensor, which starts as the
-model's own, and a combination of `rank` tensors with the client's coefficients; rank 0 is the paper's. The learning
-rates are 0.1 for phi and 1 for z, where the authors have 0.01 for both: with momentum 0.9, what is common to all W_i
-then moves about as far as averaging would move it, and J_z is so small that z would hardly move at 0.01. With 0.2 and
-10 training diverged after 20 to 30 rounds. `vanilla` keeps W_i with the client and has no hypernetwork. A novel client
-learns z alone, from a draw like any other's: phi and xi are frozen, and a turn is z <- z - eta J_z^T (W - Wt), with
-momentum and without weight decay, after local steps on W; a personal head is trained along with W.
+model's own, and a combination of `rank` tensors with the client's coefficients, a vector of fixed length; rank 0 is the
+paper's. The learning rates are 0.1 for phi and 1 for z, where the authors have 0.01 for both: with momentum 0.9, what
+is common to all W_i then moves about as far as averaging would move it, and J_z is so small that z would hardly move at
+0.01. With coefficients of free length 0.2 and 10 diverged after 20 to 30 rounds; dense heads have that freedom.
+`vanilla` keeps W_i with the client and has no hypernetwork. A novel client learns z alone, from a draw like any
+other's: phi and xi are frozen, and a turn is z <- z - eta J_z^T (W - Wt), with momentum and without weight decay, after
+local steps on W; a personal head is trained along with W.
 
 Combinations (authors' code): `head="fedper"` keeps the last linear layer with the client. `head="fedrod"` (Chen, Chao,
 ICLR 2022) trains the shared head by the balanced softmax and adds a personal linear layer on detached features, which
