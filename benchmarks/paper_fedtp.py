@@ -73,8 +73,8 @@ LEGEND = (
     "*Before* is the model that the server sent, or made for the client, or the client kept; *after* the same after "
     "local training: `fedavg, after` is FedAvg-T with fine-tuning, `fedper` is FedPer-T. *Novel* are the clients "
     "that never trained: *before* is what the federation gives them, *after* what they made of it: with `fedtp` the "
-    "embedding alone is learned, in {turns} turns of {steps} local steps, with all others the whole model, in {steps} "
-    "local steps; `local` starts from the common first parameters. Texts: every position of every window counts."
+    "embedding alone is learned, in turns of some local steps each, with all others the whole model, in so many local "
+    "steps once; `local` starts from the common first parameters. Texts: every position of every window counts."
 )
 STEADIER = (
     "The same seed has the same data, so differences are steadier than their parts (last {last} training rounds):"
@@ -124,9 +124,7 @@ def prepare(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001  #
 def card(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     """The result as Markdown."""
     last, methods = min(LAST, given.rounds), list(METHODS)
-    how = parse(settings(next(iter(results)), given, Path()))
-    legend = LEGEND.format(turns=how.novel_turns, steps=how.novel_steps)
-    parts = ["# FedTP and others with the same Transformer", facts(results, given), legend]
+    parts = ["# FedTP and others with the same Transformer", facts(results, given), LEGEND]
     for split in given.splits:
         parts += [heading(results, split, given), accuracies(results, split, last)]
         if any((case.split, case.method) == (split, base) for case in results for base, _ in BASES):
@@ -160,7 +158,8 @@ def heading(results: Mapping[Case, Result], split: str, given: argparse.Namespac
     patch = f", patches of {how.vit.patch_size}" if how.model == "vit" else ""
     return (
         f"## {WHAT[split]}\n\nA client has {min(held)} to {max(held)} {what} (seed {case.seed}); "
-        f"{how.novel_clients} of {len(clients)} clients are novel. `{how.model}`: width {network.width}, depth "
+        f"{how.novel_clients} of {len(clients)} clients are novel, and adapt in {how.novel_steps} local steps (`fedtp`: "
+        f"{how.novel_turns} turns of them). `{how.model}`: width {network.width}, depth "
         f"{network.depth}, heads {network.heads} of {network.head_dim}, hidden {network.hidden_dim}{patch}, dropout "
         f"{network.dropout:g}. Batch {how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g}, epochs "
         f"{how.local_epochs}."
