@@ -158,7 +158,7 @@ def heading(results: Mapping[Case, Result], split: str, given: argparse.Namespac
     patch = f", patches of {how.vit.patch_size}" if how.model == "vit" else ""
     return (
         f"## {WHAT[split]}\n\nA client has {min(held)} to {max(held)} {what} (seed {case.seed}); "
-        f"{how.novel_clients} of {len(clients)} clients are novel, and adapt in {how.novel_steps} local steps (`fedtp`: "
+        f"{how.novel_clients} of {len(clients)} clients are novel and adapt in {how.novel_steps} local steps (`fedtp`: "
         f"{how.novel_turns} turns of them). `{how.model}`: width {network.width}, depth "
         f"{network.depth}, heads {network.heads} of {network.head_dim}, hidden {network.hidden_dim}{patch}, dropout "
         f"{network.dropout:g}. Batch {how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g}, epochs "

@@ -35,7 +35,8 @@ def generated(phi: Params, z: Tensor, rank: int) -> Params:
     """h(z; phi) for one client, written out with the network's own shapes."""
     hidden = linear(z, phi["hidden.0.weight"], phi["hidden.0.bias"])
     hidden = linear(relu(hidden), phi["hidden.1.weight"], phi["hidden.1.bias"])
-    codes = [linear(hidden, phi[f"mixers.{t}"]) if rank else hidden for t in range(len(W))]
+    mixed = [linear(hidden, phi[f"mixers.{t}"]) if rank else hidden for t in range(len(W))]
+    codes = [2 * code / code.norm() if rank else code for code in mixed]
     heads = [linear(codes[t], phi[f"heads.{t}.weight"], phi[f"heads.{t}.bias"]) for t in range(len(W))]
     return {name: head.view(48, 16) for name, head in zip(W, heads, strict=True)}
 
