@@ -1,0 +1,304 @@
+"""FedTP with personal heads, with nearest neighbours and on text, each in whole federations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import RecordDict
+from presets import TINY_CHAR
+from test_fedtp_rounds import SMALL, W, Watching
+from test_rounds import Shuffled
+from torch.nn.functional import cross_entropy
+
+from clients.base import Job
+from clients.fedtp import FedTPClient
+from fedham_flwr import models
+from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
+from fedham_flwr.batches import inputs_and_targets
+from fedham_flwr.config import Value, parse
+from fedham_flwr.data import open_partition
+from fedham_flwr.errors import UserError
+from fedham_flwr.parameters import Params
+from fedham_flwr.state import ClientState
+from fedham_flwr.training import SGD, Trainer
+from fedham_flwr.wire import Download
+
+Federate = Callable[..., Any]
+Make = Callable[..., dict[str, Value]]
+HEAD, SECOND = ("head.weight", "head.bias"), ("personal_head.weight", "personal_head.bias")
+every_way = pytest.mark.parametrize("personal", ["generated", "vanilla"])
+CPU = torch.device("cpu")
+
+
+def how(personal: str, head: str = "shared", knn: bool = False) -> dict[str, Value]:
+    chosen = {"fedtp.personal": personal, "fedtp.head": head, "fedtp.knn": knn}
+    return {"strategy": "fedtp", **SMALL, **chosen, "fedtp.knn-neighbours": 4}
+
+
+def client_of(given: dict[str, Value], number: int = 0, clients: int = 4, params: Params | None = None) -> FedTPClient:
+    """A client half on its own, with the network's first parameters or others."""
+    chosen = parse(given)
+    data = open_partition(chosen.data(), number, clients)
+    classes = len(data.classes)
+    trainer = Trainer(models.build(chosen.model, data.shape, classes, 0, chosen.networks()), CPU, "fp32")
+    trainer.load(params or trainer.initial)
+    state = ClientState(RecordDict(), str(number), trainer.manifest.fingerprint())
+    return FedTPClient(Job(str(number), chosen, data, trainer, state, Download(1, {}, data.shape, classes)))
+
+
+def last_kept(run: Any) -> dict[str, Params]:
+    return {client: kept for kind, _, client, _, _, kept in run.grid.seen if kind == "train"}
+
+
+# ---- personal heads --------------------------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize(("head", "names"), [("fedper", HEAD), ("fedrod", SECOND)])
+def test_a_personal_head_is_in_no_message_and_differs_between_clients(
+    federate: Federate, personal: str, head: str, names: tuple[str, ...]
+) -> None:
+    run = federate(grid=Watching, **how(personal, head))
+    stays = {*names, *(W if personal == "vanilla" else ())}
+    for _, _, _, down, up, kept in run.grid.seen:
+        assert not stays & {*down, *up}
+        assert kept.keys() == stays
+    assert {kind for kind, *_ in run.grid.seen} == {"train", "evaluate"}
+    heads = last_kept(run).values()
+    for name in names:
+        assert len({tuple(kept[name].flatten().tolist()) for kept in heads}) == 4
+    first, second, *_ = [kept for _, _, client, _, _, kept in run.grid.seen if client == "1"]
+    assert all(not torch.equal(first[name], second[name]) for name in stays)
+    assert not [name for name in run.state if any(part in name for part in stays)]
+
+
+def test_fedrods_personal_head_starts_at_zero_and_leaves_the_shared_start_as_it_is(settings: Make) -> None:
+    with_it, without = (
+        client_of(settings(**how("generated", head))).job.trainer.initial for head in ("fedrod", "shared")
+    )
+    assert not any(with_it[name].any() for name in SECOND)
+    assert with_it.keys() - without.keys() == set(SECOND)
+    assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
+
+
+def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> None:
+    """Several steps, with momentum and decay, that a balanced softmax and an own cross-entropy take side by side."""
+    client = client_of(settings(**how("generated", "fedrod"), learning_rate=0.1, weight_decay=0.01))
+    trainer, data, index = client.job.trainer, client.job.data, client.job.data.splits["train"]
+    training = client.settings.local_training()
+    counts = torch.bincount(data.labels[index], minlength=10).float()
+    assert (counts > 0).sum() == 2
+    model = models.build("vit", (1, 8, 8), 10, 0, client.settings.networks())
+    body = SGD([p for name, p in model.named_parameters() if name not in SECOND], training)
+    head = SGD([p for name, p in model.named_parameters() if name in SECOND], training)
+    order = index[torch.randperm(len(index), generator=torch.Generator().manual_seed(5))]
+    for batch in order.split(32):
+        x, y = inputs_and_targets(data.features[batch], data.labels[batch])
+        features = model.features(x)
+        model.zero_grad()
+        logits = model.head(features)
+        cross_entropy(logits + counts.log(), y).backward()
+        personal = model.personal_head(features.detach())
+        cross_entropy(logits.detach() + personal, y).backward()
+        body.step()
+        head.step()
+    trainer.fit(data, training, torch.Generator().manual_seed(5), objective=client.objective())
+    wanted = dict(model.named_parameters())
+    trained = trainer.read(trainer.parameter_names)
+    assert wanted.keys() == trained.keys()
+    for name, tensor in trained.items():
+        assert torch.allclose(tensor, wanted[name], rtol=0, atol=1e-6), name
+        assert not torch.equal(tensor, trainer.initial[name]), name
+
+
+def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make) -> None:
+    client = client_of(settings(**how("generated", "fedrod")))
+    model, data = client.job.trainer._model, client.job.data
+    x, y = inputs_and_targets(data.features[data.splits["train"]], data.labels[data.splits["train"]])
+    model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    objective = client.objective()
+    assert objective is not None
+    rest = {name: param for name, param in model.named_parameters() if name not in SECOND}
+    slopes = torch.autograd.grad(objective(model, x, y), list(rest.values()))
+    counts = torch.bincount(y, minlength=10).float()
+    alone = torch.autograd.grad(balanced_cross_entropy(model.classify(model.features(x)), y, counts), [*rest.values()])
+    assert all(torch.equal(one, other) for one, other in zip(slopes, alone, strict=True))
+    assert client_of(settings(**how("generated"))).objective() is None
+
+
+def test_fedrod_predicts_by_both_heads(settings: Make) -> None:
+    client = client_of(settings(**how("generated", "fedrod")))
+    model, data = client.job.trainer._model.eval(), client.job.data
+    model.personal_head.bias.data[3] = 50.0
+    x, _ = inputs_and_targets(data.features[:5], data.labels[:5])
+    assert model(x).argmax(1).tolist() == [3] * 5
+    model.personal_head.bias.data[3] = 0.0
+    assert torch.equal(model(x), model.classify(model.features(x)))
+
+
+def test_a_second_head_needs_a_transformer(federate: Federate) -> None:
+    with pytest.raises(
+        UserError, match=r'^fedtp.head="fedrod" gives a Transformer a second head, and model="digits-cnn"'
+    ):
+        federate(model="digits-cnn", **how("generated", "fedrod"))
+
+
+# ---- what is left of a run -------------------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize("head", ["shared", "fedper", "fedrod"])
+def test_the_exported_models_load_and_score_what_the_rows_say(
+    federate: Federate, settings: Make, personal: str, head: str
+) -> None:
+    chosen = parse(settings(**how(personal, head)))
+    run = federate(**how(personal, head))
+    for number in range(4):
+        trainer = Trainer(models.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
+        found = trainer.evaluate(open_partition(chosen.data(), number, 4), "test")
+        values = {
+            row.metric: row.value for row in run.rows if row[:5] == (3, str(number), "test", "personal", "before")
+        }
+        assert found.accuracy == values["accuracy"]
+        assert found.loss == pytest.approx(values["loss"], rel=1e-6)
+
+
+@every_way
+@pytest.mark.parametrize("head", ["fedper", "fedrod"])
+def test_a_combination_repeats_to_the_same_digest(federate: Federate, personal: str, head: str) -> None:
+    one, other = (federate(**how(personal, head, knn=True), **more) for more in ({}, {"grid": Shuffled}))
+    assert one.summary["digest"] == other.summary["digest"]
+    assert one.summary["failures"] == 0
+
+
+# ---- nearest neighbours ----------------------------------------------------------------------------------------------
+
+
+def test_the_prediction_is_the_softmax_and_the_vote_of_the_nearest_by_hand(settings: Make) -> None:
+    client = client_of(settings(**how("generated", knn=True)) | {"fedtp.knn-share": 0.3})
+    trainer, data = client.job.trainer, client.job.data
+    predictor = client.predictor()
+    assert predictor is not None
+    model, index = trainer._model.eval(), data.splits["train"]
+    x, _ = inputs_and_targets(data.features[data.splits["test"][:6]], data.labels[:6])
+    keys, labels = inputs_and_targets(data.features[index], data.labels[index])
+    with torch.no_grad():
+        own, asked, plain = (model.features(keys).double(), model.features(x).double(), model(x).double())
+        predicted = predictor(model, x).double().exp()
+    for at in range(6):
+        squared = ((own - asked[at]) ** 2).sum(1).tolist()
+        nearest = sorted(range(len(squared)), key=squared.__getitem__)[:4]
+        weights = [math.exp(-squared[i] / 16) for i in nearest]  # 16 is the network's width
+        vote = torch.zeros(10, dtype=torch.float64)
+        for i, weight in zip(nearest, weights, strict=True):
+            vote[labels[i]] += weight / sum(weights)
+        wanted = 0.3 * vote + 0.7 * plain[at].softmax(0)
+        assert torch.allclose(predicted[at], wanted, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(predicted.sum(1), torch.ones(6, dtype=torch.float64), atol=1e-5)
+
+
+@every_way
+def test_neighbours_without_a_share_change_nothing_but_the_last_digits_of_the_loss(
+    federate: Federate, personal: str
+) -> None:
+    plain, idle = federate(**how(personal)), federate(**how(personal, knn=True) | {"fedtp.knn-share": 0.0})
+    for one, other in zip(plain.rows, idle.rows, strict=True):
+        assert (one[:6], one.n) == (other[:6], other.n)
+        assert (
+            one.value == other.value if one.metric == "accuracy" else one.value == pytest.approx(other.value, rel=1e-4)
+        )
+    asked = federate(**how(personal, knn=True))
+    assert all(torch.equal(tensor, plain.state[name]) for name, tensor in asked.state.items())  # training is the same
+    assert [row[:6] for row in asked.rows] == [row[:6] for row in plain.rows]
+    mean = [
+        sum(r.value for r in run.rows if r[:1] + r[2:6] == (3, "test", "personal", "before", "accuracy"))
+        for run in (plain, asked)
+    ]
+    assert mean[1] > mean[0] + 0.5  # of 4: with two classes to a client, neighbours help at once
+
+
+def test_an_exported_model_scores_what_the_rows_say_with_the_clients_own_neighbours(
+    federate: Federate, settings: Make
+) -> None:
+    """The file holds the network; the neighbours are the client's training samples, and no part of it."""
+    run = federate(**how("generated", knn=True))
+    exported = models.load(run.path / "model" / "2.safetensors").state_dict()
+    client = client_of(settings(**how("generated", knn=True)), 2, params=exported)
+    found = client.job.trainer.evaluate(client.job.data, "test", client.predictor())
+    (row,) = [r for r in run.rows if r[:6] == (3, "2", "test", "personal", "before", "loss")]
+    assert found.loss == row.value
+    assert client.job.trainer.evaluate(client.job.data, "test").loss != row.value
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+T = 8
+TEXT: dict[str, Value] = {**TINY_CHAR, "partitioner": "natural", "client-column": "role", "sequence-length": T}
+
+
+def write_texts(path: Path, texts: dict[str, list[str]]) -> str:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = [(role, line) for role, given in texts.items() for line in given]
+    pq.write_table(pa.table({"role": [role for role, _ in lines], "text": [line for _, line in lines]}), path)
+    return str(path)
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> dict[str, Value]:
+    """Three roles that say the same few words, each in an order of its own."""
+    words = ("to be", "or not", "that is", "the question")
+    roles = {f"r{k}": [" ".join(words[(i + k * j) % 4] for i in range(12)) for j in range(6)] for k in (1, 2, 3)}
+    return {**TEXT, "dataset": write_texts(tmp_path / "play.parquet", roles)}
+
+
+@pytest.mark.parametrize("method", ["fedtp", "vanilla", "fedavg"])
+@pytest.mark.parametrize("knn", [False, True])
+def test_on_text_all_positions_count_and_perplexity_is_that_of_the_loss(
+    federate: Federate, settings: Make, play: dict[str, Value], method: str, knn: bool
+) -> None:
+    given = {"strategy": "fedtp" if method != "fedavg" else "fedavg", **play, **SMALL, "fedtp.knn": knn}
+    given |= {"fedtp.personal": "vanilla"} if method == "vanilla" else {}
+    training = {"num_server_rounds": 4, "learning_rate": 0.3, "batch_size": 8}
+    run = federate(clients=3, **given, **training)
+    counts = {c: open_partition(parse(settings(**given)).data(), c, 3).counts() for c in range(3)}
+    rows = {row[:6]: row for row in run.rows}
+    assert len(rows) == 5 * 3 * 2 * 2 * 3  # rounds, clients, splits, phases, metrics
+    for row in rows.values():
+        assert row.n == counts[int(row.client)][row.split] * T
+        if row.metric == "perplexity":
+            assert row.value == pytest.approx(math.exp(rows[*row[:5], "loss"].value), rel=1e-12)
+    first, last = (
+        np.mean([r.value for r in run.rows if (r.round, *r[2:6]) == (n, "test", r.model, "before", "accuracy")])
+        for n in (1, 5)
+    )
+    assert knn or last > first + 0.1  # neighbours know these few words at once
+
+
+@pytest.mark.parametrize("head", ["fedper", "fedrod"])
+def test_on_text_personal_heads_work_too(federate: Federate, play: dict[str, Value], head: str) -> None:
+    run = federate(clients=3, grid=Watching, **play, **how("generated", head, knn=True))
+    assert run.summary["failures"] == 0
+    assert last_kept(run)["0"].keys() == ({"head.weight"} if head == "fedper" else set(SECOND))
+
+
+@pytest.mark.parametrize("personal", ["generated", "vanilla"])
+def test_9_of_random_characters_nothing_can_be_predicted(federate: Federate, tmp_path: Path, personal: str) -> None:
+    """A network that sees the character it should predict, as the authors' does, scores 0.8 and more here."""
+    draw, letters = np.random.default_rng(0), "abcdefghij"
+    roles = {f"r{k}": ["".join(draw.choice(list(letters), 6000))] for k in range(3)}
+    given = {**TEXT, "dataset": write_texts(tmp_path / "noise.parquet", roles), "vocabulary": letters, **SMALL}
+    training = {"num_server_rounds": 3, "learning_rate": 0.3, "batch_size": 16}
+    run = federate(clients=3, strategy="fedtp", **given, **training, **{"fedtp.personal": personal})
+    test = [row for row in run.rows if row[:1] + row[2:6] == (4, "test", "personal", "before", "accuracy")]
+    n = sum(row.n for row in test)
+    assert n > 4000
+    accuracy = sum(row.value * row.n for row in test) / n
+    assert abs(accuracy - 0.1) < 3 * math.sqrt(0.1 * 0.9 / n)
