@@ -116,22 +116,20 @@ def test_6_the_step_is_along_the_sum_of_what_each_client_asks_for_by_its_share_o
         assert torch.allclose(mean, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("personal", ["generated", "vanilla"])
-def test_the_order_of_clients_and_of_replies_changes_nothing(personal: str) -> None:
-    # with few coefficients one may be short, and what is divided by its length inexact
-    given: dict[str, Value] = {"fedtp.personal": personal, "fedtp.rank": 6}
+@pytest.mark.parametrize(("personal", "rank"), [("generated", 0), ("generated", 2), ("vanilla", 0)])
+def test_the_order_of_clients_and_of_replies_changes_nothing(personal: str, rank: int) -> None:
+    given: dict[str, Value] = {"fedtp.personal": personal, "fedtp.rank": rank}
     forwards, backwards = server("0123", **given), server("3210", **given)
-    for number in (1, 2):
-        starts, others = forwards.plan(number, tuple("0123")), backwards.plan(number, tuple("3210"))
-        assert all(close(params, others[client], 1e-5) for client, params in starts.items())
-        sent = uploads_of(starts, number)
-        forwards.merge(number, sent)
-        backwards.merge(number, dict(reversed(sent.items())))
+    starts, others = forwards.plan(1, tuple("0123")), backwards.plan(1, tuple("3210"))
+    assert all(close(params, others[client]) for client, params in starts.items())
+    sent = uploads_of(starts, 1)
+    forwards.merge(1, sent)
+    backwards.merge(1, dict(reversed(sent.items())))
     for name, tensor in forwards.state_dict().items():
         other = backwards.state_dict()[name]
         if name != "clients":
             turned = other.flip(0) if name.startswith("embeddings") else other
-            assert torch.allclose(tensor, turned, rtol=0, atol=1e-3), name
+            assert torch.allclose(tensor, turned, rtol=1e-4, atol=1e-4), name
 
 
 # ---- new clients -----------------------------------------------------------------------------------------------------
