@@ -21,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = overrides(options.run_config or [])
         if options.results_dir:
             given["results-dir"] = options.results_dir
+        if options.resume:
+            given["resume"] = options.resume
         if min(options.num_supernodes, options.num_cpus) < 1:
             raise UserError(
                 f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default: ray")
     parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
+    parser.add_argument("--resume", metavar="PATH", help="the setting resume: a run's directory or a model file")
     return parser
 
 

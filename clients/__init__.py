@@ -7,6 +7,7 @@ from clients.fedham import FedHAMClient
 from clients.fedper import FedPerClient
 from clients.fedprox import FedProxClient
 from clients.fedtp import FedTPClient
+from clients.fedtransfer import FedTransferClient
 from clients.local import LocalClient
 from clients.pfedla import PFedLAClient
 
@@ -19,4 +20,5 @@ CLIENTS: dict[str, type[RoundClient]] = {
     "amn": AMNClient,
     "fedham": FedHAMClient,
     "fedtp": FedTPClient,
+    "fedtransfer": FedTransferClient,
 }

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from fedham_flwr import models, parameters
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params
 from fedham_flwr.results import write_model
-from fedham_flwr.seeding import torch_stream
 from fedham_flwr.training import Trainer
 
 __all__ = ["Job", "RoundClient"]
@@ -44,13 +42,7 @@ class RoundClient(ClientMethod, NumPyClient):
         Returns:
             The shared tensors after training, the number of training samples, and the scores.
         """
-        start = self._start(parameters, training=True)
-        self._score(start.origin, "before")
-        self._train(start.params)  # R2
-        self._score("personal", "after")
-        after = self.learned(read_checked(self.job.trainer))
-        if kept := {name: after[name] for name in self.kept_names()} | self.also_kept():
-            self.job.state.save(kept, self.job.download.round)  # R3
+        after = self._improve(parameters, training=True)  # R2
         return [after[name].numpy() for name in self.shared_names], self.examples, self.metrics
 
     def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
@@ -66,14 +58,26 @@ class RoundClient(ClientMethod, NumPyClient):
             The loss of the model received on the test split, the number of test samples, and the scores.
         """
         start = self._start(parameters, training=False)
-        self._score(start.origin, "before")
+        self._score(self.origin, "before")
         self._export("before")
         if self.job.download.closing or self.personal_phase == "after":
-            self._train(start.params)
+            self._train(start)
             self._score("personal", "after")
             self._export("after")
-        loss = self.metrics[f"test/{start.origin}/before/loss"]
+        loss = self.metrics[f"test/{self.origin}/before/loss"]
         return float(loss), len(self.job.data.splits["test"]), self.metrics
+
+    # ---- a stage of its own ----------------------------------------------------------------------------------------
+
+    def personalise(self, parameters: NDArrays) -> dict[str, Scalar]:
+        """After the last round: train the model received once more, by the method's rules, and keep what becomes of it.
+
+        Args:
+            parameters: the shared tensors, in the order of `download_names`.
+        """
+        self._improve(parameters, training=False)
+        self._export("after", asked=True)
+        return self.metrics
 
     # ---- a novel client ------------------------------------------------------------------------------------------
 
@@ -84,9 +88,9 @@ class RoundClient(ClientMethod, NumPyClient):
             parameters: the shared tensors, in the order of `download_names`.
         """
         start = self._start(parameters, training=False)
-        self._score(start.origin, "before")
+        self._score(self.origin, "before")
         if not self.adapted_tensors():
-            self._train(start.params, steps=self.settings.novel_steps)
+            self._train(start, steps=self.settings.novel_steps)
             self._score("personal", "after")
             self._export("after", asked=True)
         return self.metrics
@@ -99,7 +103,7 @@ class RoundClient(ClientMethod, NumPyClient):
         """
         names = self.adapted_tensors()
         start = self._start(parameters, training=False)
-        self._train(start.params, self.settings.novel_steps, (*names, *self.personal_names))
+        self._train(start, self.settings.novel_steps, (*names, *self.personal_names))
         trained = read_checked(self.job.trainer)
         if kept := {name: trained[name] for name in self.personal_names}:
             self.job.state.save(kept, self.job.download.round)
@@ -118,21 +122,32 @@ class RoundClient(ClientMethod, NumPyClient):
 
     # ---- the steps -----------------------------------------------------------------------------------------------
 
-    def _start(self, arrays: NDArrays, training: bool) -> Start:
-        """Put the model together and load it."""
+    def _improve(self, arrays: NDArrays, training: bool) -> Params:
+        """Score the model received, train it, score it again, and keep what is to be kept; all tensors after it."""
+        start = self._start(arrays, training)
+        self._score(self.origin, "before")
+        self._train(start)
+        self._score("personal", "after")
+        after = self.learned(read_checked(self.job.trainer))
+        if kept := {name: after[name] for name in self.kept_names()} | self.also_kept():
+            self.job.state.save(kept, self.job.download.round)  # R3
+        return after
+
+    def _start(self, arrays: NDArrays, training: bool) -> Params:
+        """Put the model together and load it; all its tensors."""
         trainer = self.job.trainer
         came = dict(zip(self.download_names, map(torch.from_numpy, arrays), strict=True))
         trainer.manifest.check(came, self.download_names)
         model = self.starting_model(came, training)
         trainer.load(model)
-        return Start(model, "global" if self.one_model and not self.personal_names else "personal")
+        return model
 
-    def _train(self, start: Params, steps: int = 0, only: Sequence[str] | None = None) -> None:
-        settings, job = self.settings, self.job
-        how = dataclasses.replace(settings.local_training(), steps=steps)
-        generator = torch_stream(settings.seed, "batches", job.download.round, job.client)
+    def _train(self, start: Params, steps: int = 0, only: Collection[str] | None = None) -> None:
+        job = self.job
+        how = dataclasses.replace(self.local_training(), steps=steps)
+        only = self.trained_tensors() if only is None else only
         with self.clock("train"):
-            job.trainer.fit(self.training_data(), how, generator, self.gradient_hook(start), self.objective(), only)
+            job.trainer.fit(self.training_data(), how, self.stream(), self.gradient_hook(start), self.objective(), only)
 
     def _score(self, model: str, phase: str) -> None:
         data = self.job.data
@@ -159,14 +174,6 @@ class RoundClient(ClientMethod, NumPyClient):
             **models.label(self.settings.model, download.shape, download.classes, self.settings.networks()),
         }
         write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
-
-
-@dataclass(frozen=True)
-class Start:
-    """The model that a client starts from: all its tensors, and whose it is ("global" or "personal")."""
-
-    params: Params
-    origin: str
 
 
 def read_checked(trainer: Trainer) -> Params:

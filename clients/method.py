@@ -7,7 +7,7 @@ predicts, and what it remembers.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -19,8 +19,9 @@ from fedham_flwr.config import Settings
 from fedham_flwr.data import ClientData
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params
+from fedham_flwr.seeding import torch_stream
 from fedham_flwr.state import ClientState, StateNotFoundError
-from fedham_flwr.training import GradientHook, Objective, Predictor, Samples, Trainer
+from fedham_flwr.training import GradientHook, LocalTraining, Objective, Predictor, Samples, Trainer
 from fedham_flwr.wire import Download
 
 Score = bool | bytes | float | int | str
@@ -115,6 +116,23 @@ class ClientMethod:
         """
         names = self.job.trainer.manifest.names()
         return parameters.merge(came, self.kept([name for name in names if name not in came]), names)
+
+    @property
+    def origin(self) -> str:
+        """Whose model the client starts from: global, if it is everybody's, or personal."""
+        return "global" if self.one_model and not self.personal_names else "personal"
+
+    def local_training(self) -> LocalTraining:
+        """How to train; by default as the settings say."""
+        return self.settings.local_training()
+
+    def stream(self) -> torch.Generator:
+        """What decides the order of the samples in local training; by default another for each round and client."""
+        return torch_stream(self.settings.seed, "batches", self.job.download.round, self.job.client)
+
+    def trained_tensors(self) -> Collection[str] | None:
+        """Names of the tensors that local training moves, by whole layer groups; None, the default, for all."""
+        return None
 
     def training_data(self) -> Samples:
         """The data whose training split the model is trained on; by default all of the client's."""

@@ -63,6 +63,7 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     on(app.evaluate(), _evaluate)
     on(app.evaluate("novel"), _novel)
     on(app.train("novel"), _turn)
+    on(app.train("personal"), _personal)
     on(app.evaluate("adapted"), _adapted)
     return app
 
@@ -93,6 +94,11 @@ def _evaluate(message: Message, context: Context, settings: Settings) -> RecordD
     client, seconds = _open_client(message, context, settings)
     _, _, metrics = client.evaluate(_arrays(client), {})
     return _reply(client, {}, client.examples, metrics, seconds)
+
+
+def _personal(message: Message, context: Context, settings: Settings) -> RecordDict:
+    client, seconds = _open_client(message, context, settings)
+    return _reply(client, {}, client.examples, client.personalise(_arrays(client)), seconds)
 
 
 def _novel(message: Message, context: Context, settings: Settings) -> RecordDict:

@@ -21,11 +21,14 @@ from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.algorithms.fedper import FedPerSettings
 from fedham_flwr.algorithms.fedprox import FedProxSettings
 from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.data import DataSettings
 from fedham_flwr.errors import UserError
 from fedham_flwr.models import NetworkSettings
 from fedham_flwr.models.char_transformer import CharTransformerSettings
+from fedham_flwr.models.cnn import TransferCNNSettings
+from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.vit import ViTSettings
 from fedham_flwr.partitions import Fractions, Partitioning
 from fedham_flwr.training import LocalTraining
@@ -33,7 +36,7 @@ from fedham_flwr.training import LocalTraining
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp"]
+Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer"]
 """The methods; a method's own settings are a field of `Settings` with its name."""
 
 PositiveInt = Annotated[int, Gt(0)]
@@ -50,10 +53,14 @@ class Settings(BaseModel):
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
-    model: Literal["auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "vit", "char-transformer"] = "auto"
-    partitioner: Literal["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "natural"] = "pathological"
+    model: Literal["auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "transfer-cnn", "vit", "char-transformer"] = "auto"
+    partitioner: Literal[
+        "iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners", "class-table", "natural"
+    ] = "pathological"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
+    owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
+    class_table: str = ""
     samples_per_client: NonNegativeInt = 0
     client_column: str = ""
     sequence_length: PositiveInt = 80
@@ -82,14 +89,17 @@ class Settings(BaseModel):
     device: str = "auto"
     seed: NonNegativeInt = 0
     results_dir: str = "results"
+    resume: str = ""
     fedprox: FedProxSettings = FedProxSettings()
     fedper: FedPerSettings = FedPerSettings()
     pfedla: PFedLASettings = PFedLASettings()
     amn: AMNSettings = AMNSettings()
     fedham: FedHAMSettings = FedHAMSettings()
     fedtp: FedTPSettings = FedTPSettings()
+    fedtransfer: FedTransferSettings = FedTransferSettings()
     vit: ViTSettings = ViTSettings()
     char_transformer: CharTransformerSettings = CharTransformerSettings()
+    transfer_cnn: TransferCNNSettings = TransferCNNSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -101,6 +111,18 @@ class Settings(BaseModel):
             )
         if self.partitioner == "natural" and not self.client_column:
             faults.append('partitioner="natural" needs client-column, the column that names the client')
+        if self.partitioner == "class-table" and not self.class_table:
+            faults.append('partitioner="class-table" needs class-table, the TOML file that says who has what')
+        if self.class_table and self.partitioner != "class-table":
+            faults.append(
+                f'class-table={self.class_table!r} is read by partitioner="class-table" only, but partitioner is '
+                f'"{self.partitioner}"'
+            )
+        if self.resume and self.strategy != "fedtransfer":
+            faults.append(
+                f'resume="{self.resume}" is what a personal stage starts from, and strategy="{self.strategy}" has no '
+                'such stage: wanted strategy="fedtransfer", or no resume'
+            )
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -116,7 +138,13 @@ class Settings(BaseModel):
             vocabulary=self.vocabulary,
             min_characters=self.min_characters,
             partitioning=Partitioning(
-                self.partitioner, self.alpha, self.classes_per_client, self.seed, self.samples_per_client
+                self.partitioner,
+                self.alpha,
+                self.classes_per_client,
+                self.seed,
+                self.samples_per_client,
+                self.owner_share,
+                self.class_table,
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
@@ -125,7 +153,10 @@ class Settings(BaseModel):
     def networks(self) -> NetworkSettings:
         """What building a network needs to know besides its name."""
         second_head = self.strategy == "fedtp" and self.fedtp.head == "fedrod"
-        return NetworkSettings(self.vit, self.char_transformer, second_head)
+        how = self.fedtransfer
+        block = GraftSettings(how.attention, how.graft_after, how.reduction, how.insertion)
+        graft = block if self.strategy == "fedtransfer" else GraftSettings()
+        return NetworkSettings(self.vit, self.char_transformer, second_head, self.transfer_cnn, graft)
 
     def local_training(self) -> LocalTraining:
         """What local training needs to know."""

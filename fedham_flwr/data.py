@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from torch import Tensor
 
 from fedham_flwr import texts
 from fedham_flwr.batches import Kind, kind_of, sample_shape
+from fedham_flwr.class_tables import Indices, read_table, table_owners
 from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Fractions, Indices, Partitioning, partition, split, split_in_order
+from fedham_flwr.partitions import Fractions, Partitioning, partition, split, split_in_order
 from fedham_flwr.seeding import stream
 from fedham_flwr.sources import Columns, content_key, decode
 
@@ -74,7 +75,7 @@ class ClientData:
         labels: int64 [N]; of text: zeros.
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
         classes: K names; of text: the characters of the vocabulary.
-        name: the partition's number, or the owner's name for the natural partitioner.
+        name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
     """
 
     features: Tensor
@@ -119,22 +120,30 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
         raise UserError(
             f"partition {number} was asked for, but with {clients} clients they go from 0 to {clients - 1}."
         )
-    natural = settings.partitioning.partitioner == "natural"
+    how = settings.partitioning
+    table = read_table(how.class_table) if how.partitioner == "class-table" else None
+    natural = how.partitioner == "natural"
     data = _data_folder(settings, settings.dataset, client_column=settings.client_column if natural else "")
     of_text = {"min-characters": settings.min_characters} if _meta(data)["kind"] == "text" else {}
 
     def deal() -> tuple[list[str], list[Indices]]:
         labels, meta = _array(data / "labels.npy"), _meta(data)
-        owners = _array(data / "owners.npy") if "owners" in meta else None
+        names: list[str] = meta.get("owners", [])
+        owners = _array(data / "owners.npy") if names else None
         if of_text:
             parts = _deal_text(settings, meta, labels, owners, clients)
         else:
-            parts = partition(settings.partitioning, labels, clients, owners)
+            if table:
+                names, owners = [*table.clients], table_owners(table, meta["classes"], labels, clients, how.seed)
+            parts = partition(how, labels, clients, owners)
         if owners is None:
             return [str(i) for i in range(clients)], parts
-        return [meta["owners"][owners[part[0]]] for part in parts], parts
+        return [names[owners[part[0]]] for part in parts], parts
 
-    key = _key(asdict(settings.partitioning), asdict(settings.fractions), clients, *of_text.items())
+    # What the table says is part of the key, and where it lies is not: dealt anew when it is edited, not when moved.
+    content = [*table.clients.items()] if table else []
+    dealt = asdict(replace(how, class_table=""))
+    key = _key(dealt, asdict(settings.fractions), clients, *of_text.items(), *content)
     return _open_client(data, _clients_folder(data, key, settings, deal), number)
 
 

@@ -29,11 +29,13 @@ class LayerGroup:
         name: the group's name, unique in the model.
         parameters: full names of its parameters, as in `named_parameters()`.
         buffers: full names of its floating-point buffers.
+        low_level: it belongs to the layers next to the input, whose features are of use for other tasks too.
     """
 
     name: str
     parameters: tuple[str, ...]
     buffers: tuple[str, ...] = ()
+    low_level: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

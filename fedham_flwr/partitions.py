@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from fedham_flwr.class_tables import Indices, hand_out, owner_amounts
 from fedham_flwr.errors import UserError
 from fedham_flwr.seeding import derive, stream
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
-
-Indices = npt.NDArray[np.int64]
 
 MIN_CLIENT_SAMPLES = 10
 """`dirichlet` gives no client fewer (or half of an even share, where that is less)."""
@@ -39,11 +38,13 @@ class Partitioning:
     """How samples are dealt to clients.
 
     Attributes:
-        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | natural.
+        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural.
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
         seed: the run's seed.
         samples_per_client: the most samples of one client, 0 for as many as it is dealt.
+        owner_share: class-owners: the part of each class that its owner alone has, in [0, 1].
+        class_table: class-table: the path of the table; read by `class_tables.read_table`, not here.
     """
 
     partitioner: str = "pathological"
@@ -51,6 +52,8 @@ class Partitioning:
     classes_per_client: int = 2
     seed: int = 0
     samples_per_client: int = 0
+    owner_share: float = 0.9
+    class_table: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def partition(
         how: the partitioner and its settings.
         labels: int64 [n], the class of each sample.
         clients: N >= 1.
-        owners: [n], whose each sample is; used by `natural` only, and needed there.
+        owners: [n], whose each sample is; needed by `natural` and `class-table`, used by no other. Of `class-table`:
+            0..N-1, or -1 for a sample that nobody has, as `class_tables.table_owners` deals them.
         ordered: the samples follow on one another and have no class, as those of a text: only `iid` and `natural` can
             deal them, and of each client's the first `samples_per_client` are kept.
 
@@ -85,8 +89,9 @@ def partition(
     Raises:
         UserError: the data set cannot be dealt in this way to so many clients.
     """
-    if how.partitioner not in (*_BY_LABEL, "natural"):
-        raise UserError(f"partitioner is '{how.partitioner}', but must be one of {', '.join(_BY_LABEL)}, natural.")
+    if how.partitioner not in (*_BY_LABEL, *_BY_OWNER):
+        known = ", ".join((*_BY_LABEL, *_BY_OWNER))
+        raise UserError(f"partitioner is '{how.partitioner}', but must be one of {known}.")
     if ordered and how.partitioner not in _WITHOUT_LABELS:
         raise UserError(
             f"partitioner is '{how.partitioner}', which deals by class labels, but a text has none; use "
@@ -101,8 +106,8 @@ def partition(
             f"samples-per-client is {how.samples_per_client}, but must be 0 for all samples, or at least 2, one to "
             "train and one to test."
         )
-    if how.partitioner == "natural":
-        parts = _natural(owners, clients)
+    if how.partitioner in _BY_OWNER:
+        parts = _BY_OWNER[how.partitioner](owners, clients)
     else:
         parts = _BY_LABEL[how.partitioner](how, labels, clients)
     if how.samples_per_client and ordered:
@@ -277,7 +282,7 @@ def _noniid_1(how: Partitioning, labels: Indices, clients: int) -> list[Indices]
     each = int((counts[holders > 0] // holders[holders > 0]).min())
     if each == 0:
         raise UserError(f"noniid-1 has too few samples of some class for {clients} clients; use fewer clients.")
-    return _hand_out(labels, classes, holds * each, rng)
+    return hand_out(labels, classes, holds * each, rng)
 
 
 def _noniid_2(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
@@ -296,7 +301,21 @@ def _noniid_2(how: Partitioning, labels: Indices, clients: int) -> list[Indices]
     if not fits.any():
         raise UserError(f"noniid-2 has too few samples of some class for {clients} clients; use fewer clients.")
     best = np.flatnonzero(fits)[-1]
-    return _hand_out(labels, classes, np.where(holds, many[best], few[best]), rng)
+    return hand_out(labels, classes, np.where(holds, many[best], few[best]), rng)
+
+
+def _class_owners(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+    """A share of each class to the client that owns it, the rest of it to all."""
+    classes, counts = np.unique(labels, return_counts=True)
+    amounts = owner_amounts(counts, clients, how.owner_share)
+    return hand_out(labels, classes, amounts, stream(how.seed, "partition"))
+
+
+def _class_table(owners: npt.NDArray[Any] | None, clients: int) -> list[Indices]:
+    """Whatever the table gave to each."""
+    if owners is None:
+        raise UserError("the class-table partitioner needs a table, which says how many samples of a class each has.")
+    return [np.flatnonzero(owners == client) for client in range(clients)]
 
 
 def _natural(owners: npt.NDArray[Any] | None, clients: int) -> list[Indices]:
@@ -339,19 +358,16 @@ def _deal_classes(
     return classes, counts, holds
 
 
-def _hand_out(labels: Indices, classes: Indices, amounts: Indices, rng: np.random.Generator) -> list[Indices]:
-    """Give client i amounts[i, c] random samples of class c: int64 [N, K], column sums within the class sizes."""
-    pieces = []
-    for c, ends in zip(classes, np.cumsum(amounts, axis=0).T, strict=True):
-        pieces.append(np.split(rng.permutation(np.flatnonzero(labels == c)), ends)[:-1])
-    return [np.concatenate(per_client) for per_client in zip(*pieces, strict=True)]
-
-
 _BY_LABEL: dict[str, Callable[[Partitioning, Indices, int], list[Indices]]] = {
     "iid": _iid,
     "dirichlet": _dirichlet,
     "pathological": _pathological,
     "noniid-1": _noniid_1,
     "noniid-2": _noniid_2,
+    "class-owners": _class_owners,
+}
+_BY_OWNER: dict[str, Callable[[npt.NDArray[Any] | None, int], list[Indices]]] = {
+    "class-table": _class_table,
+    "natural": _natural,
 }
 _WITHOUT_LABELS = ("natural", "iid")

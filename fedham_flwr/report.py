@@ -129,6 +129,15 @@ class Progress:
         )
         self._bar.refresh()
 
+    def stage(self, name: str, line_values: Mapping[str, float]) -> None:
+        """Print a line for a stage that is no round.
+
+        Args:
+            name: What to call it.
+            line_values: As for `round`.
+        """
+        _plain(self._console, f"{name}  {_line(line_values)}")
+
     def failed(self, failures: Sequence[Failure]) -> None:
         """Print a line for each different error among the failures of an exchange, and count them in the bar."""
         groups: dict[tuple[int, str, str], list[str]] = defaultdict(list)
@@ -168,8 +177,8 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
     """Print who has how many samples.
 
     Args:
-        clients: Of each client its `client` id, its samples in `train`, `validation` and `test`, and its number of
-            `classes`. More than 20 clients are summed up.
+        clients: Of each client its `client` id, the `name` of its data if it has one, its samples in `train`,
+            `validation` and `test`, and its number of `classes`. More than 20 clients are summed up.
         console: Where to print; stdout by default.
     """
     from rich.text import Text
@@ -186,7 +195,7 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
             table.add_row(title, *(f"{statistic(numbers[name]):.12g}" for name in names))
     else:
         for at, client in enumerate(clients):
-            table.add_row(Text(_clean(str(client["client"]))), *(str(numbers[name][at]) for name in names))
+            table.add_row(Text(_client(client)), *(str(numbers[name][at]) for name in names))
     _print_table(console, table)
 
 

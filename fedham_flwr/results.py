@@ -74,7 +74,9 @@ class RoundRecord:
     """One exchange with the clients: a line of `rounds.jsonl`."""
 
     round: int  # of the server, from 1
-    kind: str  # train | evaluate | query, which a method may ask before either | novel, of novel clients
+    # train | evaluate | query, which a method may ask before either | personal, a stage of each client's own | of novel
+    # clients: novel, when they come, adapt, and adapted, for turns and what came of them
+    kind: str
     cohort: tuple[str, ...]  # the clients that were asked
     replies: int  # usable ones
     failures: tuple[Failure, ...]

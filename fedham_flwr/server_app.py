@@ -13,6 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedham_flwr import models, parameters, report, wire
+from fedham_flwr.checkpoints import read_start
 from fedham_flwr.config import Settings, Value, defaults, flatten, parse
 from fedham_flwr.errors import UserError
 from fedham_flwr.mixing import MixingWeights, latest, read_weights, write_weights
@@ -80,7 +81,8 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     """Wait for the clients, and build the model that fits their data and the strategy that serves them.
 
     Raises:
-        UserError: too few clients came, their samples differ in shape, or the model does not fit them.
+        UserError: too few clients came, their samples differ in shape, or the model does not fit them or what it is to
+            start from.
     """
     roster = Roster()
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
@@ -103,9 +105,14 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
         journal.record,
     )
     report.say(strategy.describe())
+    network = models.resolve(settings.model, shape)
+    if settings.resume:
+        start = read_start(settings.resume, manifest, strategy.shared_names, network, order(roster.nodes))
+        strategy.start_from(start.common, start.own)
+        report.say(f"start: {start.source}")
     journal.started(
         strategy,
-        models.resolve(settings.model, shape),
+        network,
         {p.client for p in profiles if p.counts["validation"] and p.client not in novel},
     )
     return strategy
@@ -158,9 +165,8 @@ class Journal:
 
     def __enter__(self) -> Journal:
         """Show the progress."""
-        self._progress = self._stack.enter_context(
-            report.Progress(self.settings.num_server_rounds, self.settings.strategy)
-        )
+        rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
+        self._progress = self._stack.enter_context(report.Progress(rounds, self.settings.strategy))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,10 +185,14 @@ class Journal:
         if self._progress is None:
             return
         self._progress.failed(record.failures)
-        if record.kind == "train":
-            seconds = sum(record.seconds[part] for part in ("exchange", "check"))
+        if record.kind not in ("train", "personal"):
+            return
+        seconds = sum(record.seconds[part] for part in ("exchange", "check"))
+        values = report.line_values(rows, len(record.cohort), record.replies, seconds)
+        if record.kind == "personal":
+            self._progress.stage("personal stage", values)
+        else:
             self._rounds.append(seconds)
-            values = report.line_values(rows, len(record.cohort), record.replies, seconds)
             self._progress.round(record.round, values)
 
     def finish(self, error: BaseException | None = None) -> None:

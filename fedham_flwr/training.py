@@ -173,7 +173,8 @@ class Trainer:
             generator: decides the order of the samples, the augmentation and the dropout.
             gradient_hook: a method's own term of the gradient.
             objective: a method's own loss; by default the mean cross-entropy.
-            only: names of the parameters to train, the others stay as they are; by default all.
+            only: names of the parameters to train, the others stay as they are; by default all. A layer group of which
+                none is trained keeps its running statistics too: it works as in evaluation.
 
         Raises:
             UserError: the loss is NaN or infinite, or the data are not images and `how` says to augment them.
@@ -186,7 +187,7 @@ class Trainer:
         optimizer = SGD(trained, how)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
-        with self._seeded(generator.initial_seed()), self._training_only(trained):
+        with self._seeded(generator.initial_seed()), self._training_only(trained, only):
             for number, chosen in _steps(index, how, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
@@ -280,8 +281,11 @@ class Trainer:
         return loss.detach()
 
     @contextlib.contextmanager
-    def _training_only(self, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-        """No gradients but of these parameters, for a while."""
+    def _training_only(self, trained: Sequence[nn.Parameter], only: Collection[str] | None) -> Iterator[None]:
+        """No gradients but of these parameters, and no new running statistics but with them, for a while."""
+        frozen = [group for group in self.manifest.groups if only is not None and not set(group.parameters) & set(only)]
+        for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
+            self._model.get_submodule(place).eval()
         others = [param for param in self._params if not any(param is other for other in trained)]
         for param in others:
             param.requires_grad_(False)

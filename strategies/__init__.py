@@ -7,6 +7,7 @@ from strategies.fedham import FedHAMStrategy
 from strategies.fedper import FedPerStrategy
 from strategies.fedprox import FedProxStrategy
 from strategies.fedtp import FedTPStrategy
+from strategies.fedtransfer import FedTransferStrategy
 from strategies.local import LocalStrategy
 from strategies.pfedla import PFedLAStrategy
 
@@ -19,4 +20,5 @@ STRATEGIES: dict[str, type[RoundStrategy]] = {
     "amn": AMNStrategy,
     "fedham": FedHAMStrategy,
     "fedtp": FedTPStrategy,
+    "fedtransfer": FedTransferStrategy,
 }

@@ -30,7 +30,9 @@ QUERY = f"{MessageType.QUERY}.before"
 """Type of the message that asks a client `questions`."""
 NOVEL, TURN, ADAPTED = f"{MessageType.EVALUATE}.novel", f"{MessageType.TRAIN}.novel", f"{MessageType.EVALUATE}.adapted"
 """Types of the messages to novel clients: score, and adapt alone; adapt what the server learns from; score again."""
-STAGES = {QUERY: "query", NOVEL: "novel", TURN: "adapt", ADAPTED: "adapted"}
+PERSONAL = f"{MessageType.TRAIN}.personal"
+"""Type of the message that ends the rounds, if clients then have a stage of their own."""
+STAGES = {QUERY: "query", PERSONAL: "personal", NOVEL: "novel", TURN: "adapt", ADAPTED: "adapted"}
 """What such an exchange is called in the results."""
 
 
@@ -61,14 +63,17 @@ class RoundStrategy(Method, Strategy):
         Raises:
             UserError: too few clients, or too few good replies in a round.
         """
-        nothing, settings = ArrayRecord(), self.settings
-        for number in range(1, settings.num_server_rounds + 1):
+        nothing, closing = ArrayRecord(), self.rounds + 1
+        for number in range(1, closing):
             self._learn(number, self._ask(grid, self.configure_train(number, nothing, ConfigRecord(), grid)))
-            if number % settings.evaluate_every == 0:
+            if number % self.settings.evaluate_every == 0:
                 self._evaluate(grid, number)
-        self._evaluate(grid, settings.num_server_rounds + 1)
+        if self.personal_stage:
+            self._receive(closing, self._ask(grid, self._messages(grid, PERSONAL, closing, self._present(grid))), ())
+        else:
+            self._evaluate(grid, closing)
         if self.novel:
-            self._adapt(grid, settings.num_server_rounds + 1)
+            self._adapt(grid, closing)
 
     def _adapt(self, grid: Grid, number: int) -> None:
         """Let the novel clients adapt, and score them before and after."""
@@ -149,7 +154,7 @@ class RoundStrategy(Method, Strategy):
     ) -> Iterable[Message]:
         """An evaluate message for each client that the round has not scored yet: all of them after the last round."""
         everyone = self._present(grid)
-        closing = server_round > self.settings.num_server_rounds
+        closing = server_round > self.rounds
         scored = set() if closing else set(self._exchange.clients)
         absent = tuple(client for client in everyone if client not in scored)
         return self._messages(grid, MessageType.EVALUATE, server_round, absent)
@@ -202,7 +207,7 @@ class RoundStrategy(Method, Strategy):
     ) -> tuple[list[Message], int]:
         """A message for each client, with its model or with questions, and the bytes of their tensors."""
         down, messages = 0, []
-        closing = number > self.settings.num_server_rounds
+        closing = number > self.rounds
         plan: dict[str, Params] = {client: {} for client in clients}
         besides = questions or {}
         if clients and questions is None:  # everyone may have been scored already

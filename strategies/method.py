@@ -10,11 +10,13 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fedham_flwr import wire
 from fedham_flwr.config import Settings
+from fedham_flwr.errors import UserError
 from fedham_flwr.mixing import MixingWeights
 from fedham_flwr.parameters import LayerGroup, Manifest, Params
 from fedham_flwr.results import RoundRecord, Row
@@ -53,11 +55,15 @@ class Method(ABC):
         recorder: what to do with the results of an exchange.
 
     Attributes:
+        personal_stage: after the last round each client trains a model of its own from what it is sent, in place of the
+            closing evaluation.
         shared_names: tensors that clients send after training; all others are personal.
         novel: clients that never train, and adapt after the last round.
         trained: clients whose upload this process has merged.
         stateless: clients that said that they had lost their state, and have not trained since.
     """
+
+    personal_stage: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -99,6 +105,23 @@ class Method(ABC):
         Args:
             shared: the first tensors of the shared names.
         """
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds to train; by default as many as the settings say."""
+        return self.settings.num_server_rounds
+
+    def start_from(self, common: Params, own: Mapping[str, Params]) -> None:
+        """Start from models that another run has trained, before the first round.
+
+        Args:
+            common: the shared tensors for every client; empty if each has its own.
+            own: client id -> its shared tensors; empty if there is one model for all.
+
+        Raises:
+            UserError: this method cannot.
+        """
+        raise UserError(f'resume="{self.settings.resume}": strategy={self.settings.strategy} starts from nothing else')
 
     def enrol(self, clients: Sequence[str]) -> None:  # noqa: B027  # nothing by default
         """Take note of who is there, before each round: new clients may have come. Nothing by default.

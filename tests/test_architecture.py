@@ -24,10 +24,10 @@ FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py")
 FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "errors", "parameters", "seeding", "threads"},
-    {"batches", "images", "texts", "partitions", "sources", "models", "algorithms", "training", "data"}
+    {"batches", "images", "texts", "partitions", "class_tables", "sources", "models", "algorithms", "training", "data"}
     | {"bank", "generator", "embeddings", "hypernetworks", "meta_models"},
     {"config"},
-    {"wire", "roster", "state", "results", "scores", "report", "plots", "mixing", "mixing_plots"},
+    {"wire", "roster", "state", "results", "checkpoints", "scores", "report", "plots", "mixing", "mixing_plots"},
     {"strategies", "clients"},
     {"server_app", "client_app", "in_process", "simulation"},
     {"run_simulation"},

@@ -29,7 +29,7 @@ def test_all_wrong_keys_and_values_are_reported_at_once(capsys: pytest.CaptureFi
 
 def test_an_unknown_strategy_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = errors(capsys, "-c", 'strategy="fedavgg"')
-    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham' or 'fedtp'"
+    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp' or 'fedtransfer'"
     assert f"strategy='fedavgg': wanted {methods}" in text
 
 
@@ -47,6 +47,14 @@ def test_a_missing_config_file_is_named_with_its_whole_path(capsys: pytest.Captu
 
 def test_no_clients_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--num-supernodes 0" in errors(capsys, "--num-supernodes", "0")
+
+
+def test_the_option_resume_is_the_setting_of_that_name_and_comes_before_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = errors(capsys, "-c", 'resume="c" strategy="fedavg"', "--resume", "a/b")
+    assert 'settings: resume="a/b" ' in text
+    assert 'wanted strategy="fedtransfer"' in text
 
 
 def test_overrides_come_from_text_and_from_files(tmp_path: Path) -> None:

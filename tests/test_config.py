@@ -47,7 +47,7 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    assert sections - {"vit", "char-transformer"} <= set(methods())
+    assert sections - {"vit", "char-transformer", "transfer-cnn"} <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.fedprox.mu == 0.5
     assert settings.fedper.personal_layers == 3
@@ -106,6 +106,15 @@ WRONG: list[tuple[str, Value, str]] = [
     ("momentum", 1.0, "momentum=1.0: wanted less than 1"),
     ("fraction-train", 1.5, "fraction-train=1.5: wanted less than or equal to 1"),
     ("seed", -1, "seed=-1: wanted greater than or equal to 0"),
+    ("owner-share", 1.5, "owner-share=1.5: wanted less than or equal to 1"),
+    ("owner-share", -0.1, "owner-share=-0.1: wanted greater than or equal to 0"),
+    ("class-table", 3, "class-table=3: wanted a valid string"),
+    (
+        "partitioner",
+        "class-table.toml",
+        "partitioner='class-table.toml': wanted 'iid', 'dirichlet', 'pathological', 'noniid-1', 'noniid-2', "
+        "'class-owners', 'class-table' or 'natural'",
+    ),
     ("sequence-length", 0, "sequence-length=0: wanted greater than 0"),
     ("min-characters", -1, "min-characters=-1: wanted greater than or equal to 0"),
     ("augment", 1, "augment=1: wanted a valid boolean"),
@@ -116,7 +125,8 @@ WRONG: list[tuple[str, Value, str]] = [
     (
         "model",
         "resnet",
-        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'vit' or 'char-transformer'",
+        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit' or "
+        "'char-transformer'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import max_pool2d, relu
+from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
 from fedham_flwr.errors import UserError
-from fedham_flwr.models import MODELS, build, resolve
+from fedham_flwr.models import MODELS, NetworkSettings, TransferCNNSettings, build, resolve
 from fedham_flwr.parameters import Manifest
 
 # 28 x 28 and 32 x 32 from the sources named in the modules; the digits network counted by hand:
@@ -19,12 +19,53 @@ SIZES = [
     ("lenet", (1, 28, 28), 85_822),
     ("lenet-bn", (3, 32, 32), 121_278),
     ("digits-cnn", (1, 8, 8), 160 + 4_640 + 8_256 + 650),
+    ("transfer-cnn", (3, 32, 32), 3_752_586),
 ]
 
 
 @pytest.mark.parametrize(("name", "shape", "size"), SIZES)
 def test_parameter_counts(name: str, shape: tuple[int, ...], size: int) -> None:
     assert sum(p.numel() for p in build(name, shape, 10, 0).parameters()) == size
+
+
+@pytest.mark.parametrize(("padding", "fc1", "total"), [(0, 3_277_824, 3_752_586), (2, 8_389_632, 8_864_394)])
+def test_the_transfer_network_has_the_published_layers(padding: int, fc1: int, total: int) -> None:
+    how = NetworkSettings(transfer_cnn=TransferCNNSettings(padding))
+    manifest = Manifest.of(build("transfer-cnn", (3, 32, 32), 10, 0, how))
+    assert {name: manifest.count([name]) for name in manifest.group_names} == {
+        "conv1": 4_864,
+        "conv2": 204_928,
+        "fc1": fc1,
+        "fc2": 262_400,
+        "fc3": 2_570,
+    }
+    assert manifest.count() == total
+
+
+@pytest.mark.parametrize(("padding", "smallest"), [(0, 16), (1, 10), (2, 4)])
+def test_the_transfer_network_takes_images_down_to_one_pixel_of_features(padding: int, smallest: int) -> None:
+    how = NetworkSettings(transfer_cnn=TransferCNNSettings(padding))
+    model = build("transfer-cnn", (1, smallest, smallest + 1), 3, 0, how)
+    assert model(torch.zeros(2, 1, smallest, smallest + 1)).shape == (2, 3)
+    assert model.get_submodule("fc1").in_features == 128
+    with pytest.raises(
+        UserError, match=rf'model="transfer-cnn" needs images of at least {smallest} x {smallest} pixels'
+    ):
+        build("transfer-cnn", (1, smallest, smallest - 1), 3, 0, how)
+
+
+def test_the_transfer_network_rectifies_all_but_its_logits() -> None:
+    model = build("transfer-cnn", (3, 16, 16), 4, 0)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    p = dict(model.named_parameters())
+    for number in (1, 2):
+        x = max_pool2d(relu(conv2d(x, p[f"conv{number}.weight"], p[f"conv{number}.bias"])), 2)
+    x = x.flatten(1)
+    for number in (1, 2):
+        x = relu(linear(x, p[f"fc{number}.weight"], p[f"fc{number}.bias"]))
+    x = linear(x, p["fc3.weight"], p["fc3.bias"])
+    assert bool((x < 0).any())
+    torch.testing.assert_close(model(torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))), x)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -15,7 +15,7 @@ from fedham_flwr.data import open_partition
 from fedham_flwr.errors import UserError
 from fedham_flwr.partitions import MAJORITY_SHARE, Fractions, Partitioning, partition, split
 
-BY_LABEL = ["iid", "dirichlet", "pathological", "noniid-1", "noniid-2"]
+BY_LABEL = ["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners"]
 
 
 def make_labels(*counts: int) -> np.ndarray:
@@ -46,8 +46,8 @@ def check_basics(parts: list[np.ndarray], n: int, clients: int) -> None:
 @pytest.mark.parametrize("partitioner", BY_LABEL)
 def test_parts_are_disjoint_sorted_and_the_largest_comes_first(partitioner: str) -> None:
     labels = make_labels(60, 70, 80, 90, 100)
-    parts = partition(Partitioning(partitioner, alpha=0.5, classes_per_client=2), labels, 6)
-    check_basics(parts, len(labels), 6)
+    parts = partition(Partitioning(partitioner, alpha=0.5, classes_per_client=2), labels, 5)
+    check_basics(parts, len(labels), 5)
 
 
 @pytest.mark.parametrize("partitioner", BY_LABEL)
@@ -230,7 +230,9 @@ def test_natural_needs_owners() -> None:
 
 
 def test_an_unknown_partitioner_is_named() -> None:
-    with pytest.raises(UserError, match=r"partitioner is 'shards', but must be one of iid, .*, noniid-2, natural"):
+    with pytest.raises(
+        UserError, match=r"partitioner is 'shards', but must be one of iid, .*, class-owners, class-table, natural"
+    ):
         partition(Partitioning("shards"), make_labels(4, 4), 2)
 
 

@@ -92,8 +92,12 @@ def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: st
         assert set(message.content.array_records["tensors"]) <= shared
         sent = {name for record in message.content.array_records.values() for name in record}
         assert not (kept - shared) & sent
+        last = message.metadata.reply_to_message_id and message.metadata.group_id == "3"
+        assert strategy == "fedham" or not (last and sent)
         assert strategy == "fedham" or sent <= shared
-    if strategy == "fedham":  # keeps its own model, which it sends, and its meta-model
+    if strategy == "fedtransfer":  # all of it is the client's in the end
+        assert kept == everything == shared
+    elif strategy == "fedham":  # keeps its own model, which it sends, and its meta-model
         assert {name for name in kept if not name.startswith("meta/")} == everything
         assert {"meta/query", "meta/key", "meta/query2", "meta/key2", "meta/gate"} <= kept
     else:
@@ -131,10 +135,10 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
         "up": 2 * 4 * payload,
         "down": 3 * 4 * payload,
         "train": {"up": 2 * 4 * payload, "down": 2 * 4 * payload},
-        "evaluate": {"up": 0, "down": 4 * payload},
+        "personal" if strategy == "fedtransfer" else "evaluate": {"up": 0, "down": 4 * payload},
     }
     assert summary["seconds"].keys() == {"start-up", "per-round", "total"}
-    starts = "global" if strategy in ("fedavg", "fedprox") else "personal"
+    starts = "global" if strategy in ("fedavg", "fedprox", "fedtransfer") else "personal"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
     mixers = ("pfedla", "amn", "fedham")

@@ -19,17 +19,19 @@ from torch import nn
 
 from fedham_flwr.errors import UserError
 from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
-from fedham_flwr.models.cnn import CNN, DigitsCNN
+from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN, TransferCNNSettings
+from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.transformer import Transformer
 from fedham_flwr.models.vit import ViT, ViTSettings
 from fedham_flwr.seeding import derive
 
-MODELS: dict[str, type[CNN | LeNet | Transformer]] = {
+MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer]] = {
     "cnn": CNN,
     "digits-cnn": DigitsCNN,
     "lenet": LeNet,
     "lenet-bn": LeNetBN,
+    "transfer-cnn": TransferCNN,
     "vit": ViT,
     "char-transformer": CharTransformer,
 }
@@ -43,11 +45,15 @@ class NetworkSettings:
         vit: settings of that network.
         char_transformer: settings of that network.
         personal_head: whether the method needs a second head besides the shared one; only Transformers have it.
+        transfer_cnn: settings of that network.
+        graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
     """
 
     vit: ViTSettings = field(default_factory=ViTSettings)
     char_transformer: CharTransformerSettings = field(default_factory=CharTransformerSettings)
     personal_head: bool = False
+    transfer_cnn: TransferCNNSettings = field(default_factory=TransferCNNSettings)
+    graft: GraftSettings = field(default_factory=GraftSettings)
 
 
 def resolve(name: str, shape: tuple[int, ...]) -> str:
@@ -76,10 +82,11 @@ def build(
         shape: of one sample: (channels, height, width) of an image, (length,) of a text.
         classes: number of outputs; of a text, the characters there can be.
         seed: the run's seed.
-        how: the networks' settings. A personal head starts at zero, and changes no other parameter.
+        how: the networks' settings. Neither a personal head, which starts at zero, nor a graft changes another
+            parameter.
 
     Raises:
-        UserError: the network is not for such data, or has no such head.
+        UserError: the network is not for such data, has no such head, or no such place for a graft.
     """
     name = resolve(name, shape)
     _check(name, shape, how)
@@ -89,9 +96,17 @@ def build(
             return ViT(shape, classes, how.vit, how.personal_head)
         if name == "char-transformer":
             return CharTransformer(shape, classes, how.char_transformer, how.personal_head)
-        convolutional = MODELS[name]
-        assert issubclass(convolutional, CNN | LeNet)
-        return convolutional(shape, classes)
+        model = _convolutional(name, shape, classes, how)
+        model.graft(how.graft)
+        return model
+
+
+def _convolutional(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings) -> CNN | LeNet | TransferCNN:
+    if name == "transfer-cnn":
+        return TransferCNN(shape, classes, how.transfer_cnn)
+    model = MODELS[name]
+    assert issubclass(model, CNN | LeNet)
+    return model(shape, classes)
 
 
 def _check(name: str, shape: tuple[int, ...], how: NetworkSettings) -> None:
@@ -106,15 +121,21 @@ def _check(name: str, shape: tuple[int, ...], how: NetworkSettings) -> None:
             'try model="char-transformer"'
         )
     if issubclass(model, Transformer):
+        if how.graft.kind != "none":
+            raise UserError(
+                f'fedtransfer.attention="{how.graft.kind}" is grafted behind a layer of a convolutional network, and '
+                f'model="{name}" has no place for it: wanted fedtransfer.attention="none" or a convolutional network'
+            )
         return
     if how.personal_head:
         raise UserError(
             f'fedtp.head="fedrod" gives a Transformer a second head, and model="{name}" is none: '
             'try model="vit" for images or model="char-transformer" for text'
         )
-    if min(shape[1:]) < model.smallest:
+    smallest = how.transfer_cnn.smallest if issubclass(model, TransferCNN) else model.smallest
+    if min(shape[1:]) < smallest:
         raise UserError(
-            f'model="{name}" needs images of at least {model.smallest} x {model.smallest} pixels, and the data set '
+            f'model="{name}" needs images of at least {smallest} x {smallest} pixels, and the data set '
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
 
@@ -126,9 +147,13 @@ def label(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings)
     """What `load` needs to know to build a network anew; arguments as for `build`."""
     name = resolve(name, shape)
     network: dict[str, object] = {}
+    section = name.replace("-", "_")
+    if hasattr(how, section):
+        network[section] = dataclasses.asdict(getattr(how, section))
     if issubclass(MODELS[name], Transformer):
-        section = name.replace("-", "_")
-        network = {section: dataclasses.asdict(getattr(how, section)), "personal_head": how.personal_head}
+        network["personal_head"] = how.personal_head
+    if how.graft.kind != "none":
+        network["graft"] = dataclasses.asdict(how.graft)
     numbers = ",".join(map(str, shape))
     return {"model": name, "shape": numbers, "classes": str(classes), "network": json.dumps(network, sort_keys=True)}
 
@@ -169,4 +194,6 @@ def _settings(network: Mapping[str, Any]) -> NetworkSettings:
         vit=ViTSettings(**network.get("vit", {})),
         char_transformer=CharTransformerSettings(**network.get("char_transformer", {})),
         personal_head=network.get("personal_head", False),
+        transfer_cnn=TransferCNNSettings(**network.get("transfer_cnn", {})),
+        graft=GraftSettings(**network.get("graft", {})),
     )

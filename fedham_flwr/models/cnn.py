@@ -5,17 +5,20 @@ The rectifier stands after the pooling, where there is a quarter of the work for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
+from fedham_flwr.models.grafts import Graftable, Place
 from fedham_flwr.parameters import LayerGroup, module_group
 
 
-class CNN(nn.Module):
+class CNN(Graftable):
     """conv5x5 32, pool, conv5x5 64, pool, fc 512, fc k: the network of the FedAvg line of papers, as in PFLlib.
 
     878,538 parameters for 3 x 32 x 32 images and 10 classes, 582,026 for 1 x 28 x 28.
@@ -38,14 +41,20 @@ class CNN(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""
-        x = relu(max_pool2d(self.conv1(x), 2))
-        x = relu(max_pool2d(self.conv2(x), 2))
-        logits: Tensor = self.fc2(relu(self.fc1(x.flatten(1))))
+        x = self.after("conv1", relu(max_pool2d(self.conv1(x), 2)))
+        x = self.after("conv2", relu(max_pool2d(self.conv2(x), 2)))
+        x = self.after("fc1", relu(self.fc1(x.flatten(1))))
+        logits: Tensor = self.fc2(x)
         return logits
+
+    def places(self) -> Mapping[str, Place]:
+        """Behind each pooling, and behind the hidden layer."""
+        first, second, hidden = self.widths
+        return {"conv1": Place(first, True), "conv2": Place(second, True), "fc1": Place(hidden, False)}
 
     def layer_groups(self) -> Sequence[LayerGroup]:
         """One group for each layer that owns parameters."""
-        return [module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2")]
+        return self.with_graft(module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2"))
 
 
 class DigitsCNN(CNN):
@@ -58,6 +67,68 @@ class DigitsCNN(CNN):
     widths: ClassVar[tuple[int, int, int]] = (16, 32, 64)
     kernel: ClassVar[int] = 3
     padding: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class TransferCNNSettings:
+    """Settings under `transfer-cnn.`.
+
+    Attributes:
+        padding: pixels of zeros around the input of each convolution; 2 keeps the size.
+    """
+
+    padding: Annotated[int, Ge(0), Le(2)] = 0
+
+    @property
+    def smallest(self) -> int:
+        """Side of the smallest images, in pixels: 16, 10 or 4. One pixel is left of them after both poolings."""
+        return 16 - 6 * self.padding
+
+
+class TransferCNN(Graftable):
+    """conv5x5 64, pool, conv5x5 128, pool, fc 1024, fc 256, fc k: the network of federated transfer learning.
+
+    3,752,586 parameters for 3 x 32 x 32 images and 10 classes, 8,864,394 with padding 2.
+
+    Source: Zhang and Liu, "Personalized Federated Learning with Attention Mechanisms", 2022, which gives neither the
+    padding nor the activations nor the kind of pooling: ReLU and the maximum here.
+
+    Args:
+        shape: (channels, height, width) of one image.
+        classes: number of outputs.
+        how: its settings.
+    """
+
+    widths: ClassVar[tuple[int, int, int, int]] = (64, 128, 1024, 256)
+
+    def __init__(self, shape: tuple[int, ...], classes: int, how: TransferCNNSettings = TransferCNNSettings()) -> None:
+        super().__init__()
+        channels, height, width = shape
+        first, second, hidden1, hidden2 = self.widths
+        lost = 4 - 2 * how.padding
+        self.conv1 = nn.Conv2d(channels, first, 5, padding=how.padding)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=how.padding)
+        self.fc1 = nn.Linear(second * after_convs(height, lost) * after_convs(width, lost), hidden1)
+        self.fc2 = nn.Linear(hidden1, hidden2)
+        self.fc3 = nn.Linear(hidden2, classes)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
+        """Logits of a batch of images."""
+        x = self.after("conv1", relu(max_pool2d(self.conv1(x), 2)))
+        x = self.after("conv2", relu(max_pool2d(self.conv2(x), 2)))
+        x = self.after("fc1", relu(self.fc1(x.flatten(1))))
+        x = self.after("fc2", relu(self.fc2(x)))
+        logits: Tensor = self.fc3(x)
+        return logits
+
+    def places(self) -> Mapping[str, Place]:
+        """Behind each pooling, and behind each hidden layer."""
+        names = ("conv1", "conv2", "fc1", "fc2")
+        return {n: Place(width, n.startswith("conv")) for n, width in zip(names, self.widths, strict=True)}
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """One group for each layer that owns parameters."""
+        return self.with_graft(module_group(self, name) for name in ("conv1", "conv2", "fc1", "fc2", "fc3"))
 
 
 def after_convs(pixels: int, lost: int = 4) -> int:

@@ -6,7 +6,7 @@ Ma et al., "Layer-wised Model Aggregation for Personalized Federated Learning", 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 from fedham_flwr.models.cnn import after_convs
+from fedham_flwr.models.grafts import Graftable, Place
 from fedham_flwr.parameters import LayerGroup, module_group
 
 
-class LeNet(nn.Module):
+class LeNet(Graftable):
     """conv5x5 16, pool, conv5x5 32, pool, fc 120, fc 84, fc k.
 
     121,182 parameters for 3 x 32 x 32 images and 10 classes, 85,822 for 1 x 28 x 28.
@@ -39,16 +40,29 @@ class LeNet(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""
-        x = relu(max_pool2d(self.bn1(self.conv1(x)), 2))
-        x = relu(max_pool2d(self.bn2(self.conv2(x)), 2))
-        logits: Tensor = self.fc3(relu(self.fc2(relu(self.fc1(x.flatten(1))))))
+        first, second = self._blocks
+        x = self.after(first, relu(max_pool2d(self.bn1(self.conv1(x)), 2)))
+        x = self.after(second, relu(max_pool2d(self.bn2(self.conv2(x)), 2)))
+        x = self.after("fc1", relu(self.fc1(x.flatten(1))))
+        x = self.after("fc2", relu(self.fc2(x)))
+        logits: Tensor = self.fc3(x)
         return logits
+
+    def places(self) -> Mapping[str, Place]:
+        """Behind each pooling, by the last group before it, and behind each hidden layer."""
+        first, second = self._blocks
+        return {first: Place(16, True), second: Place(32, True), "fc1": Place(120, False), "fc2": Place(84, False)}
 
     def layer_groups(self) -> Sequence[LayerGroup]:
         """One group for each layer that owns parameters; a batch normalisation is a group of its own."""
         names = ("conv1", "bn1", "conv2", "bn2", "fc1", "fc2", "fc3")
         groups = [module_group(self, name) for name in names]
-        return [group for group in groups if group.parameters]
+        return self.with_graft(group for group in groups if group.parameters)
+
+    @property
+    def _blocks(self) -> tuple[str, str]:
+        """The last layer group of each convolution with what belongs to it."""
+        return ("bn1", "bn2") if self.batch_norm else ("conv1", "conv2")
 
 
 class LeNetBN(LeNet):

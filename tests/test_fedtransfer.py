@@ -1,0 +1,310 @@
+"""Fed_T and Fed_T_A: which layers are frozen, and the personal stage against FedAvg and against one another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clients.fedtransfer import FedTransferClient
+from fedham_flwr import models
+from fedham_flwr.algorithms.fedtransfer import FedTransferSettings, frozen_groups
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.config import Value, parse
+from fedham_flwr.errors import UserError
+from fedham_flwr.parameters import LayerGroup, Manifest, Params, read
+from fedham_flwr.wire import tensors
+from strategies.base import Task
+from strategies.fedtransfer import FedTransferStrategy
+
+Federate = Callable[..., Any]
+LOW, HIGH = ("conv1", "conv2"), ("fc1", "fc2")
+CBAM: dict[str, Value] = {"fedtransfer.attention": "cbam"}
+
+
+def built(name: str = "transfer-cnn", shape: tuple[int, ...] = (3, 32, 32), **given: Value) -> FedTransferStrategy:
+    """The server half, with settings of the method as keywords."""
+    chosen: dict[str, Value] = {f"fedtransfer.{key.replace('_', '-')}": value for key, value in given.items()}
+    settings = parse({"strategy": "fedtransfer", "model": name, **chosen})
+    model = models.build(name, shape, 10, 0, settings.networks())
+    manifest = Manifest.of(model)
+    return FedTransferStrategy(settings, manifest, read(model, manifest.names()), Task(shape, 10))
+
+
+def frozen(strategy: FedTransferStrategy) -> tuple[str, ...]:
+    return frozen_groups(strategy.manifest.groups, strategy.settings.fedtransfer)
+
+
+def exported(run: Any, client: str) -> Params:
+    return load_file(run.path / "model" / f"{client}.safetensors")
+
+
+def equal(one: Params, other: Params, names: Any = None) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in (one.keys() if names is None else names))
+
+
+def of(groups: tuple[str, ...], params: Params) -> list[str]:
+    return [name for name in params if name.split(".")[0] in groups]
+
+
+# ---- which layers ----------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_counts() -> None:
+    fed_t = built()
+    assert frozen(fed_t) == LOW
+    assert fed_t.manifest.count(LOW) == 209_792
+    assert fed_t.manifest.count() - fed_t.manifest.count(LOW) == 3_542_794
+    assert "personal stage: fc1, fc2, fc3 (3,542,794 scalars), frozen: conv1, conv2" in fed_t.describe()
+
+
+def test_with_cbam_its_parameters_and_running_statistics_are_added() -> None:
+    fed_t_a = built(attention="cbam")
+    assert frozen(fed_t_a) == LOW
+    block = [g for g in fed_t_a.manifest.groups if g.name == "cbam"]
+    assert sum(torch.Size(fed_t_a.manifest.shapes[n]).numel() for n in block[0].parameters) == 2_284
+    assert "personal: cbam (2,286 scalars)" in fed_t_a.describe()
+    assert "personal stage: cbam, fc1, fc2, fc3" in fed_t_a.describe()
+
+
+def test_reading_f2_leaves_the_first_fully_connected_layer_frozen_and_not_the_block_before_it() -> None:
+    assert frozen(built(attention="cbam", reading="F2")) == (*LOW, "fc1")
+    assert frozen(built(reading="F2")) == (*LOW, "fc1")
+
+
+def test_batch_normalisation_between_convolutions_is_low_level() -> None:
+    assert frozen(built("lenet-bn")) == ("conv1", "bn1", "conv2", "bn2")
+
+
+def test_frozen_layers_can_be_named_and_stand_in_the_models_order() -> None:
+    assert frozen(built(frozen="fc1 conv1")) == ("conv1", "fc1")
+    assert frozen(built(frozen="")) == ()
+    assert frozen(built(attention="cbam", frozen="cbam conv2")) == ("conv2", "cbam")
+
+
+def test_a_name_that_matches_nothing_is_refused_with_those_that_do() -> None:
+    text = (
+        r'^fedtransfer\.frozen="conv1 conv3": the model has no layer group conv3; wanted some of conv1, conv2, fc1, '
+        r"fc2, fc3, with blanks between$"
+    )
+    with pytest.raises(UserError, match=text):
+        built(frozen="conv1 conv3")
+
+
+def test_to_freeze_everything_is_refused() -> None:
+    with pytest.raises(UserError, match=r'^fedtransfer\.frozen="conv1 conv2 fc1 fc2 fc3" leaves nothing to train'):
+        built(frozen="conv1 conv2 fc1 fc2 fc3")
+    assert frozen(built(attention="se", frozen="conv1 conv2 fc1 fc2 fc3")) == (*LOW, "fc1", "fc2", "fc3")
+
+
+def test_a_model_without_convolutions_must_say_what_is_frozen() -> None:
+    groups = [LayerGroup(name, (name,)) for name in ("embedding", "attention", "head")]
+    with pytest.raises(UserError, match="freezes convolutions, and this model has none: name some of its layer groups"):
+        frozen_groups(groups, FedTransferSettings())
+    assert frozen_groups(groups, FedTransferSettings(frozen="embedding")) == ("embedding",)
+
+
+def test_two_settings_that_both_say_what_is_frozen_are_refused() -> None:
+    with pytest.raises(UserError, match=r'reading="F2" says what is frozen, and so does fedtransfer\.frozen="conv1"'):
+        parse({"strategy": "fedtransfer", "fedtransfer.reading": "F2", "fedtransfer.frozen": "conv1"})
+
+
+def test_a_graft_point_that_is_not_there_is_refused_before_the_first_round(federate: Federate) -> None:
+    with pytest.raises(UserError, match=r'fedtransfer\.graft-after="conv7".*wanted auto or one of conv1, conv2, fc1'):
+        federate(strategy="fedtransfer", **CBAM, **{"fedtransfer.graft-after": "conv7"})
+
+
+# ---- a federation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["none", "cbam"])
+def test_the_rounds_are_fedavgs_bit_for_bit(federate: Federate, attention: str) -> None:
+    fedavg = federate(strategy="fedavg")
+    run = federate(strategy="fedtransfer", **{"fedtransfer.attention": attention})
+    assert equal(fedavg.state, run.state)
+    before = {row for row in fedavg.rows if row.round <= 2 or row.phase == "before"}
+    assert before == {row for row in run.rows if row.round <= 2 or row.phase == "before"}
+
+
+def test_the_personal_stage_is_one_exchange_and_sends_nothing_up(federate: Federate) -> None:
+    run = federate(strategy="fedtransfer", **CBAM)
+    assert [(r["round"], r["kind"], len(r["cohort"])) for r in run.records] == [
+        (1, "train", 4), (2, "train", 4), (3, "personal", 4),
+    ]  # fmt: skip
+    assert run.records[-1]["bytes-up"] == 0
+    assert run.records[-1]["bytes-down"] == 4 * 4 * 13_706
+
+
+def test_everyone_takes_part_in_it_whoever_trained_before(federate: Federate) -> None:
+    run = federate(strategy="fedtransfer", fraction_train=0.5)
+    assert {row.client for row in run.rows if row.round == 3} == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        ({}, HIGH),
+        (CBAM, ("cbam", *HIGH)),
+        ({**CBAM, "fedtransfer.reading": "F2"}, ("cbam", "fc2")),
+        ({**CBAM, "fedtransfer.graft-after": "conv1"}, ("cbam", *HIGH)),
+        ({"fedtransfer.frozen": "fc1 fc2"}, LOW),
+        ({"fedtransfer.frozen": ""}, LOW + HIGH),
+        ({"fedtransfer.attention": "se"}, ("se", *HIGH)),
+        ({"fedtransfer.attention": "adapter", "fedtransfer.graft-after": "fc1"}, ("adapter", *HIGH)),
+    ],
+)
+def test_frozen_layers_are_the_global_ones_bit_for_bit_and_every_other_has_moved(
+    federate: Federate, given: dict[str, Value], trained: tuple[str, ...]
+) -> None:
+    run = federate(strategy="fedtransfer", num_server_rounds=1, **given)
+    shared = run.state
+    for client in "0123":
+        own = exported(run, client)
+        for name in shared:
+            assert torch.equal(own[name], shared[name]) != (name.split(".")[0] in trained), name
+        assert {name.split(".")[0] for name in own} == {*LOW, *HIGH, *trained}
+
+
+def test_without_epochs_the_personal_model_is_fedavgs(federate: Federate) -> None:
+    for given in ({}, CBAM):
+        run = federate(strategy="fedtransfer", **{"fedtransfer.personal-epochs": 0}, **given)
+        assert all(equal(run.state, exported(run, client), run.state) for client in "0123")
+        scores = {p: [r[6] for r in run.rows if r.round == 3 and r.phase == p] for p in ("before", "after")}
+        assert scores["before"] == scores["after"]
+
+
+def test_a_published_block_changes_what_the_model_says_when_it_is_inserted(federate: Federate) -> None:
+    run = federate(
+        strategy="fedtransfer", **CBAM, **{"fedtransfer.personal-epochs": 0, "fedtransfer.insertion": "plain"}
+    )
+    loss = {p: [r.value for r in run.rows if r.round == 3 and r[4:6] == (p, "loss")] for p in ("before", "after")}
+    fedavg = federate(strategy="fedavg")
+    assert loss["before"] == loss["after"]
+    assert loss["before"] != [r.value for r in fedavg.rows if r.round == 3 and r[4:6] == ("before", "loss")]
+
+
+def test_with_its_block_held_at_the_identity_fed_t_a_is_fed_t(federate: Federate) -> None:
+    fed_t = federate(strategy="fedtransfer")
+    held = federate(strategy="fedtransfer", **CBAM, **{"fedtransfer.frozen": "conv1 conv2 cbam"})
+    for client in "0123":
+        own, other = exported(fed_t, client), exported(held, client)
+        assert equal(own, other)
+        block = {name: tensor for name, tensor in other.items() if name.startswith("cbam")}
+        assert float(block["cbam.norm.running_mean"]) == 0.0
+        assert float(block["cbam.norm.running_var"]) == 1.0
+    assert fed_t.rows == held.rows
+
+
+def test_the_whole_personal_model_stays_with_the_client(federate: Federate) -> None:
+    run = federate(strategy="fedtransfer", **CBAM)
+    for context in run.grid.contexts.values():
+        kept = tensors(context.state.array_records["personal"])
+        own = exported(run, str(context.node_config["partition-id"]))
+        assert kept.keys() == own.keys() - {"cbam.norm.num_batches_tracked"}
+        assert equal(kept, own)
+
+
+def test_the_personal_stage_has_a_learning_rate_of_its_own(federate: Federate) -> None:
+    usual, same, other = (
+        federate(strategy="fedtransfer", num_server_rounds=1, **{"fedtransfer.learning-rate": rate})
+        for rate in (0.0, 0.02, 0.001)
+    )
+    assert usual.summary["digest"] == same.summary["digest"]
+    assert usual.summary["final"] != other.summary["final"]
+    assert equal(usual.state, other.state)
+
+
+def test_a_client_that_fails_in_the_personal_stage_is_named_and_the_others_have_their_models(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    personalise = FedTransferClient.personalise
+
+    def failing(self: FedTransferClient, *given: Any) -> Any:
+        if self.job.client == "2":
+            raise UserError("the battery is empty")
+        return personalise(self, *given)
+
+    monkeypatch.setattr(FedTransferClient, "personalise", failing)
+    run = federate(strategy="fedtransfer")
+    assert run.records[-1]["failures"] == [
+        {"round": 3, "stage": "personal", "client": "2", "error": "the battery is empty"}
+    ]
+    assert sorted(file.stem for file in (run.path / "model").iterdir()) == ["0", "1", "3"]
+    assert "error" not in run.summary
+
+
+def test_if_all_fail_the_global_model_is_there_to_start_from_again(federate: Federate, tmp_path: Path) -> None:
+    def lost(chosen: dict[str, Value]) -> Any:
+        app = make_client_app(chosen)
+        del app._registered_funcs["train.personal"]
+        return app
+
+    with pytest.raises(UserError, match="0 of 4 clients gave a good reply to personal, and at least 2 are wanted"):
+        federate(strategy="fedtransfer", client_app=lost)
+    (left,) = tmp_path.glob("results/fedtransfer/*")
+    whole = federate(strategy="fedtransfer", results_dir=str(tmp_path / "other"))
+    assert equal(load_file(left / "server.safetensors"), whole.state)
+    again = federate(strategy="fedtransfer", resume=str(left), results_dir=str(tmp_path / "again"))
+    assert [row[1:] for row in again.rows] == [row[1:] for row in whole.rows if row.round == 3]
+
+
+# ---- a personal stage that starts from another run -------------------------------------------------------------------
+
+
+def test_a_stage_that_starts_from_fedavgs_results_is_the_one_after_the_same_rounds(federate: Federate) -> None:
+    fedavg = federate(strategy="fedavg")
+    whole = federate(strategy="fedtransfer", **CBAM)
+    later = federate(strategy="fedtransfer", resume=str(fedavg.path), **CBAM)
+    assert [(r["round"], r["kind"]) for r in later.records] == [(1, "personal")]
+    assert later.summary["num-rounds"] == 0
+    assert equal(whole.state, later.state)
+    assert all(equal(exported(whole, client), exported(later, client)) for client in "0123")
+    assert [row[1:] for row in later.rows] == [row[1:] for row in whole.rows if row.round == 3]
+
+
+def test_after_a_personalised_run_each_client_starts_from_the_model_that_it_had(federate: Federate) -> None:
+    fedper = federate(strategy="fedper")
+    run = federate(strategy="fedtransfer", resume=str(fedper.path), **{"fedtransfer.personal-epochs": 0})
+    assert all(equal(exported(fedper, client), exported(run, client)) for client in "0123")
+    assert {row.model for row in run.rows} == {"personal"}
+    assert run.state.keys() == {f"{client}/{name}" for client in "0123" for name in exported(fedper, "0")}
+
+
+def test_one_clients_model_can_be_everybodys_start(federate: Federate) -> None:
+    fedper = federate(strategy="fedper")
+    start = fedper.path / "model" / "1.safetensors"
+    run = federate(strategy="fedtransfer", resume=str(start), **{"fedtransfer.personal-epochs": 0})
+    assert all(equal(exported(run, client), exported(fedper, "1")) for client in "0123")
+    assert {row.model for row in run.rows if row.phase == "before"} == {"global"}
+
+
+def test_the_state_of_a_stage_with_own_starts_is_loaded_again(federate: Federate) -> None:
+    server = built()
+    shared = server.state_dict()
+    server.start_from({}, {"a": shared, "b": {name: tensor + 1 for name, tensor in shared.items()}})
+    state = {name: tensor + 1 for name, tensor in server.state_dict().items()}
+    server.load_state_dict(state)
+    assert equal(server.plan(1, ["b"])["b"], {name: state[f"b/{name}"] for name in shared})
+    with pytest.raises(ValueError, match="missing"):
+        server.load_state_dict(shared)
+
+
+def test_other_methods_start_from_nothing(federate: Federate) -> None:
+    with pytest.raises(UserError, match=r'resume="x" .* strategy="fedavg" has no such stage: wanted'):
+        federate(strategy="fedavg", resume="x")
+
+
+# ---- novel clients ---------------------------------------------------------------------------------------------------
+
+
+def test_a_novel_client_has_a_personal_stage_with_its_own_budget(federate: Federate) -> None:
+    run = federate(strategy="fedtransfer", novel_clients=1, novel_steps=3, **CBAM)
+    (novel,) = {row.client for row in run.rows if row.population == "novel"}
+    own, shared = exported(run, novel), run.state
+    assert equal(shared, own, of(LOW, shared))
+    assert not any(torch.equal(own[name], shared[name]) for name in of(HIGH, shared))
+    assert bool(own["cbam.norm.weight"].any())
