@@ -45,6 +45,20 @@ def test_only_the_named_parameters_are_trained(names: tuple[str, ...]) -> None:
     assert moved(trainer) == set(trainer.parameter_names)
 
 
+def test_a_group_that_is_not_trained_keeps_its_running_statistics_and_works_as_in_evaluation() -> None:
+    """Of the normalisations only bn2 is trained: bn1 must neither move nor look at the batch."""
+    trainer, samples = lenet(), data(10, side=16)
+    first = trainer.state_dict()
+    trainer.fit(samples, HOW, generator(), only=["bn2.weight", "bn2.bias", "fc3.weight"])
+    now = trainer.state_dict()
+    for name in first:
+        stays = not name.startswith("bn2") and name != "fc3.weight"
+        assert torch.equal(now[name], first[name]) == stays, name
+    assert not trainer._model.get_submodule("bn1").training
+    trainer.fit(samples, HOW, generator())
+    assert not any(torch.equal(trainer.state_dict()[name], first[name]) for name in first)
+
+
 def test_training_all_by_name_is_training_and_training_one_is_holding_the_others() -> None:
     def hold_weight(params: Sequence[nn.Parameter]) -> None:
         assert params[0].grad is not None
