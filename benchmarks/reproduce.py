@@ -6,10 +6,11 @@
     python benchmarks/reproduce.py fedham --folder runs --card fedham.md   # seven methods in the setting of PFLlib
     python benchmarks/reproduce.py fedham --folder runs --methods local fedham-peers --splits dirichlet --seeds 0
     python benchmarks/reproduce.py fedtp --folder runs --card fedtp.md     # Transformers on CIFAR-10 and Shakespeare
+    python benchmarks/reproduce.py fedtransfer --folder runs --card fedtransfer.md    # Fed_T, Fed_T_A and ablations
 
-What is compared with what, and how, is said in `paper_pfedla.py`, `paper_fedham.py` and `paper_fedtp.py`. A run is one
-process with one thread, and `--processes` of them stand side by side. With `--folder` what was finished with the same
-settings is not done again, and a card may be made of a part of it.
+What is compared with what, and how, is said in `paper_pfedla.py`, `paper_fedham.py`, `paper_fedtp.py` and
+`paper_fedtransfer.py`. A run is one process with one thread, and `--processes` of them stand side by side. With
+`--folder` what was finished with the same settings is not done again, and a card may be made of a part of it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Protocol
 
 import paper_fedham
 import paper_fedtp
+import paper_fedtransfer
 import paper_pfedla
 from common import CIFAR10, publish
 from runs import Case, Result, Setup, check, run_all
@@ -34,7 +36,7 @@ class Paper(Protocol):
     __doc__: str | None
 
     def options(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options that only this one has, and the default of `--rounds`."""
+        """Add the options that only this one has, the default of `--rounds`, and other defaults of its own."""
 
     def plan(self, given: argparse.Namespace, folder: Path) -> dict[Case, Setup]:
         """The runs that are asked for."""
@@ -46,7 +48,12 @@ class Paper(Protocol):
         """The result as Markdown."""
 
 
-PAPERS: Mapping[str, Paper] = {"pfedla": paper_pfedla, "fedham": paper_fedham, "fedtp": paper_fedtp}
+PAPERS: Mapping[str, Paper] = {
+    "pfedla": paper_pfedla,
+    "fedham": paper_fedham,
+    "fedtp": paper_fedtp,
+    "fedtransfer": paper_fedtransfer,
+}
 
 
 def arguments() -> argparse.Namespace:
@@ -58,7 +65,7 @@ def arguments() -> argparse.Namespace:
         one = papers.add_parser(name, help=what, description=what)
         one.add_argument("--data", type=Path, default=CIFAR10, help="folder with CIFAR-10 as Parquet files")
         one.add_argument("--rounds", type=int, help="default %(default)s")
-        one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default %(default)s")
         one.add_argument(
             "--processes", type=int, default=os.cpu_count() or 1, help="runs side by side (default %(default)s)"
         )

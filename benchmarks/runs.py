@@ -12,7 +12,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,10 +42,13 @@ class Case(NamedTuple):
 
 
 class Setup(NamedTuple):
-    """How a run is made: the settings that differ from the defaults, but the results' folder; how many clients."""
+    """How a run is made."""
 
     settings: Mapping[str, Value]
+    """Those that differ from the defaults, but the results' folder and, if there is `after`, `resume`."""
     clients: int
+    after: Case | None = None
+    """The run whose result this one starts from; it stands before this one in the plan."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Result:
         clients: how many trained.
         accuracy: (round, phase) -> test accuracy of each client that trained.
         novel: phase -> test accuracy of each client that did not.
-        bytes: per round of all clients, up and down, without evaluations.
+        bytes: per round of all clients, up and down, without evaluations; 0 if there was no round.
     """
 
     path: Path
@@ -129,25 +132,37 @@ def run_all(plan: Mapping[Case, Setup], folder: Path, processes: int) -> dict[Ca
     """Run what is not there yet, some runs side by side, and read everything.
 
     Args:
-        plan: the runs.
+        plan: the runs; one that starts from another stands behind it.
         folder: below it each run has a folder of its own.
         processes: runs side by side.
 
     Raises:
         SystemExit: a run failed, or not every client took part in every round.
     """
+    found: dict[Case, Future[Result]] = {}
 
     def one(case: Case) -> Result:
+        settings, clients, after = plan[case]
         place = folder / "-".join(map(str, case))
-        text = json.dumps({**plan[case].settings, "results-dir": str(place)}, sort_keys=True)
+        given = {**settings, "results-dir": str(place)}
+        if after is not None:
+            given["resume"] = str(found[after].result().path)  # another one if that run was made anew, and only then
+        text = json.dumps(given, sort_keys=True)
         if not _finished(place, text):
             (place / "given.json").unlink(missing_ok=True)  # it stands for the newest run below this folder
-            _run(case, text, plan[case].clients)
+            _run(case, text, clients)
             (place / "given.json").write_text(text)
         return read(_directory(place))
 
     with ThreadPoolExecutor(processes) as pool:
-        return dict(zip(plan, pool.map(one, plan), strict=True))
+        # Runs are begun in the order of the plan, so one that waits for another waits for one that has begun.
+        for case in plan:
+            found[case] = pool.submit(one, case)
+        try:
+            wait(found.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a failure or an interrupt no other run begins
+        return {case: future.result() for case, future in found.items()}
 
 
 def _run(case: Case, text: str, clients: int) -> None:
@@ -198,10 +213,10 @@ def read(path: Path) -> Result:
 
 
 def _traffic(path: Path, rounds: int) -> dict[str, float]:
-    """Bytes of a training round: of all its exchanges but evaluations, and without those for the closing evaluation."""
+    """Bytes of a training round: of all its exchanges but evaluations, and without those after the last one."""
     exchanges: list[dict[str, Any]] = [json.loads(line) for line in (path / "rounds.jsonl").read_text().splitlines()]
     counted = [e for e in exchanges if e["kind"] != "evaluate" and e["round"] <= rounds]
-    return {way: sum(e[f"bytes-{way}"] for e in counted) / rounds for way in ("up", "down")}
+    return {way: sum(e[f"bytes-{way}"] for e in counted) / max(1, rounds) for way in ("up", "down")}
 
 
 def run_one(text: str, clients: int) -> None:

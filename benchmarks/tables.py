@@ -1,9 +1,12 @@
-"""Tables that the cards of several papers have: differences, accuracy over rounds, and mixing weights."""
+"""What the cards of several papers have: differences and intervals, accuracy over rounds, and mixing weights."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from common import spread, table
@@ -12,6 +15,52 @@ from splits import own_weights, relations
 
 ROUNDS_SHOWN = (5, 10, 20, 30, 40, 60, 100, 200, 400, 600)
 PHASES = ("before", "after")
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of the interval that holds the true one with a stated confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in it, the ends included."""
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        """`+1.58 [+0.70, +2.46]`, and the mean alone where there is no interval."""
+        if math.isinf(self.high):
+            return f"{self.mean:+.2f}"
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def paired(values: Sequence[float], bases: Sequence[float], confidence: float = 0.95) -> Interval:
+    """By how much values are above those that they are paired with, with Student's interval of the mean difference.
+
+    Args:
+        values: n of them, such as one for each seed.
+        bases: their partners, in the same order.
+        confidence: of the interval, in (0, 1).
+
+    Returns:
+        The mean difference and mean ± t s / sqrt(n), where s is the differences' standard deviation and t the quantile
+        of Student's distribution with n - 1 degrees of freedom. One pair says nothing of the spread: the interval is
+        endless.
+
+    Raises:
+        ValueError: there is no pair, or somebody has no partner.
+    """
+    from scipy.stats import t as student  # it comes with scikit-learn
+
+    differences = [value - base for value, base in zip(values, bases, strict=True)]
+    if not differences:
+        raise ValueError("there is no pair to compare")
+    mean, count = statistics.fmean(differences), len(differences)
+    if count == 1:
+        return Interval(mean, -math.inf, math.inf)
+    half = float(student.ppf((1 + confidence) / 2, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
 
 
 def each(

@@ -10,6 +10,7 @@ Only safetensors are read, which are data and never code.
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,12 @@ WANTED = (
     "wanted the directory of a run, results/<strategy>/<time>-<seed>, or the file of one model, "
     f"{MODELS}/<client>.safetensors"
 )
+DEALING = (
+    "dataset", "feature-column", "label-column", "client-column", "partitioner", "alpha", "classes-per-client",
+    "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary", "min-characters",
+    "validation-fraction", "test-fraction", "seed",
+)  # fmt: skip
+"""Settings that decide which samples a client trains on, and which it tests on."""
 FIRST = 5
 """How many names an error lists before it counts the rest."""
 
@@ -85,6 +92,28 @@ def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, 
         return Start(_read(server, what, wanted), {}, os.path.join(path, SERVER) + _left_by(server))
     own = _read_own(place / MODELS, given, wanted, clients)
     return Start({}, own, f"{os.path.join(path, MODELS)}, to each client its own{_left_by(server)}")
+
+
+def dealt_otherwise(path: str, now: Mapping[str, object]) -> tuple[str, ...]:
+    """How the data were dealt in the run that left a start, where it is not as in this run.
+
+    Clients then test on samples that the start may have been trained on.
+
+    Args:
+        path: as for `read_start`, which has read it.
+        now: this run's settings, spelled as in pyproject.toml.
+
+    Returns:
+        "seed=0" for each setting that differs; nothing where the earlier run's settings cannot be read.
+    """
+    place = Path(os.path.abspath(os.path.expanduser(path)))
+    for run in (place, place.parent, place.parent.parent):
+        try:
+            then = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return tuple(f"{key}={json.dumps(then[key])}" for key in DEALING if key in then and then[key] != now[key])
+    return ()
 
 
 def _read_own(folder: Path, given: str, wanted: _Wanted, clients: Sequence[str]) -> dict[str, Params]:

@@ -13,7 +13,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedham_flwr import models, parameters, report, wire
-from fedham_flwr.checkpoints import read_start
+from fedham_flwr.checkpoints import dealt_otherwise, read_start
 from fedham_flwr.config import Settings, Value, defaults, flatten, parse
 from fedham_flwr.errors import UserError
 from fedham_flwr.mixing import MixingWeights, latest, read_weights, write_weights
@@ -107,15 +107,36 @@ def prepare(grid: Grid, settings: Settings, directory: RunDirectory, journal: Jo
     report.say(strategy.describe())
     network = models.resolve(settings.model, shape)
     if settings.resume:
-        start = read_start(settings.resume, manifest, strategy.shared_names, network, order(roster.nodes))
-        strategy.start_from(start.common, start.own)
-        report.say(f"start: {start.source}")
+        start_from(settings, strategy, network)
     journal.started(
         strategy,
         network,
         {p.client for p in profiles if p.counts["validation"] and p.client not in novel},
     )
     return strategy
+
+
+def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> None:
+    """Let a run begin with what an earlier one has trained, and say which it was.
+
+    Args:
+        settings: the run's, with `resume`.
+        strategy: it gets the models.
+        network: name of the network, `auto` resolved.
+
+    Raises:
+        UserError: there is nothing, or it does not fit.
+    """
+    clients = order(strategy.roster.nodes)
+    start = read_start(settings.resume, strategy.manifest, strategy.shared_names, network, clients)
+    strategy.start_from(start.common, start.own)
+    report.say(f"start: {start.source}")
+    if differs := dealt_otherwise(settings.resume, flatten(settings)):
+        log.warning(
+            "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or another "
+            "may have trained on then",
+            ", ".join(differs),
+        )
 
 
 def describe(profile: wire.Profile) -> dict[str, object]:

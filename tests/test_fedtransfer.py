@@ -282,6 +282,18 @@ def test_one_clients_model_can_be_everybodys_start(federate: Federate) -> None:
     assert {row.model for row in run.rows if row.phase == "before"} == {"global"}
 
 
+def test_data_dealt_otherwise_than_for_the_start_are_warned_of(
+    federate: Federate, caplog: pytest.LogCaptureFixture
+) -> None:
+    fedavg = federate(strategy="fedavg", num_server_rounds=1)
+    for start in (fedavg.path, fedavg.path / "server.safetensors", fedavg.path / "model" / "0.safetensors"):
+        federate(strategy="fedtransfer", resume=str(start))
+        assert "dealt with" not in caplog.text
+        federate(strategy="fedtransfer", resume=str(start), seed=1, test_fraction=0.5)
+        assert "the start was trained on data dealt with test-fraction=0.25, seed=0, not as in this run" in caplog.text
+        caplog.clear()
+
+
 def test_the_state_of_a_stage_with_own_starts_is_loaded_again(federate: Federate) -> None:
     server = built()
     shared = server.state_dict()

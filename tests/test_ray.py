@@ -68,6 +68,7 @@ def summary(output: str) -> dict[str, Any]:
         '"fedham" fedham.transport="peers"',
         '"fedham" fedham.transport="mediated"',
         '"fedtp" model="vit" vit.depth=1 vit.width=32 novel-clients=1 novel-turns=2',
+        '"fedtransfer" fedtransfer.attention="cbam" novel-clients=1',
     ],
 )
 def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[str, Any]], method: str) -> None:
@@ -76,6 +77,21 @@ def test_ray_and_one_process_give_the_same_digest(simulate: Callable[..., dict[s
     assert under_ray["digest"] == in_process["digest"]
     assert under_ray["bytes"] == in_process["bytes"]
     assert under_ray["failures"] == 0
+
+
+def test_a_personal_stage_of_twenty_clients_is_one_exchange(
+    simulate: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """It starts from a run of another method, and asks all clients at once."""
+    simulate("ray", 'strategy="fedavg" num-server-rounds=1 classes-per-client=4', clients=20)
+    (start,) = tmp_path.glob("ray/fedavg/*")
+    stage = 'strategy="fedtransfer" fedtransfer.attention="cbam" classes-per-client=4'
+    done = simulate("ray", f'{stage} resume="{start}"', clients=20)
+    (path,) = tmp_path.glob("ray/fedtransfer/*")
+    (record,) = map(json.loads, (path / "rounds.jsonl").read_text().splitlines())
+    assert (record["kind"], record["round"], record["replies"], record["bytes-up"]) == ("personal", 1, 20, 0)
+    assert len(list((path / "model").iterdir())) == 20
+    assert (done["num-rounds"], done["failures"]) == (0, 0)
 
 
 def test_an_interrupt_under_ray_leaves_results_and_no_process(tmp_path: Path, environment: dict[str, str]) -> None:
