@@ -133,8 +133,8 @@ def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> Non
     report.say(f"start: {start.source}")
     if differs := dealt_otherwise(settings.resume, flatten(settings)):
         log.warning(
-            "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or another "
-            "may have trained on then",
+            "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or "
+            "another may have trained on then",
             ", ".join(differs),
         )
 

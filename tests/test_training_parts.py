@@ -59,6 +59,16 @@ def test_a_group_that_is_not_trained_keeps_its_running_statistics_and_works_as_i
     assert not any(torch.equal(trainer.state_dict()[name], first[name]) for name in first)
 
 
+def test_what_is_not_trained_has_no_gradient() -> None:
+    trainer, seen = lenet(), []
+
+    def look(params: Sequence[nn.Parameter]) -> None:
+        seen.append({n for n, param in zip(trainer.parameter_names, params, strict=True) if param.grad is not None})
+
+    trainer.fit(data(10, side=16), replace(HOW, steps=2), generator(), look, only=["fc2.weight", "fc3.bias"])
+    assert seen == [{"fc2.weight", "fc3.bias"}] * 2
+
+
 def test_training_all_by_name_is_training_and_training_one_is_holding_the_others() -> None:
     def hold_weight(params: Sequence[nn.Parameter]) -> None:
         assert params[0].grad is not None
