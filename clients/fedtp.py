@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from clients.base import RoundClient
@@ -54,11 +54,15 @@ class FedTPClient(RoundClient):
             return None
         keys, targets = self.job.trainer.encode(self.job.data, "train")
 
-        def predict(model: nn.Module, x: Tensor) -> Tensor:
-            logits, features = model(x).float(), model.features(x).float()  # type: ignore[operator]
+        def predict(model: Any, x: Tensor) -> Tensor:
+            features = model.features(x)  # once, for the network's logits and for the vote
+            logits = model.classify(features)
+            if how.head == "fedrod":
+                logits = logits + model.personal_logits(features)
+            logits = logits.float()
             votes = [
                 fedtp.nearest_vote(some, keys, targets, logits.shape[-1], how.knn_neighbours)
-                for some in features.flatten(0, -2).split(QUERIES)
+                for some in features.float().flatten(0, -2).split(QUERIES)
             ]
             mixed = how.knn_share * torch.cat(votes).view_as(logits) + (1 - how.knn_share) * logits.softmax(-1)
             logs: Tensor = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()

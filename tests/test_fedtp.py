@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
 from fedham_flwr.algorithms.fedtp import (
+    MOST,
     FedTPSettings,
     balanced_cross_entropy,
     check_model,
     nearest_vote,
     personal_groups,
 )
+from fedham_flwr.config import parse
 from fedham_flwr.errors import UserError
 
 GROUPS = ("embedding", "attention", "block1", "norm", "head")
@@ -46,6 +48,27 @@ def test_a_model_without_self_attention_is_refused() -> None:
     message = 'strategy="fedtp" personalises self-attention, and model="cnn" has none: try model="vit" for images or'
     with pytest.raises(UserError, match=message):
         check_model(("conv1", "fc1"), "cnn")
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_a_rank_of_one_which_has_nothing_to_learn_is_refused_with_other_faults() -> None:
+    wanted = r"wanted 0 \(dense heads\) or at least 2, since one coefficient of fixed length can't learn"
+    with pytest.raises(UserError, match=rf"^settings: fedtp\.rank=1: {wanted}$"):
+        parse({"fedtp.rank": 1})
+    with pytest.raises(UserError, match=rf"^settings: alpha=0\.0: wanted .*; fedtp\.rank=1: {wanted}$"):
+        parse({"fedtp.rank": 1, "alpha": 0.0})
+    assert [parse({"fedtp.rank": rank}).fedtp.rank for rank in (0, 2)] == [0, 2]
+
+
+@pytest.mark.parametrize("key", ["learning-rate", "embedding-learning-rate", "weight-decay"])
+def test_what_is_too_large_a_factor_is_refused(key: str) -> None:
+    for value, said in ((1e39, r"1e\+39"), (1.5e6, r"1500000\.0")):
+        message = rf"^settings: fedtp\.{key}={said}: wanted less than or equal to 1000000$"
+        with pytest.raises(UserError, match=message):
+            parse({f"fedtp.{key}": value})
+    assert parse({f"fedtp.{key}": MOST}).fedtp == FedTPSettings(**{key.replace("-", "_"): MOST})
 
 
 # ---- balanced softmax (invariant 10) --------------------------------------------------------------------------------

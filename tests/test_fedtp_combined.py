@@ -12,24 +12,26 @@ import pytest
 import torch
 from flwr.app import RecordDict
 from presets import TINY_CHAR
-from test_fedtp_rounds import SMALL, W, Watching
+from test_fedtp_rounds import FEW, SMALL, W, Watching
 from test_rounds import Shuffled
 from torch.nn.functional import cross_entropy
 
 from clients.base import Job
 from clients.fedtp import FedTPClient
-from fedham_flwr import models
+from fedham_flwr import models, training
 from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
 from fedham_flwr.batches import inputs_and_targets
 from fedham_flwr.config import Value, parse
 from fedham_flwr.data import open_partition
 from fedham_flwr.errors import UserError
+from fedham_flwr.in_process import InProcessGrid
 from fedham_flwr.parameters import Params
 from fedham_flwr.state import ClientState
 from fedham_flwr.training import SGD, Trainer
 from fedham_flwr.wire import Download
 
 Federate = Callable[..., Any]
+Combined = Callable[..., Any]
 Make = Callable[..., dict[str, Value]]
 HEAD, SECOND = ("head.weight", "head.bias"), ("personal_head.weight", "personal_head.bias")
 every_way = pytest.mark.parametrize("personal", ["generated", "vanilla"])
@@ -38,7 +40,7 @@ CPU = torch.device("cpu")
 
 def how(personal: str, head: str = "shared", knn: bool = False) -> dict[str, Value]:
     chosen = {"fedtp.personal": personal, "fedtp.head": head, "fedtp.knn": knn}
-    return {"strategy": "fedtp", **SMALL, **chosen, "fedtp.knn-neighbours": 4}
+    return {"strategy": "fedtp", **FEW, **SMALL, **chosen, "fedtp.knn-neighbours": 4}
 
 
 def client_of(given: dict[str, Value], number: int = 0, clients: int = 4, params: Params | None = None) -> FedTPClient:
@@ -52,6 +54,25 @@ def client_of(given: dict[str, Value], number: int = 0, clients: int = 4, params
     return FedTPClient(Job(str(number), chosen, data, trainer, state, Download(1, {}, data.shape, classes)))
 
 
+@pytest.fixture(scope="module")
+def done() -> dict[tuple[str, str, bool], Any]:
+    """Runs of `combined`, which several tests look at and none changes."""
+    return {}
+
+
+@pytest.fixture
+def combined(federate: Federate, done: dict[tuple[str, str, bool], Any]) -> Combined:
+    """A run as `how` says, watched, of two rounds: combined("vanilla", "fedper", knn=True)."""
+
+    def run(personal: str, head: str = "shared", knn: bool = False) -> Any:
+        key = personal, head, knn
+        if key not in done:
+            done[key] = federate(grid=Watching, **how(*key))
+        return done[key]
+
+    return run
+
+
 def last_kept(run: Any) -> dict[str, Params]:
     return {client: kept for kind, _, client, _, _, kept in run.grid.seen if kind == "train"}
 
@@ -62,9 +83,9 @@ def last_kept(run: Any) -> dict[str, Params]:
 @every_way
 @pytest.mark.parametrize(("head", "names"), [("fedper", HEAD), ("fedrod", SECOND)])
 def test_a_personal_head_is_in_no_message_and_differs_between_clients(
-    federate: Federate, personal: str, head: str, names: tuple[str, ...]
+    combined: Combined, personal: str, head: str, names: tuple[str, ...]
 ) -> None:
-    run = federate(grid=Watching, **how(personal, head))
+    run = combined(personal, head)
     stays = {*names, *(W if personal == "vanilla" else ())}
     for _, _, _, down, up, kept in run.grid.seen:
         assert not stays & {*down, *up}
@@ -155,10 +176,10 @@ def test_a_second_head_needs_a_transformer(federate: Federate) -> None:
 @every_way
 @pytest.mark.parametrize("head", ["shared", "fedper", "fedrod"])
 def test_the_exported_models_load_and_score_what_the_rows_say(
-    federate: Federate, settings: Make, personal: str, head: str
+    combined: Combined, settings: Make, personal: str, head: str
 ) -> None:
     chosen = parse(settings(**how(personal, head)))
-    run = federate(**how(personal, head))
+    run = combined(personal, head)
     for number in range(4):
         trainer = Trainer(models.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
         found = trainer.evaluate(open_partition(chosen.data(), number, 4), "test")
@@ -172,7 +193,7 @@ def test_the_exported_models_load_and_score_what_the_rows_say(
 @every_way
 @pytest.mark.parametrize("head", ["fedper", "fedrod"])
 def test_a_combination_repeats_to_the_same_digest(federate: Federate, personal: str, head: str) -> None:
-    one, other = (federate(**how(personal, head, knn=True), **more) for more in ({}, {"grid": Shuffled}))
+    one, other = (federate(grid=grid, **how(personal, head, knn=True)) for grid in (InProcessGrid, Shuffled))
     assert one.summary["digest"] == other.summary["digest"]
     assert one.summary["failures"] == 0
 
@@ -203,17 +224,56 @@ def test_the_prediction_is_the_softmax_and_the_vote_of_the_nearest_by_hand(setti
     assert torch.allclose(predicted.sum(1), torch.ones(6, dtype=torch.float64), atol=1e-5)
 
 
+@pytest.mark.parametrize("head", ["shared", "fedper", "fedrod"])
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_mixed_with_the_vote_is_what_the_network_says_bit_for_bit(
+    settings: Make, play: dict[str, Value], head: str, text: bool, bf16: bool
+) -> None:
+    given = settings(**(play if text else {}), **how("generated", head, knn=True)) | {"fedtp.knn-share": 0.0}
+    client = client_of(given, clients=3)
+    trainer, data = client.job.trainer, client.job.data
+    model, predictor = trainer._model.eval(), client.predictor()
+    assert predictor is not None
+    if head == "fedrod":
+        model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    x, _ = inputs_and_targets(data.features[data.splits["test"]], data.labels[data.splits["test"]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        predicted, logits = predictor(model, x), model(x)
+    assert logits.dtype == (torch.bfloat16 if bf16 else torch.float32)
+    assert torch.equal(predicted, logits.float().softmax(-1).log())
+
+
+@pytest.mark.parametrize("head", ["shared", "fedrod"])
+def test_evaluation_with_neighbours_runs_the_network_once_a_batch(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    client = client_of(settings(**how("generated", head, knn=True)))
+    trainer, data = client.job.trainer, client.job.data
+    predictor, seen, features = client.predictor(), [], type(trainer._model).features
+
+    def counted(model: Any, x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return features(model, x)
+
+    monkeypatch.setattr(type(trainer._model), "features", counted)
+    monkeypatch.setattr(training, "EVALUATION_BATCH", 6)
+    scores = trainer.evaluate(data, "test", predictor)
+    assert seen == [6, 6, 4]
+    assert scores.n == 16
+
+
 @every_way
 def test_neighbours_without_a_share_change_nothing_but_the_last_digits_of_the_loss(
-    federate: Federate, personal: str
+    federate: Federate, combined: Combined, personal: str
 ) -> None:
-    plain, idle = federate(**how(personal)), federate(**how(personal, knn=True) | {"fedtp.knn-share": 0.0})
+    plain, idle = combined(personal), federate(**how(personal, knn=True) | {"fedtp.knn-share": 0.0})
     for one, other in zip(plain.rows, idle.rows, strict=True):
         assert (one[:6], one.n) == (other[:6], other.n)
         assert (
             one.value == other.value if one.metric == "accuracy" else one.value == pytest.approx(other.value, rel=1e-4)
         )
-    asked = federate(**how(personal, knn=True))
+    asked = combined(personal, knn=True)
     assert all(torch.equal(tensor, plain.state[name]) for name, tensor in asked.state.items())  # training is the same
     assert [row[:6] for row in asked.rows] == [row[:6] for row in plain.rows]
     mean = [
@@ -224,10 +284,10 @@ def test_neighbours_without_a_share_change_nothing_but_the_last_digits_of_the_lo
 
 
 def test_an_exported_model_scores_what_the_rows_say_with_the_clients_own_neighbours(
-    federate: Federate, settings: Make
+    combined: Combined, settings: Make
 ) -> None:
     """The file holds the network; the neighbours are the client's training samples, and no part of it."""
-    run = federate(**how("generated", knn=True))
+    run = combined("generated", knn=True)
     exported = models.load(run.path / "model" / "2.safetensors").state_dict()
     client = client_of(settings(**how("generated", knn=True)), 2, params=exported)
     found = client.job.trainer.evaluate(client.job.data, "test", client.predictor())
@@ -266,18 +326,18 @@ def test_on_text_all_positions_count_and_perplexity_is_that_of_the_loss(
 ) -> None:
     given = {"strategy": "fedtp" if method != "fedavg" else "fedavg", **play, **SMALL, "fedtp.knn": knn}
     given |= {"fedtp.personal": "vanilla"} if method == "vanilla" else {}
-    training = {"num_server_rounds": 4, "learning_rate": 0.3, "batch_size": 8}
+    training = {"num_server_rounds": 3, "learning_rate": 0.3, "batch_size": 8}
     run = federate(clients=3, **given, **training)
     counts = {c: open_partition(parse(settings(**given)).data(), c, 3).counts() for c in range(3)}
     rows = {row[:6]: row for row in run.rows}
-    assert len(rows) == 5 * 3 * 2 * 2 * 3  # rounds, clients, splits, phases, metrics
+    assert len(rows) == 4 * 3 * 2 * 2 * 3  # rounds, clients, splits, phases, metrics
     for row in rows.values():
         assert row.n == counts[int(row.client)][row.split] * T
         if row.metric == "perplexity":
             assert row.value == pytest.approx(math.exp(rows[*row[:5], "loss"].value), rel=1e-12)
     first, last = (
         np.mean([r.value for r in run.rows if (r.round, *r[2:6]) == (n, "test", r.model, "before", "accuracy")])
-        for n in (1, 5)
+        for n in (1, 4)
     )
     assert knn or last > first + 0.1  # neighbours know these few words at once
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from presets import network
-from test_fedtp_rounds import ALONE, SMALL, W, close, state_of
+from test_fedtp_rounds import ALONE, FEW, SMALL, W, close, state_of
 from test_rounds import build_strategy
 from torch import Tensor
 from torch.func import functional_call
@@ -146,7 +146,7 @@ def test_8_adapting_changes_the_embeddings_of_novel_clients_and_nothing_else(
         states.append((state_of(self), self.novel))
 
     monkeypatch.setattr(FedTPStrategy, "_adapt", watched)
-    federate(clients=6, strategy="fedtp", novel_clients=2, novel_steps=2, novel_turns=2, **SMALL)
+    federate(clients=6, strategy="fedtp", novel_clients=2, novel_steps=2, novel_turns=2, **FEW, **SMALL)
     (before, novel), (after, _) = states
     rows = {"embeddings", "embeddings-velocity"}
     fixed = before.keys() - rows - {"clients"}

@@ -42,6 +42,8 @@ SMALL: dict[str, Value] = {
     "fedtp.learning-rate": 0.1, "fedtp.embedding-learning-rate": 1.0,
 }  # fmt: skip
 FROZEN: dict[str, Value] = {**SMALL, "fedtp.learning-rate": 0.0, "fedtp.embedding-learning-rate": 0.0}
+FEW: dict[str, Value] = {"samples_per_client": 64}
+"""Of which a client trains on 42, in two batches."""
 ALONE: dict[str, Value] = {"min_clients": 1, "partitioner": "iid", "samples_per_client": 150}
 
 
@@ -141,7 +143,7 @@ def look_up(monkeypatch: pytest.MonkeyPatch) -> dict[str, Value]:
 def test_2_with_a_look_up_and_one_client_a_round_it_is_vanilla(
     federate: Federate, look_up: dict[str, Value], states: list[Any]
 ) -> None:
-    common = {"strategy": "fedtp", "num_server_rounds": 6, "fraction_train": 0.25, "grid": Watching}
+    common = {"strategy": "fedtp", "num_server_rounds": 6, "fraction_train": 0.25, "grid": Watching, **FEW}
     looked = federate(**common, **look_up)
     stored, states[:] = list(states), []
     vanilla = federate(**common, **{"fedtp.personal": "vanilla"})
@@ -198,7 +200,7 @@ def test_3_a_frozen_hypernetwork_gives_each_client_the_same_projections_in_every
     federate: Federate, rank: int
 ) -> None:
     frozen = {**FROZEN, "fedtp.rank": rank}
-    run = federate(strategy="fedtp", num_server_rounds=3, evaluate_every=1, grid=Watching, **frozen)
+    run = federate(strategy="fedtp", num_server_rounds=3, evaluate_every=1, grid=Watching, **FEW, **frozen)
     sent = per_client(run.grid)
     for downs in sent.values():
         assert len(downs) == 4
@@ -212,14 +214,15 @@ def test_3_equal_embeddings_give_all_clients_one_frozen_attention(
     federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_half, "torch_stream", lambda seed, purpose, client="": torch_stream(seed, purpose))
-    run = federate(strategy="fedtp", num_server_rounds=2, grid=Watching, **FROZEN)
+    run = federate(strategy="fedtp", num_server_rounds=2, grid=Watching, **FEW, **FROZEN)
     (first, *_), *_ = per_client(run.grid).values()
     # not bit by bit: where in a product of matrices a row stands may decide on its last bit
     assert all(torch.allclose(flat(down), flat(first), rtol=0, atol=1e-6) for _, _, _, down, _, _ in run.grid.seen)
 
 
 def test_4_with_nothing_personal_it_is_fedavg_bit_for_bit(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
-    average = federate(strategy="fedavg", num_server_rounds=3, evaluate_every=2, fraction_train=0.75, **TINY_VIT)
+    rounds = {"num_server_rounds": 3, "evaluate_every": 2, "fraction_train": 0.75, **FEW}
+    average = federate(strategy="fedavg", **rounds, **TINY_VIT)
     begin = FedTPStrategy.begin
 
     def averaging_all(self: FedTPStrategy, given: Params) -> None:
@@ -228,8 +231,7 @@ def test_4_with_nothing_personal_it_is_fedavg_bit_for_bit(federate: Federate, mo
 
     monkeypatch.setattr(fedtp, "personal_groups", lambda *_: ())
     monkeypatch.setattr(FedTPStrategy, "begin", averaging_all)
-    vanilla = {"fedtp.personal": "vanilla"}
-    run = federate(strategy="fedtp", num_server_rounds=3, evaluate_every=2, fraction_train=0.75, **vanilla)
+    run = federate(strategy="fedtp", **rounds, **{"fedtp.personal": "vanilla"})
     assert equal(run.state, {f"mean/{name}": tensor for name, tensor in average.state.items()})
     # between rounds fedavg also scores the model after training of those who were absent
     mine = {row._replace(model="") for row in run.rows}
@@ -241,9 +243,10 @@ def test_4_with_nothing_personal_it_is_fedavg_bit_for_bit(federate: Federate, mo
 def test_4_with_everything_personal_it_is_local_training_bit_for_bit(
     federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    local = federate(strategy="local", num_server_rounds=3, evaluate_every=2, **TINY_VIT)
+    rounds = {"num_server_rounds": 3, "evaluate_every": 2, **FEW}
+    local = federate(strategy="local", **rounds, **TINY_VIT)
     monkeypatch.setattr(fedtp, "personal_groups", lambda groups, _: groups)
-    run = federate(strategy="fedtp", num_server_rounds=3, evaluate_every=2, **{"fedtp.personal": "vanilla"})
+    run = federate(strategy="fedtp", **rounds, **{"fedtp.personal": "vanilla"})
     assert scores(run) == scores(local)
     assert run.summary["bytes"] == local.summary["bytes"]
     assert run.summary["bytes"]["up"] == 0
@@ -255,7 +258,7 @@ def test_4_with_everything_personal_it_is_local_training_bit_for_bit(
 def test_absent_clients_keep_their_embedding_and_its_velocity_bit_for_bit(
     federate: Federate, states: list[Any]
 ) -> None:
-    federate(strategy="fedtp", num_server_rounds=5, fraction_train=0.5, **SMALL)
+    federate(strategy="fedtp", num_server_rounds=5, fraction_train=0.5, **FEW, **SMALL)
     seen = set()
     for cohort, before, after in states:
         assert len(cohort) == 2
@@ -267,7 +270,7 @@ def test_absent_clients_keep_their_embedding_and_its_velocity_bit_for_bit(
 
 
 def test_the_order_in_which_replies_come_changes_no_bit(federate: Federate) -> None:
-    runs = [federate(strategy="fedtp", grid=grid, **SMALL) for grid in (InProcessGrid, Shuffled)]
+    runs = [federate(strategy="fedtp", grid=grid, **FEW, **SMALL) for grid in (InProcessGrid, Shuffled)]
     assert runs[0].summary["digest"] == runs[1].summary["digest"]
 
 
@@ -278,31 +281,37 @@ def test_a_cohort_of_one_works(federate: Federate) -> None:
 
 
 @pytest.mark.parametrize("name", [W[1], "head.bias"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_is_refused_and_nothing_of_it_is_merged(federate: Federate, name: str, bad: float) -> None:
-    change = with_tensors(lambda tensors: tensors[name].fill_(bad))
-    run = federate(strategy="fedtp", num_server_rounds=1, client_app=tampered(change, client=2), **SMALL)
-    (failure,) = run.records[0]["failures"]
-    assert (failure["client"], failure["error"]) == ("2", f"{name} holds NaN or infinity")
-    absent = federate(strategy="fedtp", num_server_rounds=1, client_app=tampered(break_app, client=2), **SMALL)
-    assert equal(run.state, absent.state)
+def test_what_is_not_finite_is_refused_and_nothing_of_it_is_merged(federate: Federate, name: str) -> None:
+    once = {"strategy": "fedtp", "num_server_rounds": 1, **FEW, **SMALL}
+    absent = federate(client_app=tampered(break_app, client=2), **once)
+    for bad in (float("nan"), float("inf")):
+        change = with_tensors(lambda tensors, bad=bad: tensors[name].fill_(bad))
+        run = federate(client_app=tampered(change, client=2), **once)
+        (failure,) = run.records[0]["failures"]
+        assert (failure["client"], failure["error"]) == ("2", f"{name} holds NaN or infinity")
+        assert equal(run.state, absent.state)
 
 
 @pytest.mark.parametrize(
-    ("key", "what"), [("learning-rate", "hypernetwork"), ("embedding-learning-rate", "embeddings")]
+    ("key", "what", "other", "last"),
+    [
+        ("learning-rate", "hypernetwork", {"fedtp.hidden-layers": 3}, 1),
+        ("embedding-learning-rate", "embeddings", {"fedtp.learning-rate": 0.0}, 4),
+    ],
 )
 def test_a_server_that_diverges_names_the_setting_and_the_results_so_far_are_there(
-    federate: Federate, tmp_path: Any, key: str, what: str
+    federate: Federate, tmp_path: Any, key: str, what: str, other: dict[str, Value], last: int
 ) -> None:
-    given = {**SMALL, f"fedtp.{key}": 3e38, "fedtp.weight-decay": 10.0}
-    message = rf"^the {what} diverged: lower fedtp\.{key}=3e\+38$"
+    """Each step makes 1e12 times as much of it, until float32 has no such number."""
+    given = {**SMALL, **other, f"fedtp.{key}": 1e6, "fedtp.weight-decay": 1e6}
+    message = rf"^the {what} diverged: lower fedtp\.{key}=1e\+06$"
     with pytest.raises(UserError, match=message):
-        federate(strategy="fedtp", num_server_rounds=4, **given)
+        federate(strategy="fedtp", num_server_rounds=5, **FEW, **given)
     (path,) = (tmp_path / "results").glob("*/*")
     summary = json.loads((path / "summary.json").read_text())
-    assert f"lower fedtp.{key}=3e+38" in summary["error"]
+    assert f"lower fedtp.{key}=1e+06" in summary["error"]
     assert {file.name for file in path.iterdir()} >= {"server.safetensors", "rounds.jsonl", "metrics"}
-    assert {entry["round"] for entry in summary["final"]} == {1}
+    assert {entry["round"] for entry in summary["final"]} == {last}
 
 
 @pytest.mark.parametrize("model", ["auto", "digits-cnn"])

@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from fedham_flwr import generator as module
-from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
 from fedham_flwr.errors import UserError
 from fedham_flwr.generator import Generator, shapes
 from fedham_flwr.parameters import Params
@@ -120,7 +121,7 @@ def test_all_tensors_have_the_names_and_shapes_promised(rank: int) -> None:
 
 
 def test_first_weights_of_a_dense_head_are_spread_as_the_papers() -> None:
-    h = Generator(FedTPSettings(rank=0), {"qkv": torch.empty(1536, 128)}, torch.Generator().manual_seed(0), CPU)
+    h = Generator(FedTPSettings(rank=0), {"qkv": torch.empty(96, 128)}, torch.Generator().manual_seed(0), CPU)
     n = 12
     weights = torch.stack([client["qkv"] for client in h.generate(drawn(n, 128))]).flatten(1)
     assert float(weights.std()) == pytest.approx(0.061, abs=0.003)
@@ -241,17 +242,19 @@ def test_one_client_of_weight_one_with_plain_sgd_moves_its_tensors_towards_what_
 def test_steps_are_those_of_torchs_sgd(rank: int, momentum: float, decay: float) -> None:
     h, z = made(rank, momentum=momentum, weight_decay=decay), drawn(4, 5)
     plain = Plain(h)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1, momentum=momentum, weight_decay=decay)
+    parameters = list(plain.parameters())
+    momenta: list[Tensor | None] = [None] * len(parameters)
+    how = {"lr": 0.1, "momentum": momentum, "weight_decay": decay, "dampening": 0.0}
     for turn in range(3):
         slopes = slopes_of(4, turn)
-        optimizer.zero_grad()
-        surrogate(plain, z, slopes).backward()
-        optimizer.step()
+        gradient = list(torch.autograd.grad(surrogate(plain, z, slopes), parameters))
+        with torch.no_grad():
+            sgd(parameters, gradient, momenta, foreach=False, **how, nesterov=False, maximize=False)
         h.step(z, slopes)
-    for name, parameter in plain.named_parameters():
+    for (name, parameter), velocity in zip(plain.named_parameters(), momenta, strict=True):
         torch.testing.assert_close(h.params[name], parameter.detach())
         if momentum:
-            torch.testing.assert_close(h.velocity[name], optimizer.state[parameter]["momentum_buffer"])
+            torch.testing.assert_close(h.velocity[name], velocity)
 
 
 @ranks
@@ -263,6 +266,16 @@ def test_without_learning_rate_nothing_changes(rank: int, momentum: float) -> No
         h.step(z, slopes_of(3, turn))
     assert same(h.params, before)
     assert all(same(a, b) for a, b in zip(first, h.generate(z), strict=True))
+
+
+@ranks
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_the_largest_rate_and_decay_are_factors_that_float32_can_hold(rank: int, momentum: float) -> None:
+    h = made(rank, double=False, learning_rate=MOST, weight_decay=MOST, momentum=momentum)
+    start = copy(h.params)
+    h.step(drawn(3, 5), {name: 0 * slope for name, slope in slopes_of(3).items()})
+    for name, tensor in h.params.items():
+        torch.testing.assert_close(tensor, -1e12 * start[name])
 
 
 @ranks

@@ -24,10 +24,14 @@ from fedham_flwr.scores import final, selected
 from fedham_flwr.training import SGD, Trainer
 
 Federate = Callable[..., Any]
-HeldOut = Callable[[str], Any]
+HeldOut = Callable[..., Any]
 NOVEL = hold_out(0, "0123", 1)[0]
 MEMBERS = [client for client in "0123" if client != NOVEL]
-HELD_OUT: dict[str, Value] = {"novel_clients": 1, "novel_steps": 5, "novel_turns": 3}
+FEW = 64
+"""Samples of a client, which trains on 42 of them: two batches of 32 are an epoch."""
+HELD_OUT: dict[str, Value] = {"novel_clients": 1, "novel_steps": 1, "novel_turns": 3, "samples_per_client": FEW}
+MANY = 30
+"""Steps that help every method."""
 ADAPTED = "blocks.0.attention.to_qkv.weight", "blocks.1.attention.to_qkv.weight"
 every_method = pytest.mark.parametrize("strategy", methods())
 CPU = torch.device("cpu")
@@ -51,20 +55,23 @@ class Watching(InProcessGrid):
 
 
 @pytest.fixture(scope="module")
-def done() -> dict[str, Any]:
-    """The methods' runs with HELD_OUT, which several tests look at and none changes."""
+def done() -> dict[tuple[str, int], Any]:
+    """The methods' runs with HELD_OUT and so many steps, which several tests look at and none changes."""
     return {}
 
 
 @pytest.fixture
-def held_out(federate: Federate, done: dict[str, Any], steps: Counter[str]) -> HeldOut:
+def held_out(federate: Federate, done: dict[tuple[str, int], Any], steps: Counter[str]) -> HeldOut:
     """A method's run with one novel client of four and an evaluation after each round; its steps are in `.steps`."""
 
-    def run(strategy: str) -> Any:
-        if strategy not in done:
-            done[strategy] = federate(strategy=strategy, evaluate_every=1, grid=Watching, **HELD_OUT)
-            done[strategy].steps = Counter(steps)
-        return done[strategy]
+    def run(strategy: str, novel_steps: int = 1) -> Any:
+        key = strategy, novel_steps
+        if key not in done:
+            steps.clear()
+            given = {**HELD_OUT, "novel_steps": novel_steps}
+            done[key] = federate(strategy=strategy, evaluate_every=1, grid=Watching, **given)
+            done[key].steps = Counter(steps)
+        return done[key]
 
     return run
 
@@ -103,13 +110,14 @@ def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held
     run = held_out(strategy)
     turns = ["train.novel"] * 3 + ["evaluate.adapted"] if strategy == "fedtp" else []
     assert kinds(run, NOVEL) == ["evaluate.novel", *turns]
-    assert all(kinds(run, client) == ["train", "train", "evaluate"] for client in MEMBERS)
+    last = "train.personal" if strategy == "fedtransfer" else "evaluate"
+    assert all(kinds(run, client) == ["train", "train", last] for client in MEMBERS)
     stages = [(record["round"], record["kind"], record["cohort"]) for record in run.records]
     after = [(3, "novel"), (3, "adapt"), (4, "adapt"), (5, "adapt"), (3, "adapted")]
     assert [entry for entry in stages if entry[1] != "query"] == [
         (1, "train", MEMBERS),
         (2, "train", MEMBERS),
-        (3, "evaluate", MEMBERS),
+        (3, last.removeprefix("train."), MEMBERS),
         *((*stage, [NOVEL]) for stage in after[: 5 if strategy == "fedtp" else 1]),
     ]
     assert run.summary["failures"] == 0
@@ -122,7 +130,7 @@ def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held
 @every_method
 def test_it_is_scored_before_and_after_as_what_it_is(held_out: HeldOut, strategy: str) -> None:
     run = held_out(strategy)
-    starts = "global" if strategy in ("fedavg", "fedprox") else "personal"
+    starts = "global" if strategy in ("fedavg", "fedprox", "fedtransfer") else "personal"
     scored = [row for row in run.rows if row.population == "novel"]
     assert {row[:6] for row in scored} == {
         (3, NOVEL, split, model, phase, metric)
@@ -177,8 +185,9 @@ def test_it_repeats_to_the_same_digest(federate: Federate, held_out: HeldOut, st
 
 
 def test_which_clients_are_novel_depends_on_the_seed_and_not_on_the_method(federate: Federate) -> None:
+    short = {"novel_clients": 2, "novel_steps": 1, "num_server_rounds": 1, "samples_per_client": FEW}
     held = {
-        (strategy, seed): {row.client for row in novel(federate(strategy=strategy, seed=seed, novel_clients=2).rows)}
+        (strategy, seed): {row.client for row in novel(federate(strategy=strategy, seed=seed, **short).rows)}
         for strategy in ("local", "fedavg")
         for seed in (0, 1, 2)
     }
@@ -191,15 +200,11 @@ def test_which_clients_are_novel_depends_on_the_seed_and_not_on_the_method(feder
 
 
 @every_method
-def test_it_takes_as_many_steps_as_it_is_allowed(
-    federate: Federate, held_out: HeldOut, strategy: str, steps: Counter[str]
-) -> None:
-    """Fewer (5) and more (10) than the 8 of an epoch; members' results do not depend on it."""
-    few = held_out(strategy)
-    steps.clear()
-    many = federate(strategy=strategy, evaluate_every=1, grid=Watching, **{**HELD_OUT, "novel_steps": 10})
-    for run, taken, allowed in ((few, few.steps, 5), (many, steps, 10)):
-        assert taken["train"] == 2 * 3 * 8  # rounds, clients, batches of 32 of some 230 samples
+def test_it_takes_as_many_steps_as_it_is_allowed(held_out: HeldOut, strategy: str) -> None:
+    """Fewer and more than the 2 of an epoch; members' results do not depend on it."""
+    few, many = held_out(strategy), held_out(strategy, MANY)
+    for run, taken, allowed in ((few, few.steps, 1), (many, many.steps, MANY)):
+        assert taken["train"] == 2 * 3 * 2  # rounds, clients, batches of 32 of 42 samples
         wanted = (0, 3 * allowed, 0) if strategy == "fedtp" else (allowed, 0, 0)
         assert (taken["evaluate.novel"], taken["train.novel"], taken["evaluate.adapted"]) == wanted
         assert run.summary["failures"] == 0
@@ -278,7 +283,7 @@ def test_its_exported_model_is_the_adapted_one(
     files = sorted((run.path / "model").glob("*.safetensors"))
     assert [file.stem for file in files] == ["0", "1", "2", "3"]
     trainer = Trainer(models.load(run.path / "model" / f"{NOVEL}.safetensors"), CPU, "fp32")
-    data = open_partition(parse(settings(strategy=strategy)).data(), int(NOVEL), 4)
+    data = open_partition(parse(settings(strategy=strategy, samples_per_client=FEW)).data(), int(NOVEL), 4)
     found = trainer.evaluate(data, "test")
     scored = {(row.phase, row.metric): row.value for row in novel(run.rows) if row.split == "test"}
     assert (found.accuracy, found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
@@ -286,8 +291,8 @@ def test_its_exported_model_is_the_adapted_one(
 
 
 @every_method
-def test_adapting_helps(federate: Federate, strategy: str) -> None:
-    rows = novel(federate(strategy=strategy, **{**HELD_OUT, "novel_steps": 30}).rows)
+def test_adapting_helps(held_out: HeldOut, strategy: str) -> None:
+    rows = novel(held_out(strategy, MANY).rows)
     losses = {row.phase: row.value for row in rows if (row.split, row.metric) == ("test", "loss")}
     assert losses["after"] < losses["before"]
 
@@ -318,10 +323,11 @@ def test_holding_everyone_out_is_refused_before_anyone_trains(federate: Federate
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedtp"])
 def test_without_novel_clients_nothing_is_different(federate: Federate, strategy: str) -> None:
-    run = federate(strategy=strategy, novel_steps=3, grid=Watching)
+    short = {"num_server_rounds": 1, "samples_per_client": FEW}
+    run = federate(strategy=strategy, novel_steps=3, grid=Watching, **short)
     assert {kind for kind, *_ in run.grid.seen} == {"query", "train", "evaluate"}
     assert {row.population for row in run.rows} == {"member"}
-    assert federate(strategy=strategy).summary["digest"] == run.summary["digest"]
+    assert federate(strategy=strategy, **short).summary["digest"] == run.summary["digest"]
 
 
 @every_method
@@ -331,15 +337,15 @@ def test_a_novel_client_that_has_left_is_no_ones_loss(federate: Federate, strate
     class Leaving(InProcessGrid):
         def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             messages = list(messages)
-            if messages and messages[0].metadata.message_type == "evaluate":
+            if messages and messages[0].metadata.message_type in ("evaluate", "train.personal"):
                 for node, context in list(self.contexts.items()):
                     if str(context.node_config["partition-id"]) == NOVEL:
                         del self.contexts[node]
             return super().push_messages(messages)
 
-    run = federate(strategy=strategy, grid=Leaving, **HELD_OUT)
+    run = federate(strategy=strategy, num_server_rounds=1, grid=Leaving, **HELD_OUT)
     assert not novel(run.rows)
-    assert {row.client for row in run.rows if row.round == 3} == set(MEMBERS)
+    assert {row.client for row in run.rows if row.round == 2} == set(MEMBERS)
     assert "error" not in run.summary
 
 

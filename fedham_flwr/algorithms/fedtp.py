@@ -23,7 +23,7 @@ The round
 W_i - Wt_i = -delta_i is the scaled gradient of L_i at W_i, so G descends sum_i p_i L_i. Clients that were not sampled
 keep z_i and its momentum bit for bit; in the authors' code weight decay and momentum move them every round.
 
-Deviations. `rank` > 0 factorises the heads of h: a layer's projections are a common tensor, which starts as the
+Deviations. `rank` >= 2 factorises the heads of h: a layer's projections are a common tensor, which starts as the
 model's own, and a combination of `rank` tensors with the client's coefficients, a vector of fixed length; rank 0 is the
 paper's. The learning rates are 0.1 for phi and 1 for z, where the authors have 0.01 for both: with momentum 0.9, what
 is common to all W_i then moves about as far as averaging would move it, and J_z is so small that z would hardly move at
@@ -46,6 +46,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float, Int64
+from pydantic import AfterValidator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -53,6 +54,15 @@ from fedham_flwr.errors import UserError
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""
+MOST = 1e6
+"""The largest rate or decay, far above any of use: torch refuses a factor that float32 can't hold."""
+
+
+def _dense_or_more_than_one(rank: int) -> int:
+    # One coefficient of fixed length is 1 or -1: it has no gradient, so no embedding would ever learn.
+    if rank == 1:
+        raise ValueError("wanted 0 (dense heads) or at least 2, since one coefficient of fixed length can't learn")
+    return rank
 
 
 @dataclass(frozen=True)
@@ -61,14 +71,14 @@ class FedTPSettings:
 
     Attributes:
         personal: generated (by a hypernetwork on the server), or vanilla (kept by the client).
-        rank: of the hypernetwork's heads; 0 for dense ones, as in the paper, which have 90 times the model's size.
+        rank: of the hypernetwork's heads, >= 2; 0 for dense ones, as in the paper, of 90 times the model's size.
         embedding_dim: d, of a client's embedding.
         hidden_dim: of the hypernetwork's hidden layers.
         hidden_layers: linear layers after the first, each after a ReLU.
-        learning_rate: of the hypernetwork, >= 0.
-        embedding_learning_rate: of the embeddings, >= 0; with both 0, W_i never changes.
+        learning_rate: of the hypernetwork, [0, 1e6].
+        embedding_learning_rate: of the embeddings, [0, 1e6]; with both 0, W_i never changes.
         momentum: of both, in [0, 1).
-        weight_decay: of both, >= 0.
+        weight_decay: of both, [0, 1e6].
         head: shared; fedper (the last layer group stays with the client); fedrod (a personal head besides the shared).
         knn: whether evaluation asks the nearest of the client's own training samples.
         knn_neighbours: k.
@@ -76,14 +86,14 @@ class FedTPSettings:
     """
 
     personal: Literal["generated", "vanilla"] = "generated"
-    rank: Annotated[int, Ge(0)] = 8
+    rank: Annotated[int, Ge(0), AfterValidator(_dense_or_more_than_one)] = 8
     embedding_dim: Annotated[int, Gt(0)] = 128
     hidden_dim: Annotated[int, Gt(0)] = 150
     hidden_layers: Annotated[int, Ge(0)] = 3
-    learning_rate: Annotated[float, Ge(0)] = 0.1
-    embedding_learning_rate: Annotated[float, Ge(0)] = 1.0
+    learning_rate: Annotated[float, Ge(0), Le(MOST)] = 0.1
+    embedding_learning_rate: Annotated[float, Ge(0), Le(MOST)] = 1.0
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.001
+    weight_decay: Annotated[float, Ge(0), Le(MOST)] = 0.001
     head: Literal["shared", "fedper", "fedrod"] = "shared"
     knn: bool = False
     knn_neighbours: Annotated[int, Gt(0)] = 10
