@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Annotated, Literal, Self, get_args
@@ -38,6 +39,9 @@ Value = bool | int | float | str
 
 Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer"]
 """The methods; a method's own settings are a field of `Settings` with its name."""
+
+MOST = 3.4e38
+"""No number is larger: what becomes a tensor must not overflow."""
 
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
@@ -181,6 +185,10 @@ def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...]) -> Se
     raw, known = dict(items), defaults()
     faults = [_unknown(key, value, list(known)) for key, value in items if key not in known]
     good = {key: value for key, value in items if key in known}
+    faults += [
+        f"{key}={good.pop(key)!r}: wanted at most 3.4e38 in size, what a 32-bit float can hold"
+        for key in [key for key, value in good.items() if not isinstance(value, str) and MOST < abs(value) < math.inf]
+    ]
     while True:
         try:
             # Through JSON, since strict validation of Python objects takes no mapping for a method's settings.

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -326,6 +327,7 @@ def environment_facts(device: str, start: datetime) -> dict[str, object]:
     return {name: fact for name, fact in facts.items() if fact is not None}
 
 
+@lru_cache(maxsize=16)
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

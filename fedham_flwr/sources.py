@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +73,14 @@ def content_key(source: str, memo: Path) -> str:
     if path is not None:
         return _digest(path, memo)
     if source == "digits":
-        return f"digits:{importlib.metadata.version('scikit-learn')}"
+        return f"digits:{_scikit_learn()}"
     return f"hub:{source}"
+
+
+@lru_cache(maxsize=1)
+def _scikit_learn() -> str:
+    """Its version, which takes longer to find than a client's data to open."""
+    return importlib.metadata.version("scikit-learn")
 
 
 def _digest(path: Path, memo: Path) -> str:

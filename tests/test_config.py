@@ -195,6 +195,15 @@ def test_the_natural_partitioner_needs_a_client_column() -> None:
 # ---- many faults, and what is not one --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "key", ["learning-rate", "weight-decay", "fedprox.mu", "pfedla.self-bias", "fedtransfer.learning-rate"]
+)
+def test_a_number_that_no_tensor_can_hold_is_refused(key: str) -> None:
+    assert f"{key}=1e+39: wanted at most 3.4e38 in size, what a 32-bit float can hold" in complaint({key: 1e39})
+    assert "batch-size=0" in complaint({key: -1e39, "batch-size": 0})
+    parse({key: 1e38})
+
+
 def test_every_fault_is_reported_at_once() -> None:
     faulty = {key: value for key, value, _ in WRONG}  # the last fault of each key
     sentences = {key: sentence for key, _, sentence in WRONG}
@@ -243,7 +252,7 @@ def test_the_order_of_the_keys_does_not_matter() -> None:
         optional={
             "strategy": st.sampled_from(methods()),
             "dataset": st.text(st.characters(exclude_categories=["Cs"]), min_size=1),
-            "alpha": st.floats(0, exclude_min=True, allow_infinity=False),
+            "alpha": st.floats(0, 3e38, exclude_min=True),
             "batch-size": st.integers(1, 2**40),
             "augment": st.booleans(),
             "momentum": st.floats(0, 1, exclude_max=True),
