@@ -30,6 +30,12 @@ Federate = Callable[..., Any]
 every_method = pytest.mark.parametrize("strategy", methods())
 
 
+@pytest.fixture
+def settings(settings: Callable[..., dict[str, Value]]) -> Callable[..., dict[str, Value]]:
+    """Clients with 64 samples: two batches of 32 are an epoch."""
+    return lambda **given: settings(**{"samples_per_client": 64, **given})
+
+
 def manifest(strategy: str) -> Manifest:
     return Manifest.of(network(strategy))
 
@@ -69,10 +75,11 @@ class Shuffled(InProcessGrid):
 
 @every_method
 def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strategy: str) -> None:
-    first = federate(strategy=strategy, num_server_rounds=3, evaluate_every=1)
-    again = federate(strategy=strategy, num_server_rounds=3, evaluate_every=1, grid=Shuffled)
+    longer = {"strategy": strategy, "num_server_rounds": 3, "samples_per_client": 0}
+    first = federate(evaluate_every=1, **longer)
+    again = federate(evaluate_every=1, grid=Shuffled, **longer)
     assert first.summary["digest"] == again.summary["digest"]
-    other = federate(strategy=strategy, num_server_rounds=3, seed=1)
+    other = federate(seed=1, **longer)
     assert first.summary["digest"] != other.summary["digest"]
     accuracy = {
         e["phase"]: e["mean"] for e in first.summary["final"] if (e["split"], e["metric"]) == ("test", "accuracy")
@@ -289,7 +296,7 @@ def test_min_replies_above_the_cohort_is_refused_before_anyone_trains(federate: 
 
 def test_divergence_is_a_failure_with_advice_and_leaves_no_broken_state(federate: Federate) -> None:
     with pytest.raises(UserError, match=r"training diverged: .*lower learning-rate"):
-        federate(strategy="fedper", learning_rate=1e8)
+        federate(strategy="fedper", learning_rate=1e8, samples_per_client=0)
 
 
 def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict[str, Value]]) -> None:
