@@ -18,15 +18,13 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from common import deal, machine, publish, simulate, source, table
 from server_step import versions
 from torch.nn.functional import cross_entropy
-from vit_training import over
+from vit_training import CLASSES, SHAPE, Images, images, over
 
 from fedham_flwr import models
 from fedham_flwr.algorithms.fedtransfer import frozen_groups
@@ -35,7 +33,7 @@ from fedham_flwr.config import Settings, Value, parse
 from fedham_flwr.parameters import Manifest
 from fedham_flwr.training import LocalTraining, Trainer
 
-IMAGES, BATCH, SHAPE, CLASSES = 640, 32, (3, 32, 32), 10
+IMAGES, BATCH = 640, 32
 RATE, MOMENTUM, CLIENTS, EPOCHS = 0.02, 0.9, 20, 2
 FED_T, FED_T_A, ALL, PLAIN = "Fed_T", "Fed_T_A", "all layers", "plain PyTorch, Fed_T's layers"
 GIVEN: Mapping[str, Mapping[str, Value]] = {
@@ -44,22 +42,6 @@ GIVEN: Mapping[str, Mapping[str, Value]] = {
     ALL: {"fedtransfer.frozen": ""},
     PLAIN: {},
 }
-
-
-@dataclass(frozen=True)
-class Images:
-    """Random images, all to train on."""
-
-    features: Any
-    labels: Any
-    splits: Mapping[str, Any]
-
-
-def images(count: int) -> Images:
-    """So many of them, the same every time."""
-    draw = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, *SHAPE[1:], SHAPE[0]), generator=draw, dtype=torch.uint8)
-    return Images(pixels, torch.randint(CLASSES, (count,), generator=draw), {"train": torch.arange(count)})
 
 
 def chosen(program: str) -> Settings:
@@ -106,7 +88,7 @@ def plain(program: str, precision: str, data: Images) -> Callable[[], None]:
 def training(precision: str, count: int, turns: int) -> list[list[str]]:
     """Rows of the first table: every program's speed, and ratios turn by turn."""
     torch.set_num_threads(1)
-    data = images(count)
+    data = images(0, count)
     epochs = {name: (plain if name == PLAIN else ours)(name, precision, data) for name in GIVEN}
     seconds: dict[str, list[float]] = {name: [] for name in epochs}
     for turn in range(turns + 1):

@@ -76,13 +76,13 @@ class Images:
     splits: Mapping[str, Any]
 
 
-def images(client: int) -> Images:
-    """Those of one client."""
+def images(client: int, count: int = IMAGES) -> Images:
+    """So many of one client."""
     import torch
 
     draw = torch.Generator().manual_seed(client)
-    features = torch.randint(256, (IMAGES, *SHAPE[1:], SHAPE[0]), generator=draw, dtype=torch.uint8)
-    return Images(features, torch.randint(CLASSES, (IMAGES,), generator=draw), {"train": torch.arange(IMAGES)})
+    features = torch.randint(256, (count, *SHAPE[1:], SHAPE[0]), generator=draw, dtype=torch.uint8)
+    return Images(features, torch.randint(CLASSES, (count,), generator=draw), {"train": torch.arange(count)})
 
 
 def network(case: Case) -> Any:
