@@ -71,9 +71,8 @@ class FedTransferStrategy(AveragingStrategy):
         Raises:
             ValueError: it is not of this model and these clients.
         """
-        if not self._own:
-            return super().load_state_dict(state)
-        check_like(state, self.state_dict())
-        for client, own in self._own.items():
-            self._own[client] = {name: state[f"{client}/{name}"] for name in own}
-        return None
+        if self._own:
+            check_like(state, self.state_dict())
+            self._own = {c: {name: state[f"{c}/{name}"] for name in own} for c, own in self._own.items()}
+        else:
+            super().load_state_dict(state)
