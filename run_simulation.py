@@ -11,6 +11,7 @@ from pathlib import Path
 
 from fedham_flwr.config import Value, parse
 from fedham_flwr.errors import UserError
+from fedham_flwr.resuming import complete, num_clients
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,8 +22,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = overrides(options.run_config or [])
         if options.results_dir:
             given["results-dir"] = options.results_dir
-        if options.resume:
-            given["resume"] = options.resume
+        if resume := options.resume or str(given.get("resume", "")):
+            given = complete(resume, given)
+        if options.num_supernodes is None:
+            options.num_supernodes = num_clients(resume) or 10
         if min(options.num_supernodes, options.num_cpus) < 1:
             raise UserError(
                 f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
@@ -42,11 +45,11 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, epilog="pyproject.toml lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
-    parser.add_argument("--num-supernodes", type=int, default=10, metavar="N", help="clients (default: 10)")
+    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
     parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default: ray")
     parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
-    parser.add_argument("--resume", metavar="PATH", help="the setting resume: a run's directory or a model file")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
     return parser
 
 

@@ -241,7 +241,7 @@ def main() -> None:
 
 def versions() -> dict[str, object]:
     """What the card says of the environment."""
-    from fedham_flwr.results import environment_facts
+    from fedham_flwr.environment import environment_facts
 
     return environment_facts("cpu", datetime.now(UTC))
 

@@ -25,7 +25,7 @@ def write_pairs(data: Path, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fedham_flwr.results import replacing
+    from fedham_flwr.files import replacing
 
     if (folder / "train.parquet").exists():
         return

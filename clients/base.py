@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
+from safetensors import SafetensorError
 
 from clients.method import ClientMethod, Job
 from fedham_flwr import models, parameters
@@ -172,8 +173,15 @@ class RoundClient(ClientMethod, NumPyClient):
             "strategy": self.settings.strategy,
             "phase": phase,
             **models.label(self.settings.model, download.shape, download.classes, self.settings.networks()),
+            **(job.data.scaling.label() if job.data.scaling else {}),
         }
-        write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        try:
+            write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        except (OSError, SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"the model of client {job.client} cannot be written to {download.export}: {why}"
+            ) from error
 
 
 def read_checked(trainer: Trainer) -> Params:

@@ -132,7 +132,7 @@ class HybridClient(MixingClient):
             meta.load(kept)
             meta.widen(peers)
             return meta
-        if self.job.download.has_trained:
+        if self.has_learned:
             log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
             self.restarted = True
         meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)

@@ -6,6 +6,7 @@ predicts, and what it remembers.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from fedham_flwr.seeding import torch_stream
 from fedham_flwr.state import ClientState, StateNotFoundError
 from fedham_flwr.training import GradientHook, LocalTraining, Objective, Predictor, Samples, Trainer
 from fedham_flwr.wire import Download
+
+log = logging.getLogger("fedham_flwr")
 
 Score = bool | bytes | float | int | str
 """What a NumPyClient may return beside its arrays."""
@@ -86,17 +89,23 @@ class ClientMethod:
         return self.personal_names
 
     def without_state(self, names: Sequence[str], error: StateNotFoundError) -> Params:
-        """What a client starts from that has kept nothing: by default the first tensors, before its first round only.
+        """What a client starts from that has kept nothing: by default the first tensors.
+
+        If it has trained before, that is so with lost-state="restart" only, and `restarted` says it.
 
         Args:
             names: the tensors that did not come.
-            error: where they were looked for.
+            error: where they were looked for, and how to go on.
 
         Raises:
             UserError: it has trained before, so something was lost.
         """
-        if self.job.download.has_trained:
-            raise UserError(f"{error}, though it has trained in this run: what it had learned is lost") from error
+        if self.has_learned:
+            lost = f"{error}, though it has trained in this training: what it had learned is lost ({_few(names)})"
+            if self.settings.lost_state == "refuse":
+                raise UserError(f"{lost}; {error.ways}") from error
+            log.warning("%s, and it starts again from the first tensors", lost)
+            self.restarted = True
         return {name: self.job.trainer.initial[name] for name in names}
 
     def answer(self) -> Params:
@@ -186,6 +195,20 @@ class ClientMethod:
         return {name: kept[name] for name in names}
 
     @property
+    def has_learned(self) -> bool:
+        """Whether this client must have kept something, so that it is lost if nothing is there."""
+        return self.job.download.has_trained or self.job.state.was_set_aside()
+
+    @property
+    def age(self) -> int:
+        """Rounds since the client made the personal state that it starts from; 0 if it starts from none.
+
+        Below 0 if that is of a later round, since the server went back to an earlier checkpoint.
+        """
+        made = self.job.state.round
+        return 0 if made is None else self.job.download.round - made
+
+    @property
     def examples(self) -> int:
         """Training samples of this client."""
         return len(self.job.data.splits["train"])
@@ -202,3 +225,8 @@ class ClientMethod:
         yield
         key = f"seconds/{purpose}"
         self.metrics[key] = float(self.metrics.get(key, 0.0)) + time.perf_counter() - began
+
+
+def _few(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

@@ -26,9 +26,9 @@ class MixingClient(RoundClient):
         Raises:
             StateLostError: layers are missing; the server has them and sends them when it hears of it.
         """
-        if self.job.download.has_trained:
+        if self.has_learned:
             if set(names) - set(self.personal_names):
-                raise StateLostError(f"{error}, though it has trained in this run") from error
-            log.warning("%s, though it has trained in this run: its running statistics start again", error)
+                raise StateLostError(f"{error}, though it has trained in this training") from error
+            log.warning("%s, though it has trained in this training: its running statistics start again", error)
             self.restarted = True
         return {name: self.job.trainer.initial[name] for name in names}

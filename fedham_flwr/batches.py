@@ -4,6 +4,7 @@
 | --- | --- | --- | --- | --- |
 | image | uint8 [N, H, W, C] and int64 [N] | float32 [b, C, H, W] in -1..1 | int64 [b], classes | (C, H, W) |
 | text | uint8 [N, T + 1], codes of characters | int64 [b, T] | int64 [b, T], the next characters | (T,) |
+| table | float32 [N, F], NaN: missing; int64 [N] | float32 [b, 2, F], values and gaps | int64 [b], classes | (2, F) |
 
 A kind is told by the number of dimensions and the type of its stored features, so nothing but the tensors travels.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fedham_flwr.errors import UserError
 
-Kind = Literal["image", "text"]
+Kind = Literal["image", "text", "table"]
 
 
 def kind_of(features: Tensor) -> Kind:
@@ -28,15 +29,18 @@ def kind_of(features: Tensor) -> Kind:
     """
     if features.dim() == 4 and features.dtype == torch.uint8:
         return "image"
-    if features.dim() == 2 and not features.is_floating_point():
-        return "text"
+    if features.dim() == 2:
+        return "table" if features.is_floating_point() else "text"
     raise ValueError(f"features of {features.dim()} dimensions and type {features.dtype} are of no known kind")
 
 
 def sample_shape(features: Tensor) -> tuple[int, ...]:
-    """One sample as a network sees it: (C, H, W) of an image, (T,) of a text."""
-    if kind_of(features) == "text":
+    """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a row of a table."""
+    kind = kind_of(features)
+    if kind == "text":
         return (features.shape[1] - 1,)
+    if kind == "table":
+        return 2, features.shape[1]
     height, width, channels = features.shape[1:]
     return channels, height, width
 
@@ -45,15 +49,17 @@ def inputs_and_targets(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
     """What a network is fed and what it should say, of samples as they are stored; on the device that they are on.
 
     Args:
-        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1].
+        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1]; table: float32 [b, F], NaN where missing.
         labels: int64 [b]; of a text, they say nothing.
 
     Returns:
-        image: float32 [b, C, H, W] in -1..1 and the labels; text: int64 [b, T] twice, characters and those after them.
+        image: float32 [b, C, H, W] in -1..1 and the labels; text: int64 [b, T] twice, characters and those after them;
+        table: float32 [b, 2, F] as of `with_gaps`, and the labels.
     """
-    if kind_of(features) == "text":
+    kind = kind_of(features)
+    if kind == "text":
         return features[:, :-1].long(), features[:, 1:].long()
-    return to_float(features), labels
+    return with_gaps(features) if kind == "table" else to_float(features), labels
 
 
 def check_augment(kind: Kind) -> None:
@@ -63,7 +69,13 @@ def check_augment(kind: Kind) -> None:
         UserError: the data are of another kind.
     """
     if kind != "image":
-        raise UserError(f"augment is true, but it shifts and mirrors images, and the data set is {kind}; set it false.")
+        what = "a table" if kind == "table" else kind
+        raise UserError(f"augment is true, but it shifts and mirrors images, and the data set is {what}; set it false.")
+
+
+def with_gaps(rows: Tensor) -> Tensor:
+    """float32 [b, F], NaN where a value is missing -> [b, 2, F]: the values with 0 for NaN, then 1 where it was NaN."""
+    return torch.stack([rows.nan_to_num(nan=0.0), rows.isnan().to(rows.dtype)], dim=1)
 
 
 def to_float(batch: Tensor) -> Tensor:

@@ -1,230 +1,178 @@
-"""What a run that begins with a trained model starts from: a model, or models, that an earlier run left.
+"""Checkpoints: what lets a run that was interrupted go on as if it had not been.
 
-The setting `resume` names the directory of a run or one safetensors file. Of a directory,
+Every `checkpoint-every` rounds, and after the last one, a run writes `<run>/checkpoints/round-00010/` with
 
-    server.safetensors           is read if it holds the whole model (fedavg and its like): all clients start there
-    model/<client>.safetensors   is read otherwise: each client starts from its own
+    checkpoint.json               the round, who takes part, how far the results were, and a SHA-256 of each other file
+    server.safetensors            the server's state
+    clients/<client>.safetensors  in a simulation, each client's personal state (real nodes keep their own)
 
-Only safetensors are read, which are data and never code.
+A checkpoint gets its name when all of it is on the disk, so one that is half written is never read; two are kept.
 """
 
+from __future__ import annotations
+
+import hashlib
 import json
+import logging
 import os
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors.torch import load_file
 
-from fedham_flwr.errors import UserError, first_line
-from fedham_flwr.parameters import Manifest, Params
+from fedham_flwr.errors import UserError
+from fedham_flwr.files import sync, write_tensors
+from fedham_flwr.parameters import Params
 
-SERVER, MODELS, SUMMARY = "server.safetensors", "model", "summary.json"
-"""In the directory of a run; see results.py."""
-WANTED = (
-    "wanted the directory of a run, results/<strategy>/<time>-<seed>, or the file of one model, "
-    f"{MODELS}/<client>.safetensors"
-)
-DEALING = (
-    "dataset", "feature-column", "label-column", "client-column", "partitioner", "alpha", "classes-per-client",
-    "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary", "min-characters",
-    "validation-fraction", "test-fraction", "seed",
-)  # fmt: skip
-"""Settings that decide which samples a client trains on, and which it tests on."""
-FIRST = 5
-"""How many names an error lists before it counts the rest."""
+log = logging.getLogger("fedham_flwr")
+
+FOLDER, META, SERVER, CLIENTS = "checkpoints", "checkpoint.json", "server.safetensors", "clients"
+SCHEMA = 1
+"""Of `checkpoint.json`; to be raised when an older program could not go on from it."""
+KEPT = 2
 
 
-class Start(NamedTuple):
-    """What to start from: the shared tensors of the run's network, in its order, checked, on the CPU.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run was.
 
     Attributes:
-        common: one model for every client; empty if each has its own.
-        own: client id -> its model; empty if there is one for all.
-        source: what to say of it: where it lies, and the strategy and rounds of the run that left it.
+        round: the last that is done.
+        training: name under which clients keep their personal state.
+        strategy: the method.
+        model: name of the network.
+        clients: those that had answered by then.
+        trained: those whose upload has been merged.
+        stateless: those that said that they had lost their state, and have not trained since.
+        novel: those that are held out.
+        exchanges: lines of rounds.jsonl by then.
+        resumed: rounds that the run has been continued from.
     """
 
-    common: Params
-    own: Mapping[str, Params]
-    source: str
-
-
-class _Wanted(NamedTuple):
-    """What a model must be to fit this run: the arguments of `read_start`."""
-
-    manifest: Manifest
-    names: tuple[str, ...]
+    round: int
+    training: str
+    strategy: str
     model: str
+    clients: tuple[str, ...]
+    trained: tuple[str, ...]
+    stateless: tuple[str, ...]
+    novel: tuple[str, ...]
+    exchanges: int
+    resumed: tuple[int, ...] = ()
 
 
-def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, clients: Sequence[str]) -> Start:
-    """Read what the setting `resume` names.
-
-    Args:
-        path: the setting: a file `x.safetensors` or the directory of a run. `~` is the home directory, and a relative
-            path starts at the working directory.
-        manifest: of this run's network, for shapes and dtypes.
-        names: the tensors that its clients share; exactly these are wanted, besides counters, which are passed over.
-        model: name of this run's network, `auto` resolved.
-        clients: ids of the clients; each needs a model if there is none for all.
-
-    Raises:
-        UserError: nothing is there, or no whole model, or none that fits this run.
-    """
-    place, given = Path(os.path.expanduser(path)), f"resume={path}"
-    wanted = _Wanted(manifest, tuple(names), model)
-    if os.path.isfile(place):
-        return Start(_read(place, given, wanted), {}, path + _left_by(place))
-    if not os.path.isdir(place):
-        raise UserError(f"{given}: there is nothing at {os.path.abspath(place)}; {WANTED}")
-    if not _is_run(place):
-        raise UserError(f"{given} is not the directory of a run{_advice(place)}; {WANTED}")
-    server = place / SERVER
-    if not os.path.isfile(server):
-        raise UserError(f"{given} is of a run that left no {SERVER}, since it ended too early: wanted one that did")
-    what = f"{given}: {SERVER}"
-    with _opened(server, what) as source:
-        _check_network(source.metadata() or {}, model, what)
-        whole = set(source.keys()) == set(names)
-    if whole:
-        return Start(_read(server, what, wanted), {}, os.path.join(path, SERVER) + _left_by(server))
-    own = _read_own(place / MODELS, given, wanted, clients)
-    return Start({}, own, f"{os.path.join(path, MODELS)}, to each client its own{_left_by(server)}")
-
-
-def dealt_otherwise(path: str, now: Mapping[str, object]) -> tuple[str, ...]:
-    """How the data were dealt in the run that left a start, where it is not as in this run.
-
-    Clients then test on samples that the start may have been trained on.
+def save(run: Path, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor], kept: Path | None = None) -> Path:
+    """Write a checkpoint, then remove all but the last two.
 
     Args:
-        path: as for `read_start`, which has read it.
-        now: this run's settings, spelled as in pyproject.toml.
+        run: the run's directory.
+        checkpoint: where it is.
+        state: the server's.
+        kept: folder with the clients' personal states; None where they keep them themselves. Its files are linked, not
+            copied: clients replace a file and never change one.
 
     Returns:
-        "seed=0" for each setting that differs; nothing where the earlier run's settings cannot be read.
+        The checkpoint's folder.
+
+    Raises:
+        OSError: it cannot be written; the earlier ones are still there.
     """
-    place = Path(os.path.abspath(os.path.expanduser(path)))
-    for run in (place, place.parent, place.parent.parent):
+    top = run / FOLDER
+    folder = top / f"round-{checkpoint.round:05d}"
+    partial = top / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / CLIENTS).mkdir(parents=True)
+    try:
+        label = {"strategy": checkpoint.strategy, "model": checkpoint.model}
+        files = [write_tensors(partial / SERVER, state, label)]
+        for file in sorted(kept.glob("*.safetensors")) if kept is not None else ():
+            files.append(partial / CLIENTS / file.name)
+            _link(file, files[-1])
+        digests = {file.relative_to(partial).as_posix(): _digest(file) for file in files}
+        meta = {"schema": SCHEMA, **asdict(checkpoint), "files": digests}
+        (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        for path in (*files, partial / META, partial / CLIENTS, partial):
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was continued from before it
+        partial.rename(folder)
+        sync(top)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in _folders(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def newest(run: Path) -> tuple[Checkpoint, Path]:
+    """The last whole checkpoint of a run, and its folder; one that is damaged is passed over with a warning.
+
+    Raises:
+        UserError: there is none.
+    """
+    damaged = []
+    for folder in reversed(_folders(run)):
         try:
-            then = tomllib.loads((run / "config.toml").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return tuple(f"{key}={json.dumps(then[key])}" for key in DEALING if key in then and then[key] != now[key])
-    return ()
+            return read(folder), folder
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            damaged.append(f"{folder.name}: {error}")
+            log.warning("the checkpoint %s is damaged (%s); the one before it is looked for", folder, error)
+    found = f"all of its checkpoints are damaged ({'; '.join(damaged)})" if damaged else "it has no checkpoint"
+    raise UserError(
+        f"resume={run}: {found}, so there is nothing to go on from; a run writes one every checkpoint-every rounds"
+    )
 
 
-def _read_own(folder: Path, given: str, wanted: _Wanted, clients: Sequence[str]) -> dict[str, Params]:
-    """Every client's exported model."""
-    files = {client: folder / f"{client}.safetensors" for client in clients}
-    if absent := [client for client, file in files.items() if not os.path.isfile(file)]:
-        raise UserError(
-            f"{given}: the server of that run keeps no model like this run's, and {MODELS}/ has none of clients "
-            f"{_some(absent)}; wanted one of each client, or resume= one file {MODELS}/<client>.safetensors, from "
-            "which all clients then start"
-        )
-    return {client: _read(file, f"{given}: {MODELS}/{file.name}", wanted) for client, file in files.items()}
+def read(folder: Path) -> Checkpoint:
+    """What a checkpoint says, every file of it checked.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: it is not whole, or of another schema.
+    """
+    meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+    if meta["schema"] != SCHEMA:
+        raise ValueError(f"it has the schema {meta['schema']}, and this version reads {SCHEMA}")
+    for name, digest in meta["files"].items():
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+    given: dict[str, Any] = {field.name: meta[field.name] for field in fields(Checkpoint)}
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Checkpoint(**{**given, **lists})
 
 
-def _read(file: Path, what: str, wanted: _Wanted) -> Params:
-    """The tensors wanted out of a file that has exactly those, copied: safetensors gives views that change with it."""
-    with _opened(file, what) as source:
-        _check_content(source, what, wanted)
-        tensors = {name: source.get_tensor(name).clone() for name in wanted.names}
+def read_state(folder: Path) -> Params:
+    """The server's state, copied: what safetensors gives changes with the file."""
+    return {name: tensor.clone() for name, tensor in load_file(folder / SERVER).items()}
+
+
+def restore_clients(folder: Path, kept: Path) -> None:
+    """Put the clients' personal states of a checkpoint, and no others, where the clients of a simulation look for them.
+
+    Args:
+        folder: the checkpoint's.
+        kept: is emptied first.
+    """
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(mode=0o700)
+    for file in (folder / CLIENTS).glob("*.safetensors"):
+        _link(file, kept / file.name)
+
+
+def _folders(run: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first; those that are being written have another name."""
+    return sorted((run / FOLDER).glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        wanted.manifest.check(tensors, wanted.names)
-    except ValueError as error:
-        other = any(tuple(tensors[name].shape) != wanted.manifest.shapes[name] for name in wanted.names)
-        why = ", as if for other classes or samples of another size" if other else ""
-        raise UserError(f"{what} does not fit the {wanted.model} of this run: {error}{why}") from error
-    return tensors
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
-@contextmanager
-def _opened(file: Path, what: str) -> Iterator[Any]:
-    if file.suffix != ".safetensors":
-        raise UserError(f"{what} is no .safetensors file; {WANTED}")
-    try:
-        with safe_open(file, framework="pt") as source:
-            yield source
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{what} cannot be read as a model ({first_line(error)}); wanted a safetensors file that a run left"
-        ) from error
-
-
-def _check_content(source: Any, what: str, wanted: _Wanted) -> None:
-    """Refuse a file of another network, or one that lacks tensors or has others."""
-    label = source.metadata() or {}
-    _check_network(label, wanted.model, what)
-    names = list(source.keys())
-    absent = [name for name in wanted.names if name not in names]
-    foreign = [name for name in names if name not in wanted.names and not _counter(source, name)]
-    # What the servers of other methods keep is no model, and the other two errors would not say so.
-    if (absent or foreign) and "strategy" in label and "client" not in label:
-        raise UserError(
-            f"{what} is what the server of a {label['strategy']} run keeps, and no whole model like this run's: wanted "
-            f"the directory of that run, or one file {MODELS}/<client>.safetensors in it"
-        )
-    if foreign:
-        raise UserError(
-            f"{what} holds tensors that the model of this run does not share, {_some(foreign)}: wanted the {SERVER} of "
-            "a run that averages whole models, or a model without such a block"
-        )
-    if absent:
-        raise UserError(f"{what} lacks {_some(absent)}: wanted all shared tensors of the {wanted.model} of this run")
-
-
-def _counter(source: Any, name: str) -> bool:
-    """Whether a tensor is of integers, as the counters of batch normalisation, which are never shared."""
-    return str(source.get_slice(name).get_dtype()).startswith(("I", "U"))
-
-
-def _check_network(label: Mapping[str, str], model: str, what: str) -> None:
-    written = label.get("model", model)
-    if written != model:
-        raise UserError(f'{what} holds a {written}, and this run builds a {model}: set model="{written}"')
-
-
-def _is_run(place: Path) -> bool:
-    begun = os.path.isfile(place / "config.toml") and os.path.isdir(place / MODELS)
-    return begun or os.path.isfile(place / SERVER)
-
-
-def _advice(place: Path) -> str:
-    """The run that may have been meant: the one that a folder belongs to, or the newest below it that ended well."""
-    above = place.absolute().parent
-    if _is_run(above):
-        return f" but a part of {above}"
-    found = [*place.glob(f"*/{SERVER}"), *place.glob(f"*/*/{SERVER}")]
-    runs = [file.parent for file in found if "error" not in _summary(file.parent)]
-    # The name of a run begins with the time when it began; of two in one second the file's own time tells more.
-    newest = max(runs, key=lambda run: (run.name[:16], (run / SERVER).stat().st_mtime_ns), default=None)
-    return f" (the newest below it is {newest})" if newest else ", and no run below it has come to its end"
-
-
-def _left_by(file: Path) -> str:
-    """What is known of the run that left a file that can be read: ", of a fedavg run of 20 rounds"."""
-    with _opened(file, str(file)) as source:
-        strategy = (source.metadata() or {}).get("strategy")
-    run = file.absolute().parent if file.name == SERVER else file.absolute().parent.parent
-    summary = _summary(run)
-    rounds = summary.get("num-rounds") if summary.get("strategy") == strategy else None
-    length = "" if rounds is None else f" of {rounds} round{'' if rounds == 1 else 's'}"
-    return f", of a {strategy} run{length}" if strategy else ""
-
-
-def _summary(run: Path) -> Mapping[str, object]:
-    """A run's summary.json; empty if there is none that can be read, since only words depend on it."""
-    try:
-        summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - FIRST} more" if len(names) > FIRST else ""
-    return ", ".join(names[:FIRST]) + rest
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

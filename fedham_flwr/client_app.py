@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -22,8 +24,10 @@ from fedham_flwr.config import Settings, Value, parse
 from fedham_flwr.data import ClientData, open_node, open_partition
 from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params
-from fedham_flwr.roster import first_line, identify
+from fedham_flwr.privacy_mod import private
+from fedham_flwr.roster import SAFE_ID, first_line, identify
 from fedham_flwr.state import ClientState, StateLostError
+from fedham_flwr.state_files import private_folder
 from fedham_flwr.training import Trainer, resolve_device
 
 log = logging.getLogger("fedham_flwr")
@@ -39,12 +43,16 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     Args:
         given: settings by key, as in pyproject.toml.
     """
-    app = ClientApp()
+
+    def settings_of(context: Context) -> Settings:
+        return parse(context.run_config if given is None else given)
+
+    app = ClientApp(mods=[private(settings_of)])
 
     def answer(message: Message, context: Context, work: Work) -> Message:
         try:
             _use_assigned_threads()
-            content = work(message, context, parse(context.run_config if given is None else given))
+            content = work(message, context, settings_of(context))
         except UserError as error:
             lost = isinstance(error, StateLostError)
             content = wire.write_failure(str(error), "partition-id" in context.node_config, lost)
@@ -79,6 +87,7 @@ def _query(_message: Message, context: Context, settings: Settings) -> RecordDic
             counts=data.counts(),
             labels=tuple(data.label_counts("train")),
             name=data.name,
+            meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
         )
     )
 
@@ -87,18 +96,19 @@ def _train(message: Message, context: Context, settings: Settings) -> RecordDict
     client, seconds = _open_client(message, context, settings)
     arrays, examples, metrics = client.fit(_arrays(client), {})
     params = dict(zip(client.shared_names, map(torch.from_numpy, arrays), strict=True))
-    return _reply(client, params, examples, metrics, seconds)
+    return _reply(client, params, examples, metrics, seconds, client.age)
 
 
 def _evaluate(message: Message, context: Context, settings: Settings) -> RecordDict:
     client, seconds = _open_client(message, context, settings)
     _, _, metrics = client.evaluate(_arrays(client), {})
-    return _reply(client, {}, client.examples, metrics, seconds)
+    return _reply(client, {}, client.examples, metrics, seconds, client.age)
 
 
 def _personal(message: Message, context: Context, settings: Settings) -> RecordDict:
     client, seconds = _open_client(message, context, settings)
-    return _reply(client, {}, client.examples, client.personalise(_arrays(client)), seconds)
+    metrics = client.personalise(_arrays(client))
+    return _reply(client, {}, client.examples, metrics, seconds, client.age)
 
 
 def _novel(message: Message, context: Context, settings: Settings) -> RecordDict:
@@ -120,20 +130,27 @@ def _before(message: Message, context: Context, settings: Settings) -> RecordDic
     client, seconds = _open_client(message, context, settings)
     answer = client.answer()
     metrics = {"seconds/open": seconds}
-    return wire.write_upload(client.job.client, {}, client.examples, metrics, answer, client.restarted)
+    return wire.write_upload(client.job.client, {}, client.examples, metrics, answer, client.restarted, client.age)
 
 
 def _reply(
-    client: RoundClient, params: Params, examples: int, metrics: Mapping[str, Scalar], seconds: float
+    client: RoundClient, params: Params, examples: int, metrics: Mapping[str, Scalar], seconds: float, age: int = 0
 ) -> RecordDict:
-    given = {**metrics, "seconds/open": seconds}
-    return wire.write_upload(client.job.client, params, examples, given, client.besides(), client.restarted)  # type: ignore[arg-type]
+    given: wire.Metrics = {**metrics, "seconds/open": seconds}  # type: ignore[dict-item]
+    return wire.write_upload(client.job.client, params, examples, given, client.besides(), client.restarted, age)
 
 
 def _open_client(message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
+    data = _open_data(context, settings)
+    if data.shape != download.shape or len(data.classes) > download.classes:
+        raise UserError(
+            f"client {identify(context.node_config)} has samples of shape {data.shape} and {len(data.classes)} "
+            f"classes, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
+            "others' kind"
+        )
     trainer = _trainer(
         settings.model,
         download.shape,
@@ -143,18 +160,56 @@ def _open_client(message: Message, context: Context, settings: Settings) -> tupl
         settings.precision,
         settings.seed,
     )
-    client, folder = identify(context.node_config), _own_folder(context)
-    state = ClientState(context.state, client, trainer.manifest.fingerprint(), folder)
-    if folder is not None:
-        download = dataclasses.replace(download, export=str(folder / "model") if download.closing else "")
-    job = Job(client, settings, _open_data(context, settings), trainer, state, download)
+    client, place = identify(context.node_config), _place(context.node_config, download)
+    state = ClientState(
+        context.state,
+        client,
+        trainer.manifest.fingerprint(),
+        place.state,
+        method=settings.strategy,
+        training=download.training,
+        durable=place.own,
+        repeated=0 if place.own else download.round,
+    )
+    download = dataclasses.replace(download, export=str(place.export or ""))
+    job = Job(client, settings, data, trainer, state, download)
     return CLIENTS[settings.strategy](job), time.perf_counter() - began
 
 
-def _own_folder(context: Context) -> Path | None:
-    """Where a real node keeps what is its own, in this run."""
-    folder = context.node_config.get("state-dir")
-    return Path(str(folder)).expanduser() / f"run-{context.run_id}" if folder else None
+class _Place(NamedTuple):
+    """Where a client writes what is its own; None for nowhere."""
+
+    state: Path | None = None
+    export: Path | None = None
+    own: bool = True  # on a node of its own, and not in a simulation
+
+
+def _place(node: Mapping[str, Value], download: wire.Download) -> _Place:
+    """Where this client writes: on a node of its own never where the server says, since the disk is not the server's.
+
+    Raises:
+        UserError: the server's name of the training cannot be that of a folder, or a folder cannot be made.
+    """
+    if "state-dir" in node:
+        if not SAFE_ID.fullmatch(download.training):
+            raise UserError(
+                f"training={download.training!r}, which the server gives, must be 1 to 64 letters, digits, '.', '_' or "
+                "'-', not starting with '.', since it names a folder"
+            )
+        folder = Path(str(node["state-dir"])).expanduser() / download.training
+        return _Place(folder, _private(folder / "model") if download.closing else None)
+    if not {"partition-id", "num-partitions"} <= node.keys() or {"client-id", "data-path"} & node.keys():
+        return _Place()
+    keep, export = (Path(given) if given else None for given in (download.keep, download.export))
+    return _Place(keep, export, own=False)
+
+
+def _private(folder: Path) -> Path:
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise UserError(f"the folder {folder} for a client's own model cannot be made: {error.strerror}") from error
+    return folder
 
 
 def _arrays(client: RoundClient) -> NDArrays:
@@ -200,3 +255,4 @@ def _use_assigned_threads() -> None:
 
 
 app = make_client_app()
+gc.freeze()  # what is imported by now stays: no collection looks at it again, least of all when the process ends

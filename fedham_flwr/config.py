@@ -30,8 +30,10 @@ from fedham_flwr.models import NetworkSettings
 from fedham_flwr.models.char_transformer import CharTransformerSettings
 from fedham_flwr.models.cnn import TransferCNNSettings
 from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.mlp import MLPSettings
 from fedham_flwr.models.vit import ViTSettings
 from fedham_flwr.partitions import Fractions, Partitioning
+from fedham_flwr.privacy import PrivacySettings, faults
 from fedham_flwr.training import LocalTraining
 
 Value = bool | int | float | str
@@ -57,7 +59,9 @@ class Settings(BaseModel):
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
-    model: Literal["auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "transfer-cnn", "vit", "char-transformer"] = "auto"
+    model: Literal[
+        "auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "transfer-cnn", "vit", "char-transformer", "mlp"
+    ] = "auto"
     partitioner: Literal[
         "iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners", "class-table", "natural"
     ] = "pathological"
@@ -83,6 +87,8 @@ class Settings(BaseModel):
     novel_clients: NonNegativeInt = 0
     novel_steps: PositiveInt = 50
     novel_turns: PositiveInt = 10
+    max_examples_per_client: NonNegativeInt = 0
+    clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
     batch_size: PositiveInt = 10
     learning_rate: PositiveFloat = 0.02
@@ -94,6 +100,8 @@ class Settings(BaseModel):
     seed: NonNegativeInt = 0
     results_dir: str = "results"
     resume: str = ""
+    checkpoint_every: NonNegativeInt = 10
+    lost_state: Literal["refuse", "restart"] = "refuse"
     fedprox: FedProxSettings = FedProxSettings()
     fedper: FedPerSettings = FedPerSettings()
     pfedla: PFedLASettings = PFedLASettings()
@@ -101,34 +109,31 @@ class Settings(BaseModel):
     fedham: FedHAMSettings = FedHAMSettings()
     fedtp: FedTPSettings = FedTPSettings()
     fedtransfer: FedTransferSettings = FedTransferSettings()
+    dp: PrivacySettings = PrivacySettings()
     vit: ViTSettings = ViTSettings()
     char_transformer: CharTransformerSettings = CharTransformerSettings()
     transfer_cnn: TransferCNNSettings = TransferCNNSettings()
+    mlp: MLPSettings = MLPSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        faults = []
+        found = faults(self.dp, self.strategy)
         if self.validation_fraction + self.test_fraction >= 1:
-            faults.append(
+            found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
                 "nothing to train on: their sum must be below 1"
             )
         if self.partitioner == "natural" and not self.client_column:
-            faults.append('partitioner="natural" needs client-column, the column that names the client')
+            found.append('partitioner="natural" needs client-column, the column that names the client')
         if self.partitioner == "class-table" and not self.class_table:
-            faults.append('partitioner="class-table" needs class-table, the TOML file that says who has what')
+            found.append('partitioner="class-table" needs class-table, the TOML file that says who has what')
         if self.class_table and self.partitioner != "class-table":
-            faults.append(
+            found.append(
                 f'class-table={self.class_table!r} is read by partitioner="class-table" only, but partitioner is '
                 f'"{self.partitioner}"'
             )
-        if self.resume and self.strategy != "fedtransfer":
-            faults.append(
-                f'resume="{self.resume}" is what a personal stage starts from, and strategy="{self.strategy}" has no '
-                'such stage: wanted strategy="fedtransfer", or no resume'
-            )
-        if faults:
-            raise ValueError("; ".join(faults))
+        if found:
+            raise ValueError("; ".join(found))
         return self
 
     def data(self) -> DataSettings:
@@ -160,7 +165,7 @@ class Settings(BaseModel):
         how = self.fedtransfer
         block = GraftSettings(how.attention, how.graft_after, how.reduction, how.insertion)
         graft = block if self.strategy == "fedtransfer" else GraftSettings()
-        return NetworkSettings(self.vit, self.char_transformer, second_head, self.transfer_cnn, graft)
+        return NetworkSettings(self.vit, self.char_transformer, second_head, self.transfer_cnn, graft, self.mlp)
 
     def local_training(self) -> LocalTraining:
         """What local training needs to know."""

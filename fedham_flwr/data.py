@@ -2,7 +2,8 @@
 
 The cache is a folder per data set, `data-<key>`, with a folder per partitioning in it, `clients-<key>`; the keys are
 digests of content and settings, so nothing in it goes stale. A text's samples and their partitionings are in a folder
-in between, `windows-<key>`, since they depend on settings that mean nothing to other data. All processes of a machine
+in between, `windows-<key>`, since they depend on settings that mean nothing to other data; a table's rows are in each
+partitioning anew, since each client scales its own. All processes of a machine
 map the same pages, and opening a client costs milliseconds: a client process may live for one message only.
 """
 
@@ -24,13 +25,14 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from fedham_flwr import texts
+from fedham_flwr import tables, texts
 from fedham_flwr.batches import Kind, kind_of, sample_shape
 from fedham_flwr.class_tables import Indices, read_table, table_owners
+from fedham_flwr.columns import Columns
 from fedham_flwr.errors import UserError
 from fedham_flwr.partitions import Fractions, Partitioning, partition, split, split_in_order
 from fedham_flwr.seeding import stream
-from fedham_flwr.sources import Columns, content_key, decode
+from fedham_flwr.sources import content_key, decode
 
 SPLITS = ("train", "validation", "test")
 _FORMAT = 1  # of the cache; to be raised whenever decoding, dealing or splitting gives another result
@@ -42,7 +44,8 @@ class DataSettings:
 
     Attributes:
         dataset: digits, a local folder or file, or a name on the Hugging Face Hub.
-        feature_column: empty: the only image column, else the column called text.
+        feature_column: empty: the only image column, else the column called text; a table's columns, with blanks
+            between.
         label_column: empty: the only class-label column; of a text: there is none.
         client_column: names the client of each sample; read by the natural partitioner only.
         sequence_length: text: characters of one sample, T.
@@ -70,12 +73,13 @@ class ClientData:
     """One client's view of a data set.
 
     Attributes:
-        features: uint8 [N, H, W, C] of images, [N, T + 1] of text; all samples of the data set, mapped from disk: index
-            it, never copy it whole.
+        features: uint8 [N, H, W, C] of images, [N, T + 1] of text, float32 [N, F] of a table, standardised, and NaN
+            where a value is missing; all samples of the data set, mapped from disk: index it, never copy it whole.
         labels: int64 [N]; of text: zeros.
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
         classes: K names; of text: the characters of the vocabulary.
         name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
+        scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
     """
 
     features: Tensor
@@ -83,6 +87,7 @@ class ClientData:
     splits: Mapping[str, Tensor]
     classes: tuple[str, ...]
     name: str
+    scaling: tables.Scaling | None = None
 
     @property
     def kind(self) -> Kind:
@@ -91,7 +96,7 @@ class ClientData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One sample as a network sees it: (C, H, W) of an image, (T,) of a text."""
+        """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a table."""
         return sample_shape(self.features)
 
     def counts(self) -> dict[str, int]:
@@ -173,8 +178,11 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
     data = _data_folder(settings, path, client_column="")
 
     def deal() -> tuple[list[str], list[Indices]]:
-        if _meta(data)["kind"] == "text":
-            texts.check_length(path, _meta(data)["characters"][0], settings.sequence_length)
+        meta = _meta(data)
+        if meta["kind"] == "text":
+            texts.check_length(path, meta["characters"][0], settings.sequence_length)
+        if meta["kind"] == "table":
+            tables.check_classes(path, meta["classes"], meta["declared"])
         return [name], [np.arange(len(_array(data / "labels.npy")))]
 
     key = _key("node", name, settings.partitioning.seed, asdict(settings.fractions))
@@ -204,7 +212,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
 def _clients_folder(
     data: Path, key: str, settings: DataSettings, deal: Callable[[], tuple[list[str], list[Indices]]]
 ) -> Path:
-    """The folder with every client's name and sample numbers."""
+    """The folder with every client's name and sample numbers, and with the rows of a table."""
 
     def fill(folder: Path) -> None:
         names, parts = deal()
@@ -215,6 +223,9 @@ def _clients_folder(
         np.save(folder / "indices.npy", np.concatenate([piece for client in pieces for piece in client]))
         counts = [[len(piece) for piece in client] for client in pieces]
         (folder / "meta.json").write_text(json.dumps({"names": names, "counts": counts}))
+        if _meta(data)["kind"] == "table":
+            rows = [(np.concatenate(client), client[SPLITS.index("train")]) for client in pieces]
+            tables.standardise(_array(data / "features.npy"), rows, folder)
 
     return _build(data / f"clients-{key}", fill)
 
@@ -285,10 +296,17 @@ def _open_client(data: Path, clients: Path, number: int) -> ClientData:
     ends = counts.cumsum().reshape(counts.shape)
     indices = torch.from_numpy(_array(clients / "indices.npy"))
     pieces = zip(SPLITS, ends[number], counts[number], strict=True)
+    scaled = _meta(data)["kind"] == "table"
     return ClientData(
-        features=torch.from_numpy(_array(data / "features.npy")),
+        features=torch.from_numpy(_array((clients if scaled else data) / "features.npy")),
         labels=torch.from_numpy(_array(data / "labels.npy")),
         splits={name: indices[int(end - count) : int(end)] for name, end, count in pieces},
         classes=tuple(_meta(data)["classes"]),
         name=meta["names"][number],
+        scaling=_scaling(data, clients, number) if scaled else None,
     )
+
+
+def _scaling(data: Path, clients: Path, number: int) -> tables.Scaling:
+    mean, std = _array(clients / "scaling.npy")[number].tolist()
+    return tables.Scaling(tables.columns_of(_meta(data)["columns"]), tuple(mean), tuple(std))

@@ -7,6 +7,7 @@ clients; see algorithms/pfedla.py for what becomes of these. No graph lives from
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 
@@ -17,7 +18,9 @@ from torch.optim.sgd import sgd
 
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
+from fedham_flwr.parameters import Params, finite_rows
+
+log = logging.getLogger("fedham_flwr")
 
 SLAB = 64
 """Hypernetworks that are differentiated at once, which bounds the memory that their copies and gradients take."""
@@ -90,14 +93,17 @@ class Hypernetworks:
     def step(self, rows: Tensor, gradient: Tensor) -> None:
         """R7: descend along a gradient with respect to the logits; no other client's tensors change.
 
+        A client whose step would lead to numbers that are not finite keeps its hypernetwork: that is its own model's
+        fault, unless it happens to most.
+
         Args:
             rows: of the clients, each once.
             gradient: of the surrogate with respect to their logits.
 
         Raises:
-            UserError: the step leads to logits that are not finite; it is not taken.
+            UserError: it happens to most clients; those of them that were looked at keep theirs.
         """
-        how, names = self.how, list(self.params)
+        how, names, diverged = self.how, list(self.params), 0
         for some, slope in zip(torch.split(rows, SLAB), torch.split(gradient, SLAB), strict=True):
             mine = [self.params[name][some].requires_grad_() for name in names]
             with torch.enable_grad():
@@ -112,15 +118,20 @@ class Hypernetworks:
                     mine, list(slopes), momenta, weight_decay=0.0, momentum=how.hypernetwork_momentum,
                     lr=how.hypernetwork_learning_rate, dampening=0.0, nesterov=False, maximize=False,
                 )  # fmt: skip
-                if not bool(torch.isfinite(logits(dict(zip(names, mine, strict=True)))).all()):
-                    raise UserError(
-                        "the hypernetworks diverged: lower "
-                        f"pfedla.hypernetwork-learning-rate={how.hypernetwork_learning_rate:g}"
-                    )
+                seen = [logits(dict(zip(names, mine, strict=True))), *mine, *(v for v in momenta if v is not None)]
+                good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
+                diverged += int((~good).sum())
                 for name, tensor, velocity in zip(names, mine, momenta, strict=True):
-                    self.params[name][some] = tensor
+                    self.params[name][some[good]] = tensor[good]
                     if self.velocity and velocity is not None:
-                        self.velocity[name][some] = velocity
+                        self.velocity[name][some[good]] = velocity[good]
+        if 2 * diverged > len(rows):
+            raise UserError(
+                "the hypernetworks diverged: lower "
+                f"pfedla.hypernetwork-learning-rate={how.hypernetwork_learning_rate:g}"
+            )
+        if diverged:
+            log.warning("the hypernetworks of %s clients would have diverged, and stay as they were", diverged)
 
 
 def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:

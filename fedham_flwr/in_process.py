@@ -102,7 +102,8 @@ class InProcessGrid(Grid):
         try:
             reply = self._client_app(received, context)
         except Exception as error:
-            stage, client = message.metadata.message_type, context.node_config["partition-id"]
+            stage, config = message.metadata.message_type, context.node_config
+            client = config.get("client-id", config.get("partition-id"))
             log.exception("%s failed at client %s", stage, client)
             reason = f"{stage} failed at client {client}: {type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)

@@ -6,6 +6,7 @@ algorithms/amn.py; shape letters as there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,9 +17,11 @@ from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.bank import Bank
 from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params, all_finite
+from fedham_flwr.parameters import Params, finite_rows
 from fedham_flwr.seeding import torch_stream
 from fedham_flwr.threads import in_threads
+
+log = logging.getLogger("fedham_flwr")
 
 DECAY = (0.9, 0.999)
 """Of Adam's moments."""
@@ -110,6 +113,9 @@ class MetaModels:
     def step(self, rows: Tensor, looked: Rows, own: Tensor, scores: Tensor) -> None:
         """Descend by (10); no other client's meta-model changes.
 
+        A client whose step would lead to numbers that are not finite keeps its meta-model: that is its own model's
+        fault, unless it happens to most.
+
         Args:
             rows: int64 [n].
             looked: what `attend` gave for them.
@@ -117,7 +123,7 @@ class MetaModels:
             scores: S_ij [n, L, N].
 
         Raises:
-            UserError: the step leads to a meta-model that is not finite; it is not taken.
+            UserError: it happens to most clients; no step is taken.
         """
         if self.how.uniform_penalty:
             scores = amn.penalised(scores, looked.effective(own).to(scores), self.how.uniform_penalty)
@@ -126,12 +132,17 @@ class MetaModels:
         slopes = amn.gradient(psi, as_scores, own, scores, self.how.meta)
         steps, moments = self._directions(rows, slopes)
         new = {name: psi[name] - self.how.learning_rate * step for name, step in steps.items()}
-        if bad := [name for name, tensor in {**new, **moments}.items() if not all_finite(tensor.float())]:
-            raise UserError(f"a meta-model diverged ({bad[0]}): lower learning-rate={self.how.learning_rate:g} of it")
+        finite = {name: finite_rows(tensor.float()) for name, tensor in {**new, **moments}.items()}
+        good = torch.stack(list(finite.values())).all(0)
+        if 2 * int(good.sum()) < len(rows):
+            bad = next(name for name, rows_of in finite.items() if not bool(rows_of.all()))
+            raise UserError(f"a meta-model diverged ({bad}): lower learning-rate={self.how.learning_rate:g} of it")
+        if not bool(good.all()):
+            log.warning("%s meta-models would have diverged, and stay as they were", int((~good).sum()))
         for name, tensor in new.items():
-            self.params[name][rows] = tensor.float()
+            self.params[name][rows[good]] = tensor[good].float()
         for name, tensor in moments.items():
-            self.moments[name][rows] = tensor.float()
+            self.moments[name][rows[good]] = tensor[good].float()
 
     def state_dict(self) -> Params:
         """Everything, by name; live, not copied."""

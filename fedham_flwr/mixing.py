@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.errors import UserError
-from fedham_flwr.results import replacing
+from fedham_flwr.files import replacing
 from fedham_flwr.roster import order
 
 if TYPE_CHECKING:

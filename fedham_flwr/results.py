@@ -2,45 +2,40 @@
 
 A run leaves `<results-dir>/<strategy>/<time>-<seed>/` with
 
-    config.toml        every setting, usable again as `-c config.toml`
+    config.toml        every setting, usable again as `-c config.toml`; resume.toml continues the run
     environment.json   versions, machine, commit
     clients.json       who took part, with how many samples of which class
     rounds.jsonl       one line per exchange with the clients
     metrics/           one Parquet part of rows per exchange that measured something
     model/             one safetensors file per client: its personal model
     server.safetensors the server's state
+    checkpoints/       the last two; see checkpoints.py. In a simulation clients/ holds what the clients keep
+    undone.jsonl       of a run that was continued: the exchanges after the checkpoint, which were done again
     summary.json       the statistics of the last round and of the round chosen on validation
 
 A number that was not measured is absent, never 0. All keys in the TOML and JSON files are in kebab case.
 """
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 
-from fedham_flwr import __version__
+from fedham_flwr.environment import environment_facts
 from fedham_flwr.errors import UserError
+from fedham_flwr.files import replacing, sync, write_tensors
 
 if TYPE_CHECKING:
     import pyarrow
 
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-_SOURCE = Path(__file__).resolve().parent.parent
 
 
 MEMBER, NOVEL = "member", "novel"
@@ -86,6 +81,9 @@ class RoundRecord:
     bytes_down: int  # to the clients
     restored: tuple[str, ...] = ()  # clients that had lost their state, and were sent everything
     restarted: tuple[str, ...] = ()  # clients that had learned something that started again, since they lost it
+    clipped: tuple[str, ...] = ()  # clients whose update was longer than clip-norm
+    # clients whose personal state was not of the round before: how many rounds old it was
+    ages: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -116,14 +114,55 @@ class RunDirectory:
             path = _new_directory(top / strategy, f"{now:%Y%m%dT%H%M%SZ}-{seed}")
             (path / "metrics").mkdir()
             (path / "model").mkdir()
-            (path / "config.toml").write_text(_toml(settings), encoding="utf-8")
+            directory = cls(path)
+            directory.write_settings(settings)
             environment = environment_facts(str(settings.get("device", "auto")), now)
             (path / "environment.json").write_text(_json(environment, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"results-dir {top} cannot be written: {error.strerror or error}; name another with results-dir=..."
             ) from error
-        return cls(path)
+        return directory
+
+    def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
+        """Write `config.toml`, and `resume.toml`, which has the same and the name of this directory."""
+        for name, given in (("config", settings), ("resume", {**settings, "resume": str(self.path)})):
+            with replacing(self.path / f"{name}.toml") as part:
+                part.write_text(_toml(given), encoding="utf-8")
+
+    def rewind(self, exchanges: int) -> None:
+        """Take back the results of all exchanges after the first ones; their lines go to `undone.jsonl`.
+
+        Args:
+            exchanges: how many lines of `rounds.jsonl` are to stay.
+        """
+        file = self.path / "rounds.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if exchanges or file.exists() else []
+        if undone := [line for line in lines[exchanges:] if line.endswith("\n")]:
+            with (self.path / "undone.jsonl").open("a", encoding="utf-8") as past:
+                past.writelines(undone)
+        with replacing(file) as part:
+            part.write_text("".join(lines[:exchanges]), encoding="utf-8")
+        stay = {f"round-{record.round:05d}-{record.kind}.parquet" for record in self.read_rounds()}
+        for name in ("metrics", "mixing"):
+            for table in (self.path / name).glob("round-*.parquet"):
+                if table.name not in stay:
+                    table.unlink()
+        (self.path / "summary.json").unlink(missing_ok=True)
+
+    def read_rounds(self, name: str = "rounds.jsonl") -> list[RoundRecord]:
+        """The exchanges so far, of `rounds.jsonl` or `undone.jsonl`; a line that was cut off is none."""
+        file = self.path / name
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [_read_record(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+    def sync(self) -> None:
+        """Have the results so far on the disk."""
+        for name in ("metrics", "mixing"):
+            for table in (self.path / name).glob("round-*.parquet"):
+                sync(table)
+        if (self.path / "rounds.jsonl").exists():
+            sync(self.path / "rounds.jsonl")
 
     def write_round(self, record: RoundRecord, rows: Sequence[Row]) -> None:
         """Append `record` to `rounds.jsonl` and, when there are any, write its rows as one Parquet part.
@@ -140,16 +179,20 @@ class RunDirectory:
             check_rows(rows, record.round)
             with replacing(self.path / "metrics" / f"round-{record.round:05d}-{record.kind}.parquet") as part:
                 pq.write_table(_table(rows), part)
-        line = {name.replace("_", "-"): value for name, value in vars(record).items()}
-        line["failures"] = [failure._asdict() for failure in record.failures]
+        line = _write_record(record)
         with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
-            file.write(_json(line) + "\n")
+            file.write(line)
             file.flush()
 
     def write_clients(self, clients: Sequence[Mapping[str, object]]) -> None:
         """Write `clients.json`: who took part, and how many samples each has in each split and class."""
         with replacing(self.path / "clients.json") as part:
             part.write_text(_json(clients, indent=2) + "\n", encoding="utf-8")
+
+    def read_clients(self) -> list[dict[str, object]]:
+        """What `clients.json` says; nothing if it is not there."""
+        file = self.path / "clients.json"
+        return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
 
     def save_state(self, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
         """Write the server's state as `server.safetensors` and return its path.
@@ -158,7 +201,7 @@ class RunDirectory:
             state: Named tensors.
             metadata: Stored in the file's header.
         """
-        return _write_tensors(self.path / "server.safetensors", state, metadata)
+        return write_tensors(self.path / "server.safetensors", state, metadata)
 
     def finish(self, summary: Mapping[str, object]) -> Path:
         """Write `summary.json`, with null for numbers that are not finite, and return its path."""
@@ -166,6 +209,21 @@ class RunDirectory:
         with replacing(path) as part:
             part.write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
         return path
+
+
+def _write_record(record: RoundRecord) -> str:
+    """A line of `rounds.jsonl`."""
+    line = {name.replace("_", "-"): value for name, value in vars(record).items()}
+    line["failures"] = [failure._asdict() for failure in record.failures]
+    return _json(line) + "\n"
+
+
+def _read_record(line: str) -> RoundRecord:
+    """The inverse of `_write_record`."""
+    read: dict[str, Any] = json.loads(line)
+    given: dict[str, Any] = {key.replace("-", "_"): tuple(v) if isinstance(v, list) else v for key, v in read.items()}
+    given["failures"] = tuple(Failure(**failure) for failure in read["failures"])
+    return RoundRecord(**given)
 
 
 def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
@@ -185,26 +243,7 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
             f"client id {client!r} cannot name a file: wanted 1 to 64 of A-Z a-z 0-9 . _ - not starting with a dot"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return _write_tensors(folder / f"{client}.safetensors", tensors, metadata)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    with replacing(path) as part:
-        save_file(_plain(tensors), part, dict(metadata))
-    return path
-
-
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors as safetensors wants them: laid out row by row, each in memory of its own; copies only where need be."""
-    plain, taken = {}, set()
-    for name, tensor in tensors.items():
-        one = tensor.detach().cpu().contiguous()
-        memory = one.untyped_storage()
-        if memory.data_ptr() in taken or memory.nbytes() != one.nbytes:
-            one = one.clone()
-        taken.add(one.untyped_storage().data_ptr())
-        plain[name] = one
-    return plain
+    return write_tensors(folder / f"{client}.safetensors", tensors, metadata)
 
 
 def read_rows(run: Path) -> "pyarrow.Table":
@@ -269,17 +308,6 @@ def _new_directory(parent: Path, name: str) -> Path:
             return path
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; it becomes `path` when the block ends well and is removed when not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _toml(settings: Mapping[str, bool | int | float | str]) -> str:
     lines = [f"{name} = {_toml_value(value)}\n" for name, value in settings.items()]
     return "".join(["# Every setting of this run; give it back with -c config.toml\n", *lines])
@@ -307,43 +335,3 @@ def _finite(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-def environment_facts(device: str, start: datetime) -> dict[str, object]:
-    """The facts that a reader needs to judge or repeat the run; what is not known is absent."""
-    cuda = device != "cpu" and torch.cuda.is_available()
-    packages = {name: _version(name) for name in ("flwr", "ray", "torch", "numpy")}
-    facts = {
-        "started": f"{start:%Y-%m-%dT%H:%M:%SZ}",
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "fedham-flwr": __version__,
-        **packages,
-        "platform": platform.platform(),
-        "cpu-count": os.cpu_count(),
-        "torch-threads": torch.get_num_threads(),
-        "device": f"cuda ({torch.cuda.get_device_name()})" if cuda else "cpu",
-    }
-    return {name: fact for name, fact in facts.items() if fact is not None}
-
-
-@lru_cache(maxsize=16)
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The commit of the source tree, ending in -dirty when files differ from it; None without one."""
-    git = shutil.which("git")
-    # Only a repository of our own: an installed copy may lie inside somebody else's.
-    if git is None or not (_SOURCE / ".git").exists():
-        return None
-    command = [git, "-C", str(_SOURCE), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None

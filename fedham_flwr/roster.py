@@ -190,16 +190,29 @@ def first_line(text: str) -> str:
 
 
 def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
-    """The shape of a sample, (C, H, W) of an image or (T,) of a text, and the number of classes that all clients share.
+    """The shape of a sample that all clients share, as `batches` has it, and the number of classes.
 
     Raises:
-        UserError: two clients have samples of different shapes.
+        UserError: two clients have samples of different shapes, or mean different things by a class or a column.
     """
     first = profiles[0]
     for other in profiles:
+        _agree_on_meanings(first, other)
         if other.shape != first.shape:
             raise UserError(
                 f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
-                "all clients must have the same, (channels, height, width) of images or (sequence-length,) of text"
+                "all clients must have the same, (channels, height, width) of images, (sequence-length,) of text or "
+                "(2, columns) of tables"
             )
     return first.shape, max(profile.classes for profile in profiles)
+
+
+def _agree_on_meanings(first: wire.Profile, other: wire.Profile) -> None:
+    """The same names in the same order; the last classes may be missing where none has names but numbers."""
+    for what, ours, theirs in zip(("class", "column"), first.meanings, other.meanings, strict=False):
+        for place, (one, another) in enumerate(zip(ours, theirs, strict=False)):
+            if one != another:
+                raise UserError(
+                    f"client {first.client} calls {what} {place} {one!r} and client {other.client} calls it "
+                    f"{another!r}: all clients must have the same, in the same order"
+                )

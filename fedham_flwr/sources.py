@@ -1,9 +1,10 @@
 """Where data comes from: `digits`, a local folder or file, or the Hugging Face Hub, decoded into plain arrays.
 
 A source is decoded once into a folder with a `meta.json`, which names its kind, and what the kind needs: images have
-`features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy` (int64 [N]); texts
-have what `texts.join` writes. The official splits of a data set are merged, train first. `datasets`, scikit-learn and
-Pillow are imported by the functions that decode, not by those that recognise a source.
+`features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy` (int64 [N]).
+Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join` writes. The
+official splits of a data set are merged, train first. `datasets`, scikit-learn and Pillow are imported by the functions
+that decode, not by those that recognise a source.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fedham_flwr import images, texts
+from fedham_flwr import images, tables, texts
+from fedham_flwr.columns import (
+    Columns,
+    codes_of,
+    find_feature,
+    find_label,
+    find_label_of_table,
+    kind_of_column,
+    label_codes,
+    named,
+    table_columns,
+    values_of,
+)
 from fedham_flwr.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -32,16 +45,6 @@ if TYPE_CHECKING:
 
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
-_SIMPLE = re.compile(r"u?int\d+|bool|(large_)?string")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns asked for by name; empty: found by their type (client: none)."""
-
-    feature: str = ""
-    label: str = ""
-    client: str = ""
 
 
 def local_path(source: str) -> Path | None:
@@ -131,12 +134,15 @@ def decode(source: str, columns: Columns, folder: Path) -> None:
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
         splits = _load_hub(source) if path is None else _load_local(path, copy)
-        _decode_table(_merge(splits, source), columns, folder)
+        _decode_rows(_merge(splits, source), columns, folder)
 
 
-def _decode_table(data: datasets.Dataset, columns: Columns, folder: Path) -> None:
-    feature = _find_feature(data, columns.feature)
-    meta = _DECODERS[_kind(data.features[feature])](data, feature, columns, folder)
+def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path) -> None:
+    if table := table_columns(data, columns):
+        meta = _decode_table(data, table, columns, folder)
+    else:
+        feature = find_feature(data, columns)
+        meta = _DECODERS[kind_of_column(data.features[feature])](data, feature, columns, folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -236,13 +242,27 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
 
 
 def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
-    labels, classes = _label_codes(data, _find_label(data, columns.label))
+    meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
+    images.decode(data, feature, folder / "features.npy")
+    return meta | {"kind": "image"}
+
+
+def _decode_table(data: datasets.Dataset, table: Sequence[str], columns: Columns, folder: Path) -> dict[str, Any]:
+    label = find_label_of_table(data, columns, table)
+    meta = _decode_labels(data, label, columns, folder)
+    decoded = tables.decode(data, table, folder / "features.npy")
+    declared = kind_of_column(data.features[label]) == "ClassLabel"
+    return meta | {"kind": "table", "columns": [asdict(column) for column in decoded], "declared": declared}
+
+
+def _decode_labels(data: datasets.Dataset, label: str, columns: Columns, folder: Path) -> dict[str, Any]:
+    """Write whose each row is and its class; the meta data that go with them."""
+    labels, classes = label_codes(data, label)
     owners, names = _owners(data, columns.client)
     np.save(folder / "labels.npy", labels)
     if owners is not None:
         np.save(folder / "owners.npy", owners)
-    images.decode(data, feature, folder / "features.npy")
-    return {"kind": "image", "classes": classes} | names
+    return {"classes": classes} | names
 
 
 def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
@@ -252,7 +272,7 @@ def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder
             "which takes no labels; leave label-column empty."
         )
     owners, names = _owners(data, columns.client)
-    characters = texts.join(_values(data, feature, "feature-column"), owners, folder)
+    characters = texts.join(values_of(data, feature, "feature-column"), owners, folder)
     return {"kind": "text", "characters": characters} | names
 
 
@@ -267,81 +287,5 @@ def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] 
     """Whose each row is and the owners' names, if there is a client column."""
     if not column:
         return None, {}
-    owners, names = _codes(data, _named(data, "client-column", column), "client-column")
+    owners, names = codes_of(data, named(data, "client-column", column), "client-column")
     return owners, {"owners": names}
-
-
-# ---- columns -------------------------------------------------------------------------------------------------------
-
-
-def _named(data: datasets.Dataset, setting: str, column: str) -> str:
-    if column not in data.features:
-        raise UserError(f"{setting} is '{column}', but the columns are {_listed(data)}.")
-    return column
-
-
-def _listed(data: datasets.Dataset) -> str:
-    return ", ".join(f"{name} ({_kind(feature)})" for name, feature in data.features.items())
-
-
-def _kind(feature: Any) -> str:
-    name = type(feature).__name__
-    return str(feature.dtype) if name == "Value" else name
-
-
-def _find_feature(data: datasets.Dataset, column: str) -> str:
-    """The column named by the setting, else the only image column, else the one called "text"."""
-    if column:
-        kind = _kind(data.features[_named(data, "feature-column", column)])
-        if kind not in _DECODERS:
-            raise UserError(f"feature-column '{column}' is of kind {kind}, but must be one of {', '.join(_DECODERS)}.")
-        return column
-    if "Image" not in map(_kind, data.features.values()) and "text" in data.features:
-        return _find_feature(data, "text")
-    return _the_only("feature-column", "Image", data)
-
-
-def _find_label(data: datasets.Dataset, column: str) -> str:
-    """The column named by the setting, else the only class-label column, else the one called "label"."""
-    if column:
-        return _named(data, "label-column", column)
-    if "ClassLabel" not in map(_kind, data.features.values()) and "label" in data.features:
-        return "label"
-    return _the_only("label-column", "ClassLabel", data)
-
-
-def _the_only(setting: str, kind: str, data: datasets.Dataset) -> str:
-    found = [name for name, feature in data.features.items() if _kind(feature) == kind]
-    if len(found) != 1:
-        raise UserError(f"set {setting}: the data set has {len(found)} columns of kind {kind}, among {_listed(data)}.")
-    return str(found[0])
-
-
-def _label_codes(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """int64 [N] in 0..K-1, and the K names: those of a class-label column, else the sorted values."""
-    if _kind(data.features[column]) != "ClassLabel":
-        return _codes(data, column, "label-column")
-    labels = _values(data, column, "label-column").astype(np.int64)
-    if labels.min() < 0:
-        raise UserError(f"label-column '{column}' has {int((labels < 0).sum())} rows without a label; leave them out.")
-    return labels, list(data.features[column].names)
-
-
-def _codes(data: datasets.Dataset, column: str, setting: str) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """int64 [N] in 0..K-1, and the K values, sorted, as text."""
-    kind = _kind(data.features[column])
-    if kind != "ClassLabel" and not _SIMPLE.fullmatch(kind):
-        raise UserError(f"{setting} '{column}' is of kind {kind}, but must hold integers, texts or class labels.")
-    values, codes = np.unique(_values(data, column, setting), return_inverse=True)
-    names: list[str] = (
-        data.features[column].int2str(values.tolist()) if kind == "ClassLabel" else [str(value) for value in values]
-    )
-    return codes.astype(np.int64), names
-
-
-def _values(data: datasets.Dataset, column: str, setting: str) -> npt.NDArray[Any]:
-    values = data.select_columns([column]).with_format("arrow")[:].column(column)
-    if values.null_count:
-        raise UserError(f"{setting} '{column}' has {values.null_count} empty rows, but every row needs a value.")
-    found: npt.NDArray[Any] = values.to_numpy()
-    return found

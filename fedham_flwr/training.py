@@ -39,7 +39,7 @@ class Samples(Protocol):
 
     @property
     def features(self) -> Tensor:
-        """Of the whole data set: uint8 [N, H, W, C] of images, integers [N, T + 1] of texts."""
+        """Of all samples: uint8 [N, H, W, C] of images, integers [N, T + 1] of texts, float32 [N, F] of tables."""
         ...
 
     @property
@@ -78,7 +78,7 @@ class LocalTraining:
 class Scores(NamedTuple):
     """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
 
-    A prediction is one image, or one position of a text.
+    A prediction is one image, one position of a text, or one row of a table.
     """
 
     accuracy: float

@@ -6,6 +6,7 @@ reference, so one that served two clients would show each what was meant for the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,6 +49,9 @@ class Download:
         has_trained: the server has merged an upload of this client, so its personal state must be there.
         closing: this is the evaluation after the last round.
         export: folder for the client's personal model; empty for none.
+        training: name of the training that the round is part of, which a run that continues it keeps: a client finds
+            its personal state by it.
+        keep: simulation: folder that clients write their personal state through to; empty for none.
         besides: what the method sends besides.
     """
 
@@ -58,6 +62,8 @@ class Download:
     has_trained: bool = False
     closing: bool = False
     export: str = ""
+    training: str = ""
+    keep: str = ""
     besides: Besides = Besides()
 
 
@@ -73,6 +79,7 @@ class Upload:
         seconds: what the client's time went into, by purpose.
         besides: tensors of the method's own.
         restarted: it has trained before, and something that it had learned for itself was lost and started again.
+        age: rounds since it made the personal state that it started from; 0 if it started from none.
     """
 
     client: str
@@ -82,6 +89,7 @@ class Upload:
     seconds: Mapping[str, float] = field(default_factory=dict)
     besides: Params = field(default_factory=dict)
     restarted: bool = False
+    age: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,7 @@ class Profile:
         counts: samples of each split.
         labels: how often each class is a target in training: once per sample, or T times in a text.
         name: of its data, such as the owner's in a natural partitioning.
+        meanings: names of the classes, in their order; of a table, and then of its columns.
     """
 
     client: str
@@ -105,6 +114,7 @@ class Profile:
     counts: Mapping[str, int]
     labels: tuple[int, ...]
     name: str = ""
+    meanings: tuple[tuple[str, ...], ...] = ()
 
 
 class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process
@@ -162,6 +172,8 @@ def write_download(download: Download, serialised: dict[int, Array] | None = Non
             "has-trained": download.has_trained,
             "closing": download.closing,
             "export": download.export,
+            "training": download.training,
+            "keep": download.keep,
         }
     )
     content = RecordDict({TENSORS: ArrayRecord(arrays(download.params, serialised)), INSTRUCTIONS: instructions})
@@ -186,6 +198,8 @@ def read_download(content: RecordDict) -> Download:
         has_trained=bool(given["has-trained"]),
         closing=bool(given["closing"]),
         export=str(given["export"]),
+        training=str(given["training"]),
+        keep=str(given["keep"]),
         besides=_besides(content),
     )
 
@@ -197,6 +211,7 @@ def write_upload(
     metrics: Metrics,
     besides: Mapping[str, torch.Tensor] | None = None,
     restarted: bool = False,
+    age: int = 0,
 ) -> RecordDict:
     """A client's reply.
 
@@ -207,12 +222,13 @@ def write_upload(
         metrics: scores, as in `Metrics`.
         besides: as in `Upload`.
         restarted: as in `Upload`.
+        age: as in `Upload`.
     """
     content = RecordDict(
         {
             TENSORS: tensors_record(params),
             REPORT: MetricRecord({"examples": examples, **metrics}),
-            SENDER: ConfigRecord({"client-id": client, "restarted": restarted}),
+            SENDER: ConfigRecord({"client-id": client, "restarted": restarted, "age": age}),
         }
     )
     if besides:
@@ -235,6 +251,7 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
         raise _failure(content.config_records[FAILURE])
     client = str(content.config_records[SENDER]["client-id"])
     restarted = bool(content.config_records[SENDER].get("restarted", False))
+    age = _int(content.config_records[SENDER].get("age", 0))
     report = dict(content.metric_records[REPORT])
     examples = report.pop("examples")
     if not isinstance(examples, int) or examples < 1:
@@ -253,7 +270,7 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
                 raise ValueError(f"{key!r} is not a score")
             rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
     params, besides = tensors(content.array_records[TENSORS]), _besides(content).tensors
-    return Upload(client, params, examples, tuple(rows), seconds, besides, restarted)
+    return Upload(client, params, examples, tuple(rows), seconds, besides, restarted, age)
 
 
 def write_profile(profile: Profile) -> RecordDict:
@@ -270,6 +287,7 @@ def write_profile(profile: Profile) -> RecordDict:
                     "counts": list(profile.counts.values()),
                     "labels": list(profile.labels),
                     "name": profile.name,
+                    "meanings": json.dumps(profile.meanings),
                 }
             )
         }
@@ -297,9 +315,10 @@ def read_profile(content: RecordDict) -> Profile:
         counts=dict(zip(map(str, splits), _ints(given["counts"]), strict=True)),
         labels=_ints(given["labels"]),
         name=str(given["name"]),
+        meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
     )
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)
-    if len(profile.shape) not in (1, 3) or len(profile.labels) != profile.classes or min(numbers) < 0:
+    if len(profile.shape) not in (1, 2, 3) or len(profile.labels) != profile.classes or min(numbers) < 0:
         raise ValueError(f"this is not the description of a data set: {profile}")
     return profile
 

@@ -37,7 +37,7 @@ class AMNStrategy(AttentionStrategy):
         """Put the trained models into the pool, and let the meta-models learn from where training went.
 
         Raises:
-            UserError: models have grown so large that their inner products overflow, or a meta-model diverges.
+            UserError: most meta-models diverge.
         """
         clients, own = list(uploads), self.bank.rows(list(uploads))
         looked = self._meta.attend(own, self.seen(), own, self.allowed(clients))

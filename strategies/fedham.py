@@ -85,11 +85,7 @@ class FedHAMStrategy(AttentionStrategy):
         return sent
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
-        """Put the trained models into the pool; `mediated`: keep what the clients' meta-models will learn from.
-
-        Raises:
-            UserError: models have grown so large that their inner products overflow.
-        """
+        """Put the trained models into the pool; `mediated`: keep what the clients' meta-models will learn from."""
         clients, places = list(uploads), self.bank.rows(list(uploads))
         if not self._mediated:
             self.bank.put(clients, [upload.params for upload in uploads.values()])
@@ -142,9 +138,6 @@ class FedHAMStrategy(AttentionStrategy):
         """Each client with its place, and who may be mixed for it as 0 and 1."""
         places, allowed = self.bank.rows(clients).tolist(), self.allowed(clients).int().tolist()
         return list(zip(clients, places, allowed, strict=True))
-
-    def _model(self, client: str) -> Params:
-        return {name: tensor.cpu() for name, tensor in self.bank.model(client).items()}
 
     def _has(self, client: str) -> bool:
         """Whether the pool has a model that the client trained."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -24,8 +24,15 @@ from fedham_flwr.roster import Roster, hold_out
 
 log = logging.getLogger("fedham_flwr")
 
-Recorder = Callable[[RoundRecord, Sequence[Row], MixingWeights | None], None]
-"""Called after every exchange with the clients, with what it brought and how the clients' models had been mixed."""
+
+class Recorder(Protocol):
+    """What a strategy tells of its progress."""
+
+    def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
+        """Called after every exchange, with what it brought and how the clients' models had been mixed."""
+
+    def checkpoint(self, round_number: int) -> None:
+        """Called when a round is done that the run could go on from later."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,15 @@ class Task:
         shape: of one sample: (channels, height, width) of an image, (T,) of a text.
         classes: number of classes.
         export: folder for the personal models at the end; empty for none.
+        training: name of the training, by which clients find what they keep.
+        keep: folder in which the clients of a simulation keep it; empty for none.
     """
 
     shape: tuple[int, ...]
     classes: int
     export: str = ""
+    training: str = ""
+    keep: str = ""
 
 
 class Method(ABC):
@@ -52,14 +63,15 @@ class Method(ABC):
         initial: the first tensors of every group of the model.
         task: what the clients are told.
         roster: the clients; found by a query when it is empty.
-        recorder: what to do with the results of an exchange.
+        recorder: what is told of each exchange; nobody by default.
 
     Attributes:
         personal_stage: after the last round each client trains a model of its own from what it is sent, in place of the
             closing evaluation.
         shared_names: tensors that clients send after training; all others are personal.
         novel: clients that never train, and adapt after the last round.
-        trained: clients whose upload this process has merged.
+        done: the last round that is behind it.
+        trained: clients whose upload has been merged.
         stateless: clients that said that they had lost their state, and have not trained since.
     """
 
@@ -84,7 +96,8 @@ class Method(ABC):
         personal = set(self.personal_tensors())
         self.shared_names = tuple(name for name in manifest.names() if name not in personal)
         self.stateless: set[str] = set()
-        self._recorder = recorder or (lambda _record, _rows, _weights: None)
+        self.done = 0
+        self._recorder = recorder
         self.trained: set[str] = set()
         self.begin({name: initial[name] for name in self.shared_names})
 
@@ -140,6 +153,17 @@ class Method(ABC):
             round_number: the round, from 1.
             clients: ids, in order.
         """
+
+    def references(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+        """The shared tensors that clients of the round in progress started from: by default what `plan` sent them.
+
+        An update is measured from there (`clip-norm`), before it is merged.
+
+        Args:
+            round_number: the round.
+            clients: ids, in order.
+        """
+        return self.plan(round_number, clients)
 
     @abstractmethod
     def merge(self, round_number: int, uploads: Mapping[str, wire.Upload]) -> None:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.bank import Bank
-from fedham_flwr.errors import UserError
 from fedham_flwr.parameters import Params, check_like, read_clients
 from fedham_flwr.training import resolve_device
 from fedham_flwr.wire import Upload
@@ -51,6 +50,11 @@ class MixingStrategy(RoundStrategy):
         self.learned = torch.cat([self.learned, torch.zeros(len(new), dtype=torch.bool)])
         self.admit(new)
 
+    def references(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+        """What the clients were sent, and of what they were not their last models, which they have themselves."""
+        sent = super().references(round_number, clients)
+        return {client: {**self._model(client), **sent[client]} for client in clients}
+
     def admit(self, clients: Sequence[str]) -> None:
         """Give new clients, which have places in the bank, what else the method has for each; nothing by default.
 
@@ -85,9 +89,6 @@ class MixingStrategy(RoundStrategy):
 
         Returns:
             <start_i - upload_i, w_j> for each layer group, 0 where it was left out; float64 [n, L, N].
-
-        Raises:
-            UserError: models have grown so large that these overflow.
         """
         clients, scores = list(uploads), torch.zeros(weights.shape, dtype=torch.float64)
         for at, group in enumerate(self.bank.groups):
@@ -98,7 +99,6 @@ class MixingStrategy(RoundStrategy):
             names = [clients[i] for i in order.tolist()]
             models = [uploads[name].params for name in names]
             scores[mixed, at] = self.bank.absorb(group, names, models, weights[mixed, at]).cpu()
-        self._refuse_overflow(scores, clients)
         rows = self.bank.rows(clients)
         self.ready[rows] = self.learned[rows] = True
         return scores
@@ -121,10 +121,6 @@ class MixingStrategy(RoundStrategy):
             tensor.copy_(state[name])
         self.bank.check()
 
-    def _refuse_overflow(self, scores: Tensor, clients: Sequence[str]) -> None:
-        if not bool(torch.isfinite(scores).all()):
-            client, group, _ = (~torch.isfinite(scores)).nonzero()[0].tolist()
-            raise UserError(
-                f"the weights of {self.bank.groups[group]} of client {clients[client]} are too large to be compared "
-                "with those of its peers; lower learning-rate"
-            )
+    def _model(self, client: str) -> Params:
+        """A client's last model, live, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self.bank.model(client).items()}

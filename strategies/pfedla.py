@@ -57,7 +57,7 @@ class PFedLAStrategy(MixingStrategy):
         """Put the trained models into the bank, and let the hypernetworks learn from where training went.
 
         Raises:
-            UserError: models have grown so large that their inner products overflow.
+            UserError: most hypernetworks diverge.
         """
         plan = self._weigh(round_number, list(uploads))
         scores = self.absorb(uploads, plan.weights, plan.retained)  # R6

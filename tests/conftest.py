@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from presets import network_settings
 from safetensors.torch import load_file
 
-from fedham_flwr import server_app
+from fedham_flwr import journal, server_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.config import Value
 from fedham_flwr.in_process import InProcessGrid
@@ -132,13 +132,14 @@ def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.Monk
     ) -> Outcome:
         chosen = settings(**given)
         for name in () if pictures else ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-            monkeypatch.setattr(server_app, name, lambda *_: None)
+            monkeypatch.setattr(journal, name, lambda *_: None)
         nodes = grid(client_app(chosen), clients)
         before = set(Path(str(chosen["results-dir"])).glob("*/*"))
         context = Context(run_id=nodes.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
         with one_thread():
             server_app.make_server_app(chosen)(nodes, context)
-        (path,) = set(Path(str(chosen["results-dir"])).glob("*/*")) - before
+        new = set(Path(str(chosen["results-dir"])).glob("*/*")) - before
+        (path,) = new or {Path(str(chosen["resume"]))}  # a run that is continued stays where it is
         return Outcome(path, json.loads((path / "summary.json").read_text()), nodes)
 
     return run

@@ -29,7 +29,18 @@ def test_the_targets_of_a_text_are_its_next_characters(dtype: torch.dtype) -> No
     assert x.dtype == y.dtype == torch.int64
 
 
-@pytest.mark.parametrize("features", [torch.zeros(2, 3), torch.zeros(2, 3, 4, 1), torch.zeros(2, dtype=torch.uint8)])
+def test_a_row_of_a_table_is_its_values_and_its_gaps() -> None:
+    features = torch.tensor([[0.5, float("nan"), 0.0], [float("nan"), -2.0, 3.0]])
+    labels = torch.tensor([1, 0])
+    assert (kind_of(features), sample_shape(features)) == ("table", (2, 3))
+    x, y = inputs_and_targets(features, labels)
+    assert x.tolist() == [[[0.5, 0, 0], [0, 1, 0]], [[0, -2, 3], [1, 0, 0]]]
+    assert x.dtype == torch.float32
+    assert y is labels
+    assert features.isnan().sum() == 2  # what is stored stays as it is
+
+
+@pytest.mark.parametrize("features", [torch.zeros(2), torch.zeros(2, 3, 4, 1), torch.zeros(2, dtype=torch.uint8)])
 def test_features_of_no_kind(features: torch.Tensor) -> None:
     with pytest.raises(ValueError, match=rf"features of {features.dim()} dimensions and type torch\..* no known kind"):
         kind_of(features)
@@ -39,6 +50,8 @@ def test_only_images_are_augmented() -> None:
     check_augment("image")
     with pytest.raises(UserError, match=r"augment is true, but it shifts and mirrors images, and the data set is text"):
         check_augment("text")
+    with pytest.raises(UserError, match=r"augment is true, .* and the data set is a table; set it false"):
+        check_augment("table")
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 4, 6, 3)])

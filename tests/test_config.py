@@ -47,7 +47,7 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    assert sections - {"vit", "char-transformer", "transfer-cnn"} <= set(methods())
+    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "dp"} <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.fedprox.mu == 0.5
     assert settings.fedper.personal_layers == 3
@@ -125,8 +125,8 @@ WRONG: list[tuple[str, Value, str]] = [
     (
         "model",
         "resnet",
-        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit' or "
-        "'char-transformer'",
+        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
+        "'char-transformer' or 'mlp'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),

@@ -61,7 +61,7 @@ class Forgetting(InProcessGrid):
 def test_a_client_that_lost_its_meta_model_starts_it_again_and_says_so(
     federate: Federate, caplog: pytest.LogCaptureFixture, how: dict[str, Value]
 ) -> None:
-    run = federate(**how, grid=Forgetting, num_server_rounds=3)
+    run = federate(**how, grid=Forgetting, num_server_rounds=3, checkpoint_every=0)
     assert run.summary["failures"] == 0
     said = {(r["round"], r["kind"]): (r["restored"], r["restarted"]) for r in run.records}
     if how is PEERS:  # it lost its model too, which the server has
@@ -79,7 +79,7 @@ class ForgettingLater(Forgetting):
 
 
 def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -> None:
-    run = federate(**MEDIATED, grid=ForgettingLater, num_server_rounds=3)
+    run = federate(**MEDIATED, grid=ForgettingLater, num_server_rounds=3, checkpoint_every=0)
     frame = read_weights(run.path).to_pandas()
     second = frame[frame["round"] == 3].groupby("client", observed=True)["weight"].agg(["min", "max"])
     assert second.loc["0"].tolist() == pytest.approx([0.25, 0.25], abs=1e-6)
@@ -97,13 +97,13 @@ def test_on_a_node_the_meta_model_is_written_through(
     configs = [{"client-id": f"site-{i}", "state-dir": str(tmp_path / f"state-{i}")} for i in range(4)]
     grid = InProcessGrid(make_client_app(chosen), 4, node_configs=configs)
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
-    made = STRATEGIES["fedham"](parse(chosen), DIGITS, initial, Task((1, 8, 8), 10))
+    made = STRATEGIES["fedham"](parse(chosen), DIGITS, initial, Task((1, 8, 8), 10, training="trial"))
     for number in (1, 2, 3):
         for context in grid.contexts.values():
             context.state.clear()  # a new process
         messages = made.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
         made.aggregate_train(number, grid.send_and_receive(messages))
-    (file,) = (tmp_path / "state-2").glob("**/site-2.safetensors")
+    file = tmp_path / "state-2" / "trial" / "site-2.safetensors"
     kept = load_file(file)
     assert {"meta/key", "meta/gate", "meta/first/key", "meta/steps"} <= kept.keys()
     assert kept["meta/steps"].item() == (15 if how is PEERS else 2)

@@ -245,21 +245,39 @@ def test_the_state_is_all_there_is(optimizer: str, meta: str) -> None:
 @kinds
 @optimizers
 def test_a_step_that_diverges_is_not_taken(optimizer: str, meta: str) -> None:
-    models = made(3, optimizer, meta=meta, learning_rate=1e39)
+    models = made(3, optimizer, meta=meta, learning_rate=1e45)
     before = copy(models.state_dict())
-    with pytest.raises(UserError, match=r"^a meta-model diverged \(\w+\): lower learning-rate=1e\+39 of it$"):
+    with pytest.raises(UserError, match=r"^a meta-model diverged \(\w+\): lower learning-rate=1e\+45 of it$"):
         stepped(models, torch.tensor([0, 1]), points(3))
     assert same(models.state_dict(), before)
 
 
 @optimizers
 def test_scores_that_are_not_finite_change_nothing(optimizer: str) -> None:
-    models, rows = made(2, optimizer), torch.arange(2)
-    before, scores = copy(models.state_dict()), torch.ones(2, UNITS, 2, dtype=torch.float64)
-    scores[1, 0, 1] = float("nan")
+    models, rows = made(3, optimizer), torch.arange(3)
+    before, scores = copy(models.state_dict()), torch.ones(3, UNITS, 3, dtype=torch.float64)
+    scores[:, 0, 1] = 2.0
+    scores[:2, 0, 1] = float("nan")
     with pytest.raises(UserError, match=r"^a meta-model diverged \(\w+\): lower learning-rate=0.01 of it$"):
-        models.step(rows, look(models, rows, points(2)), rows, scores)
+        models.step(rows, look(models, rows, points(3)), rows, scores)
     assert same(models.state_dict(), before)
+
+
+@optimizers
+def test_one_client_that_diverges_keeps_its_meta_model_and_the_others_learn(
+    optimizer: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    models, other, rows = made(3, optimizer), made(3, optimizer), torch.arange(3)
+    before, scores = copy(models.state_dict()), torch.ones(3, UNITS, 3, dtype=torch.float64)
+    scores[:, 0, 1] = 2.0
+    other.step(rows, look(other, rows, points(3)), rows, scores)
+    scores[1, 0, 1] = float("nan")
+    models.step(rows, look(models, rows, points(3)), rows, scores)
+    assert "1 meta-models would have diverged, and stay as they were" in caplog.text
+    for name, tensor in models.state_dict().items():
+        assert torch.equal(tensor[1], before[name][1]), name
+        assert torch.equal(tensor[[0, 2]], other.state_dict()[name][[0, 2]]), name
+    assert not same(other.state_dict(), before)
 
 
 # ---- projections -----------------------------------------------------------------------------------------------------

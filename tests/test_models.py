@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
 from fedham_flwr.errors import UserError
-from fedham_flwr.models import MODELS, NetworkSettings, TransferCNNSettings, build, resolve
+from fedham_flwr.models import MODELS, MLPSettings, NetworkSettings, TransferCNNSettings, build, label, load, resolve
+from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.parameters import Manifest
 
 # 28 x 28 and 32 x 32 from the sources named in the modules; the digits network counted by hand:
@@ -20,6 +24,7 @@ SIZES = [
     ("lenet-bn", (3, 32, 32), 121_278),
     ("digits-cnn", (1, 8, 8), 160 + 4_640 + 8_256 + 650),
     ("transfer-cnn", (3, 32, 32), 3_752_586),
+    ("mlp", (2, 13), 26 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10),
 ]
 
 
@@ -72,7 +77,7 @@ def test_the_transfer_network_rectifies_all_but_its_logits() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_groups_partition_the_model_and_logits_have_one_column_per_class(name: str, channels: int) -> None:
     side = 8 if name == "digits-cnn" else 28
-    shape = (9,) if name == "char-transformer" else (channels, side, side)
+    shape = {"char-transformer": (9,), "mlp": (2, 5)}.get(name, (channels, side, side))
     model = build(name, shape, 7, 0)
     assert Manifest.of(model).group_names
     x = torch.zeros(2, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
@@ -98,7 +103,8 @@ def test_first_parameters_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "name"), [((1, 8, 8), "digits-cnn"), ((3, 15, 40), "digits-cnn"), ((3, 16, 16), "cnn")]
+    ("shape", "name"),
+    [((1, 8, 8), "digits-cnn"), ((3, 15, 40), "digits-cnn"), ((3, 16, 16), "cnn"), ((2, 16), "mlp")],
 )
 def test_auto_is_the_network_that_fits(shape: tuple[int, ...], name: str) -> None:
     assert resolve("auto", shape) == name
@@ -110,6 +116,51 @@ def test_images_too_small_for_the_network_are_refused_by_name() -> None:
         UserError, match=r'model="cnn" needs images of at least 16 x 16 pixels.*has 8 x 8: try model="auto"'
     ):
         build("cnn", (1, 8, 8), 10, 0)
+
+
+@pytest.mark.parametrize(
+    ("depth", "groups"), [(0, ("head",)), (1, ("fc1", "head")), (3, ("fc1", "fc2", "fc3", "head"))]
+)
+def test_the_network_of_tables_is_hidden_layers_with_rectifiers_and_a_head(depth: int, groups: tuple[str, ...]) -> None:
+    model = build("mlp", (2, 3), 4, 0, NetworkSettings(mlp=MLPSettings(5, depth)))
+    assert Manifest.of(model).group_names == groups
+    p = dict(model.named_parameters())
+    data = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
+    x = data.reshape(6, 6)  # the three values, then the three marks of gaps
+    for name in groups[:-1]:
+        x = relu(linear(x, p[f"{name}.weight"], p[f"{name}.bias"]))
+        assert x.shape == (6, 5)
+    torch.testing.assert_close(model(data), linear(x, p["head.weight"], p["head.bias"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("mlp", (3, 8, 9), r'model="mlp" is for tables, and the data set is images of 8 x 9 pixels: try model="auto"'),
+        ("mlp", (80,), r'model="mlp" is for tables, and the data set is text, 80 .*: try model="char-transformer"'),
+        ("vit", (2, 13), r'model="vit" is for images, and the data set is a table of 13 columns: try model="mlp"'),
+        ("cnn", (2, 13), r'model="cnn" is for images, and the data set is a table of 13 columns: try model="mlp"'),
+        ("char-transformer", (2, 13), r'is for text, and the data set is a table of 13 columns: try model="mlp"'),
+    ],
+)
+def test_a_network_of_another_kind_of_data_is_refused(name: str, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build(name, shape, 2, 0)
+
+
+def test_the_network_of_tables_has_no_place_for_a_graft_and_no_second_head() -> None:
+    with pytest.raises(UserError, match=r'fedtransfer.attention="adapter" is grafted .* model="mlp" has no place for'):
+        build("mlp", (2, 13), 2, 0, NetworkSettings(graft=GraftSettings("adapter")))
+    with pytest.raises(UserError, match=r'fedtp.head="fedrod" gives a Transformer a second head, and model="mlp" is'):
+        build("mlp", (2, 13), 2, 0, NetworkSettings(personal_head=True))
+
+
+def test_an_exported_network_of_tables_has_its_sizes(tmp_path: Path) -> None:
+    how = NetworkSettings(mlp=MLPSettings(7, 3))
+    model = build("auto", (2, 4), 3, 5, how)
+    save_file(model.state_dict(), tmp_path / "a.safetensors", label("auto", (2, 4), 3, how))
+    again = load(tmp_path / "a.safetensors")
+    assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 
 
 def test_rectifying_after_pooling_is_rectifying_before_it_bit_for_bit() -> None:

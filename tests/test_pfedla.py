@@ -355,6 +355,21 @@ def test_hypernetworks_that_diverge_say_so_and_stay_as_they_were() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in made.params.items())
 
 
+def test_one_hypernetwork_that_diverges_stays_as_it_was_and_the_others_learn(caplog: pytest.LogCaptureFixture) -> None:
+    made, other = networks(3, hypernetwork_momentum=0.5), networks(3, hypernetwork_momentum=0.5)
+    before = {name: tensor.clone() for name, tensor in made.params.items()}
+    slope = torch.full((3, 3, 3), 0.5, dtype=torch.float64)
+    other.step(torch.arange(3), slope)
+    slope[1] = float("inf")
+    made.step(torch.arange(3), slope)
+    assert "the hypernetworks of 1 clients would have diverged, and stay as they were" in caplog.text
+    for name, tensor in made.params.items():
+        assert torch.equal(tensor[1], before[name][1]), name
+        assert torch.equal(tensor[[0, 2]], other.params[name][[0, 2]]), name
+        assert not made.velocity[name][1].any(), name
+    assert not torch.equal(other.params["heads.bias"], before["heads.bias"])
+
+
 def test_a_layer_that_is_not_mixed_has_no_gradient() -> None:
     s = networks(3).logits(torch.arange(3))
     mixed = all_of(s)

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedham_flwr import results
+from fedham_flwr import environment, results
 from fedham_flwr.errors import UserError
+from fedham_flwr.files import replacing
 from fedham_flwr.results import Failure, RoundRecord, Row, RunDirectory, read_rows, to_rows, write_model
 from fedham_flwr.scores import score
 
@@ -113,28 +114,28 @@ def test_the_environment_is_recorded(run):
 
 
 def test_a_package_that_is_not_there_is_absent(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_version", lambda name: None if name == "ray" else "1.0")
+    monkeypatch.setattr(environment, "_version", lambda name: None if name == "ray" else "1.0")
     facts = json.loads((RunDirectory.create(tmp_path, "fedper", 0, {}).path / "environment.json").read_text())
     assert "ray" not in facts
     assert facts["flwr"] == "1.0"
 
 
 def test_the_commit_is_that_of_a_checkout_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(results, "_SOURCE", tmp_path)
-    assert results._commit() is None
+    monkeypatch.setattr(environment, "_SOURCE", tmp_path)
+    assert environment._commit() is None
     identity = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    assert results._commit() is None  # nothing committed yet
+    assert environment._commit() is None  # nothing committed yet
     (tmp_path / "file").write_text("1")
     subprocess.run(["git", "-C", tmp_path, "add", "file"], check=True)
     subprocess.run(["git", *identity, "-C", tmp_path, "commit", "-qm", "first"], check=True)
-    commit = results._commit()
+    commit = environment._commit()
     assert re.fullmatch("[0-9a-f]{40}", str(commit))
     (tmp_path / "file").write_text("2")
-    assert results._commit() == f"{commit}-dirty"
+    assert environment._commit() == f"{commit}-dirty"
     (tmp_path / "installed").mkdir()
-    monkeypatch.setattr(results, "_SOURCE", tmp_path / "installed")  # inside somebody else's checkout
-    assert results._commit() is None
+    monkeypatch.setattr(environment, "_SOURCE", tmp_path / "installed")  # inside somebody else's checkout
+    assert environment._commit() is None
 
 
 # ---- config.toml ----------------------------------------------------------------------------------------------------
@@ -195,6 +196,8 @@ def test_a_round_is_one_line_and_one_part(run):
         "bytes-down": 20,
         "restored": [],
         "restarted": [],
+        "clipped": [],
+        "ages": {},
     }
     assert json.loads(lines[1])["seconds"] == {"exchange": None}
     assert [path.name for path in (run.path / "metrics").iterdir()] == ["round-00003-train.parquet"]
@@ -295,7 +298,7 @@ def test_a_crash_before_the_rename_leaves_the_old_part(run, monkeypatch):
 def test_a_half_written_part_is_not_read(run, monkeypatch):
     # what a killed process leaves, which could not remove its temporary file
     run.write_round(record(), [row("a", 0.5, round=3)])
-    with results.replacing(run.path / "metrics" / "round-00004-train.parquet") as part:
+    with replacing(run.path / "metrics" / "round-00004-train.parquet") as part:
         part.write_bytes(b"PAR1 half")
         assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
         part.unlink()

@@ -300,7 +300,29 @@ def test_clients_with_texts_of_one_length_agree() -> None:
         agree([profile("a", shape=(80,)), profile("b")])
 
 
+def test_clients_with_tables_of_as_many_columns_agree() -> None:
+    assert agree([profile("a", shape=(2, 13)), profile("b", shape=(2, 13), classes=3)]) == ((2, 13), 3)
+    with pytest.raises(UserError, match=r"shape \(2, 13\) and client b of \(2, 12\): .* or \(2, columns\) of tables"):
+        agree([profile("a", shape=(2, 13)), profile("b", shape=(2, 12))])
+
+
 def test_clients_with_samples_of_other_shapes_are_named() -> None:
     others = [profile("a"), profile("b"), profile("c", shape=(3, 8, 8))]
     with pytest.raises(UserError, match=r"client a has samples of shape \(1, 8, 8\) and client c of \(3, 8, 8\)"):
         agree(others)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "why"),
+    [
+        ((("no", "yes"),), (("yes", "no"),), "client a calls class 0 'no' and client b calls it 'yes'"),
+        ((("0", "1"), ("age", "sex")), (("0", "1"), ("age", "chol")), "column 1 'sex' and client b calls it 'chol'"),
+    ],
+)
+def test_clients_that_mean_different_things_by_a_number_are_refused(ours: Any, theirs: Any, why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        agree([profile("a", meanings=ours), profile("b", meanings=theirs)])
+
+
+def test_a_client_may_lack_the_last_classes() -> None:
+    assert agree([profile("a", meanings=(("0", "1"),)), profile("b", classes=3, meanings=(("0", "1", "2"),))])[1] == 3

@@ -151,8 +151,9 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     mixers = ("pfedla", "amn", "fedham")
     mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if strategy in mixers else []
     assert sorted(file.name for file in run.path.iterdir()) == sorted([
-        "clients.json", "clients.png", "config.toml", "environment.json", "learning-curves.png", "metrics", "model",
-        "rounds.jsonl", "server.safetensors", "summary.json", *mixes,
+        "checkpoints", "clients", "clients.json", "clients.png", "config.toml", "environment.json",
+        "learning-curves.png", "metrics", "model", "resume.toml", "rounds.jsonl", "server.safetensors",
+        "summary.json", *mixes,
     ])  # fmt: skip
 
 
@@ -210,12 +211,12 @@ def test_a_client_that_lost_its_state_is_named_and_not_started_afresh(federate: 
                 next(iter(self.contexts.values())).state.clear()
             return super().push_messages(messages)
 
-    run = federate(strategy="fedper", grid=Forgetting)
+    run = federate(strategy="fedper", grid=Forgetting, checkpoint_every=0)
     (failure, *_) = [f for record in run.records for f in record["failures"]]
     assert (failure["round"], failure["client"]) == (2, "0")
-    assert (
-        failure["error"]
-        == "client 0 has no personal state, though it has trained in this run: what it had learned is lost"
+    assert failure["error"] == (
+        "client 0 has no personal state, though it has trained in this training: what it had learned is lost "
+        '(fc2.weight, fc2.bias); with lost-state="restart" it starts again from the first tensors'
     )
 
 
@@ -349,6 +350,19 @@ def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str,
             server.load_state_dict({**state, name: torch.zeros(3, 1, 7)})
         with pytest.raises(ValueError, match="missing"):
             server.load_state_dict({key: tensor for key, tensor in state.items() if key != name})
+
+
+def test_a_client_whose_data_are_of_another_kind_than_the_runs_says_so(
+    settings: Callable[..., dict[str, Value]],
+) -> None:
+    """As one that comes late: nobody has asked it before the first round."""
+    grid = InProcessGrid(make_client_app(settings(strategy="fedavg")), 1)
+    (node,) = grid.get_node_ids()
+    for shape, classes in (((2, 13), 10), ((1, 8, 8), 4)):
+        content = wire.write_download(wire.Download(3, {}, shape, classes))
+        (reply,) = grid.send_and_receive([Message(content, node, "evaluate", group_id="3")])
+        with pytest.raises(wire.ClientFailure, match=rf"samples of shape \(1, 8, 8\) and 10 classes, .* and {classes}"):
+            wire.read_upload(reply.content, 3)
 
 
 def test_a_results_directory_that_cannot_be_written_stops_before_anything_else(

@@ -189,16 +189,16 @@ BAD_TABLES = {
         r"set feature-column: the data set has 0 columns of kind Image, among words \(.*string\), label \(int64\)",
     ),
     "a kind of feature not supported": (
-        {"size": [0.5] * 4, "label": [0, 1, 0, 1]},
+        {"size": [[0.5, 1.5]] * 4, "label": [0, 1, 0, 1]},
         {},
         {"feature_column": "size"},
-        r"feature-column 'size' is of kind float64, but must be one of Image, string, large_string",
+        r"feature-column names 'size' of kind List, but must name one column of Image, string, large_string",
     ),
     "a column called text that holds none": (
         {"text": [1, 2, 3, 4], "label": [0, 1, 0, 1]},
         {},
         {},
-        r"feature-column 'text' is of kind int64, but must be one of Image, string, large_string",
+        r"set feature-column: the data set has neither images nor a column text; .* some of text \(int64\)\.$",
     ),
     "labels of a text": (
         {"text": ["a"] * 4, "label": [0, 1, 0, 1]},

@@ -281,13 +281,15 @@ def test_flower_takes_an_upload_for_what_it_is() -> None:
     assert isinstance(content[wire.SENDER], ConfigRecord)
 
 
-def test_the_profile_of_a_text_has_a_shape_of_one_number() -> None:
-    text = wire.Profile("a", 0, (80,), 2, {"train": 4, "test": 1}, (300, 20))
-    assert wire.read_profile(sent(wire.write_profile(text))) == text
+@pytest.mark.parametrize("shape", [(80,), (2, 13)])
+def test_the_profile_of_a_text_has_a_shape_of_one_number_and_that_of_a_table_of_two(shape: tuple[int, ...]) -> None:
+    profile = wire.Profile("a", 0, shape, 2, {"train": 4, "test": 1}, (300, 20))
+    assert wire.read_profile(sent(wire.write_profile(profile))) == profile
 
 
 @pytest.mark.parametrize(
-    "changes", [{"shape": (8, 8)}, {"classes": 3}, {"counts": {"train": -1}}, {"partitions": -1}, {"labels": (1, -1)}]
+    "changes",
+    [{"shape": (8, 8, 3, 1)}, {"classes": 3}, {"counts": {"train": -1}}, {"partitions": -1}, {"labels": (1, -1)}],
 )
 def test_a_profile_that_describes_no_data_set_is_refused(changes: dict[str, Any]) -> None:
     whole = {"client": "a", "partitions": 0, "shape": (1, 8, 8), "classes": 2, "counts": {"train": 4}, "labels": (1, 3)}

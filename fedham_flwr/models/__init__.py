@@ -1,6 +1,7 @@
 """Networks that declare their layer groups, by name.
 
-A shape of three numbers is that of an image, (channels, height, width); of one number, the length of a text.
+A shape of three numbers is that of an image, (channels, height, width); of one number, the length of a text; of two,
+that of a row of a table, (2, columns).
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from fedham_flwr.models.char_transformer import CharTransformer, CharTransformer
 from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN, TransferCNNSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.lenet import LeNet, LeNetBN
+from fedham_flwr.models.mlp import MLP, MLPSettings
 from fedham_flwr.models.transformer import Transformer
 from fedham_flwr.models.vit import ViT, ViTSettings
 from fedham_flwr.seeding import derive
 
-MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer]] = {
+MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer | MLP]] = {
     "cnn": CNN,
     "digits-cnn": DigitsCNN,
     "lenet": LeNet,
@@ -34,6 +36,7 @@ MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer]] = {
     "transfer-cnn": TransferCNN,
     "vit": ViT,
     "char-transformer": CharTransformer,
+    "mlp": MLP,
 }
 
 
@@ -47,6 +50,7 @@ class NetworkSettings:
         personal_head: whether the method needs a second head besides the shared one; only Transformers have it.
         transfer_cnn: settings of that network.
         graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
+        mlp: settings of that network.
     """
 
     vit: ViTSettings = field(default_factory=ViTSettings)
@@ -54,17 +58,18 @@ class NetworkSettings:
     personal_head: bool = False
     transfer_cnn: TransferCNNSettings = field(default_factory=TransferCNNSettings)
     graft: GraftSettings = field(default_factory=GraftSettings)
+    mlp: MLPSettings = field(default_factory=MLPSettings)
 
 
 def resolve(name: str, shape: tuple[int, ...]) -> str:
     """The model's name, `auto` replaced by the one that fits.
 
-    That is char-transformer for texts, digits-cnn for images below 16 pixels, and cnn for others.
+    That is mlp for tables, char-transformer for texts, digits-cnn for images below 16 pixels, and cnn for others.
     """
     if name != "auto":
         return name
-    if len(shape) == 1:
-        return "char-transformer"
+    if len(shape) < 3:
+        return "mlp" if len(shape) == 2 else "char-transformer"
     return "digits-cnn" if min(shape[1:]) < CNN.smallest else "cnn"
 
 
@@ -79,7 +84,7 @@ def build(
 
     Args:
         name: a key of `MODELS`, or "auto".
-        shape: of one sample: (channels, height, width) of an image, (length,) of a text.
+        shape: of one sample: (channels, height, width) of an image, (length,) of a text, (2, columns) of a table.
         classes: number of outputs; of a text, the characters there can be.
         seed: the run's seed.
         how: the networks' settings. Neither a personal head, which starts at zero, nor a graft changes another
@@ -96,6 +101,8 @@ def build(
             return ViT(shape, classes, how.vit, how.personal_head)
         if name == "char-transformer":
             return CharTransformer(shape, classes, how.char_transformer, how.personal_head)
+        if name == "mlp":
+            return MLP(shape, classes, how.mlp)
         model = _convolutional(name, shape, classes, how)
         model.graft(how.graft)
         return model
@@ -111,33 +118,39 @@ def _convolutional(name: str, shape: tuple[int, ...], classes: int, how: Network
 
 def _check(name: str, shape: tuple[int, ...], how: NetworkSettings) -> None:
     model = MODELS[name]
-    for_text = model is CharTransformer
-    if for_text and len(shape) != 1:
-        size = " x ".join(map(str, shape[1:]))
-        raise UserError(f'model="{name}" is for text, and the data set is images of {size} pixels: try model="auto"')
-    if not for_text and len(shape) == 1:
+    _check_kind(name, shape)
+    if issubclass(model, Transformer | MLP) and how.graft.kind != "none":
         raise UserError(
-            f'model="{name}" is for images, and the data set is text, {shape[0]} characters a sample: '
-            'try model="char-transformer"'
+            f'fedtransfer.attention="{how.graft.kind}" is grafted behind a layer of a convolutional network, and '
+            f'model="{name}" has no place for it: wanted fedtransfer.attention="none" or a convolutional network'
         )
     if issubclass(model, Transformer):
-        if how.graft.kind != "none":
-            raise UserError(
-                f'fedtransfer.attention="{how.graft.kind}" is grafted behind a layer of a convolutional network, and '
-                f'model="{name}" has no place for it: wanted fedtransfer.attention="none" or a convolutional network'
-            )
         return
     if how.personal_head:
         raise UserError(
             f'fedtp.head="fedrod" gives a Transformer a second head, and model="{name}" is none: '
             'try model="vit" for images or model="char-transformer" for text'
         )
+    if issubclass(model, MLP):
+        return
     smallest = how.transfer_cnn.smallest if issubclass(model, TransferCNN) else model.smallest
     if min(shape[1:]) < smallest:
         raise UserError(
             f'model="{name}" needs images of at least {smallest} x {smallest} pixels, and the data set '
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
+
+
+def _check_kind(name: str, shape: tuple[int, ...]) -> None:
+    dimensions = {"char-transformer": 1, "mlp": 2}.get(name, 3)
+    if dimensions == len(shape):
+        return
+    what = {1: "text", 2: "tables", 3: "images"}[dimensions]
+    if len(shape) == 3:
+        size = " x ".join(map(str, shape[1:]))
+        raise UserError(f'model="{name}" is for {what}, and the data set is images of {size} pixels: try model="auto"')
+    given = f"text, {shape[0]} characters a sample" if len(shape) == 1 else f"a table of {shape[1]} columns"
+    raise UserError(f'model="{name}" is for {what}, and the data set is {given}: try model="{resolve("auto", shape)}"')
 
 
 # ---- exported models -------------------------------------------------------------------------------------------------
@@ -166,7 +179,8 @@ def load(path: str | Path) -> nn.Module:
 
     Returns:
         The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
-        pixel / 127.5 - 1, and texts as int64 [b, length], the characters' places in the vocabulary.
+        pixel / 127.5 - 1, texts as int64 [b, length], the characters' places in the vocabulary, and rows of a table as
+        `tables.read_scaling(path).inputs(rows)` makes them.
 
     Raises:
         UserError: there is no such file, or none that a run has left.
@@ -196,4 +210,5 @@ def _settings(network: Mapping[str, Any]) -> NetworkSettings:
         personal_head=network.get("personal_head", False),
         transfer_cnn=TransferCNNSettings(**network.get("transfer_cnn", {})),
         graft=GraftSettings(**network.get("graft", {})),
+        mlp=MLPSettings(**network.get("mlp", {})),
     )

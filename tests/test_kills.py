@@ -1,0 +1,109 @@
+"""A server that is killed with SIGKILL goes on from its last whole checkpoint, whenever that was."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedham_flwr import checkpoints, files, journal
+from fedham_flwr.checkpoints import Checkpoint
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.config import Value
+from fedham_flwr.in_process import run_in_process
+from fedham_flwr.server_app import make_server_app
+
+Settings = Callable[..., dict[str, Value]]
+HERE = Checkpoint(7, "t", "fedper", "digits-cnn", ("a", "b"), ("a",), (), (), 9, (3,))
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
+        monkeypatch.setattr(journal, name, lambda *_: None)
+
+
+def in_a_process(work: Callable[[], None], seconds: float | None = None) -> int:
+    """Do the work in a forked process, which is killed after so many seconds; its exit code."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def federate(chosen: dict[str, Value]) -> Path:
+    """Run with four clients in this process; the run's directory."""
+    run_in_process(make_server_app(chosen), make_client_app(chosen), 4)
+    return newest_run(chosen)
+
+
+def newest_run(chosen: dict[str, Value]) -> Path:
+    return max(Path(str(chosen["results-dir"])).glob("*/*"), key=lambda path: path.stat().st_ctime_ns)
+
+
+def test_killed_at_random_moments_a_run_comes_to_the_same_end(settings: Settings, tmp_path: Path) -> None:
+    chosen = settings(strategy="pfedla", num_server_rounds=12, samples_per_client=64, checkpoint_every=1)
+    whole = json.loads((federate(chosen) / "summary.json").read_text())
+    chosen["results-dir"] = str(tmp_path / "killed")
+    draw, codes = random.Random(5), []
+    while True:
+        found = list((tmp_path / "killed").glob("*/*/checkpoints/round-*"))
+        given = chosen | ({"resume": str(newest_run(chosen))} if found else {})
+        codes.append(in_a_process(lambda given=given: federate(given), draw.uniform(0.3, 1.5)))  # type: ignore[misc]
+        if codes[-1] == 0:
+            break
+        assert codes[-1] == -signal.SIGKILL
+        assert len(codes) < 60, "it gets nowhere"
+    assert len(codes) > 3
+    left = json.loads((newest_run(chosen) / "summary.json").read_text())
+    assert (left["digest"], left["bytes"], left["num-rounds"]) == (whole["digest"], whole["bytes"], 12)
+
+
+@pytest.mark.parametrize("function", ["fsync", "link", "rename", "rmdir", "unlink", "mkdir"])
+def test_killed_at_any_step_of_writing_one_there_is_always_a_whole_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    """The n-th call of each function that changes the disk, for all n."""
+    (tmp_path / "clients").mkdir()
+
+    def save(number: int) -> None:
+        for client in ("a", "b"):
+            files.write_tensors(tmp_path / "clients" / f"{client}.safetensors", {"w": torch.tensor(number)}, {})
+        here = Checkpoint(**{**vars(HERE), "round": number})
+        checkpoints.save(tmp_path, here, {"s": torch.full((100,), number)}, tmp_path / "clients")
+
+    for number in (1, 2):
+        save(number)
+    real, number, calls = getattr(os, function), 3, 1
+    while True:
+        counted = iter(range(1, calls + 1))
+
+        def step(*given: object, _counted: object = counted, **named: object) -> object:
+            if next(_counted, None) == calls:  # type: ignore[call-overload]  # noqa: B023
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given, **named)
+
+        monkeypatch.setattr(os, function, step)
+        code = in_a_process(lambda number=number: save(number))  # type: ignore[misc]
+        monkeypatch.setattr(os, function, real)
+        there, folder = checkpoints.newest(tmp_path)
+        assert there.round in (number - 1, number)
+        state = {**load_file(folder / "server.safetensors"), **load_file(folder / "clients" / "b.safetensors")}
+        assert (state["s"].unique().item(), state["w"].item()) == (there.round, there.round)
+        if code == 0:
+            break
+        number, calls = there.round + 1, calls + 1
+    assert calls > 1, "the function is never called"
+    assert len(list((tmp_path / "checkpoints").iterdir())) == checkpoints.KEPT
