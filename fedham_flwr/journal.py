@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fedham_flwr import checkpoints, report, wire
+from fedham_flwr import checkpoints, privacy, report, wire
 from fedham_flwr.checkpoints import Checkpoint
 from fedham_flwr.config import Settings
 from fedham_flwr.errors import UserError
@@ -157,6 +157,9 @@ class Journal:
                 if profile.counts.get("validation") and client not in strategy.novel
             }
         summary = self._summary(rows, error)
+        spent = self._spent(error is not None)
+        if budget := privacy.budget(self.settings.dp, spent):
+            summary["privacy"] = budget
         try:
             if strategy is not None:
                 state = strategy.state_dict()
@@ -168,7 +171,15 @@ class Journal:
         except OSError as reason:
             raise self._unwritable(reason) from reason
         report.final_table({"final": final(rows), "selected": selected(rows, self._validated)})
+        if text := privacy.sentence(self.settings.dp, spent):
+            report.say(text)
         report.last_line(self.directory.path)
+
+    def _spent(self, interrupted: bool) -> dict[str, int]:
+        """How often each client may have sent an update; also in what was undone, or what no record tells of."""
+        exchanges = [*self.directory.read_rounds("undone.jsonl"), *self._records]
+        everyone = self._strategy.roster.profiles if self._strategy else ()
+        return privacy.releases(exchanges, everyone, len(self.resumed) + interrupted)
 
     def write_clients(self, strategy: RoundStrategy) -> list[dict[str, object]]:
         """Write who takes part, and what they have; also those that came late. What was written."""

@@ -37,4 +37,4 @@ class AveragingStrategy(RoundStrategy):
             ValueError: they are not those of this model.
         """
         self.manifest.check(state, self.shared_names)
-        self._shared = dict(state)
+        self._shared = {name: state[name] for name in self.shared_names}  # a file has another order

@@ -164,6 +164,28 @@ def rounding(start: Params) -> float:
     return 2.0**-21 * norm(start) + 1e-7
 
 
+@pytest.mark.parametrize(
+    ("strategy", "given"),
+    [("fedavg", {}), ("fedper", {}), ("fedtp", {}), ("amn", {}), ("pfedla", {}),
+     ("pfedla", {"pfedla.retained-layers": 1}), ("fedham", {"fedham.transport": "peers"}),
+     ("fedham", {"fedham.transport": "mediated"})],
+)  # fmt: skip
+def test_an_update_is_measured_from_what_was_sent_and_of_the_rest_from_the_last_model(
+    strategy: str, given: dict[str, Value]
+) -> None:
+    for number, _, made, _, _ in rounds(strategy, "random", **given):
+        plan, starts = made.plan(number + 1, CLIENTS), made.references(number + 1, CLIENTS)
+        for client in CLIENTS:
+            assert starts[client].keys() == set(made.shared_names)
+            for name, tensor in starts[client].items():
+                from_where = plan[client] if name in plan[client] else made.bank.model(client)
+                assert torch.equal(tensor, from_where[name])
+    left_out = {"pfedla.retained-layers", "fedham.transport"} & given.keys() and given.get(
+        "fedham.transport"
+    ) != "mediated"
+    assert bool(left_out) == any(plan[client].keys() != starts[client].keys() for client in CLIENTS)
+
+
 # ---- a mean ------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Message
 from test_rounds import Shuffled, shared_names
 
-from fedham_flwr import models, report, server_app, wire
+from fedham_flwr import journal, models, report, wire
 from fedham_flwr.config import Value, methods, parse
 from fedham_flwr.data import open_partition
 from fedham_flwr.errors import UserError
@@ -172,7 +172,7 @@ def test_the_pictures_and_the_lines_of_the_rounds_leave_it_out(
     monkeypatch.setattr(report.Progress, "round", lambda _self, _number, values: shown.append(dict(values)))
     run = federate(strategy="fedper", pictures=True, **HELD_OUT)
     members = [row for row in run.rows if row.population == "member"]
-    for draw, name in ((server_app.learning_curves, "learning-curves.png"), (server_app.client_bars, "clients.png")):
+    for draw, name in ((journal.learning_curves, "learning-curves.png"), (journal.client_bars, "clients.png")):
         draw(members, tmp_path / name, "fedper", "digits")
         assert (tmp_path / name).read_bytes() == (run.path / name).read_bytes()
     assert [(values["cohort"], values["replies"]) for values in shown] == [(3, 3), (3, 3)]

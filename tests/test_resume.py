@@ -263,3 +263,15 @@ def test_a_worker_killed_after_it_has_written_its_state_learns_nothing_twice(
     for strategy in ("fedper", "local"):
         once, twice = federate(strategy=strategy), federate(strategy=strategy, grid=Twice)
         assert once.summary["digest"] == twice.summary["digest"]
+
+
+def test_the_privacy_budget_counts_what_was_sent_before_the_interruption(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    private = settings(strategy="fedavg", **{"dp.epsilon": 1.0, "dp.clipping-norm": 0.1})
+    half = go(private, at=("4", "train"))
+    go(private | {"resume": str(half)})
+    budget = json.loads((half / "summary.json").read_text())["privacy"]
+    # rounds 1 to 3, the one on its way when it was interrupted, and 3 to 5
+    assert {client: spent["releases"] for client, spent in budget["clients"].items()} == dict.fromkeys("0123", 7)
+    assert "privacy: at most 7 releases of a client: epsilon " in capsys.readouterr().out
