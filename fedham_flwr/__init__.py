@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 def _import_torch() -> None:
     """Import torch with the garbage collector at rest, which takes a third less time.
 
-    What is imported stays, and looking for garbage among half a million new objects again and again finds none. A
+    What is imported stays, and looking for garbage among all these new objects again and again finds none. A
     process that Flower starts for one message pays for that each time.
     """
     collected = gc.isenabled()
