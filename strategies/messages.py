@@ -11,9 +11,10 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Metadata, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -52,6 +53,11 @@ class MessageStrategy(Method, Strategy):
     """Puts what a method says into Flower's messages, and checks what comes back."""
 
     _exchange = Exchange("", 0, 0.0, (), 0)
+
+    @cached_property
+    def _sent(self) -> dict[str, Metadata]:
+        """Of each client's last message; it has an id once it has been pushed."""
+        return {}
 
     # ---- Flower's Strategy ---------------------------------------------------------------------------------------
 
@@ -114,7 +120,9 @@ class MessageStrategy(Method, Strategy):
         """Send the messages of the exchange and wait; a client that lost its state gets everything and a second try."""
         timeout = self.settings.round_timeout
         replies = list(grid.send_and_receive(messages, timeout=timeout))
-        lost = {client: reply for reply in replies if (client := self._lost(reply))}
+        says = [reply for reply in replies if not reply.has_error() and wire.says_lost(reply.content)]
+        senders = self._senders() if says else {}
+        lost = {senders[node]: reply for reply in says if (node := reply.metadata.src_node_id) in senders}
         if not lost:
             return replies
         log.warning("without their state, and sent everything: clients %s", ", ".join(order(lost)))
@@ -124,11 +132,11 @@ class MessageStrategy(Method, Strategy):
         good = [reply for reply in replies if reply not in lost.values()]
         return good + list(grid.send_and_receive(again, timeout=timeout))
 
-    def _lost(self, reply: Message) -> str:
-        """The client that a reply is from, if it says that its state is lost; else empty."""
-        if reply.has_error() or not wire.says_lost(reply.content):
-            return ""
-        return next((c for c in self._exchange.clients if self.roster.nodes.get(c) == reply.metadata.src_node_id), "")
+    def _senders(self) -> dict[object, str]:
+        """The clients of this exchange, by node id and by the id of the message that each was sent."""
+        asked = [client for client in self._exchange.clients if client in self.roster.nodes]
+        nodes: dict[object, str] = {self.roster.nodes[client]: client for client in asked}
+        return nodes | {self._sent[client].message_id: client for client in asked}
 
     def _present(self, grid: Grid) -> tuple[str, ...]:
         settings, roster = self.settings, self.roster
@@ -189,17 +197,18 @@ class MessageStrategy(Method, Strategy):
             down += num_bytes(params) + num_bytes(download.besides.tensors)
             content = wire.write_download(download, serialised)
             messages.append(Message(content, self.roster.nodes[client], kind, group_id=str(number)))
+            self._sent[client] = messages[-1].metadata
         return messages, down
 
     def _receive(self, number: int, replies: Iterable[Message], names: Sequence[str]) -> dict[str, wire.Upload]:
         arrived = time.perf_counter()
         kind, _, began, clients, down, restored = self._exchange
         stage = STAGES.get(kind, kind)
-        asked = {self.roster.nodes[client]: client for client in clients if client in self.roster.nodes}
+        senders = self._senders()
         good: dict[str, wire.Upload] = {}
         failures: dict[str, str] = {}
         for reply in replies:
-            client = asked.get(reply.metadata.src_node_id)
+            client = _sender(senders, reply)
             if client is None:
                 why = reply.error.reason if reply.has_error() else "it was not asked"
                 log.warning("a reply from node %s is ignored: %s", reply.metadata.src_node_id, why)
@@ -295,3 +304,9 @@ def _seconds(began: float, arrived: float, uploads: Iterable[wire.Upload]) -> di
         for purpose, seconds in upload.seconds.items():
             total[f"clients-{purpose}"] = total.get(f"clients-{purpose}", 0.0) + seconds
     return total
+
+
+def _sender(senders: Mapping[object, str], reply: Message) -> str | None:
+    """Whose a reply is. For a node that has gone Flower answers itself, and only the message tells for which."""
+    told = reply.metadata
+    return senders.get(told.src_node_id) or (senders.get(told.reply_to_message_id) if reply.has_error() else None)

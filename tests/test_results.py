@@ -292,7 +292,7 @@ def test_a_crash_before_the_rename_leaves_the_old_part(run, monkeypatch):
     assert to_rows(read_rows(run.path)) == [row("a", 0.5, round=3)]
     assert len((run.path / "rounds.jsonl").read_text().splitlines()) == 1
     names = {path.name for path in run.path.rglob("*") if path.is_file()}
-    assert names == {"config.toml", "environment.json", "rounds.jsonl", "round-00003-train.parquet"}
+    assert names == {"config.toml", "resume.toml", "environment.json", "rounds.jsonl", "round-00003-train.parquet"}
 
 
 def test_a_half_written_part_is_not_read(run, monkeypatch):

@@ -12,6 +12,7 @@ import torch
 from faults import break_app, impersonate, strip, tampered, with_examples, with_tensors
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
+from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from presets import network, network_settings
 from safetensors import safe_open
 
@@ -350,6 +351,21 @@ def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str,
             server.load_state_dict({**state, name: torch.zeros(3, 1, 7)})
         with pytest.raises(ValueError, match="missing"):
             server.load_state_dict({key: tensor for key, tensor in state.items() if key != name})
+
+
+def test_a_node_that_has_gone_is_named_with_flowers_reason(federate: Federate) -> None:
+    """Flower answers for it, and such an answer comes from no node."""
+
+    class Gone(InProcessGrid):
+        def _answer(self, message: Message) -> Message:
+            if (message.metadata.group_id, message.metadata.dst_node_id) == ("2", next(iter(self.contexts))):
+                return create_message_error_unavailable_res_message(message.metadata, "node_unavail")
+            return super()._answer(message)
+
+    run = federate(strategy="fedavg", grid=Gone)
+    ((number, client, error),) = [(f["round"], f["client"], f["error"]) for r in run.records for f in r["failures"]]
+    assert (number, client) == (2, "0")
+    assert "Node Unavailable" in error
 
 
 def test_a_client_whose_data_are_of_another_kind_than_the_runs_says_so(
