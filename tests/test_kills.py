@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,14 +32,15 @@ def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(journal, name, lambda *_: None)
 
 
-def in_a_process(work: Callable[[], None], seconds: float | None = None) -> int:
-    """Do the work in a forked process, which is killed after so many seconds; its exit code."""
+def in_a_process(work: Callable[[], None], kill: Callable[[], bool] = lambda: False) -> int:
+    """Do the work in a forked process, which is killed as soon as `kill` says so; its exit code."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(seconds)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    while process.is_alive():
+        if kill():
+            process.kill()
+        process.join(0.002)
+    process.join()
     assert process.exitcode is not None
     return process.exitcode
 
@@ -57,18 +59,23 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_end(settings: Settings
     chosen = settings(strategy="pfedla", num_server_rounds=12, samples_per_client=64, checkpoint_every=1)
     whole = json.loads((federate(chosen) / "summary.json").read_text())
     chosen["results-dir"] = str(tmp_path / "killed")
-    draw, codes = random.Random(5), []
-    while True:
-        found = list((tmp_path / "killed").glob("*/*/checkpoints/round-*"))
-        given = chosen | ({"resume": str(newest_run(chosen))} if found else {})
-        codes.append(in_a_process(lambda given=given: federate(given), draw.uniform(0.3, 1.5)))  # type: ignore[misc]
-        if codes[-1] == 0:
-            break
-        assert codes[-1] == -signal.SIGKILL
-        assert len(codes) < 60, "it gets nowhere"
-    assert len(codes) > 3
+    draw, given = random.Random(5), dict(chosen)
+    for target in (1, 2, 4, 6, 8):
+        wait = draw.uniform(0.0, 0.06)  # a round takes about as long
+
+        def kill(target: int = target, wait: float = wait) -> bool:
+            found = [int(path.name[6:]) for path in (tmp_path / "killed").glob("*/*/checkpoints/round-*")]
+            if max(found, default=0) < target:
+                return False
+            time.sleep(wait)
+            return True
+
+        assert in_a_process(lambda: federate(given), kill) == -signal.SIGKILL
+        given["resume"] = str(newest_run(chosen))
+    assert in_a_process(lambda: federate(given)) == 0
     left = json.loads((newest_run(chosen) / "summary.json").read_text())
     assert (left["digest"], left["bytes"], left["num-rounds"]) == (whole["digest"], whole["bytes"], 12)
+    assert len(left["resumed-from"]) == 5
 
 
 @pytest.mark.parametrize("function", ["fsync", "link", "rename", "rmdir", "unlink", "mkdir"])

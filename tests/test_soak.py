@@ -141,7 +141,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-@pytest.mark.parametrize("strategy", ["fedper", "local", "fedham", "pfedla"])
+@pytest.mark.parametrize("strategy", ["fedper", "fedham", "pfedla"])
 def test_nothing_that_a_client_has_learned_is_lost_in_two_hundred_rounds_of_faults(
     settings: Callable[..., dict[str, Value]], world: World, strategy: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -183,7 +183,17 @@ def start_of_bytes(folder: Path, content: bytes) -> Mapping[str, Tensor]:
     return read_start(str(folder / "a.safetensors"), manifest, ("w",), "tiny", ()).common
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\xff" * 50, GOOD[:-1], GOOD + b"\0", GOOD[:40]])
+BROKEN = {
+    "empty": b"",
+    "zip": b"PK\x03\x04",
+    "ones": b"\xff" * 50,
+    "cut": GOOD[:-1],
+    "long": GOOD + b"\0",
+    "head": GOOD[:40],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes) -> None:
     assert same(start_of_bytes(tmp_path, GOOD), {"w": torch.ones(2)})
     why = r"cannot be read as a model \(.+\); wanted a safetensors file that a run left"
