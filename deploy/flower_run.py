@@ -63,11 +63,11 @@ class Run:
     @property
     def path(self) -> Path | None:
         """The run's directory, as soon as it is there; of a run that was resumed, at its end."""
-        new = self.directories() - self.before
-        if new:
-            return max(new, key=lambda path: path.stat().st_ctime)
         named = re.findall(r"^results: (.+)$", self.log.read_text(errors="replace"), re.MULTILINE)
-        return Path(named[-1].strip()) if named else None
+        if named:  # at its end; before, of two runs at a time, this can be the other's
+            return Path(named[-1].strip())
+        new = self.directories() - self.before
+        return max(new, key=lambda path: path.stat().st_ctime) if new else None
 
     @property
     def records(self) -> list[dict[str, Any]]:

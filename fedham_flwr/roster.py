@@ -90,7 +90,7 @@ class Roster:
     Attributes:
         profiles: client -> what it said of itself.
         nodes: client -> node id.
-        failures: node id -> why it could not say who it is; it is not asked again.
+        failures: node id -> why it could not say who it is; it is not asked again, unless it leaves and comes back.
     """
 
     def __init__(self) -> None:
@@ -141,6 +141,8 @@ class Roster:
         """
         present = set(grid.get_node_ids())
         self.nodes = {client: node for client, node in self.nodes.items() if node in present}
+        # A node that is authenticated has the same id when it is started again, with its mistake mended.
+        self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
         messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():

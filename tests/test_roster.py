@@ -265,6 +265,18 @@ def test_refresh_drops_who_left_asks_who_is_new_and_leaves_the_rest_alone() -> N
     assert set(roster.profiles) == {"a", "b"}  # what is known of them stays known
 
 
+def test_a_failing_node_that_was_mended_is_asked_again_when_it_is_back() -> None:
+    grid = FakeGrid({5: profile("a"), 6: ClientFailure("no file rows.csv")})
+    roster = find(grid, min_clients=1)
+    del grid.answers[6]
+    roster.refresh(grid, 60.0)
+    assert roster.failures == {}
+    grid.answers[6] = profile("b")
+    roster.refresh(grid, 60.0)
+    assert roster.nodes == {"a": 5, "b": 6}
+    assert grid.asked == [5, 6, 6]
+
+
 def test_a_client_that_restarts_while_its_old_node_is_still_listed_moves_to_the_new_one() -> None:
     grid = FakeGrid({5: profile("a"), 6: profile("b")})
     roster = find(grid, min_clients=2)
