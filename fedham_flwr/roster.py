@@ -163,10 +163,13 @@ class Roster:
                     f"two nodes give the client id {profile.client!r} ({self.nodes[profile.client]} and {node}): "
                     "give every SuperNode a client-id of its own"
                 )
-            # Flower lists a node that has died until its heartbeat is overdue; the newer one is the same client again.
-            old = self.nodes[profile.client]
-            log.warning("client %s is now on node %s, and no longer on %s", profile.client, node, old)
-            self.failures[old] = f"client {profile.client} has moved to node {node}"
+            # An authenticated node that restarts keeps its number, so this may be somebody else, who would get what is
+            # the client's. A node without a key has another number: it is asked again until Flower has dropped the old.
+            log.warning(
+                "node %s gives the client id %s of node %s, and is left out as long as that one is there",
+                node, profile.client, self.nodes[profile.client],
+            )  # fmt: skip
+            return
         self.profiles[profile.client] = profile
         self.nodes[profile.client] = node
 

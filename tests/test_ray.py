@@ -104,8 +104,10 @@ def test_an_interrupt_under_ray_leaves_results_and_no_process(tmp_path: Path, en
         "num-server-rounds=10000",
     ]
     lines: list[str] = []
+    # A shell lets what it starts in the background ignore Ctrl-C, and so would this run.
+    heeding: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
     with subprocess.Popen(
-        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **heeding
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:

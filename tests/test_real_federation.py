@@ -141,7 +141,7 @@ def test_a_node_that_is_killed_is_one_failure_and_the_run_goes_on(story: Story) 
         ("evaluate", list(SITES), 3),
     ]
     assert run.summary["failures"] == 1
-    assert f"round 2  client {KILLED} failed in train: " in run.output
+    assert f"round 2  client {KILLED} failed in train: Error: Node Unavailable" in run.output
 
 
 def test_its_personal_state_outlives_it(story: Story) -> None:

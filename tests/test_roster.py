@@ -277,14 +277,17 @@ def test_a_failing_node_that_was_mended_is_asked_again_when_it_is_back() -> None
     assert grid.asked == [5, 6, 6]
 
 
-def test_a_client_that_restarts_while_its_old_node_is_still_listed_moves_to_the_new_one() -> None:
+def test_nobody_takes_over_the_id_of_a_client_whose_node_is_there() -> None:
     grid = FakeGrid({5: profile("a"), 6: profile("b")})
     roster = find(grid, min_clients=2)
-    grid.answers[7] = profile("b")
+    grid.answers[7] = profile("b", counts={"train": 9, "test": 1})
     roster.refresh(grid, 60.0)
+    assert roster.nodes == {"a": 5, "b": 6}
+    assert roster.profiles["b"].counts["train"] == 3
+    del grid.answers[6]  # Flower lists a node that has died until its heartbeat is overdue
     roster.refresh(grid, 60.0)
     assert roster.nodes == {"a": 5, "b": 7}
-    assert grid.asked == [5, 6, 7]
+    assert grid.asked == [5, 6, 7, 7]
 
 
 def test_a_reply_is_its_content_or_the_first_line_of_what_flower_says() -> None:
