@@ -34,6 +34,8 @@ from federation import Federation, Outcome, processes  # noqa: E402
 HEART = SHARED_DATA / "heart_disease"
 ATTRIBUTES = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal"
 TABLE: dict[str, Value] = {"feature-column": ATTRIBUTES, "label-column": "label", "model": "mlp", "device": "cpu"}
+SITES = ("cleveland", "hungarian", "va")
+HEAD = ("head.weight", "head.bias")
 PATIENCE = 400.0
 """Seconds to wait for anything, on a machine that is busy with other things."""
 Params = dict[str, torch.Tensor]

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "deploy"))
 import marked
 import sites
 from federation import Federation, FederationError, processes
-from parts import call, free_port, toml_line
+from parts import call, free_port, listens, toml_line
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 HEART = Path(__file__).resolve().parents[2] / "shared" / "data" / "heart_disease"
@@ -258,9 +258,12 @@ def test_settings_are_written_as_flower_reads_them() -> None:
 def test_a_free_port_can_be_listened_on() -> None:
     import socket
 
+    port = free_port()
+    assert not listens(port)
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", free_port()))
+        listener.bind(("127.0.0.1", port))
         listener.listen()
+        assert listens(port)
 
 
 # ---- the examples ----------------------------------------------------------------------------------------------------

@@ -8,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import real
-from real import Federation, Outcome
+from real import HEAD, SITES, Federation, Outcome
 from safetensors.torch import load
 
 from fedham_flwr.state_format import unseal
 
 pytestmark = pytest.mark.slow
-SITES = ("cleveland", "hungarian", "va")
 SLOW, LATE = "va", "hungarian"
-HEAD = ("head.weight", "head.bias")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import pytest
 import real
 import torch
 from flwr.clientapp import ClientApp
-from real import Federation, Outcome
+from real import HEAD, SITES, Federation, Outcome
 from safetensors.torch import load, load_file
 
 from fedham_flwr import models, tables
@@ -24,11 +24,9 @@ from fedham_flwr.state_format import unseal
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
 METHODS = ("fedham", "pfedla", "fedper")
-SITES = ("cleveland", "hungarian", "va")
 KILLED, OTHER = "va", "hungarian"
 NUMBERS = 26 * 64 + 64 + 64 * 64 + 64 + 64 * 2 + 2
 """Of the network: 13 values and whether each is missing, two hidden layers of 64, two classes."""
-HEAD = ("head.weight", "head.bias")
 
 
 @dataclass(frozen=True)
