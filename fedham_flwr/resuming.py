@@ -33,7 +33,7 @@ def continued(settings: Settings) -> Path | None:
         return None
     run = _absolute(settings.resume)
     config = _config(run)
-    if settings.strategy == "fedtransfer" and (config.get("strategy") != "fedtransfer" or _ended(run) is not None):
+    if _is_start(settings.strategy, config, run):
         return None
     if not config:
         raise UserError(
@@ -63,9 +63,7 @@ def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
     run = _absolute(path)
     config = _config(run)
     strategy = given.get("strategy", config.get("strategy"))
-    stage = strategy == "fedtransfer" and (config.get("strategy") != "fedtransfer" or _ended(run) is not None)
-    base = {} if stage else config
-    return {**base, **given, "resume": path}
+    return {**({} if _is_start(strategy, config, run) else config), **given, "resume": path}
 
 
 def num_clients(path: str) -> int | None:
@@ -74,6 +72,11 @@ def num_clients(path: str) -> int | None:
         return len(json.loads((_absolute(path) / "clients.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
+
+
+def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:
+    """Whether a personal stage starts from that run, which then is another method's or at its end."""
+    return strategy == "fedtransfer" and (config.get("strategy") != "fedtransfer" or _ended(run) is not None)
 
 
 def _absolute(path: str) -> Path:
