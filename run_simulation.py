@@ -9,9 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedham_flwr.config import Value, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.resuming import complete, num_clients
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.settings import Value, parse
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,9 +77,9 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
 def run(given: dict[str, Value], options: argparse.Namespace) -> None:
     """Run the apps with these settings, in this process or under Ray."""
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.in_process import run_in_process
+    from fedham_flwr.runners.in_process import run_in_process
+    from fedham_flwr.runners.ray import run_under_ray
     from fedham_flwr.server_app import make_server_app
-    from fedham_flwr.simulation import run_under_ray
 
     apps = make_server_app(given), make_client_app(given)
     if options.backend == "in-process":

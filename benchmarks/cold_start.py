@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from common import ROOT, deal, machine, publish, table
 from server_step import versions
 
-from fedham_flwr.config import Value, flatten, parse
+from fedham_flwr.settings import Value, flatten, parse
 
 if TYPE_CHECKING:
     from strategies.base import RoundStrategy
@@ -119,7 +119,7 @@ def prepare(strategy: str, folder: Path) -> None:
     from flwr.common.serde import context_to_proto, message_to_proto
 
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.in_process import InProcessGrid
+    from fedham_flwr.runners.in_process import InProcessGrid
 
     folder.mkdir()
     how = flatten(parse(settings(strategy, folder.parent)))
@@ -141,8 +141,8 @@ def prepare(strategy: str, folder: Path) -> None:
 def server_half(how: Mapping[str, Value]) -> RoundStrategy:
     """The server half of the method, with all clients."""
     from fedham_flwr import models
-    from fedham_flwr.data import open_partition
-    from fedham_flwr.parameters import Manifest, read
+    from fedham_flwr.core.parameters import Manifest, read
+    from fedham_flwr.data.clients import open_partition
     from strategies import STRATEGIES
     from strategies.base import Task
 

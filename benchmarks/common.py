@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # the project need not be installed
 
-from fedham_flwr.config import Value, parse  # noqa: E402
-from fedham_flwr.data import open_partition  # noqa: E402
+from fedham_flwr.data.clients import open_partition  # noqa: E402
+from fedham_flwr.settings import Value, parse  # noqa: E402
 
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
 POLL = 0.02

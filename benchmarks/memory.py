@@ -22,7 +22,7 @@ from pathlib import Path
 
 from common import deal, machine, publish, simulate, source, table, workers
 
-from fedham_flwr.config import Value
+from fedham_flwr.settings import Value
 
 ALLOWED = 0.05
 """Growth that is not held against a process, as a fraction of its level after the warm-up."""

@@ -30,7 +30,7 @@ from common import deal, machine, publish, source, table
 from paper_fedham import CLIENTS, COMMON, METHODS
 from server_step import versions
 
-from fedham_flwr.config import Value, parse
+from fedham_flwr.settings import Value, parse
 
 PARTS: Mapping[str, str] = {
     "read": "opening the message",
@@ -98,10 +98,10 @@ class Stopwatch:
 def watch_parts(watch: Stopwatch) -> None:
     """Watch the parts of the meta phase, where they are, until this process ends."""
     from clients.fedham import FedHAMClient
-    from fedham_flwr import wire
-    from fedham_flwr.bank import Bank
-    from fedham_flwr.meta_models import MetaModels, Projection
-    from fedham_flwr.training import Trainer
+    from fedham_flwr.federation import wire
+    from fedham_flwr.mixing.bank import Bank
+    from fedham_flwr.mixing.meta_models import MetaModels, Projection
+    from fedham_flwr.training.trainer import Trainer
 
     places: Mapping[Any, Mapping[str, str]] = {
         wire: {"read_download": "read"},
@@ -130,9 +130,9 @@ def measure(how: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Tu
     from flwr.app import ArrayRecord, ConfigRecord
 
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.data import open_partition
-    from fedham_flwr.in_process import InProcessGrid
-    from fedham_flwr.wire import read_upload
+    from fedham_flwr.data.clients import open_partition
+    from fedham_flwr.federation.wire import read_upload
+    from fedham_flwr.runners.in_process import InProcessGrid
 
     data, turns = open_partition(parse(how).data(), 0, CLIENTS), []
     held_out = round(parse(how).fedham.meta_share * (count := data.counts()["train"]))
@@ -154,8 +154,8 @@ def server(how: Mapping[str, Value], shape: tuple[int, ...], classes: int) -> An
     import torch
 
     from fedham_flwr import models
-    from fedham_flwr.parameters import Manifest, read
-    from fedham_flwr.wire import Upload
+    from fedham_flwr.core.parameters import Manifest, read
+    from fedham_flwr.federation.wire import Upload
     from strategies.base import Task
     from strategies.fedham import FedHAMStrategy
 

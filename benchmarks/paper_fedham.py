@@ -23,7 +23,7 @@ from common import machine, spread, table
 from runs import RESERVED, Case, Result, Setup, overrides
 from tables import differences, each, mixing, over_rounds, preferences, selves_then_and_now
 
-from fedham_flwr.config import Value, parse
+from fedham_flwr.settings import Value, parse
 
 COMMON: Mapping[str, Value] = {
     "model": "cnn",

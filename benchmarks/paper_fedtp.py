@@ -22,7 +22,7 @@ from common import ROOT, machine, spread, table
 from runs import RESERVED, Case, Result, Setup, overrides
 from tables import differences, each, over_rounds
 
-from fedham_flwr.config import Value, parse
+from fedham_flwr.settings import Value, parse
 
 SHAKESPEARE = ROOT.parent / "shared" / "data" / "shakespeare"
 COMMON: Mapping[str, Value] = {

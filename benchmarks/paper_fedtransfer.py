@@ -22,8 +22,8 @@ from tables import over_rounds
 
 from fedham_flwr import models
 from fedham_flwr.algorithms.fedtransfer import block_groups, frozen_groups
-from fedham_flwr.config import Value, parse
-from fedham_flwr.parameters import Manifest
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.settings import Value, parse
 
 CIFAR100 = ROOT.parent / "shared" / "data" / "cifar100_240"
 COMMON: Mapping[str, Value] = {

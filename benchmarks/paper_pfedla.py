@@ -20,7 +20,7 @@ from runs import RESERVED, Case, Result, Setup, overrides
 from splits import PAIRS, write_pairs
 from tables import differences, each, mixing, over_rounds, preferences, selves
 
-from fedham_flwr.config import Value, parse
+from fedham_flwr.settings import Value, parse
 
 COMMON: Mapping[str, Value] = {
     "model": "lenet-bn",

@@ -28,10 +28,10 @@ from vit_training import CLASSES, SHAPE, Images, images, over
 
 from fedham_flwr import models
 from fedham_flwr.algorithms.fedtransfer import frozen_groups
-from fedham_flwr.batches import to_float
-from fedham_flwr.config import Settings, Value, parse
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.training import LocalTraining, Trainer
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.data.batches import to_float
+from fedham_flwr.settings import Settings, Value, parse
+from fedham_flwr.training.trainer import LocalTraining, Trainer
 
 IMAGES, BATCH = 640, 32
 RATE, MOMENTUM, CLIENTS, EPOCHS = 0.02, 0.9, 20, 2

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from common import ROOT  # noqa: F401  # the project need not be installed
 
-from fedham_flwr.config import Value, parse
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.settings import Value, parse
 
 RESERVED: Mapping[str, str] = {
     "dataset": "--data",
@@ -193,7 +193,8 @@ def read(path: Path) -> Result:
         SystemExit: the run ended early, or a client is missing from some round, and with it from the means; or a
             client has two test accuracies for one phase of a round, so that a mean would count it twice.
     """
-    from fedham_flwr.results import NOVEL, read_rows, to_rows
+    from fedham_flwr.core.records import NOVEL
+    from fedham_flwr.reporting.run_directory import read_rows, to_rows
 
     summary = json.loads((path / "summary.json").read_text())
     if "error" in summary or summary["failures"]:
@@ -227,7 +228,7 @@ def run_one(text: str, clients: int) -> None:
         clients: how many.
     """
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.in_process import run_in_process
+    from fedham_flwr.runners.in_process import run_in_process
     from fedham_flwr.server_app import make_server_app
 
     how = json.loads(text)

@@ -85,8 +85,8 @@ def build(method: str, clients: int, top_k: int) -> Any:
     import torch
 
     from fedham_flwr import models
-    from fedham_flwr.config import Value, parse
-    from fedham_flwr.parameters import Manifest, read
+    from fedham_flwr.core.parameters import Manifest, read
+    from fedham_flwr.settings import Value, parse
     from strategies import STRATEGIES
     from strategies.base import Task
 
@@ -108,7 +108,7 @@ def random_uploads(strategy: Any) -> dict[str, Any]:
     """A trained model of every client, each tensor in memory of its own, as they come off the wire."""
     import torch
 
-    from fedham_flwr.wire import Upload
+    from fedham_flwr.federation.wire import Upload
 
     draw, shapes = torch.Generator().manual_seed(1), strategy.manifest.shapes
     return {
@@ -121,7 +121,7 @@ def random_answers(strategy: Any) -> dict[str, Any]:
     """The rows of mixing weights with which the clients answer FedHAM's questions."""
     import torch
 
-    from fedham_flwr.wire import Upload
+    from fedham_flwr.federation.wire import Upload
 
     draw, clients = torch.Generator().manual_seed(2), strategy.bank.clients
     rows = torch.randn(len(clients), len(strategy.bank.groups), len(clients), generator=draw).softmax(-1)
@@ -241,7 +241,7 @@ def main() -> None:
 
 def versions() -> dict[str, object]:
     """What the card says of the environment."""
-    from fedham_flwr.environment import environment_facts
+    from fedham_flwr.reporting.environment import environment_facts
 
     return environment_facts("cpu", datetime.now(UTC))
 

@@ -25,7 +25,7 @@ def write_pairs(data: Path, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from fedham_flwr.files import replacing
+    from fedham_flwr.core.files import replacing
 
     if (folder / "train.parquet").exists():
         return
@@ -61,7 +61,7 @@ def relations(path: Path, last: int, early: bool = False) -> dict[str, list[floa
 
 def training_weights(path: Path) -> Any:
     """The mixing weights of the training rounds as a data frame; those of the closing evaluation are left out."""
-    from fedham_flwr.mixing import read_weights
+    from fedham_flwr.reporting.mixing_weights import read_weights
 
     frame = read_weights(path).to_pandas()
     return frame[frame["round"] <= json.loads((path / "summary.json").read_text())["num-rounds"]]

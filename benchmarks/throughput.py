@@ -28,7 +28,7 @@ from pathlib import Path
 
 from common import ROOT, deal, machine, publish, simulate, source, table, workers
 
-from fedham_flwr.config import Value
+from fedham_flwr.settings import Value
 
 CLIENTS = 20
 CASES = {"fp32": "d", "bf16": "e"}

@@ -98,7 +98,7 @@ def ours(case: Case, client: int) -> Callable[[int], None]:
     """Local training for so many epochs, by the project's loop."""
     import torch
 
-    from fedham_flwr.training import LocalTraining, Trainer
+    from fedham_flwr.training.trainer import LocalTraining, Trainer
 
     trainer, data = Trainer(network(case), torch.device("cpu"), case.precision), images(client)
     draw = torch.Generator().manual_seed(client)
@@ -114,7 +114,7 @@ def plain(case: Case, client: int) -> Callable[[int], None]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    from fedham_flwr.batches import to_float
+    from fedham_flwr.data.batches import to_float
 
     model, data = network(case).to(memory_format=torch.channels_last), images(client)
     pixels, labels, draw = to_float(data.features), data.labels, torch.Generator().manual_seed(client)

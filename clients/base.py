@@ -16,11 +16,12 @@ from flwr.common import NDArrays, Scalar
 from safetensors import SafetensorError
 
 from clients.method import ClientMethod, Job
-from fedham_flwr import models, parameters
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.results import write_model
-from fedham_flwr.training import Trainer
+from fedham_flwr.core import parameters
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.models import export
+from fedham_flwr.models.export import write_model
+from fedham_flwr.training.trainer import Trainer
 
 __all__ = ["Job", "RoundClient"]
 
@@ -172,7 +173,7 @@ class RoundClient(ClientMethod, NumPyClient):
             "client": job.client,
             "strategy": self.settings.strategy,
             "phase": phase,
-            **models.label(self.settings.model, download.shape, download.classes, self.settings.networks()),
+            **export.label(self.settings.model, download.shape, download.classes, self.settings.networks()),
             **(job.data.scaling.label() if job.data.scaling else {}),
         }
         try:

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from clients.hybrid import META, SEEN, HybridClient
 from fedham_flwr.algorithms import amn
-from fedham_flwr.bank import Bank
-from fedham_flwr.meta_models import Projection, by_group, by_unit
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.mixing.bank import Bank
+from fedham_flwr.mixing.meta_models import Projection, by_group, by_unit
 
 ONE = torch.zeros(1, dtype=torch.int64)
 """The row of the client's meta-model in a stack of one."""

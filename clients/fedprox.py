@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clients.base import RoundClient
 from fedham_flwr.algorithms.fedprox import add_proximal_
-from fedham_flwr.training import GradientHook
+from fedham_flwr.training.trainer import GradientHook
 
 
 @final

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.base import RoundClient
 from fedham_flwr.algorithms import fedtp
-from fedham_flwr.training import Objective, Predictor
+from fedham_flwr.training.trainer import Objective, Predictor
 
 QUERIES = 1024
 """Samples that are compared with all of the client's own at once, which bounds memory."""

@@ -7,11 +7,11 @@ from typing import final
 import torch
 
 from clients.base import RoundClient
-from fedham_flwr import parameters
 from fedham_flwr.algorithms import fedtransfer
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.training import LocalTraining
+from fedham_flwr.core import parameters
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.training.trainer import LocalTraining
 
 
 @final

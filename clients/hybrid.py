@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from clients.mixing import MixingClient
 from fedham_flwr.algorithms import fedham
-from fedham_flwr.meta_models import MetaModels
-from fedham_flwr.parameters import LayerGroup, Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.state import StateNotFoundError
-from fedham_flwr.training import GradientHook, Samples
+from fedham_flwr.core.parameters import LayerGroup, Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.state.store import StateNotFoundError
+from fedham_flwr.training.trainer import GradientHook, Samples
 
 log = logging.getLogger("fedham_flwr")
 

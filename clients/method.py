@@ -15,15 +15,15 @@ from typing import ClassVar, Literal
 
 import torch
 
-from fedham_flwr import parameters
-from fedham_flwr.config import Settings
-from fedham_flwr.data import ClientData
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.state import ClientState, StateNotFoundError
-from fedham_flwr.training import GradientHook, LocalTraining, Objective, Predictor, Samples, Trainer
-from fedham_flwr.wire import Download
+from fedham_flwr.core import parameters
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.data.clients import ClientData
+from fedham_flwr.federation.wire import Download
+from fedham_flwr.settings import Settings
+from fedham_flwr.state.store import ClientState, StateNotFoundError
+from fedham_flwr.training.trainer import GradientHook, LocalTraining, Objective, Predictor, Samples, Trainer
 
 log = logging.getLogger("fedham_flwr")
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from clients.base import RoundClient
-from fedham_flwr.parameters import Params
-from fedham_flwr.state import StateLostError, StateNotFoundError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.state.store import StateLostError, StateNotFoundError
 
 log = logging.getLogger("fedham_flwr")
 

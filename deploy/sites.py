@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project need not be installed
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.seeding import stream
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.seeding import stream
 
 if TYPE_CHECKING:
     import datasets

@@ -27,7 +27,7 @@ from federation import CONNECTION, Federation  # noqa: E402
 from marked import FederationError, processes, stop  # noqa: E402
 from parts import Value  # noqa: E402
 
-from fedham_flwr.errors import UserError  # noqa: E402
+from fedham_flwr.core.errors import UserError  # noqa: E402
 
 DEFAULTS: dict[str, Value] = {"strategy": "fedper", "num-server-rounds": 3, "round-timeout": 300.0}
 

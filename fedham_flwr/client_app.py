@@ -19,16 +19,19 @@ from flwr.common import NDArrays, Scalar
 
 from clients import CLIENTS
 from clients.base import Job, RoundClient
-from fedham_flwr import models, wire
-from fedham_flwr.config import Settings, Value, parse
-from fedham_flwr.data import ClientData, open_node, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.privacy_mod import private
-from fedham_flwr.roster import SAFE_ID, first_line, identify
-from fedham_flwr.state import ClientState, StateLostError
-from fedham_flwr.state_files import private_folder
-from fedham_flwr.training import Trainer, resolve_device
+from fedham_flwr import models
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.files import SAFE_NAME
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.clients import ClientData, open_node, open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.privacy_mod import private
+from fedham_flwr.federation.roster import identify
+from fedham_flwr.settings import Settings, Value, parse
+from fedham_flwr.state.files import private_folder
+from fedham_flwr.state.store import ClientState, StateLostError
+from fedham_flwr.training.trainer import Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -191,7 +194,7 @@ def _place(node: Mapping[str, Value], download: wire.Download) -> _Place:
         UserError: the server's name of the training cannot be that of a folder, or a folder cannot be made.
     """
     if "state-dir" in node:
-        if not SAFE_ID.fullmatch(download.training):
+        if not SAFE_NAME.fullmatch(download.training):
             raise UserError(
                 f"training={download.training!r}, which the server gives, must be 1 to 64 letters, digits, '.', '_' or "
                 "'-', not starting with '.', since it names a folder"

@@ -12,16 +12,19 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedham_flwr import models, parameters, report, wire
-from fedham_flwr.checkpoints import CLIENTS, Checkpoint, newest, read_state, restore_clients
-from fedham_flwr.config import Settings, Value, defaults, flatten, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.journal import Journal
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.results import RunDirectory
-from fedham_flwr.resuming import continued
-from fedham_flwr.roster import Roster, agree, order
-from fedham_flwr.starts import dealt_otherwise, read_start
+from fedham_flwr import models
+from fedham_flwr.core import parameters
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.roster import Roster, agree, order
+from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.journal import Journal
+from fedham_flwr.reporting.run_directory import RunDirectory
+from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_state, restore_clients
+from fedham_flwr.resume.continuing import continued
+from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
+from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
 from strategies import STRATEGIES
 from strategies.base import RoundStrategy, Task
 

@@ -5,11 +5,11 @@ from typing import final
 
 import torch
 
-from fedham_flwr.meta_models import MetaModels, by_group, by_unit
-from fedham_flwr.mixing import MixingWeights
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
 from strategies.attention import AttentionStrategy
 
 

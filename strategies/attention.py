@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.algorithms.amn import AttentionSettings, centred
-from fedham_flwr.meta_models import Projection
-from fedham_flwr.parameters import Params
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.mixing.meta_models import Projection
 from strategies.mixing import MixingStrategy
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from fedham_flwr.algorithms import fedavg
-from fedham_flwr.parameters import Params
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.wire import Upload
 from strategies.base import RoundStrategy
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.meta_models import by_group, by_unit
-from fedham_flwr.mixing import MixingWeights
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Besides, Upload
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.wire import Besides, Upload
+from fedham_flwr.mixing.meta_models import by_group, by_unit
 from strategies.attention import AttentionStrategy
 
 MOST_PEERS = 20

@@ -6,12 +6,12 @@ from typing import final
 import torch
 
 from fedham_flwr.algorithms import fedavg, fedtp
-from fedham_flwr.embeddings import Embeddings
-from fedham_flwr.generator import Generator
-from fedham_flwr.parameters import Params, check_like, read_clients, write_clients
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.training import resolve_device
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.parameters import Params, check_like, read_clients, write_clients
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.fedtp.embeddings import Embeddings
+from fedham_flwr.fedtp.generator import Generator
 from strategies.base import RoundStrategy
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, final
 
 from fedham_flwr.algorithms import fedtransfer
-from fedham_flwr.parameters import Params, check_like
-from fedham_flwr.wire import Besides
+from fedham_flwr.core.parameters import Params, check_like
+from fedham_flwr.federation.wire import Besides
 from strategies.averaging import AveragingStrategy
 
 

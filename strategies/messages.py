@@ -18,11 +18,12 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from fedham_flwr import bounds, results, wire
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params, num_bytes
-from fedham_flwr.results import Failure, RoundRecord
-from fedham_flwr.roster import cohort, first_line, order, read_reply
+from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.parameters import Params, num_bytes
+from fedham_flwr.core.records import NOVEL as NOVEL_CLIENTS
+from fedham_flwr.core.records import Failure, RoundRecord
+from fedham_flwr.federation import bounds, wire
+from fedham_flwr.federation.roster import cohort, order, read_reply
 from strategies.method import Method
 
 log = logging.getLogger("fedham_flwr")
@@ -245,7 +246,7 @@ class MessageStrategy(Method, Strategy):
             )
         rows = [row for upload in uploads.values() for row in upload.rows]
         if kind in (NOVEL, ADAPTED):
-            rows = [row._replace(population=results.NOVEL) for row in rows]
+            rows = [row._replace(population=NOVEL_CLIENTS) for row in rows]
         weights = None if kind in STAGES else self.mixing_weights(number, clients, uploads)
         if self._recorder:
             self._recorder.record(record, rows, weights)

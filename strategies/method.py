@@ -14,13 +14,12 @@ from typing import ClassVar, Protocol
 
 import torch
 
-from fedham_flwr import wire
-from fedham_flwr.config import Settings
-from fedham_flwr.errors import UserError
-from fedham_flwr.mixing import MixingWeights
-from fedham_flwr.parameters import LayerGroup, Manifest, Params
-from fedham_flwr.results import RoundRecord, Row
-from fedham_flwr.roster import Roster, hold_out
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
+from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.roster import Roster, hold_out
+from fedham_flwr.settings import Settings
 
 log = logging.getLogger("fedham_flwr")
 

@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedham_flwr.bank import Bank
-from fedham_flwr.parameters import Params, check_like, read_clients
-from fedham_flwr.training import resolve_device
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.parameters import Params, check_like, read_clients
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.mixing.bank import Bank
 from strategies.base import RoundStrategy
 
 

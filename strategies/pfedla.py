@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.algorithms import pfedla
-from fedham_flwr.hypernetworks import Hypernetworks
-from fedham_flwr.mixing import MixingWeights
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.mixing.hypernetworks import Hypernetworks
 from strategies.mixing import MixingStrategy
 
 

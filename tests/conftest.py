@@ -20,12 +20,14 @@ from hypothesis import settings as hypothesis_settings
 from presets import network_settings
 from safetensors.torch import load_file
 
-from fedham_flwr import journal, server_app
+from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.results import Row, read_rows, to_rows
-from fedham_flwr.threads import one_thread
+from fedham_flwr.core.records import Row
+from fedham_flwr.core.threads import one_thread
+from fedham_flwr.reporting import journal
+from fedham_flwr.reporting.run_directory import read_rows, to_rows
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value
 
 # The same examples in every run, and no clock: a slow minute of the machine is no failure.
 hypothesis_settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True)

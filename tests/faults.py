@@ -9,9 +9,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 
-from fedham_flwr import wire
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
+from fedham_flwr.federation import wire
+from fedham_flwr.settings import Value
 
 
 def tampered(change: Callable[[Message, Message], Message | None], client: int, kind: str = "train") -> Any:

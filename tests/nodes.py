@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
 from fedham_flwr import client_app
-from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.runners.in_process import InProcessGrid
 
 
 class Nodes(InProcessGrid):

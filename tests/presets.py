@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedham_flwr import models
-from fedham_flwr.config import Value, parse
+from fedham_flwr.settings import Value, parse
 
 TINY_VIT: dict[str, Value] = {
     "model": "vit", "vit.patch-size": 4, "vit.width": 16, "vit.depth": 2, "vit.heads": 2, "vit.head-dim": 8,

@@ -20,10 +20,11 @@ from conftest import SHARED_DATA
 from safetensors.torch import load_file
 
 from fedham_flwr import models
-from fedham_flwr.config import Value, parse
-from fedham_flwr.data import ClientData, open_node
-from fedham_flwr.results import Row, read_rows, to_rows
-from fedham_flwr.training import Trainer
+from fedham_flwr.core.records import Row
+from fedham_flwr.data.clients import ClientData, open_node
+from fedham_flwr.reporting.run_directory import read_rows, to_rows
+from fedham_flwr.settings import Value, parse
+from fedham_flwr.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "deploy"))

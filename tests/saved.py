@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedham_flwr import models
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.starts import Start, read_start
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.resume.warm_start import Start, read_start
 
 CLIENTS = ("0", "1", "2", "3")
 DIGITS = models.build("digits-cnn", (1, 8, 8), 10, 0)

@@ -13,10 +13,10 @@ from test_fedham import rows_slowly
 from torch import Tensor
 
 from fedham_flwr.algorithms.amn import AMNSettings
-from fedham_flwr.config import Value, parse
-from fedham_flwr.parameters import LayerGroup, Manifest, Params
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.settings import Value, parse
 from strategies.amn import AMNStrategy
 from strategies.base import Task
 

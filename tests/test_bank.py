@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedham_flwr import bank as bank_module
-from fedham_flwr.bank import Bank
-from fedham_flwr.parameters import LayerGroup, Manifest, read_clients
+from fedham_flwr.core.parameters import LayerGroup, Manifest, read_clients
+from fedham_flwr.mixing import bank as bank_module
+from fedham_flwr.mixing.bank import Bank
 
 CPU = torch.device("cpu")
 GROUPS = (LayerGroup("conv", ("conv.weight", "conv.bias")), LayerGroup("bn", ("bn.weight",), ("bn.mean",)))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fedham_flwr.batches import augment, check_augment, inputs_and_targets, kind_of, sample_shape, to_float
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of, sample_shape, to_float
 
 
 def test_images_and_their_labels() -> None:

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedham_flwr import bounds, wire
-from fedham_flwr.config import Value, methods, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.results import Row
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import Row
+from fedham_flwr.federation import bounds, wire
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.settings import Value, methods, parse
 from strategies import messages
 
 Federate = Callable[..., Any]

@@ -12,13 +12,14 @@ import torch
 from presets import network_settings
 from torch import Tensor
 
-from fedham_flwr import bounds, models
+from fedham_flwr import models
 from fedham_flwr.algorithms.amn import AttentionSettings
-from fedham_flwr.config import Value, parse
-from fedham_flwr.meta_models import MetaModels
-from fedham_flwr.parameters import Manifest, Params, read
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Manifest, Params, read
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation import bounds
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.settings import Value, parse
 from strategies import STRATEGIES
 from strategies.attention import AttentionStrategy
 from strategies.base import Task

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedham_flwr.config import Value
-from fedham_flwr.data import ClientData, DataSettings, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Partitioning
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import ClientData, DataSettings, open_partition
+from fedham_flwr.data.partitions import Partitioning
+from fedham_flwr.settings import Value
 
 Dealt = Callable[..., list[ClientData]]
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr.class_tables import ClassTable, hand_out, owner_amounts, read_table, table_amounts, table_owners
-from fedham_flwr.config import parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Partitioning, partition
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.class_tables import ClassTable, hand_out, owner_amounts, read_table, table_amounts, table_owners
+from fedham_flwr.data.partitions import Partitioning, partition
+from fedham_flwr.settings import parse
 
 ANIMALS = ("bird", "cat", "deer", "dog")
 

@@ -11,11 +11,12 @@ from flwr.app import Message
 from nodes import on_nodes
 
 from clients import base
-from fedham_flwr import client_app, wire
+from fedham_flwr import client_app
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.federation import wire
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value
 
 Federate = Callable[..., Any]
 

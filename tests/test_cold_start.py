@@ -16,12 +16,12 @@ from flwr.common.serde import context_to_proto, message_to_proto
 from presets import network
 
 import fedham_flwr
-from fedham_flwr import wire
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, flatten, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.parameters import Manifest, read
+from fedham_flwr.core.parameters import Manifest, read
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, flatten, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIENTS = 4

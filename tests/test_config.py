@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedham_flwr.config import Settings, Value, defaults, flatten, methods, parse
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.settings import Settings, Value, defaults, flatten, methods, parse
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedham_flwr import data as data_module
-from fedham_flwr.batches import inputs_and_targets
-from fedham_flwr.data import ClientData, DataSettings, open_node, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Fractions, Partitioning
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data import clients as data_module
+from fedham_flwr.data.batches import inputs_and_targets
+from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
+from fedham_flwr.data.partitions import Fractions, Partitioning
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING = Partitioning("pathological", classes_per_client=10)  # all samples of the digits, to everyone
@@ -86,7 +86,7 @@ RACE = """
 import time
 from pathlib import Path
 import numpy as np
-from fedham_flwr import data
+from fedham_flwr.data import clients as data
 
 def race(cold, number):
     def decode(source, columns, folder):
@@ -345,7 +345,7 @@ def test_other_lengths_and_vocabularies_do_not_read_the_source_again(
 
 WARM = """
 import json, sys
-from fedham_flwr import data
+from fedham_flwr.data import clients as data
 settings = data.DataSettings(sys.argv[1], client_column="speaker", sequence_length=5, cache_dir=sys.argv[2],
                              partitioning=data.Partitioning("natural"))
 client = data.open_partition(settings, 1, 2)

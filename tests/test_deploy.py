@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "deploy"))
 

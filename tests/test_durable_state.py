@@ -13,8 +13,8 @@ from nodes import kept, on_nodes
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedham_flwr import wire
-from fedham_flwr.config import Value
+from fedham_flwr.federation import wire
+from fedham_flwr.settings import Value
 
 Federate = Callable[..., Any]
 VARIANTS: Sequence[dict[str, Value]] = (

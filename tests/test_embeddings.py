@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
-from fedham_flwr.embeddings import Embeddings
-from fedham_flwr.errors import UserError
-from fedham_flwr.seeding import torch_stream
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.fedtp.embeddings import Embeddings
 
 SMALL = {"embedding_dim": 5, "embedding_learning_rate": 0.1, "weight_decay": 0.03}
 

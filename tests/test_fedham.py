@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
-from fedham_flwr.meta_models import MetaModels
+from fedham_flwr.mixing.meta_models import MetaModels
 
 kinds = pytest.mark.parametrize(("meta", "bias"), [(m, b) for m in ("attention", "aghn") for b in (False, True)])
 D, K = 5, 3

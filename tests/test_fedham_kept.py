@@ -15,17 +15,18 @@ from safetensors.torch import load_file
 from test_fedham_rounds import DIGITS, TRANSPORTS, L
 from test_pfedla_rounds import names, trained
 
-from fedham_flwr import models, wire
+from fedham_flwr import models
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.mixing import read_weights
-from fedham_flwr.parameters import read
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import read
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, parse
 from strategies import STRATEGIES
 from strategies.base import Task
 

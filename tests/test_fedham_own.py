@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from clients.fedham import FedHAMClient
 from fedham_flwr import models
 from fedham_flwr.algorithms import amn
-from fedham_flwr.batches import to_float
-from fedham_flwr.mixing import latest, read_weights
-from fedham_flwr.parameters import Params
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.batches import to_float
+from fedham_flwr.reporting.mixing_weights import latest, read_weights
 
 Federate = Callable[..., Any]
 EPOCHS, RATE, MOMENTUM = 3, 0.02, 0.9

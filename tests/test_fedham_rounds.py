@@ -13,15 +13,16 @@ from test_pfedla_rounds import scores
 from torch import Tensor
 
 from clients.fedham import FedHAMClient
-from fedham_flwr import models, wire
+from fedham_flwr import models
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
-from fedham_flwr.config import Value
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.mixing import latest, read_weights
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.training import Trainer
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation import wire
+from fedham_flwr.reporting.mixing_weights import latest, read_weights
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 DIGITS = Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0))

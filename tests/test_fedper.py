@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr import wire
 from fedham_flwr.algorithms.fedper import personal_groups
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.federation import wire
 
 
 @given(st.lists(st.text("abc", min_size=1), min_size=1, max_size=6, unique=True), st.data())

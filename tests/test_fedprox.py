@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from fedham_flwr.algorithms.fedprox import add_proximal_
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
 
 
 def test_the_term_by_hand() -> None:

@@ -18,8 +18,8 @@ from fedham_flwr.algorithms.fedtp import (
     nearest_vote,
     personal_groups,
 )
-from fedham_flwr.config import parse
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.settings import parse
 
 GROUPS = ("embedding", "attention", "block1", "norm", "head")
 

@@ -18,17 +18,19 @@ from torch.nn.functional import cross_entropy
 
 from clients.base import Job
 from clients.fedtp import FedTPClient
-from fedham_flwr import models, training
+from fedham_flwr import models
 from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
-from fedham_flwr.batches import inputs_and_targets
-from fedham_flwr.config import Value, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.parameters import Params
-from fedham_flwr.state import ClientState
-from fedham_flwr.training import SGD, Trainer
-from fedham_flwr.wire import Download
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.batches import inputs_and_targets
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation.wire import Download
+from fedham_flwr.models import export
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, parse
+from fedham_flwr.state.store import ClientState
+from fedham_flwr.training import trainer as training
+from fedham_flwr.training.trainer import SGD, Trainer
 
 Federate = Callable[..., Any]
 Combined = Callable[..., Any]
@@ -181,7 +183,7 @@ def test_the_exported_models_load_and_score_what_the_rows_say(
     chosen = parse(settings(**how(personal, head)))
     run = combined(personal, head)
     for number in range(4):
-        trainer = Trainer(models.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
+        trainer = Trainer(export.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
         found = trainer.evaluate(open_partition(chosen.data(), number, 4), "test")
         values = {
             row.metric: row.value for row in run.rows if row[:5] == (3, str(number), "test", "personal", "before")
@@ -288,7 +290,7 @@ def test_an_exported_model_scores_what_the_rows_say_with_the_clients_own_neighbo
 ) -> None:
     """The file holds the network; the neighbours are the client's training samples, and no part of it."""
     run = combined("generated", knn=True)
-    exported = models.load(run.path / "model" / "2.safetensors").state_dict()
+    exported = export.load(run.path / "model" / "2.safetensors").state_dict()
     client = client_of(settings(**how("generated", knn=True)), 2, params=exported)
     found = client.job.trainer.evaluate(client.job.data, "test", client.predictor())
     (row,) = [r for r in run.rows if r[:6] == (3, "2", "test", "personal", "before", "loss")]

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear, relu
 
-from fedham_flwr.batches import inputs_and_targets
-from fedham_flwr.config import Value, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.parameters import Params
-from fedham_flwr.scores import digest
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.wire import Upload
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.data.batches import inputs_and_targets
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.reporting.summary import digest
+from fedham_flwr.settings import Value, parse
 from strategies.fedtp import FedTPStrategy
 
 Federate = Callable[..., Any]

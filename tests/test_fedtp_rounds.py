@@ -21,16 +21,16 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import strategies.fedtp as server_half
-from fedham_flwr import wire
 from fedham_flwr.algorithms import fedtp
-from fedham_flwr.batches import inputs_and_targets
-from fedham_flwr.config import Value, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.embeddings import Embeddings
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.parameters import Params
-from fedham_flwr.seeding import torch_stream
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.data.batches import inputs_and_targets
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.fedtp.embeddings import Embeddings
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, parse
 from strategies.fedtp import FedTPStrategy
 
 Federate = Callable[..., Any]

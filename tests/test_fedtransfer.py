@@ -14,10 +14,10 @@ from clients.fedtransfer import FedTransferClient
 from fedham_flwr import models
 from fedham_flwr.algorithms.fedtransfer import FedTransferSettings, frozen_groups
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import LayerGroup, Manifest, Params, read
-from fedham_flwr.wire import tensors
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, read
+from fedham_flwr.federation.wire import tensors
+from fedham_flwr.settings import Value, parse
 from strategies.base import Task
 from strategies.fedtransfer import FedTransferStrategy
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from fedham_flwr import generator as module
 from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
-from fedham_flwr.errors import UserError
-from fedham_flwr.generator import Generator, shapes
-from fedham_flwr.parameters import Params
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.fedtp import generator as module
+from fedham_flwr.fedtp.generator import Generator, shapes
 
 CPU = torch.device("cpu")
 SHAPES = {"first": (6, 4), "second": (3, 5), "bias": (7,)}

@@ -11,11 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.models import MODELS, GraftSettings, NetworkSettings, TransferCNNSettings, build, label, load
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models import MODELS, GraftSettings, NetworkSettings, TransferCNNSettings, build
 from fedham_flwr.models.cbam import CBAM
+from fedham_flwr.models.export import label, load
 from fedham_flwr.models.grafts import BLOCKS, GAINS, NEEDS_MAP, Graftable, Place
-from fedham_flwr.parameters import Manifest
 
 CONVOLUTIONAL = [name for name, model in MODELS.items() if issubclass(model, Graftable)]
 KINDS = ("cbam", "se", "adapter")

@@ -15,12 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedham_flwr import checkpoints, files, journal
-from fedham_flwr.checkpoints import Checkpoint
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
-from fedham_flwr.in_process import run_in_process
+from fedham_flwr.core import files
+from fedham_flwr.reporting import journal
+from fedham_flwr.resume import checkpoints
+from fedham_flwr.resume.checkpoints import Checkpoint
+from fedham_flwr.runners.in_process import run_in_process
 from fedham_flwr.server_app import make_server_app
+from fedham_flwr.settings import Value
 
 Settings = Callable[..., dict[str, Value]]
 HERE = Checkpoint(7, "t", "fedper", "digits-cnn", ("a", "b"), ("a",), (), (), 9, (3,))

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from faults import break_app, tampered
 
-from fedham_flwr import models, wire
+from fedham_flwr import models
 from fedham_flwr.algorithms.local import personal_groups
-from fedham_flwr.config import Value, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.seeding import torch_stream
-from fedham_flwr.training import Trainer
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.settings import Value, parse
+from fedham_flwr.training.trainer import Trainer
 
 
 def test_every_group_is_personal() -> None:

@@ -10,9 +10,9 @@ import pytest
 from flwr.app import Message
 from nodes import Nodes, failures, on_nodes
 
-from fedham_flwr import wire
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
+from fedham_flwr.federation import wire
+from fedham_flwr.settings import Value
 
 Federate = Callable[..., Any]
 RETAINED: dict[str, Value] = {"strategy": "pfedla", "pfedla.retained-layers": 1}

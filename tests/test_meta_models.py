@@ -14,10 +14,10 @@ from torch.optim.adam import adam
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
-from fedham_flwr.bank import Bank
-from fedham_flwr.errors import UserError
-from fedham_flwr.meta_models import MetaModels, Projection, by_group, by_unit
-from fedham_flwr.parameters import LayerGroup, Manifest, Params
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
+from fedham_flwr.mixing.bank import Bank
+from fedham_flwr.mixing.meta_models import MetaModels, Projection, by_group, by_unit
 
 CPU = torch.device("cpu")
 UNITS, D, K, RATE = 2, 4, 3, 0.01

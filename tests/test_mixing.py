@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.mixing import MixingWeights, latest, read_weights, self_weights, write_weights
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.reporting.mixing_weights import latest, read_weights, self_weights, write_weights
 
 GROUPS = ("conv", "fc")
 

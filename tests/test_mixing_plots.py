@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from fedham_flwr import mixing_plots, plots
-from fedham_flwr.mixing import MixingWeights, read_weights, write_weights
-from fedham_flwr.mixing_plots import heat_maps, self_weight_curves
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.reporting import mixing_plots, plots
+from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
+from fedham_flwr.reporting.mixing_weights import read_weights, write_weights
 
 
 def pixels(path: Path) -> np.ndarray:

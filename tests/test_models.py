@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.models import MODELS, MLPSettings, NetworkSettings, TransferCNNSettings, build, label, load, resolve
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models import MODELS, MLPSettings, NetworkSettings, TransferCNNSettings, build, resolve
+from fedham_flwr.models.export import label, load
 from fedham_flwr.models.grafts import GraftSettings
-from fedham_flwr.parameters import Manifest
 
 # 28 x 28 and 32 x 32 from the sources named in the modules; the digits network counted by hand:
 # 9*16+16 + 16*9*32+32 + 32*2*2*64+64 + 64*10+10

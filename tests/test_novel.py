@@ -13,15 +13,18 @@ import torch
 from flwr.app import Message
 from test_rounds import Shuffled, shared_names
 
-from fedham_flwr import journal, models, report, wire
-from fedham_flwr.config import Value, methods, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.results import Row
-from fedham_flwr.roster import hold_out
-from fedham_flwr.scores import final, selected
-from fedham_flwr.training import SGD, Trainer
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.records import Row
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.roster import hold_out
+from fedham_flwr.models import export
+from fedham_flwr.reporting import journal
+from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.summary import final, selected
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, methods, parse
+from fedham_flwr.training.trainer import SGD, Trainer
 
 Federate = Callable[..., Any]
 HeldOut = Callable[..., Any]
@@ -282,7 +285,7 @@ def test_its_exported_model_is_the_adapted_one(
     run = held_out(strategy)
     files = sorted((run.path / "model").glob("*.safetensors"))
     assert [file.stem for file in files] == ["0", "1", "2", "3"]
-    trainer = Trainer(models.load(run.path / "model" / f"{NOVEL}.safetensors"), CPU, "fp32")
+    trainer = Trainer(export.load(run.path / "model" / f"{NOVEL}.safetensors"), CPU, "fp32")
     data = open_partition(parse(settings(strategy=strategy, samples_per_client=FEW)).data(), int(NOVEL), 4)
     found = trainer.evaluate(data, "test")
     scored = {(row.phase, row.metric): row.value for row in novel(run.rows) if row.split == "test"}

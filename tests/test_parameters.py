@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedham_flwr import parameters
+from fedham_flwr.core import parameters
+from fedham_flwr.core.parameters import LayerGroup, Manifest, module_group
 from fedham_flwr.models import build
-from fedham_flwr.parameters import LayerGroup, Manifest, module_group
 
 
 class Two(nn.Module):

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedham_flwr.config import parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import MAJORITY_SHARE, Fractions, Partitioning, partition, split
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.data.partitions import MAJORITY_SHARE, Fractions, Partitioning, partition, split
+from fedham_flwr.settings import parse
 
 BY_LABEL = ["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners"]
 

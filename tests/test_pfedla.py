@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fedham_flwr.algorithms import pfedla
 from fedham_flwr.algorithms.pfedla import Normaliser, PFedLASettings
-from fedham_flwr.bank import Bank
-from fedham_flwr.errors import UserError
-from fedham_flwr.hypernetworks import Hypernetworks, logits
-from fedham_flwr.parameters import LayerGroup, Manifest
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.mixing.bank import Bank
+from fedham_flwr.mixing.hypernetworks import Hypernetworks, logits
 
 both = pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
 RATE = 0.005

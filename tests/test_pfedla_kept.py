@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.runners.in_process import InProcessGrid
 
 Federate = Callable[..., Any]
 

@@ -11,13 +11,14 @@ from faults import break_app, tampered, with_tensors
 from flwr.app import ArrayRecord, ConfigRecord
 from torch import Tensor
 
-from fedham_flwr import models, wire
-from fedham_flwr.config import Value, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.mixing import read_weights
-from fedham_flwr.parameters import LayerGroup, Manifest, Params, num_bytes, read
-from fedham_flwr.roster import Roster
-from fedham_flwr.wire import Upload
+from fedham_flwr import models
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, num_bytes, read
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.roster import Roster
+from fedham_flwr.federation.wire import Upload
+from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.settings import Value, parse
 from strategies import STRATEGIES
 from strategies.base import Task
 from strategies.pfedla import PFedLAStrategy

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fedham_flwr import results
-from fedham_flwr.plots import client_bars, learning_curves
-from fedham_flwr.results import Row
+from fedham_flwr.core.records import Row
+from fedham_flwr.reporting import run_directory as results
+from fedham_flwr.reporting.plots import client_bars, learning_curves
 
 
 def row(client: str, value: float, **changes) -> Row:
@@ -47,13 +47,13 @@ def test_without_test_accuracy_there_is_no_plot(tmp_path):
 
 
 def test_clients_are_sorted_by_the_personal_value():
-    from fedham_flwr.plots import _sorted_clients
+    from fedham_flwr.reporting.plots import _sorted_clients
 
     table = {("global", "before"): {"1": 0.1, "2": 0.9, "10": 0.5}, ("personal", "before"): {"1": 0.7, "2": 0.3}}
     assert _sorted_clients(table) == ["1", "2", "10"]  # the one without a personal value comes last
 
 
-@pytest.mark.parametrize("module", ["results", "plots", "report"])
+@pytest.mark.parametrize("module", ["run_directory", "plots", "terminal"])
 def test_what_draws_and_prints_is_imported_late(module):
     tree = ast.parse((Path(results.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     late = {node for part in ast.walk(tree) if isinstance(part, ast.FunctionDef | ast.If) for node in ast.walk(part)}

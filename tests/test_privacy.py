@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr import privacy
-from fedham_flwr.config import Value, methods, parse
-from fedham_flwr.errors import UserError
-from fedham_flwr.privacy import AVERAGING, PrivacySettings
-from fedham_flwr.results import RoundRecord
+from fedham_flwr.core import privacy
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.privacy import AVERAGING, PrivacySettings
+from fedham_flwr.core.records import RoundRecord
+from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Any]
 ON: dict[str, Value] = {"dp.epsilon": 2.0, "dp.clipping-norm": 0.5}

@@ -14,12 +14,13 @@ from flwr.clientapp import ClientApp
 from test_privacy import ON
 from test_rounds import Shuffled
 
-from fedham_flwr import privacy, wire
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, parse
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.privacy import PrivacySettings
-from fedham_flwr.privacy_mod import private
+from fedham_flwr.core import privacy
+from fedham_flwr.core.privacy import PrivacySettings
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.privacy_mod import private
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, parse
 
 Federate = Callable[..., Any]
 

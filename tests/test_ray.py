@@ -126,7 +126,7 @@ import os, sys
 from pathlib import Path
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.server_app import make_server_app
-from fedham_flwr.simulation import run_under_ray
+from fedham_flwr.runners.ray import run_under_ray
 
 given = {"strategy": "fedper", "num-server-rounds": 4, "results-dir": sys.argv[1], "device": "cpu"}
 kills, wanted = Path(sys.argv[1] + "-kills"), int(sys.argv[2])

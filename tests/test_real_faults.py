@@ -11,7 +11,7 @@ import real
 from real import HEAD, SITES, Federation, Outcome
 from safetensors.torch import load
 
-from fedham_flwr.state_format import unseal
+from fedham_flwr.state.format import unseal
 
 pytestmark = pytest.mark.slow
 SLOW, LATE = "va", "hungarian"

@@ -17,9 +17,10 @@ from flwr.clientapp import ClientApp
 from real import HEAD, SITES, Federation, Outcome
 from safetensors.torch import load, load_file
 
-from fedham_flwr import models, tables
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.state_format import unseal
+from fedham_flwr.data.kinds import table as tables
+from fedham_flwr.models import export
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.state.format import unseal
 
 pytestmark = pytest.mark.slow
 log = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def test_each_hospital_ends_with_a_model_of_its_own_and_nobody_else_has_it(story
         tensors[site] = load_file(file)
         test = real.data_of(story.of, path).splits["test"].tolist()
         raw = pd.read_parquet(path / "data.parquet").iloc[test]
-        hits = models.load(file)(tables.read_scaling(file).inputs(raw)).argmax(1).numpy() == raw["label"].to_numpy()
+        hits = export.load(file)(tables.read_scaling(file).inputs(raw)).argmax(1).numpy() == raw["label"].to_numpy()
         (row,) = real.rows(run, len(run.records), site, model="personal", phase="before", metric="accuracy")
         assert hits.mean() == pytest.approx(row.value)
         assert row.value > 0.6

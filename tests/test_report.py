@@ -3,9 +3,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from fedham_flwr import report
-from fedham_flwr.report import Progress, data_table, final_table, line_values, settings_table
-from fedham_flwr.results import Failure, Row
+from fedham_flwr.core.records import Failure, Row
+from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.terminal import Progress, data_table, final_table, line_values, settings_table
 
 ESCAPE = "\x1b"
 

@@ -17,11 +17,14 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fedham_flwr import environment, results
-from fedham_flwr.errors import UserError
-from fedham_flwr.files import replacing
-from fedham_flwr.results import Failure, RoundRecord, Row, RunDirectory, read_rows, to_rows, write_model
-from fedham_flwr.scores import score
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.files import replacing
+from fedham_flwr.core.records import Failure, RoundRecord, Row
+from fedham_flwr.models.export import write_model
+from fedham_flwr.reporting import environment
+from fedham_flwr.reporting import run_directory as results
+from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
+from fedham_flwr.reporting.summary import score
 
 SETTINGS = {"strategy": "fedper", "alpha": 0.1, "augment": False, "seed": 3, "device": "cpu", "fedprox.mu": 1e-05}
 

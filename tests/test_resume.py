@@ -14,11 +14,15 @@ from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
 from safetensors.torch import load_file
 
-from fedham_flwr import checkpoints, journal, resuming, server_app
+from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, methods
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.reporting import journal
+from fedham_flwr.resume import checkpoints
+from fedham_flwr.resume import continuing as resuming
+from fedham_flwr.resume.runs import flat
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, methods
 
 Settings = Callable[..., dict[str, Value]]
 VARIANTS = [
@@ -243,7 +247,7 @@ def test_the_file_that_a_run_leaves_continues_it(settings: Settings) -> None:
     whole, half = go(settings(strategy="fedper")), go(settings(strategy="fedper"), at=("4", "train"))
     import tomllib
 
-    left = resuming._flat(tomllib.loads((half / "resume.toml").read_text()))
+    left = flat(tomllib.loads((half / "resume.toml").read_text()))
     assert_same_run(whole, go(left))
 
 

@@ -16,14 +16,15 @@ from flwr.server.superlink.linkstate.utils import create_message_error_unavailab
 from presets import network, network_settings
 from safetensors import safe_open
 
-from fedham_flwr import models, wire
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value, methods, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.parameters import Manifest, read
-from fedham_flwr.training import Trainer
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest, read
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation import wire
+from fedham_flwr.models import export
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value, methods, parse
+from fedham_flwr.training.trainer import Trainer
 from strategies import STRATEGIES
 from strategies.base import RoundStrategy, Task
 
@@ -122,7 +123,7 @@ def test_the_exported_model_is_the_one_that_was_scored(
     for file in files:
         with safe_open(file, framework="pt") as opened:
             label = opened.metadata()
-        model = models.load(file)
+        model = export.load(file)
         scores = Trainer(model, torch.device("cpu"), "fp32").evaluate(
             open_partition(chosen.data(), int(file.stem), 4), "test"
         )

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr.results import Row, check_rows
-from fedham_flwr.scores import digest, final, score, selected
+from fedham_flwr.core.records import Row, check_rows
+from fedham_flwr.reporting.summary import digest, final, score, selected
 
 
 def row(client: str, value: float, **changes) -> Row:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import torch
 
-from fedham_flwr.seeding import derive, stream, torch_stream
+from fedham_flwr.core.seeding import derive, stream, torch_stream
 
 
 def test_every_name_makes_a_stream_of_its_own() -> None:

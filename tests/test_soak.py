@@ -19,13 +19,14 @@ from faults import with_tensors
 from flwr.app import Context, Message, RecordDict
 from safetensors.torch import load_file
 
-from fedham_flwr import journal, server_app
+from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.config import Value
-from fedham_flwr.errors import UserError
-from fedham_flwr.in_process import InProcessGrid
-from fedham_flwr.parameters import Params
-from fedham_flwr.state import ClientState, StateNotFoundError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.reporting import journal
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value
+from fedham_flwr.state.store import ClientState, StateNotFoundError
 
 pytestmark = pytest.mark.slow
 CLIENTS, ROUNDS, LATE = 6, 200, 20

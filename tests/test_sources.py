@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fedham_flwr import images, sources
-from fedham_flwr.data import ClientData, DataSettings, open_node, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Partitioning
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data import sources
+from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
+from fedham_flwr.data.kinds import image as images
+from fedham_flwr.data.partitions import Partitioning
 
 EVERYTHING = Partitioning("iid")
 

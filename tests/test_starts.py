@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from saved import CLIENTS, DIGITS, TENSORS, put, put_run, same, start
 
 from fedham_flwr import models
-from fedham_flwr.config import Value, methods
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.starts import read_start
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.resume.warm_start import read_start
+from fedham_flwr.settings import Value, methods
 
 CHEAP: dict[str, Value] = {
     "batch-size": 64, "evaluate-every": 9, "fedham.transport": "mediated",

@@ -15,9 +15,9 @@ from saved import CLIENTS, TENSORS, put, put_run, same, start
 from torch import Tensor
 
 from fedham_flwr import models
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.starts import read_start
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.resume.warm_start import read_start
 
 
 def refusal(path: Path | str, **how: object) -> str:

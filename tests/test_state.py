@@ -9,10 +9,10 @@ import torch
 from flwr.app import RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
-from fedham_flwr import state_files
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.state import ClientState, StateNotFoundError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.state import files as state_files
+from fedham_flwr.state.store import ClientState, StateNotFoundError
 
 PRINT = "f" * 64
 OTHER = "0" * 64

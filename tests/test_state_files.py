@@ -23,11 +23,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_state import PRINT, equal, fresh, head, names
 
-from fedham_flwr import __version__, state_files
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Params
-from fedham_flwr.state import ClientState, StateNotFoundError
-from fedham_flwr.state_format import Label, UnfitError, header, seal, unseal
+from fedham_flwr import __version__
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.state import files as state_files
+from fedham_flwr.state.format import Label, UnfitError, header, seal, unseal
+from fedham_flwr.state.store import ClientState, StateNotFoundError
 
 LABEL = Label("7", "trial", "fedper", PRINT, 12)
 WHOLE, SEALED = seal(

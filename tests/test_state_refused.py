@@ -14,9 +14,9 @@ import torch
 from flwr.app import RecordDict
 from test_state import OTHER, PRINT, equal, fresh, head, names
 
-from fedham_flwr import state_files
-from fedham_flwr.errors import UserError
-from fedham_flwr.state import ClientState, StateNotFoundError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.state import files as state_files
+from fedham_flwr.state.store import ClientState, StateNotFoundError
 
 
 @pytest.fixture

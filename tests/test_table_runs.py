@@ -11,10 +11,11 @@ import pytest
 import torch
 from conftest import Outcome
 
-from fedham_flwr import models, tables
-from fedham_flwr.config import Value, methods, parse
-from fedham_flwr.data import open_partition
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.data.kinds import table as tables
+from fedham_flwr.models import export
+from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Outcome]
 HEART = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal"
@@ -65,7 +66,7 @@ def test_every_method_learns_from_tables_and_its_models_take_raw_rows(
         file = run.path / "model" / f"{number}.safetensors"
         test = open_partition(chosen.data(), number, 3).splits["test"].tolist()
         x = tables.read_scaling(file).inputs(raw.iloc[test])
-        hits = models.load(file)(x).argmax(1) == torch.from_numpy(raw["ill"].to_numpy()[test])
+        hits = export.load(file)(x).argmax(1) == torch.from_numpy(raw["ill"].to_numpy()[test])
         last = [row for row in run.rows if row[1] == str(number) and row[0] == 5 and row[2] == "test"]
         phase = "before" if strategy in ("fedper", "pfedla", "amn", "fedham", "local") else "after"
         (row,) = [row for row in last if row.metric == "accuracy" and row.phase == phase]

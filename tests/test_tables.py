@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from fedham_flwr import tables
-from fedham_flwr.data import ClientData, DataSettings, open_node, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Fractions, Partitioning
-from fedham_flwr.tables import Column, Scaling
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
+from fedham_flwr.data.kinds import table as tables
+from fedham_flwr.data.kinds.table import Column, Scaling
+from fedham_flwr.data.partitions import Fractions, Partitioning
 
 NAN = math.nan
 COLOURS = ("red", "green", "blue")

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr import texts
-from fedham_flwr.data import DataSettings, open_partition
-from fedham_flwr.errors import UserError
-from fedham_flwr.partitions import Fractions, Partitioning, partition, split, split_in_order
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import DataSettings, open_partition
+from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.partitions import Fractions, Partitioning, partition, split, split_in_order
 
 
 def windows(

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
-from fedham_flwr import training
-from fedham_flwr.batches import augment
-from fedham_flwr.data import ClientData
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Params, module_group
+from fedham_flwr.data.batches import augment
+from fedham_flwr.data.clients import ClientData
 from fedham_flwr.models import build
-from fedham_flwr.parameters import LayerGroup, Params, module_group
-from fedham_flwr.training import SGD, LocalTraining, Trainer, resolve_device
+from fedham_flwr.training import trainer as training
+from fedham_flwr.training.trainer import SGD, LocalTraining, Trainer
 
 HOW = LocalTraining(local_epochs=2, batch_size=4, learning_rate=0.1, momentum=0.9, weight_decay=0.01, augment=False)
 PLAIN = replace(HOW, momentum=0.0, weight_decay=0.0)

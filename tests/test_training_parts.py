@@ -17,10 +17,10 @@ from test_training import CPU, HOW, PLAIN, Linear, data, gap, generator, lenet, 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout
 
-from fedham_flwr.data import ClientData
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import LayerGroup, Params, module_group
-from fedham_flwr.training import LocalTraining, Trainer
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Params, module_group
+from fedham_flwr.data.clients import ClientData
+from fedham_flwr.training.trainer import LocalTraining, Trainer
 
 # ---- which parameters, how many steps, which loss --------------------------------------------------------------------
 

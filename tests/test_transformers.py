@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, layer_norm
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.models import NetworkSettings, build, label, load
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models import NetworkSettings, build
 from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
+from fedham_flwr.models.export import label, load, write_model
 from fedham_flwr.models.transformer import sinusoids
 from fedham_flwr.models.vit import ViT, ViTSettings, cut
-from fedham_flwr.parameters import Manifest
-from fedham_flwr.results import write_model
 
 IMAGE, TEXT, CLASSES, CHARACTERS = (3, 8, 8), (12,), 5, 20
 SIZES: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "head_dim": 6, "hidden_dim": 24}

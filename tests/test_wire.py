@@ -12,10 +12,10 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedham_flwr import wire
-from fedham_flwr.parameters import Params
-from fedham_flwr.results import Row
-from fedham_flwr.wire import Besides, ClientFailure, Download, Profile
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import Row
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.wire import Besides, ClientFailure, Download, Profile
 
 Spoil = Callable[[RecordDict], object]
 

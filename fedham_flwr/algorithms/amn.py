@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from fedham_flwr.parameters import Params
+from fedham_flwr.core.parameters import Params
 
 TINY = 1e-12
 """Added to the variance of features: far below that of models that differ, so that equal ones have features of 0."""

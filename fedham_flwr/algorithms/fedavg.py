@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedham_flwr.parameters import Params, weighted_mean
+from fedham_flwr.core.parameters import Params, weighted_mean
 
 
 def aggregate(models: Sequence[Mapping[str, Tensor]], samples: Sequence[int]) -> Params:

@@ -28,7 +28,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ from pydantic import AfterValidator
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""

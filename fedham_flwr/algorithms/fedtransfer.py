@@ -40,8 +40,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import LayerGroup
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup
 
 AUTO = "auto"
 OWN = "own"

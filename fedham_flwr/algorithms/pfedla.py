@@ -43,8 +43,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import one_hot, relu
 
-from fedham_flwr.errors import UserError
-from fedham_flwr.parameters import Manifest
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
 
 Normaliser = Literal["softmax", "relu-sum"]
 

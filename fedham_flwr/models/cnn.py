@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
+from fedham_flwr.core.parameters import LayerGroup, module_group
 from fedham_flwr.models.grafts import Graftable, Place
-from fedham_flwr.parameters import LayerGroup, module_group
 
 
 class CNN(Graftable):

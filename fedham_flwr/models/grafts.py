@@ -14,9 +14,9 @@ from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, module_group
 from fedham_flwr.models.cbam import CBAM, Adapter, SqueezeExcitation
-from fedham_flwr.parameters import LayerGroup, module_group
 
 
 @dataclass(frozen=True)

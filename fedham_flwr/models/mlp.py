@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from fedham_flwr.parameters import LayerGroup, module_group
+from fedham_flwr.core.parameters import LayerGroup, module_group
 
 
 @dataclass(frozen=True)

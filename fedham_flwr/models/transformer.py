@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
+from fedham_flwr.core.parameters import LayerGroup, module_group
 from fedham_flwr.models.kernels import attend, drop
-from fedham_flwr.parameters import LayerGroup, module_group
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fedham_flwr.errors import UserError
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.models.kernels import drop
 from fedham_flwr.models.transformer import PreNormLayer, Transformer, TransformerSettings, sinusoids
 

@@ -1,0 +1,1 @@
+"""What everything stands on: parameter trees, random streams, errors, files, threads, records."""

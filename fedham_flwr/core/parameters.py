@@ -1,0 +1,300 @@
+"""Parameter trees: named tensors, the layer groups that own them, and the few operations every method needs.
+
+A model's tensors are cut into layer groups (one module that owns parameters, weight and bias together). Personal and
+shared are sets of group names, never a substring of a parameter's name. Floating-point buffers (the running
+statistics of a normalisation layer) belong to their group and travel with it. Integer buffers are counters: a
+weighted mean makes 6 of 7 and 7, so they are never sent and never averaged; `load_` sets them to zero.
+
+Sign convention, fixed here once: `delta = after - before`, so the server's gradient is `-delta`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """The tensors of one layer, which are always shared, kept or mixed together.
+
+    Attributes:
+        name: the group's name, unique in the model.
+        parameters: full names of its parameters, as in `named_parameters()`.
+        buffers: full names of its floating-point buffers.
+        low_level: it belongs to the layers next to the input, whose features are of use for other tasks too.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...] = ()
+    low_level: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every tensor of the group: parameters, then buffers."""
+        return self.parameters + self.buffers
+
+
+class Grouped(Protocol):
+    """A network that declares its layer groups."""
+
+    def layer_groups(self) -> Sequence[LayerGroup]:
+        """The groups, from the input to the output."""
+        ...
+
+
+def module_group(model: nn.Module, name: str) -> LayerGroup:
+    """The group of one named submodule: all its parameters and floating-point buffers.
+
+    Args:
+        model: the whole network.
+        name: the submodule's name, as in `named_modules()`.
+    """
+    module = model.get_submodule(name)
+    return LayerGroup(
+        name,
+        tuple(f"{name}.{n}" for n, _ in module.named_parameters()),
+        tuple(f"{name}.{n}" for n, b in module.named_buffers() if b.is_floating_point()),
+    )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a model consists of: its groups in order, and the shape and dtype of every tensor in them."""
+
+    groups: tuple[LayerGroup, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Manifest:
+        """Read a model's groups and check that they partition its parameters and floating-point buffers.
+
+        Raises:
+            ValueError: a tensor is in no group or in two, or a group names a tensor that the model lacks.
+        """
+        groups = tuple(model.layer_groups())  # type: ignore[operator]  # Grouped; nn.Module types attributes as Tensor
+        tensors = floating_tensors(model)
+        claimed = [name for group in groups for name in group.names]
+        twice = sorted({name for name in claimed if claimed.count(name) > 1})
+        missing, foreign = sorted(tensors.keys() - set(claimed)), sorted(set(claimed) - tensors.keys())
+        if twice or missing or foreign:
+            raise ValueError(
+                f"{type(model).__name__}.layer_groups() must name every tensor of the model once: "
+                f"in two groups {twice}, in none {missing}, not in the model {foreign}"
+            )
+        return cls(
+            groups,
+            {name: tuple(tensors[name].shape) for name in claimed},
+            {name: tensors[name].dtype for name in claimed},
+        )
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups, from the input to the output."""
+        return tuple(group.name for group in self.groups)
+
+    def names(self, groups: Iterable[str] | None = None) -> tuple[str, ...]:
+        """Names of all tensors in the groups given (all groups by default), in the model's order.
+
+        Raises:
+            ValueError: a group that the model does not have.
+        """
+        chosen = set(self.group_names if groups is None else groups)
+        if unknown := sorted(chosen - set(self.group_names)):
+            raise ValueError(f"the model has no layer groups {unknown}; it has {list(self.group_names)}")
+        return tuple(name for group in self.groups if group.name in chosen for name in group.names)
+
+    def count(self, groups: Iterable[str] | None = None) -> int:
+        """Number of scalars in the groups given (all groups by default)."""
+        return sum(torch.Size(self.shapes[name]).numel() for name in self.names(groups))
+
+    def check(self, params: Mapping[str, Tensor], names: Sequence[str]) -> None:
+        """Refuse tensors that are not exactly those named, of the right shape and dtype, and finite.
+
+        Raises:
+            ValueError: the first fault, with the tensor's name, what it is and what was wanted.
+        """
+        _check_names(params, names)
+        for name in names:
+            tensor, shape, dtype = params[name], self.shapes[name], self.dtypes[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted {shape}")
+            if tensor.dtype != dtype:
+                raise ValueError(f"{name} has dtype {tensor.dtype}, wanted {dtype}")
+            if not all_finite(tensor):
+                raise ValueError(f"{name} holds NaN or infinity")
+
+    def fingerprint(self) -> str:
+        """SHA-256 of group names, tensor names, shapes and dtypes: equal for models whose tensors are exchangeable."""
+        text = repr([(g.name, [(n, self.shapes[n], str(self.dtypes[n])) for n in g.names]) for g in self.groups])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    A sum is finite only if all terms are, and costs a tenth of looking at each; one that is not may have overflowed.
+    """
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def finite_rows(tensor: Tensor) -> Tensor:
+    """Which rows of a tensor [n, ...] hold neither NaN nor infinity: bool [n]. As cheap as `all_finite`."""
+    flat = tensor.unsqueeze(-1).flatten(1)
+    good = torch.isfinite(flat.sum(1))
+    return good if bool(good.all()) else torch.isfinite(flat).all(1)
+
+
+def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and floating-point buffers of a model: live views, not copies."""
+    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    return {**dict(model.named_parameters()), **buffers}
+
+
+def read(model: nn.Module, names: Sequence[str]) -> Params:
+    """Copies of a model's tensors on the CPU, contiguous, in the order of `names`."""
+    tensors = floating_tensors(model)
+    return {n: tensors[n].detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for n in names}
+
+
+@torch.no_grad()
+def load_(model: nn.Module, params: Mapping[str, Tensor]) -> None:
+    """Overwrite all of a model's tensors in place; integer buffers become zero.
+
+    Args:
+        model: the model to overwrite; one instance serves many clients, so nothing of the last one may remain.
+        params: exactly the model's parameters and floating-point buffers.
+
+    Raises:
+        ValueError: a name is missing or not the model's.
+    """
+    tensors = floating_tensors(model)
+    if tensors.keys() != params.keys():
+        raise ValueError(f"names differ from the model's: {sorted(tensors.keys() ^ params.keys())}")
+    for name, tensor in tensors.items():
+        tensor.copy_(params[name])
+    for buffer in model.buffers():
+        if not buffer.is_floating_point():
+            buffer.zero_()
+
+
+def split(params: Mapping[str, Tensor], names: Iterable[str]) -> tuple[Params, Params]:
+    """Cut a tree in two: the tensors named, and the rest; both keep their order. The inverse of `merge`.
+
+    Raises:
+        ValueError: a name that the tree does not have.
+    """
+    chosen = set(names)
+    if unknown := sorted(chosen - params.keys()):
+        raise ValueError(f"no tensors named {unknown}")
+    return {n: t for n, t in params.items() if n in chosen}, {n: t for n, t in params.items() if n not in chosen}
+
+
+def merge(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: Sequence[str]) -> Params:
+    """Join two disjoint trees in the order given. The inverse of `split`.
+
+    Raises:
+        ValueError: a tensor in both trees, or the two together are not exactly `order`.
+    """
+    if both := sorted(first.keys() & second.keys()):
+        raise ValueError(f"tensors in both trees: {both}")
+    joined = {**first, **second}
+    if joined.keys() != set(order):
+        raise ValueError(f"the trees together differ from the names wanted: {sorted(joined.keys() ^ set(order))}")
+    return {name: joined[name] for name in order}
+
+
+def stack(trees: Sequence[Mapping[str, Tensor]]) -> Params:
+    """One tensor [n, ...] per name from n trees with the same names: the bank of the clients' models."""
+    return {name: torch.stack([tree[name] for tree in trees]) for name in trees[0]}
+
+
+def weighted_mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Params:
+    """sum_k weights_k tree_k / sum_k weights_k, name by name, one tree at a time.
+
+    Summed in float64 in the order given, so the mean of equal trees is that tree, bit for bit.
+
+    Args:
+        trees: n >= 1 trees with the same names and shapes.
+        weights: n positive numbers.
+
+    Raises:
+        ValueError: no trees, or a weight that is not positive and finite.
+    """
+    if not trees or len(trees) != len(weights):
+        raise ValueError(f"a mean needs one weight for each of at least one tree: {len(trees)}, {len(weights)}")
+    scale = torch.tensor(weights, dtype=torch.float64)
+    if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
+        raise ValueError(f"weights must be positive and finite: {list(weights)}")
+    scale /= scale.sum()
+    mean: Params = {}
+    for name, first in trees[0].items():
+        total = torch.zeros(first.shape, dtype=torch.float64)
+        for tree, weight in zip(trees, scale.tolist(), strict=True):
+            total.add_(tree[name], alpha=weight)
+        mean[name] = total.to(first.dtype)
+    return mean
+
+
+def delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Params:
+    """After - before, name by name: what local training did; its negative is the server's gradient."""
+    return {name: after[name] - before[name] for name in after}
+
+
+def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that have not the names, shapes and dtypes of those wanted.
+
+    Raises:
+        ValueError: the first fault.
+    """
+    _check_names(given, wanted)
+    for name, tensor in wanted.items():
+        what = [f"{t.dtype} {tuple(t.shape)}" for t in (given[name], tensor)]
+        if what[0] != what[1]:
+            raise ValueError(f"{name} is {what[0]}, wanted {what[1]}")
+
+
+def _check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
+    if missing := [name for name in wanted if name not in given]:
+        raise ValueError(f"tensors are missing: {missing}")
+    if foreign := sorted(given.keys() - set(wanted)):
+        raise ValueError(f"tensors are not wanted: {foreign}")
+
+
+def write_clients(clients: Sequence[str]) -> Params:
+    """The ids of clients as a tensor named `clients`, for a server's state: UTF-8, a line for each."""
+    return {"clients": torch.tensor(list("\n".join(clients).encode()), dtype=torch.uint8)}
+
+
+def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The inverse of `write_clients`.
+
+    Raises:
+        ValueError: the state does not name its clients.
+    """
+    ids = state.get("clients")
+    if ids is None or ids.dtype != torch.uint8 or ids.dim() != 1:
+        raise ValueError("the state lacks its clients: wanted uint8 [bytes] named 'clients', which is missing")
+    return tuple(bytes(ids.tolist()).decode().split("\n")) if len(ids) else ()
+
+
+def empty(shape: Sequence[int], like: Tensor) -> Tensor:
+    """An array with a tensor's dtype and device. By NumPy, which asks the system for huge pages: fewer faults."""
+    if like.device.type != "cpu":
+        return torch.empty(*shape, dtype=like.dtype, device=like.device)
+    return torch.from_numpy(np.empty(tuple(shape), like.new_empty(0).numpy().dtype))
+
+
+def num_bytes(params: Mapping[str, Tensor]) -> int:
+    """Payload of a tree in bytes, without names and framing."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

@@ -1,0 +1,1 @@
+"""Decoding by kind of data: images, texts and tables."""

@@ -1,0 +1,1 @@
+"""The contract of a method, its rounds, and the messages between server and clients."""

@@ -1,0 +1,144 @@
+"""What one client's reply can do at most: counts and scores that can be, a cap on its weight, a bound on its update.
+
+Norm clipping is that of Sun, Kairouz, Suresh, McMahan, "Can You Really Backdoor Federated Learning?", 2019,
+arXiv:1911.07963: an update, the model that a client sends less the one that it started from, is scaled
+down to the length C (`clip-norm`) if it is longer. Length is the L2 norm of all tensors that are sent, together, in
+float64. What a client started from is `Method.references`: what it was sent, and its last model for what it was not.
+
+What follows for everybody else. Let b be a bad client, which may send anything, and compare what another client i
+starts from in the next round with what it would start from if b had sent back what it started from, with as many
+examples. All norms are L2; "group l" means a layer group's part; rounding to float32 (2^-24 of the model) comes on top.
+
+    fedavg, fedprox, fedper, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client` caps it)
+    pfedla   max_l alpha_i^{l,b} C: the hypernetwork of i learns from the models that were
+        mixed, and so not yet from b's; alpha_i is the same in both cases
+    fedham, amn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the update, t_l
+        half the L1 distance to those that it has with it (at most 1), D_l the diameter of group l of the pool with it.
+        Weights are chosen by looking at the models, so the update also turns attention, and how far is not bounded by
+        C. But what i starts from stays in the convex hull of the pool, of which one model is b's, and that is within C
+        of what b started from.
+    fedtp   p_b C for what is averaged. The hypernetwork's parameters phi move by eta p_b |J_b^T d| <= eta p_b |J_b| C,
+        with J_b the Jacobian of b's tensors in phi and |d| <= C its clipped update: the step is linear in the clients'
+        slopes. What is generated for i moves by |J_i J_b^T| eta p_b C to first order, with J_i between the two phi.
+        The embedding of i does not move.
+
+In all rounds together a client can go C further each time: the bound is on a round. Against the round in which b had
+not replied at all, a mean differs by at most 2 p_b C. Without `clip-norm` a mean goes wherever one client wants it;
+then only what would break arithmetic is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.threads import one_thread
+from fedham_flwr.federation.wire import Upload
+
+MOST_EXAMPLES = 2**53
+"""No data set has more samples, and a float64, in which shares are computed, holds every whole number up to here."""
+MOST_NORM = 1e8
+"""Length of a model beyond which it is refused. Servers compare models by inner products, in pieces in float32, and
+Adam's second moments hold squares of such products: (2 MOST_NORM^2)^2 is 4e32, and float32 ends at 3.4e38. No network
+that computes in float32 comes near it: its activations would overflow before."""
+ROUNDING = 1e-6
+"""By which a score may be outside of its range."""
+VARIANCES = "running_var"
+"""Last part of the names of torch's running variances, whose square root is taken."""
+
+
+def check_report(upload: Upload) -> None:
+    """Refuse counts that no data set has, scores that cannot be, and times that cannot be.
+
+    Raises:
+        ValueError: the first fault.
+    """
+    if upload.examples > MOST_EXAMPLES:
+        raise ValueError(f"the example count is {upload.examples}, wanted at most {MOST_EXAMPLES}")
+    for row in upload.rows:
+        what = f"the score {row.metric} on {row.split} is {row.value}"
+        if not math.isfinite(row.value):
+            raise ValueError(what)
+        least, most = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "perplexity": (1.0, math.inf)}.get(
+            row.metric, (-math.inf, math.inf)
+        )
+        if not least - ROUNDING <= row.value <= most + ROUNDING:
+            raise ValueError(f"{what}, wanted {f'{least:g} to {most:g}' if most < math.inf else f'at least {least:g}'}")
+        if not 1 <= row.n <= MOST_EXAMPLES:
+            raise ValueError(f"the sample count of {row.split} is {row.n}, wanted 1 to {MOST_EXAMPLES}")
+    for purpose, seconds in upload.seconds.items():
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"the seconds of {purpose} are {seconds}, wanted a time")
+
+
+def check_size(params: Mapping[str, Tensor]) -> None:
+    """Refuse finite tensors with which arithmetic would break: a model that is too long, or a negative variance.
+
+    Args:
+        params: float32 tensors without NaN and infinity.
+
+    Raises:
+        ValueError: the first fault.
+    """
+    # In float32, which may overflow to infinity and is then refused, too.
+    lengths = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in params.items()}
+    if lengths and not math.hypot(*lengths.values()) <= MOST_NORM:
+        name = max(lengths, key=lambda one: lengths[one])
+        raise ValueError(
+            f"the norm of the model is {math.hypot(*lengths.values()):.2g}, most of it in {name}: wanted at most "
+            f"{MOST_NORM:g}"
+        )
+    for name, tensor in params.items():
+        if name.rpartition(".")[2] == VARIANCES and bool((tensor < 0).any()):
+            raise ValueError(f"{name} holds a negative variance")
+
+
+def capped(upload: Upload, most: int) -> Upload:
+    """The reply with an example count of at most so many.
+
+    Args:
+        upload: a client's.
+        most: `max-examples-per-client`; 0 for no cap.
+    """
+    return dataclasses.replace(upload, examples=min(upload.examples, most)) if most else upload
+
+
+def length(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """The L2 norm of params - reference over all tensors together, in float64.
+
+    Args:
+        params: tensors.
+        reference: of the same names and shapes; others in it do not count.
+    """
+    with one_thread():  # the order of a sum does not depend on the number of threads
+        squares = [(tensor.double() - reference[name].double()).square_().sum() for name, tensor in params.items()]
+    return math.sqrt(math.fsum(map(float, squares)))
+
+
+def clip(params: Params, reference: Mapping[str, Tensor], most: float) -> Params:
+    """The params, moved towards the reference until they are no further from it than `most`.
+
+    Computed in float64 and rounded to the dtype of the params: the distance is then at most `most` and 2^-24 of the
+    norm of the params for float32.
+
+    Args:
+        params: finite tensors.
+        reference: as for `length`.
+        most: `clip-norm`, > 0.
+
+    Returns:
+        New tensors; the very params if they are near enough.
+    """
+    away = length(params, reference)
+    if away <= most:
+        return params
+    clipped = {}
+    for name, tensor in params.items():
+        start = reference[name].double()
+        clipped[name] = (tensor.double() - start).mul_(most / away).add_(start).to(tensor.dtype)
+    return clipped

@@ -1,0 +1,1 @@
+"""FedTP's generator of self-attention, and the clients' embeddings."""

@@ -1,0 +1,258 @@
+"""The bank: the last model of every client, stacked, one preallocated array per layer group.
+
+Shape letters: N clients in the bank, n clients of a cohort, P scalars of a layer group. Two operations make up the
+server's work for any method that mixes models: `mix`, one matrix product over the bank per layer group, and
+`absorb`, which gives the inner products that the gradient of the mixing weights needs and puts the new models in
+place of the old ones. `absorb` goes through the bank once, in pieces that stay in the processor's cache, and makes
+the mixed models anew piece by piece: keeping them from the one to the other would take as much memory as the bank.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, all_finite, empty, write_clients
+from fedham_flwr.core.threads import in_threads
+
+COLUMNS = 4096
+"""Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
+LANES = 16
+"""Sums that the inner products of a layer group are added up in, so that as many threads can take part."""
+SPARSE = 5
+"""Weights with at most one in so many that is not zero are multiplied as sparse matrices."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one tensor lies in the array of its layer group."""
+
+    name: str
+    start: int
+    size: int
+    shape: tuple[int, ...]
+    parameter: bool  # and not a buffer, which no gradient touches
+
+
+class Bank:
+    """Models of the clients that a run has seen, in the order in which they came.
+
+    Args:
+        manifest: the model's.
+        names: tensors to hold; those that stay with the clients are left out.
+        device: where the arrays are.
+
+    Attributes:
+        clients: ids, in the order of the rows.
+        arrays: layer group -> [N, P], parameters before buffers.
+    """
+
+    def __init__(self, manifest: Manifest, names: Sequence[str], device: torch.device) -> None:
+        held = set(names)
+        groups = [group for group in manifest.groups if held & set(group.names)]
+        self.clients: tuple[str, ...] = ()
+        self._blocks = {group.name: _blocks(group, held, manifest) for group in groups}
+        self._rows: dict[str, int] = {}
+        self.arrays = {
+            name: torch.empty(0, sum(block.size for block in blocks), dtype=manifest.dtypes[blocks[0].name]).to(device)
+            for name, blocks in self._blocks.items()
+        }
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the layer groups."""
+        return tuple(self.arrays)
+
+    def add(self, clients: Sequence[str], model: Mapping[str, Tensor]) -> None:
+        """Give each of the clients a row that holds this model; the rows there are do not change.
+
+        Args:
+            clients: ids that the bank does not have.
+            model: the tensors that the bank holds.
+        """
+        assert not self._rows.keys() & set(clients), "these clients have rows"
+        self.clients = (*self.clients, *clients)
+        self._rows = {client: row for row, client in enumerate(self.clients)}
+        for group, blocks in self._blocks.items():
+            old = self.arrays[group]
+            row = torch.cat([model[block.name].reshape(-1) for block in blocks]).to(old.device)
+            new = empty((len(self.clients), old.shape[1]), old)
+            new[: len(old)] = old
+            new[len(old) :] = row
+            self.arrays[group] = new
+
+    def rows(self, clients: Sequence[str]) -> Tensor:
+        """Numbers of the clients' rows: int64 [n]."""
+        return torch.tensor([self._rows[client] for client in clients], dtype=torch.int64)
+
+    def model(self, client: str) -> Params:
+        """A client's last model: live views of its row."""
+        row = self._rows[client]
+        return {name: t for group, array in self.arrays.items() for name, t in self.tensors(group, array[row]).items()}
+
+    def tensors(self, group: str, row: Tensor) -> Params:
+        """The tensors of a layer group as views of a row [P] of its array."""
+        blocks = self._blocks[group]
+        return {block.name: row[block.start : block.start + block.size].view(block.shape) for block in blocks}
+
+    def mix(self, group: str, weights: Tensor) -> Tensor:
+        """sum_j weights_ij w_j for the cohort's clients i: one matrix product.
+
+        Args:
+            group: a layer group.
+            weights: [n, N].
+
+        Returns:
+            [n, P].
+        """
+        array = self.arrays[group]
+        factor = _Factor(weights.to(array))
+        mixed = empty((len(weights), array.shape[1]), array)
+
+        def fill(piece: slice) -> None:
+            mixed[:, piece] = factor.times(array[:, piece])
+
+        in_threads(fill, _pieces(0, array.shape[1], width=_width(len(array))))
+        return mixed
+
+    def put(self, clients: Sequence[str], models: Sequence[Mapping[str, Tensor]]) -> None:
+        """Put models in place of the clients' old ones.
+
+        Args:
+            clients: ids that the bank has.
+            models: the tensors that the bank holds, for each.
+        """
+        for client, model in zip(clients, models, strict=True):
+            for name, tensor in self.model(client).items():
+                tensor.copy_(model[name])
+
+    def inner(self, group: str, direction: Mapping[str, Tensor]) -> Tensor:
+        """<direction, w_j> over a group's parameters for every model j of the bank: float64 [N].
+
+        Args:
+            group: a layer group.
+            direction: a tensor for each of its parameters.
+        """
+        array = self.arrays[group]
+        found = torch.zeros(len(array), dtype=torch.float64, device=array.device)
+        for block in self._blocks[group]:
+            if block.parameter:
+                flat = direction[block.name].reshape(-1).to(array)
+                for piece in _pieces(0, block.size):
+                    found += array[:, block.start + piece.start : block.start + piece.stop] @ flat[piece]
+        return found.cpu()
+
+    def absorb(
+        self, group: str, clients: Sequence[str], uploads: Sequence[Mapping[str, Tensor]], weights: Tensor
+    ) -> Tensor:
+        """Put the clients' new models in place of their old ones, and tell how the change lay to the old bank.
+
+        Args:
+            group: a layer group.
+            clients: ids of the n clients that trained.
+            uploads: their models after training.
+            weights: [m, N], the mixing weights that the first m of them started from; the others' start does not
+                depend on any.
+
+        Returns:
+            <before_i - after_i, w_j> over the group's parameters, for the first m clients i and every model j of the
+            bank as it was; where weights_ij is 0 it may be left at 0. Float64 [m, N].
+        """
+        array, rows, factor = self.arrays[group], self.rows(clients), _Factor(weights.to(self.arrays[group]))
+
+        def lane(number: int) -> Tensor:
+            """Every `LANES`th piece; in float64, since the sums run over millions of terms."""
+            scores = factor.empty_scores()
+            for block in self._blocks[group]:
+                flat = [upload[block.name].reshape(-1) for upload in uploads]
+                for piece in _pieces(number, block.size, LANES):
+                    after = torch.stack([tensor[piece] for tensor in flat]).to(array.device)
+                    old = array[:, block.start + piece.start : block.start + piece.stop]
+                    if block.parameter and len(weights):
+                        scores += factor.scores(old, after[: len(weights)])
+                    old[rows] = after
+            return scores
+
+        return factor.dense(torch.stack(in_threads(lane, range(LANES))).sum(0))
+
+    def state_dict(self) -> Params:
+        """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
+        return {**write_clients(self.clients), **{f"bank/{group}": array for group, array in self.arrays.items()}}
+
+    def check(self) -> None:
+        """Refuse a model that is not finite: every mixture that it is part of would not be either.
+
+        Raises:
+            ValueError: the first such model.
+        """
+        for group, array in self.arrays.items():
+            bad = [client for client, row in zip(self.clients, array, strict=True) if not all_finite(row)]
+            if bad:
+                raise ValueError(f"the model of client {bad[0]} in the bank holds NaN or infinity in {group}")
+
+
+def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block]:
+    blocks, start = [], 0
+    for name in group.names:
+        if name in held:
+            size = torch.Size(manifest.shapes[name]).numel()
+            blocks.append(Block(name, start, size, manifest.shapes[name], name in group.parameters))
+            start += size
+    return blocks
+
+
+def _pieces(first: int, size: int, step: int = 1, width: int = 0) -> list[slice]:
+    """Every `step`th piece of so many scalars (by default COLUMNS), from the first given."""
+    width = width or COLUMNS
+    return [slice(a, min(a + width, size)) for a in range(first * width, size, step * width)]
+
+
+def _width(models: int) -> int:
+    """Scalars of each model in one piece: with few models more, since each piece costs a call."""
+    return COLUMNS * max(1, min(16, 128 // max(1, models)))
+
+
+class _Factor:
+    """Mixing weights [m, N], as a sparse matrix if most of them are 0."""
+
+    def __init__(self, weights: Tensor) -> None:
+        self._sparse = weights.numel() > 0 and bool(weights.count_nonzero() * SPARSE <= weights.numel())
+        with _unfinished():
+            self._weights = weights.to_sparse_csr() if self._sparse else weights
+
+    def times(self, models: Tensor) -> Tensor:
+        """The mixtures [m, p] of pieces of models [N, p]."""
+        if self._sparse:
+            product: Tensor = torch.sparse.mm(self._weights, models.contiguous())
+            return product
+        return self._weights @ models
+
+    def scores(self, models: Tensor, after: Tensor) -> Tensor:
+        """<mixture_i - after_i, w_j> for pieces of models [N, p] and of uploads [m, p], where weight_ij is not 0."""
+        change = self.times(models).sub_(after)
+        if not self._sparse:
+            return change @ models.T
+        products: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
+        return products.values()
+
+    def empty_scores(self) -> Tensor:
+        """Zeros to add scores to, float64."""
+        values = self._weights.values() if self._sparse else self._weights
+        return torch.zeros_like(values, dtype=torch.float64)
+
+    def dense(self, scores: Tensor) -> Tensor:
+        """Sums of scores as [m, N]."""
+        if not self._sparse:
+            return scores
+        w = self._weights
+        with _unfinished():
+            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
+
+
+def _unfinished() -> warnings.catch_warnings[None]:
+    """Torch warns that its sparse matrices are."""
+    return warnings.catch_warnings(action="ignore", category=UserWarning)

@@ -1,0 +1,239 @@
+"""Takes down what every exchange of a run brought: shows it, writes it, and sums it up at the end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fedham_flwr.core import privacy
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.roster import order
+from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
+from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
+from fedham_flwr.reporting.plots import client_bars, learning_curves
+from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
+from fedham_flwr.reporting.summary import digest, final, selected
+from fedham_flwr.resume import checkpoints
+from fedham_flwr.resume.checkpoints import Checkpoint
+from fedham_flwr.settings import Settings
+from strategies.base import RoundStrategy
+
+log = logging.getLogger("fedham_flwr")
+
+
+def describe(profile: wire.Profile) -> dict[str, object]:
+    """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
+    return {
+        "client": profile.client,
+        "name": profile.name,
+        **profile.counts,
+        "classes": sum(n > 0 for n in profile.labels),
+        "train-labels": list(profile.labels),
+    }
+
+
+@dataclass
+class Journal:
+    """The account of one run.
+
+    Attributes:
+        directory: where the results go.
+        settings: the run's.
+        began: when the run began, by `time.perf_counter`.
+        resumed: the rounds that it has been continued from.
+    """
+
+    directory: RunDirectory
+    settings: Settings
+    began: float
+    resumed: tuple[int, ...] = ()
+    _strategy: RoundStrategy | None = None
+    _model: str = ""
+    _validated: set[str] = field(default_factory=set)
+    _ready: float | None = None
+    _records: list[RoundRecord] = field(default_factory=list)
+    _progress: report.Progress | None = None
+    _stack: ExitStack = field(default_factory=ExitStack)
+
+    def started(self, strategy: RoundStrategy, model: str) -> None:
+        """The clients are there and the first round can begin.
+
+        Args:
+            strategy: whose state is to be saved.
+            model: name of the network.
+        """
+        self._strategy, self._model = strategy, model
+        self._records = self.directory.read_rounds()  # of a run that is continued
+        self._ready = time.perf_counter()
+
+    def __enter__(self) -> Journal:
+        """Show the progress."""
+        rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
+        self._progress = self._stack.enter_context(report.Progress(rounds, self.settings.strategy))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the display."""
+        self._stack.close()
+
+    # ---- while it runs -------------------------------------------------------------------------------------------
+
+    def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
+        """Write and show the results of one exchange.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        try:
+            if weights is not None:
+                write_weights(self.directory.path, record.round, record.kind, weights)
+            self.directory.write_round(record, rows)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self._records.append(record)
+        if self._progress is None:
+            return
+        self._progress.failed(record.failures)
+        if record.kind not in ("train", "personal"):
+            return
+        values = report.line_values(rows, len(record.cohort), record.replies, _waited(record))
+        if record.kind == "personal":
+            self._progress.stage("personal stage", values)
+        else:
+            self._progress.round(record.round, values)
+
+    def checkpoint(self, round_number: int) -> None:
+        """Write a checkpoint; a disk that is full is said and does not end the run, which has the one before.
+
+        Args:
+            round_number: the round that is done.
+        """
+        strategy = self._strategy
+        assert strategy is not None
+        here = Checkpoint(
+            round=round_number,
+            training=strategy.task.training,
+            strategy=self.settings.strategy,
+            model=self._model,
+            clients=order(strategy.roster.profiles),
+            trained=order(strategy.trained),
+            stateless=order(strategy.stateless),
+            novel=strategy.novel,
+            exchanges=len(self._records),
+            resumed=self.resumed,
+        )
+        kept = Path(strategy.task.keep) if strategy.task.keep else None
+        try:
+            self.directory.sync()
+            checkpoints.save(self.directory.path, here, strategy.state_dict(), kept)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning(
+                "the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, reason
+            )
+
+    # ---- at the end ----------------------------------------------------------------------------------------------
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Write the server's state, the summary and the pictures, and print the final table.
+
+        Args:
+            error: what ended the run early.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        strategy = self._strategy
+        if strategy is None and self.resumed:
+            return  # what the run has left is whole, and nothing was added to it
+        rows = to_rows(read_rows(self.directory.path))
+        if strategy is not None:
+            self._validated = {
+                client
+                for client, profile in strategy.roster.profiles.items()
+                if profile.counts.get("validation") and client not in strategy.novel
+            }
+        summary = self._summary(rows, error)
+        spent = self._spent(error is not None)
+        if budget := privacy.budget(self.settings.dp, spent):
+            summary["privacy"] = budget
+        try:
+            if strategy is not None:
+                state = strategy.state_dict()
+                self.directory.save_state(state, {"strategy": self.settings.strategy, "model": self._model})
+                summary["digest"] = digest(state, rows)
+                self.write_clients(strategy)
+            self.directory.finish(summary)
+            self._draw(rows)
+        except OSError as reason:
+            raise self._unwritable(reason) from reason
+        report.final_table({"final": final(rows), "selected": selected(rows, self._validated)})
+        if text := privacy.sentence(self.settings.dp, spent):
+            report.say(text)
+        report.last_line(self.directory.path)
+
+    def _spent(self, interrupted: bool) -> dict[str, int]:
+        """How often each client may have sent an update; also in what was undone, or what no record tells of."""
+        exchanges = [*self.directory.read_rounds("undone.jsonl"), *self._records]
+        everyone = self._strategy.roster.profiles if self._strategy else ()
+        return privacy.releases(exchanges, everyone, len(self.resumed) + interrupted)
+
+    def write_clients(self, strategy: RoundStrategy) -> list[dict[str, object]]:
+        """Write who takes part, and what they have; also those that came late. What was written."""
+        profiles, novel = strategy.roster.profiles, set(strategy.novel)
+        clients = {str(client["client"]): client for client in self.directory.read_clients()}  # of a run continued
+        clients |= {client: describe(profiles[client]) | {"novel": client in novel} for client in profiles}
+        everyone = [clients[client] for client in order(clients)]
+        self.directory.write_clients(everyone)
+        return everyone
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"the results cannot be written to {self.directory.path}: {error.strerror or error}")
+
+    def _draw(self, rows: Sequence[Row]) -> None:
+        path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
+        learning_curves(rows, path / "learning-curves.png", *what)
+        client_bars(rows, path / "clients.png", *what)
+        if weights := read_weights(path):
+            heat_maps(latest(weights), path / "mixing-weights.png", *what)
+            self_weight_curves(weights, path / "self-weights.png", *what)
+
+    def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
+        now = time.perf_counter()
+        rounds = [_waited(record) for record in self._records if record.kind == "train"]
+        moved: dict[str, dict[str, int]] = {}
+        for record in self._records:
+            total = moved.setdefault(record.kind, {"up": 0, "down": 0})
+            total["up"] += record.bytes_up
+            total["down"] += record.bytes_down
+        summary: dict[str, object] = {
+            "strategy": self.settings.strategy,
+            "dataset": self.settings.dataset,
+            "model": self._model or self.settings.model,
+            "seed": self.settings.seed,
+            "num-clients": len(self._strategy.roster.profiles) if self._strategy else 0,
+            "num-rounds": len(rounds),
+            "resumed-from": list(self.resumed),
+            "failures": sum(len(record.failures) for record in self._records),
+            "final": final(rows),
+            "selected": selected(rows, self._validated),
+            "seconds": {
+                "start-up": (self._ready or now) - self.began,
+                "per-round": sum(rounds) / len(rounds) if rounds else None,
+                "total": now - self.began,
+            },
+            "bytes": {way: sum(kind[way] for kind in moved.values()) for way in ("up", "down")} | moved,
+        }
+        return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}
+
+
+def _waited(record: RoundRecord) -> float:
+    """Seconds of an exchange as the server sees it."""
+    return record.seconds["exchange"] + record.seconds["check"]

@@ -1,0 +1,244 @@
+"""Two pictures of a run: how the accuracy grew, and what each client ended with.
+
+Both read rows (`results.Row`) only, so that they can be drawn again from a run directory. A series is a
+(model, phase); it has the same colour in both pictures. Novel clients, which are scored once, are in neither.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedham_flwr.core.records import MEMBER, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Series = tuple[str, str]
+# Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in dashes and markers as well.
+_STYLES = {
+    ("personal", "after"): ("#0072B2", "-", "o"),
+    ("personal", "before"): ("#E69F00", "--", "s"),
+    ("global", "after"): ("#009E73", "-.", "^"),
+    ("global", "before"): ("#6B6B6B", ":", "D"),
+}
+_OTHER = ("#CC79A7", "-", "x")
+_VERTICAL, _LABELLED = 30, 60  # most clients as upright bars; most as bars with names at all
+_SPACE = 0.8  # of the distance between two clients, taken by their bars
+
+
+def learning_curves(rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "") -> Path | None:
+    """Draw test accuracy over rounds as a PNG: the mean over clients, and the band of the middle 80 % of them.
+
+    A round in which only some clients were evaluated shows these.
+
+    Args:
+        rows: The rows of a run, in any order.
+        path: The PNG to write.
+        strategy: For the title.
+        dataset: For the title.
+
+    Returns:
+        `path`, or None when `rows` hold no test accuracy and nothing was written.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    table = _accuracies(rows)
+    if not table:
+        return None
+    figure, axes = new_figure((10.0, 5.6))
+    for series in _ordered(table):
+        _draw_curve(axes, series, table[series])
+    axes.set_xlabel("round")
+    axes.set_ylabel("test accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len({number for rounds in table.values() for number in rounds}) == 1:
+        axes.set_xlim(axes.get_xlim()[0] - 0.5, axes.get_xlim()[1] + 0.5)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    note = "line: mean over clients; band: 10th to 90th percentile"
+    return finish_figure(figure, axes, path, _title(table, strategy, dataset), note)
+
+
+def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "") -> Path | None:
+    """Draw each client's test accuracy in the last measured round as a PNG, sorted by the personal model's.
+
+    Up to 60 clients are bars with their names (lying when more than 30), more are sorted curves.
+
+    Args:
+        rows: The rows of a run, in any order.
+        path: The PNG to write.
+        strategy: For the title.
+        dataset: For the title.
+
+    Returns:
+        `path`, or None when `rows` hold no test accuracy and nothing was written.
+    """
+    measured = _accuracies(rows)
+    if not measured:
+        return None
+    last = max(number for rounds in measured.values() for number in rounds)
+    table = {series: rounds[last] for series, rounds in measured.items() if last in rounds}
+    clients = _sorted_clients(table)
+    lying = _VERTICAL < len(clients) <= _LABELLED
+    figure, axes = new_figure((10.0, 2.2 + 0.22 * len(clients)) if lying else (10.0, 5.6))
+    if len(clients) > _LABELLED:
+        _draw_sorted(axes, table, clients)
+        note = "each series sorted by itself; level line and number: mean over clients"
+    else:
+        _draw_bars(axes, table, clients, lying)
+        note = "dashed line and number: mean over clients"
+    title = _title({key: {last: values} for key, values in table.items()}, strategy, dataset)
+    return finish_figure(figure, axes, path, f"{title}, round {last}", note)
+
+
+def _accuracies(rows: Iterable[Row]) -> dict[Series, dict[int, dict[str, float]]]:
+    """Test accuracies of the members as series -> round -> client -> value."""
+    table: dict[Series, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if (row.population, row.split, row.metric) == (MEMBER, "test", "accuracy"):
+            table[row.model, row.phase][row.round][row.client] = row.value
+    return table
+
+
+def _ordered(table: Iterable[Series]) -> list[Series]:
+    """The series in the order of the legend: the best-known first, any other behind."""
+    known = list(_STYLES)
+    return sorted(table, key=lambda series: (known.index(series) if series in known else len(known), series))
+
+
+def _style(series: Series) -> tuple[str, str, str]:
+    return _STYLES.get(series, _OTHER)
+
+
+def _title(table: Mapping[Series, Mapping[int, Mapping[str, float]]], strategy: str, dataset: str) -> str:
+    clients = {client for rounds in table.values() for values in rounds.values() for client in values}
+    name = " on ".join(part for part in (strategy, dataset) if part)
+    count = f"{len(clients)} client{'s' if len(clients) != 1 else ''}"
+    return ", ".join(part for part in (name, count) if part)
+
+
+def new_figure(size: tuple[float, float], gap: float | None = None) -> tuple["Figure", "Axes"]:
+    """An empty figure of its own (no pyplot, which keeps global state) with axes.
+
+    Args:
+        size: width and height, in units of 100 pixels.
+        gap: left free above and below each axes, in the same units; matplotlib's own when None.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(h_pad=gap))
+    axes = figure.add_subplot()
+    axes.set_axisbelow(True)
+    axes.grid(color="#E4E4E4", linewidth=0.8)
+    axes.tick_params(labelsize=10, color="#9A9A9A")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9A9A9A")
+    return figure, axes
+
+
+def finish_figure(figure: "Figure", axes: "Axes", path: Path, title: str, note: str) -> Path:
+    """Add title and legend, both outside the data where they hide nothing, and write the file.
+
+    Args:
+        figure: to be written.
+        axes: its only ones.
+        path: the PNG.
+        title: above.
+        note: the title of the legend, below.
+    """
+    axes.xaxis.label.set_fontsize(11)
+    axes.yaxis.label.set_fontsize(11)
+    handles, labels = axes.get_legend_handles_labels()
+    columns = _columns(labels, figure.get_figwidth())
+    legend = figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10.5, title=note
+    )
+    legend.get_title().set(fontsize=9.5, color="#555555")
+    return write_figure(figure, path, title)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many entries of a legend fit beside each other: all of them, or else as many as the longest allows."""
+    widths = [0.65 + 0.085 * len(label) for label in labels]  # line, gap and text, in units of 100 pixels
+    return len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
+
+
+def write_figure(figure: "Figure", path: Path, title: str) -> Path:
+    """Add a title and write the PNG.
+
+    Args:
+        figure: to be written.
+        path: the PNG.
+        title: above, to the left.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    # Names from outside may hold a dollar sign, which would start a formula.
+    figure.suptitle(title, fontsize=13, x=0.02, ha="left", parse_math=False)
+    FigureCanvasAgg(figure).print_png(path)
+    return path
+
+
+def _draw_curve(axes: "Axes", series: Series, rounds: Mapping[int, Mapping[str, float]]) -> None:
+    color, dashes, marker = _style(series)
+    numbers = sorted(rounds)
+    values = [np.array(list(rounds[number].values())) for number in numbers]
+    means = [group.mean() for group in values]
+    bands = np.array([np.percentile(group, (10, 90)) for group in values])
+    axes.fill_between(numbers, bands[:, 0], bands[:, 1], color=color, alpha=0.13, linewidth=0)
+    size = 5 if len(numbers) <= 40 else 0
+    axes.plot(numbers, means, color=color, ls=dashes, marker=marker, ms=size, lw=2, label=" ".join(series))
+
+
+def _sorted_clients(table: Mapping[Series, Mapping[str, float]]) -> list[str]:
+    """Clients from the best to the worst in the first series of the legend; without a value there, at the end."""
+    first = table[_ordered(table)[0]]
+    clients = {client for values in table.values() for client in values}
+    return sorted(clients, key=lambda client: (-first.get(client, -1.0), len(client), client))
+
+
+def _draw_bars(axes: "Axes", table: Mapping[Series, Mapping[str, float]], clients: Sequence[str], lying: bool) -> None:
+    """A group of bars per client, with the mean of each series as a dashed line across."""
+    from matplotlib.patheffects import withStroke
+
+    width = _SPACE / len(table)
+    places = np.arange(len(clients))
+    for index, series in enumerate(_ordered(table)):
+        color = _style(series)[0]
+        values = [table[series].get(client, np.nan) for client in clients]
+        mean = float(np.nanmean(values))
+        at = places + (index - (len(table) - 1) / 2) * width
+        bars: Any = axes.barh if lying else axes.bar
+        bars(at, values, width, color=color, label=f"{' '.join(series)}  {mean:.3f}")
+        line = (axes.axvline if lying else axes.axhline)(mean, color=color, ls="--", lw=1.6)
+        line.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # else lost on bars of its own colour
+    names = [client if len(client) <= 16 else client[:15] + "…" for client in clients]
+    crowded = not lying and sum(map(len, names)) > 90
+    if lying:
+        axes.set_yticks(places, names, parse_math=False)
+        axes.set(xlim=(0, 1), ylim=(len(clients) - 0.4, -0.6), xlabel="test accuracy", ylabel="client")
+    else:
+        axes.set_xticks(
+            places, names, parse_math=False, rotation=60 if crowded else 0, ha="right" if crowded else "center"
+        )
+        axes.set(ylim=(0, 1), xlim=(-0.6, len(clients) - 0.4), xlabel="client", ylabel="test accuracy")
+    axes.grid(visible=False, axis="y" if lying else "x")
+
+
+def _draw_sorted(axes: "Axes", table: Mapping[Series, Mapping[str, float]], clients: Sequence[str]) -> None:
+    """One falling curve per series: how many clients reach which accuracy."""
+    for series in _ordered(table):
+        color, dashes, _ = _style(series)
+        values = np.sort(list(table[series].values()))[::-1]
+        mean = float(values.mean())
+        label = f"{' '.join(series)}  {mean:.3f}"
+        axes.plot(np.arange(1, len(values) + 1), values, color=color, ls=dashes, lw=2, label=label)
+        axes.axhline(mean, color=color, ls="--", lw=1.0)
+    axes.set(
+        xlim=(1, len(clients)), ylim=(0, 1.02), xlabel="clients, from the best to the worst", ylabel="test accuracy"
+    )

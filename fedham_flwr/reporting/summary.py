@@ -1,0 +1,107 @@
+"""Statistics over clients of a run's rows, for the last round and the round chosen on validation; and the digest."""
+
+import hashlib
+import json
+import math
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fedham_flwr.core.records import MEMBER, Row, check_rows
+
+
+def score(rows: Iterable[Row]) -> list[dict[str, float | int | str]]:
+    """Statistics over clients of each (round, population, model, phase, split, metric), in this order.
+
+    `mean` counts every client once, `weighted-mean` every sample once; `std` is over clients (divided by their
+    number); `worst-decile` is the mean of the worst tenth of the clients, rounded up to whole clients.
+
+    Raises:
+        ValueError: A client has two values for the same thing.
+    """
+    groups: dict[tuple[int, str, str, str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.round, row.population, row.model, row.phase, row.split, row.metric].append(row)
+    return [_score_group(groups[key]) for key in sorted(groups)]
+
+
+def final(rows: Sequence[Row]) -> list[dict[str, float | int | str]]:
+    """Statistics of the last round in `rows`; empty without rows."""
+    last = max((row.round for row in rows), default=0)
+    return score(row for row in rows if row.round == last)
+
+
+def selected(rows: Sequence[Row], clients: set[str]) -> list[dict[str, float | int | str]]:
+    """Statistics of the round that validation chooses, for each (model, phase) of the members on its own.
+
+    The candidates are the rounds in which every one of `clients` has a validation accuracy; the highest mean over
+    the samples of these clients wins, the earliest of equals. Without a candidate it is the last round in which
+    this (model, phase) appears, and `chosen-on` says so.
+
+    Args:
+        rows: The rows of a run.
+        clients: The clients that have validation samples.
+    """
+    groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.population == MEMBER:
+            groups[row.model, row.phase].append(row)
+    entries = []
+    for key in sorted(groups):
+        chosen, reason = _choose(groups[key], clients)
+        entries += [
+            {**entry, "chosen-on": reason} for entry in score(row for row in groups[key] if row.round == chosen)
+        ]
+    return entries
+
+
+def digest(tensors: Mapping[str, torch.Tensor], rows: Iterable[Row]) -> str:
+    """SHA-256 of a run's tensors and rows: equal if and only if the results are equal, bit for bit.
+
+    The order of both, the tensors' device and memory layout, and everything about time do not enter.
+    """
+    encoded = sorted(
+        json.dumps([*row[:6], row.n, row.population]).encode() + struct.pack("<d", row.value) for row in rows
+    )
+    sha = hashlib.sha256(json.dumps([len(tensors), len(encoded)]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    for line in encoded:
+        sha.update(line)
+    return sha.hexdigest()
+
+
+def _choose(rows: Sequence[Row], clients: set[str]) -> tuple[int, str]:
+    """The round that validation prefers among `rows` of one (model, phase), and on what it was chosen."""
+    measured: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.split == "validation" and row.metric == "accuracy" and row.client in clients:
+            measured[row.round].append(row)
+    means = {
+        number: _score_group(group)["weighted-mean"] for number, group in measured.items() if len(group) == len(clients)
+    }
+    if not means:
+        return max(row.round for row in rows), "last round"
+    return max(means, key=lambda number: (means[number], -number)), "validation"
+
+
+def _score_group(rows: Sequence[Row]) -> dict[str, float | int | str]:
+    """The statistics of rows that differ in client, value and n only."""
+    check_rows(rows, rows[0].round)
+    values = np.array([row.value for row in rows], dtype=np.float64)
+    weights = np.array([row.n for row in rows], dtype=np.float64)
+    ordered = np.sort(values) if rows[0].metric == "accuracy" else np.sort(values)[::-1]
+    total = float(weights.sum())
+    what = {name: getattr(rows[0], name) for name in ("round", "population", "model", "phase", "split", "metric")}
+    return what | {
+        "mean": float(values.mean()),
+        "weighted-mean": float(values @ weights) / total if total > 0 else math.nan,
+        "std": float(values.std()),
+        "worst-decile": float(ordered[: math.ceil(len(rows) / 10)].mean()),
+        "clients": len(rows),
+    }

@@ -1,0 +1,178 @@
+"""Checkpoints: what lets a run that was interrupted go on as if it had not been.
+
+Every `checkpoint-every` rounds, and after the last one, a run writes `<run>/checkpoints/round-00010/` with
+
+    checkpoint.json               the round, who takes part, how far the results were, and a SHA-256 of each other file
+    server.safetensors            the server's state
+    clients/<client>.safetensors  in a simulation, each client's personal state (real nodes keep their own)
+
+A checkpoint gets its name when all of it is on the disk, so one that is half written is never read; two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.files import sync, write_tensors
+from fedham_flwr.core.parameters import Params
+
+log = logging.getLogger("fedham_flwr")
+
+FOLDER, META, SERVER, CLIENTS = "checkpoints", "checkpoint.json", "server.safetensors", "clients"
+SCHEMA = 1
+"""Of `checkpoint.json`; to be raised when an older program could not go on from it."""
+KEPT = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run was.
+
+    Attributes:
+        round: the last that is done.
+        training: name under which clients keep their personal state.
+        strategy: the method.
+        model: name of the network.
+        clients: those that had answered by then.
+        trained: those whose upload has been merged.
+        stateless: those that said that they had lost their state, and have not trained since.
+        novel: those that are held out.
+        exchanges: lines of rounds.jsonl by then.
+        resumed: rounds that the run has been continued from.
+    """
+
+    round: int
+    training: str
+    strategy: str
+    model: str
+    clients: tuple[str, ...]
+    trained: tuple[str, ...]
+    stateless: tuple[str, ...]
+    novel: tuple[str, ...]
+    exchanges: int
+    resumed: tuple[int, ...] = ()
+
+
+def save(run: Path, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor], kept: Path | None = None) -> Path:
+    """Write a checkpoint, then remove all but the last two.
+
+    Args:
+        run: the run's directory.
+        checkpoint: where it is.
+        state: the server's.
+        kept: folder with the clients' personal states; None where they keep them themselves. Its files are linked, not
+            copied: clients replace a file and never change one.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: it cannot be written; the earlier ones are still there.
+    """
+    top = run / FOLDER
+    folder = top / f"round-{checkpoint.round:05d}"
+    partial = top / f".{folder.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / CLIENTS).mkdir(parents=True)
+    try:
+        label = {"strategy": checkpoint.strategy, "model": checkpoint.model}
+        files = [write_tensors(partial / SERVER, state, label)]
+        for file in sorted(kept.glob("*.safetensors")) if kept is not None else ():
+            files.append(partial / CLIENTS / file.name)
+            _link(file, files[-1])
+        digests = {file.relative_to(partial).as_posix(): _digest(file) for file in files}
+        meta = {"schema": SCHEMA, **asdict(checkpoint), "files": digests}
+        (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        for path in (*files, partial / META, partial / CLIENTS, partial):
+            sync(path)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was continued from before it
+        partial.rename(folder)
+        sync(top)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in _folders(run)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def newest(run: Path) -> tuple[Checkpoint, Path]:
+    """The last whole checkpoint of a run, and its folder; one that is damaged is passed over with a warning.
+
+    Raises:
+        UserError: there is none.
+    """
+    damaged = []
+    for folder in reversed(_folders(run)):
+        try:
+            return read(folder), folder
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            damaged.append(f"{folder.name}: {error}")
+            log.warning("the checkpoint %s is damaged (%s); the one before it is looked for", folder, error)
+    found = f"all of its checkpoints are damaged ({'; '.join(damaged)})" if damaged else "it has no checkpoint"
+    raise UserError(
+        f"resume={run}: {found}, so there is nothing to go on from; a run writes one every checkpoint-every rounds"
+    )
+
+
+def read(folder: Path) -> Checkpoint:
+    """What a checkpoint says, every file of it checked.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError: it is not whole, or of another schema.
+    """
+    meta: dict[str, Any] = json.loads((folder / META).read_text(encoding="utf-8"))
+    if meta["schema"] != SCHEMA:
+        raise ValueError(f"it has the schema {meta['schema']}, and this version reads {SCHEMA}")
+    for name, digest in meta["files"].items():
+        if _digest(folder / name) != digest:
+            raise ValueError(f"{name} is not what was written")
+    given: dict[str, Any] = {field.name: meta[field.name] for field in fields(Checkpoint)}
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return Checkpoint(**{**given, **lists})
+
+
+def read_state(folder: Path) -> Params:
+    """The server's state, copied: what safetensors gives changes with the file."""
+    return {name: tensor.clone() for name, tensor in load_file(folder / SERVER).items()}
+
+
+def restore_clients(folder: Path, kept: Path) -> None:
+    """Put the clients' personal states of a checkpoint, and no others, where the clients of a simulation look for them.
+
+    Args:
+        folder: the checkpoint's.
+        kept: is emptied first.
+    """
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir(mode=0o700)
+    for file in (folder / CLIENTS).glob("*.safetensors"):
+        _link(file, kept / file.name)
+
+
+def _folders(run: Path) -> list[Path]:
+    """A run's checkpoints, the oldest first; those that are being written have another name."""
+    return sorted((run / FOLDER).glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

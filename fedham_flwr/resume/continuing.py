@@ -1,0 +1,90 @@
+"""Which run the setting `resume` continues, and with which settings.
+
+A run is continued in its own directory, from its last whole checkpoint, with its own settings; some of them decide
+nothing about what is learned, and may be given anew. Of `strategy="fedtransfer"`, `resume` can also name a run, or a
+model, that the personal stage starts from: see `warm_start.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.resume.runs import read_settings, read_summary
+from fedham_flwr.settings import Settings, Value, flatten
+
+FREE = (
+    "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",
+    "device", "results-dir", "resume", "checkpoint-every", "lost-state",
+)  # fmt: skip
+"""Settings that a run may be continued with other values of."""
+
+
+def continued(settings: Settings) -> Path | None:
+    """The directory of the run that is to be continued; None if this is a run of its own.
+
+    Raises:
+        UserError: `resume` names no run of this method, one with other settings, or one that has come to its end.
+    """
+    if not settings.resume:
+        return None
+    run = _absolute(settings.resume)
+    config = read_settings(run)
+    if _is_start(settings.strategy, config, run):
+        return None
+    if not config:
+        raise UserError(
+            f"resume={settings.resume} is not the directory of a run: wanted results/<strategy>/<time>-<seed>, which "
+            f"has a config.toml (looked for {run / 'config.toml'})"
+        )
+    now = flatten(settings)
+    if differ := [key for key in now if key not in FREE and key in config and config[key] != now[key]]:
+        was = ", ".join(f"{key}={json.dumps(config[key])} (now {json.dumps(now[key])})" for key in differ)
+        raise UserError(f"resume={settings.resume}: a run is continued with the settings that it began with: {was}")
+    rounds = _ended(run)
+    if rounds is not None and rounds >= settings.num_server_rounds:
+        raise UserError(
+            f"resume={settings.resume} has come to its end, after {rounds} rounds: wanted a run that was interrupted, "
+            "or num-server-rounds above that"
+        )
+    return run
+
+
+def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings of the run that `path` names, overridden by those given; only those given if it is not continued.
+
+    Args:
+        path: the setting `resume`.
+        given: settings by key, as in pyproject.toml.
+    """
+    run = _absolute(path)
+    config = read_settings(run)
+    strategy = given.get("strategy", config.get("strategy"))
+    return {**({} if _is_start(strategy, config, run) else config), **given, "resume": path}
+
+
+def num_clients(path: str) -> int | None:
+    """How many clients the run had that `path` names; None if that cannot be told."""
+    try:
+        return len(json.loads((_absolute(path) / "clients.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:
+    """Whether a personal stage starts from that run, which then is another method's or at its end."""
+    return strategy == "fedtransfer" and (config.get("strategy") != "fedtransfer" or _ended(run) is not None)
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _ended(run: Path) -> int | None:
+    """How many rounds a run had that came to its end; None for one that did not."""
+    summary = read_summary(run)
+    rounds = summary.get("num-rounds")
+    return rounds if isinstance(rounds, int) and "error" not in summary else None

@@ -1,0 +1,1 @@
+"""What a client keeps between rounds, in memory and on disk."""

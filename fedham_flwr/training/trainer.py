@@ -1,0 +1,336 @@
+"""Local training and evaluation: one SGD loop and one evaluation loop for every method.
+
+Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when it is needed. Networks
+run in channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim.sgd import sgd
+
+from fedham_flwr.core import parameters
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of
+
+EVALUATION_BATCH = 256
+"""Larger batches leave the processor's caches and are slower."""
+
+GradientHook = Callable[[Sequence[nn.Parameter]], None]
+"""Called after each backward pass with the model's parameters, whose `.grad` it may change."""
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
+Predictor = Callable[[nn.Module, Tensor], Tensor]
+"""What is scored, of the model and a batch of inputs: logits [b, k], or [b, T, k] of texts."""
+
+
+class Samples(Protocol):
+    """What training needs of a client's data (see `data.clients.ClientData`)."""
+
+    @property
+    def features(self) -> Tensor:
+        """Of all samples: uint8 [N, H, W, C] of images, integers [N, T + 1] of texts, float32 [N, F] of tables."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def splits(self) -> Mapping[str, Tensor]:
+        """Split -> int64 [n], the client's sample numbers."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How a client trains: the settings of the same names; or for so many `steps`, whatever epochs these make."""
+
+    local_epochs: int
+    batch_size: int
+    learning_rate: float
+    momentum: float
+    weight_decay: float
+    augment: bool
+    steps: int = 0
+
+    def reach(self, samples: int) -> float:
+        """How far a constant gradient of length one would carry a model, momentum's run-up left aside.
+
+        Args:
+            samples: of the training split, at least 1.
+        """
+        steps = self.steps or self.local_epochs * math.ceil(samples / self.batch_size)
+        return steps * self.learning_rate / (1 - self.momentum)
+
+
+class Scores(NamedTuple):
+    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
+
+    A prediction is one image, one position of a text, or one row of a table.
+    """
+
+    accuracy: float
+    loss: float
+    n: int
+
+
+class SGD:
+    """Torch's stochastic gradient descent with momentum, by its functional form.
+
+    `torch.optim.SGD` does the same, but its constructor imports torch's compiler, which costs more seconds than a
+    small client needs to train; and a client process may live for one message only.
+
+    Args:
+        params: updated in place by `step`; each must have a gradient by then.
+        how: learning rate, momentum and weight decay.
+    """
+
+    def __init__(self, params: list[nn.Parameter], how: LocalTraining) -> None:
+        self._params = params
+        self._how = how
+        self._momenta: list[Tensor | None] = [None] * len(params)
+        self._fused = params[0].device.type in ("cpu", "cuda")
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One update from the parameters' gradients."""
+        sgd(
+            list(self._params),
+            [param.grad for param in self._params if param.grad is not None],
+            self._momenta,
+            fused=self._fused,
+            weight_decay=self._how.weight_decay,
+            momentum=self._how.momentum,
+            lr=self._how.learning_rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+
+
+class Trainer:
+    """One process's model. A client's tensors are copied into it, so a worker holds one model however many it serves.
+
+    Args:
+        model: a network that declares its layer groups.
+        device: where it runs.
+        precision: "fp32", or "bf16" for autocast to bfloat16.
+
+    Attributes:
+        manifest: the model's.
+        initial: the tensors it was built with.
+        parameter_names: names of the parameters, in the order that a gradient hook gets them.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
+        self.manifest = Manifest.of(model)
+        self.initial: Params = parameters.read(model, self.manifest.names())
+        self.device = device
+        self.bf16 = precision == "bf16"
+        self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._params = list(self._model.parameters())
+        self.parameter_names = tuple(name for name, _ in self._model.named_parameters())
+
+    def load(self, params: Mapping[str, Tensor]) -> None:
+        """Make the model that of `params` (every tensor of the manifest)."""
+        parameters.load_(self._model, params)
+
+    def read(self, names: Sequence[str]) -> Params:
+        """Copies of the named tensors, on the CPU."""
+        return parameters.read(self._model, names)
+
+    def state_dict(self) -> Params:
+        """A copy of the whole state on the CPU, integer buffers included, as `load_state_dict` wants it."""
+        state = self._model.state_dict()
+        return {n: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
+
+    def fit(
+        self,
+        samples: Samples,
+        how: LocalTraining,
+        generator: torch.Generator,
+        gradient_hook: GradientHook | None = None,
+        objective: Objective | None = None,
+        only: Collection[str] | None = None,
+    ) -> float:
+        """Train on the client's training split, and return the mean loss per sample of the last epoch in nats.
+
+        Args:
+            samples: the client's data.
+            how: epochs or steps, batch size and the optimiser's settings.
+            generator: decides the order of the samples, the augmentation and the dropout.
+            gradient_hook: a method's own term of the gradient.
+            objective: a method's own loss; by default the mean cross-entropy.
+            only: names of the parameters to train, the others stay as they are; by default all. A layer group of which
+                none is trained keeps its running statistics too: it works as in evaluation.
+
+        Raises:
+            UserError: the loss is NaN or infinite, or the data are not images and `how` says to augment them.
+        """
+        if how.augment:
+            check_augment(kind_of(samples.features))
+        features, labels, index = self._local(samples, "train")
+        named = zip(self.parameter_names, self._params, strict=True)
+        trained = [param for name, param in named if only is None or name in only]
+        optimizer = SGD(trained, how)
+        self._model.train()
+        epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
+        with self._seeded(generator.initial_seed()), self._training_only(trained, only):
+            for number, chosen in _steps(index, how, generator):
+                if number != epoch:
+                    epoch, seen, total = number, 0, torch.zeros((), device=self.device)
+                x, y = self._batch(features, labels, chosen)
+                x = augment(x, generator) if how.augment else x
+                loss = self._backward(x, y, objective)
+                if gradient_hook is not None:
+                    gradient_hook(self._params)
+                optimizer.step()
+                total += loss * len(chosen)
+                seen += len(chosen)
+        mean_loss = total.item() / max(1, seen)
+        if not math.isfinite(mean_loss):
+            raise UserError(f"training diverged: the loss is {mean_loss}; lower learning-rate={how.learning_rate:g}")
+        return mean_loss
+
+    @torch.no_grad()
+    def evaluate(self, samples: Samples, split: str, predictor: Predictor | None = None) -> Scores:
+        """Accuracy and loss on one split of the client's data; the model's state does not change.
+
+        Args:
+            samples: the client's data.
+            split: a non-empty split.
+            predictor: a method's own way to predict; by default the model.
+        """
+        predict = predictor or (lambda model, x: model(x))
+        hits = torch.zeros((), dtype=torch.int64, device=self.device)
+        loss, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        for x, y in self._in_order(samples, split):
+            with self._autocast():
+                logits = predict(self._model, x)
+            hits += (logits.argmax(-1) == y).sum()
+            loss += cross_entropy(logits.float().flatten(0, -2), y.flatten(), reduction="sum")
+            count += y.numel()
+        return Scores(hits.item() / count, loss.item() / count, count)
+
+    @torch.no_grad()
+    def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
+        """What a network that has `features` sees in a split: float32 [s, d] and targets int64 [s], on its device.
+
+        Args:
+            samples: the client's data.
+            split: a non-empty split; s is the number of predictions in it.
+        """
+        features, targets = [], []
+        for x, y in self._in_order(samples, split):
+            with self._autocast():
+                found: Tensor = self._model.features(x)
+            features.append(found.float().flatten(0, -2))
+            targets.append(y.flatten())
+        return torch.cat(features), torch.cat(targets)
+
+    def _in_order(self, samples: Samples, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of a split, for a model that is not trained."""
+        features, labels, index = self._local(samples, split)
+        self._model.eval()
+        for chosen in torch.split(index, EVALUATION_BATCH):
+            yield self._batch(features, labels, chosen)
+
+    def gradient(self, samples: Samples, split: str, count: int, generator: torch.Generator) -> Params:
+        """The gradient of the mean cross-entropy of a batch, as training would see it; the model does not change.
+
+        Args:
+            samples: the client's data.
+            split: a non-empty split.
+            count: samples of the batch, without replacement; fewer if the split is smaller.
+            generator: on the CPU; draws the batch, and seeds dropout.
+
+        Returns:
+            A tensor for each parameter, by name, on the model's device; valid until the next step.
+        """
+        features, labels, index = self._local(samples, split)
+        buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        self._model.train()
+        with self._seeded(int(torch.randint(2**62, (), generator=generator))):
+            x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
+            self._backward(x, y, None)
+        for buffer, was in buffers:
+            buffer.copy_(was)
+        return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
+
+    def _backward(self, x: Tensor, y: Tensor, objective: Objective | None) -> Tensor:
+        with self._autocast():
+            if objective is None:
+                loss = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
+            else:
+                loss = objective(self._model, x, y)
+        for param in self._params:
+            param.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @contextlib.contextmanager
+    def _training_only(self, trained: Sequence[nn.Parameter], only: Collection[str] | None) -> Iterator[None]:
+        """No gradients but of these parameters, and no new running statistics but with them, for a while."""
+        frozen = [group for group in self.manifest.groups if only is not None and not set(group.parameters) & set(only)]
+        for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
+            self._model.get_submodule(place).eval()
+        others = [param for param in self._params if not any(param is other for other in trained)]
+        for param in others:
+            param.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for param in others:
+                param.requires_grad_(True)
+
+    def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
+        index = samples.splits[split]
+        if self.device.type == "cpu":
+            return samples.features, samples.labels, index
+        features, labels = samples.features[index].to(self.device), samples.labels[index].to(self.device)
+        return features, labels, torch.arange(len(index))
+
+    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Some samples on the model's device, by numbers that may be on another one."""
+        chosen = chosen.to(features.device)
+        x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
+        return inputs_and_targets(x.to(self.device), y.to(self.device))
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def _seeded(self, seed: int) -> Iterator[None]:
+        """Dropout draws from the device's global generator: seed it, and put it back afterwards."""
+        cuda = self.device.type == "cuda"
+        with torch.random.fork_rng(devices=[self.device] if cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
+            yield
+
+
+def _steps(index: Tensor, how: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+    """The number of the epoch and the sample numbers of each step."""
+    taken = 0
+    for epoch in itertools.count():
+        if not len(index) or (epoch == how.local_epochs and not how.steps):
+            return
+        for chosen in torch.split(index[torch.randperm(len(index), generator=generator)], how.batch_size):
+            yield epoch, chosen
+            taken += 1
+            if taken == how.steps:
+                return
