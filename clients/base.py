@@ -149,7 +149,7 @@ class RoundClient(ClientMethod, NumPyClient):
         how = dataclasses.replace(self.local_training(), steps=steps)
         only = self.trained_tensors() if only is None else only
         with self.clock("train"):
-            job.trainer.fit(self.training_data(), how, self.stream(), self.gradient_hook(start), self.objective(), only)
+            job.trainer.fit(self.training_data(), how, self.stream(), self.gradient_term(start), self.loss(), only)
 
     def _score(self, model: str, phase: str) -> None:
         data = self.job.data

@@ -1,13 +1,13 @@
 """FedProx's client half; see algorithms/fedprox.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, final
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients.base import RoundClient
 from fedham_flwr.algorithms.fedprox import add_proximal_
-from fedham_flwr.training.trainer import GradientHook
+from fedham_flwr.training.trainer import GradientTerm
 
 
 @final
@@ -16,12 +16,8 @@ class FedProxClient(RoundClient):
 
     personal_phase: ClassVar[Literal["before", "after"]] = "after"
 
-    def gradient_hook(self, start: Mapping[str, Tensor]) -> GradientHook | None:
+    def gradient_term(self, start: Mapping[str, Tensor]) -> GradientTerm | None:
         """The proximal term, towards the model that was received."""
-        device, mu = self.job.trainer.device, self.settings.fedprox.mu
-        anchors = [start[name].to(device) for name in self.job.trainer.parameter_names]
-
-        def hook(params: Sequence[nn.Parameter]) -> None:
-            add_proximal_(params, anchors, mu)  # R2
-
-        return hook
+        anchor = {name: tensor.to(self.job.trainer.device) for name, tensor in start.items()}
+        mu = self.settings.fedprox.mu
+        return lambda name, param, gradient: add_proximal_(param, gradient, anchor[name], mu)  # R2

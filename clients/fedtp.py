@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from clients.base import RoundClient
 from fedham_flwr.algorithms import fedtp
-from fedham_flwr.training.trainer import Objective, Predictor
+from fedham_flwr.training.trainer import Loss, Predictor
 
 QUERIES = 1024
 """Samples that are compared with all of the client's own at once, which bounds memory."""
@@ -32,7 +32,7 @@ class FedTPClient(RoundClient):
         generated = self.settings.fedtp.personal == "generated"
         return self.job.trainer.manifest.names([fedtp.GROUP]) if generated else ()
 
-    def objective(self) -> Objective | None:
+    def loss(self) -> Loss | None:
         """FedRoD: the balanced softmax of the shared head, and the cross-entropy of both heads for the personal one."""
         if self.settings.fedtp.head != "fedrod":
             return None

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clients.mixing import MixingClient
 from fedham_flwr.algorithms import fedham
@@ -18,7 +18,7 @@ from fedham_flwr.core.parameters import LayerGroup, Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.state.store import StateNotFoundError
-from fedham_flwr.training.trainer import GradientHook, Samples
+from fedham_flwr.training.trainer import GradientTerm, Samples
 
 log = logging.getLogger("fedham_flwr")
 
@@ -62,22 +62,19 @@ class HybridClient(MixingClient):
 
     # ---- the base phase ------------------------------------------------------------------------------------------
 
-    def gradient_hook(self, start: Mapping[str, Tensor]) -> GradientHook | None:
+    def gradient_term(self, start: Mapping[str, Tensor]) -> GradientTerm | None:
         """R5: with B2, descend w_i and not h_i: dL/dw_i = beta_i dL/dh_i, and h_i moves by beta_i times w_i's step."""
         if not self.has_pool or self.how.base_objective == "hybrid":
             return None
         decay, trainer = self.settings.weight_decay, self.job.trainer
         beta = {name: float(b) for b, g in zip(self.beta, self.groups, strict=True) for name in g.parameters}
-        names = trainer.parameter_names
         # (1 - beta) c, which weight decay, meant for w_i, must not pull at
-        rest = {n: (start[n] - beta[n] * self.own_model[n]).to(trainer.device) for n in names}
+        rest = {n: (start[n] - beta[n] * self.own_model[n]).to(trainer.device) for n in trainer.parameter_names}
 
-        def through(params: Sequence[nn.Parameter]) -> None:
-            for name, param in zip(names, params, strict=True):
-                assert param.grad is not None
-                param.grad.mul_(beta[name] ** 2)
-                if decay:
-                    param.grad.sub_(rest[name], alpha=decay)
+        def through(name: str, _param: Tensor, gradient: Tensor) -> None:
+            gradient.mul_(beta[name] ** 2)
+            if decay:
+                gradient.sub_(rest[name], alpha=decay)
 
         return through
 

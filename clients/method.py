@@ -23,7 +23,7 @@ from fedham_flwr.data.clients import ClientData
 from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.store import ClientState, StateNotFoundError
-from fedham_flwr.training.trainer import GradientHook, LocalTraining, Objective, Predictor, Samples, Trainer
+from fedham_flwr.training.trainer import GradientTerm, LocalTraining, Loss, Predictor, Samples, Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -163,7 +163,7 @@ class ClientMethod:
         """Names of the tensors that a novel client trains for the server half to learn from; none by default."""
         return ()
 
-    def objective(self) -> Objective | None:
+    def loss(self) -> Loss | None:
         """The loss of local training; by default the mean cross-entropy."""
         return None
 
@@ -171,7 +171,7 @@ class ClientMethod:
         """How the client predicts with the model that is loaded; by default the model alone."""
         return None
 
-    def gradient_hook(self, start: Mapping[str, torch.Tensor]) -> GradientHook | None:
+    def gradient_term(self, start: Mapping[str, torch.Tensor]) -> GradientTerm | None:
         """A term of the method's own in the gradient of local training; none by default.
 
         Args:

@@ -16,7 +16,7 @@ from fedham_flwr.core.errors import UserError
 def test_the_term_by_hand() -> None:
     w = nn.Parameter(torch.tensor([1.0, 2.0]))
     w.grad = torch.tensor([10.0, 10.0])
-    add_proximal_([w], [torch.tensor([0.0, 4.0])], 0.5)
+    add_proximal_(w.detach(), w.grad, torch.tensor([0.0, 4.0]), 0.5)
     assert torch.equal(w.grad, torch.tensor([10 + 0.5 * (1 - 0), 10 + 0.5 * (2 - 4)]))
 
 
@@ -25,7 +25,7 @@ def test_the_term_is_the_derivative_of_half_mu_times_the_squared_distance() -> N
     w, anchor = (torch.randn(5, dtype=torch.float64, generator=generator) for _ in range(2))
     param, mu, step = nn.Parameter(w.clone()), 0.3, 1e-6
     param.grad = torch.zeros(5, dtype=torch.float64)
-    add_proximal_([param], [anchor], mu)
+    add_proximal_(param.detach(), param.grad, anchor, mu)
     for i in range(5):
         shift = torch.zeros(5, dtype=torch.float64)
         shift[i] = step

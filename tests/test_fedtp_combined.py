@@ -131,7 +131,7 @@ def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> No
         cross_entropy(logits.detach() + personal, y).backward()
         body.step()
         head.step()
-    trainer.fit(data, training, torch.Generator().manual_seed(5), objective=client.objective())
+    trainer.fit(data, training, torch.Generator().manual_seed(5), loss=client.loss())
     wanted = dict(model.named_parameters())
     trained = trainer.read(trainer.parameter_names)
     assert wanted.keys() == trained.keys()

@@ -91,7 +91,7 @@ def test_after_an_error_all_parameters_can_be_trained_again(how: LocalTraining) 
     trainer, samples = lenet(), data(8, side=16)
     objective = fail if how is PLAIN else None
     with pytest.raises(RuntimeError if how is PLAIN else UserError, match=r"the objective fails|training diverged"):
-        trainer.fit(samples, how, generator(), objective=objective, only=["fc1.weight", "fc3.weight"])
+        trainer.fit(samples, how, generator(), loss=objective, only=["fc1.weight", "fc3.weight"])
     assert ready(trainer)
 
 
@@ -103,7 +103,7 @@ def batches_of(how: LocalTraining, count: int = 11) -> tuple[list[Tensor], Param
         seen.append(x)
         return cross_entropy(model(x), y)
 
-    loss = trainer.fit(data(count), how, generator(), objective=objective)
+    loss = trainer.fit(data(count), how, generator(), loss=objective)
     return seen, trainer.state_dict(), loss
 
 
@@ -127,7 +127,7 @@ def test_the_loss_of_some_steps_is_that_of_the_epoch_they_end_in() -> None:
         losses.append(cross_entropy(model(x), y).item())
         return cross_entropy(model(x), y)
 
-    loss = linear().fit(data(11), replace(PLAIN, steps=5), generator(), objective=objective)
+    loss = linear().fit(data(11), replace(PLAIN, steps=5), generator(), loss=objective)
     assert loss == pytest.approx((losses[3] + losses[4]) / 2)  # batches of 4, 4, 3 and then 4, 4
 
 
@@ -141,9 +141,9 @@ def test_the_cross_entropy_is_the_objective_unless_another_is_given() -> None:
     samples, (usual, given, double) = data(11), (linear() for _ in range(3))
     once = replace(PLAIN, steps=1)
     loss = usual.fit(samples, once, generator())
-    assert given.fit(samples, once, generator(), objective=lambda m, x, y: cross_entropy(m(x), y)) == loss
+    assert given.fit(samples, once, generator(), loss=lambda m, x, y: cross_entropy(m(x), y)) == loss
     assert gap(given.state_dict(), usual.state_dict()) == 0
-    twice = double.fit(samples, once, generator(), objective=lambda m, x, y: 2 * cross_entropy(m(x), y))
+    twice = double.fit(samples, once, generator(), loss=lambda m, x, y: 2 * cross_entropy(m(x), y))
     assert twice == pytest.approx(2 * loss)
     for name, start in usual.initial.items():
         step = usual.state_dict()[name] - start

@@ -22,13 +22,11 @@ bit; every client runs the same E epochs instead of reaching a gamma-inexact sol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -42,15 +40,13 @@ class FedProxSettings:
     mu: Annotated[float, Ge(0)] = 0.01
 
 
-@torch.no_grad()
-def add_proximal_(params: Sequence[nn.Parameter], anchors: Sequence[Tensor], mu: float) -> None:
-    """R2: add mu (w_k - w), the gradient of (mu/2) |w_k - w|^2, to each parameter's gradient in place.
+def add_proximal_(param: Tensor, gradient: Tensor, anchor: Tensor, mu: float) -> None:
+    """R2: add mu (w_k - w), the gradient of (mu/2) |w_k - w|^2, to a parameter's gradient in place.
 
     Args:
-        params: w_k, each with a gradient.
-        anchors: w, tensors of the same shapes.
+        param: a tensor of w_k.
+        gradient: its gradient, changed.
+        anchor: the same tensor of w.
         mu: weight of the term.
     """
-    for param, anchor in zip(params, anchors, strict=True):
-        assert param.grad is not None, "called after the backward pass"
-        param.grad.add_(param - anchor, alpha=mu)
+    gradient.add_(param - anchor, alpha=mu)

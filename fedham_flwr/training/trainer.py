@@ -26,9 +26,9 @@ from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets,
 EVALUATION_BATCH = 256
 """Larger batches leave the processor's caches and are slower."""
 
-GradientHook = Callable[[Sequence[nn.Parameter]], None]
-"""Called after each backward pass with the model's parameters, whose `.grad` it may change."""
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+GradientTerm = Callable[[str, Tensor, Tensor], None]
+"""Called after each backward pass for each trained parameter: its name, value and gradient, to change in place."""
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
 Predictor = Callable[[nn.Module, Tensor], Tensor]
 """What is scored, of the model and a batch of inputs: logits [b, k], or [b, T, k] of texts."""
@@ -55,7 +55,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """How a client trains: the settings of the same names; or for so many `steps`, whatever epochs these make."""
+    """The settings of local training, by their names; with `steps`, for so many, whatever epochs these make."""
 
     local_epochs: int
     batch_size: int
@@ -94,12 +94,12 @@ class SGD:
 
     Args:
         params: updated in place by `step`; each must have a gradient by then.
-        how: learning rate, momentum and weight decay.
+        training: learning rate, momentum and weight decay.
     """
 
-    def __init__(self, params: list[nn.Parameter], how: LocalTraining) -> None:
+    def __init__(self, params: list[nn.Parameter], training: LocalTraining) -> None:
         self._params = params
-        self._how = how
+        self._settings = training
         self._momenta: list[Tensor | None] = [None] * len(params)
         self._fused = params[0].device.type in ("cpu", "cuda")
 
@@ -111,9 +111,9 @@ class SGD:
             [param.grad for param in self._params if param.grad is not None],
             self._momenta,
             fused=self._fused,
-            weight_decay=self._how.weight_decay,
-            momentum=self._how.momentum,
-            lr=self._how.learning_rate,
+            weight_decay=self._settings.weight_decay,
+            momentum=self._settings.momentum,
+            lr=self._settings.learning_rate,
             dampening=0.0,
             nesterov=False,
             maximize=False,
@@ -131,7 +131,7 @@ class Trainer:
     Attributes:
         manifest: the model's.
         initial: the tensors it was built with.
-        parameter_names: names of the parameters, in the order that a gradient hook gets them.
+        parameter_names: names of the parameters, in the model's order.
     """
 
     def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
@@ -159,49 +159,51 @@ class Trainer:
     def fit(
         self,
         samples: Samples,
-        how: LocalTraining,
+        training: LocalTraining,
         generator: torch.Generator,
-        gradient_hook: GradientHook | None = None,
-        objective: Objective | None = None,
+        gradient_term: GradientTerm | None = None,
+        loss: Loss | None = None,
         only: Collection[str] | None = None,
     ) -> float:
         """Train on the client's training split, and return the mean loss per sample of the last epoch in nats.
 
         Args:
             samples: the client's data.
-            how: epochs or steps, batch size and the optimiser's settings.
+            training: epochs or steps, batch size and the optimiser's settings.
             generator: decides the order of the samples, the augmentation and the dropout.
-            gradient_hook: a method's own term of the gradient.
-            objective: a method's own loss; by default the mean cross-entropy.
+            gradient_term: a method's own term of the gradient.
+            loss: a method's own loss; by default the mean cross-entropy.
             only: names of the parameters to train, the others stay as they are; by default all. A layer group of which
                 none is trained keeps its running statistics too: it works as in evaluation.
 
         Raises:
-            UserError: the loss is NaN or infinite, or the data are not images and `how` says to augment them.
+            UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
         """
-        if how.augment:
+        if training.augment:
             check_augment(kind_of(samples.features))
         features, labels, index = self._local(samples, "train")
         named = zip(self.parameter_names, self._params, strict=True)
         trained = [param for name, param in named if only is None or name in only]
-        optimizer = SGD(trained, how)
+        optimizer = SGD(trained, training)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
         with self._seeded(generator.initial_seed()), self._training_only(trained, only):
-            for number, chosen in _steps(index, how, generator):
+            for number, chosen in _steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
                 x, y = self._batch(features, labels, chosen)
-                x = augment(x, generator) if how.augment else x
-                loss = self._backward(x, y, objective)
-                if gradient_hook is not None:
-                    gradient_hook(self._params)
+                x = augment(x, generator) if training.augment else x
+                mean = self._backward(x, y, loss)
+                if gradient_term is not None:
+                    self._add(gradient_term, only)
                 optimizer.step()
-                total += loss * len(chosen)
+                total += mean * len(chosen)
                 seen += len(chosen)
         mean_loss = total.item() / max(1, seen)
         if not math.isfinite(mean_loss):
-            raise UserError(f"training diverged: the loss is {mean_loss}; lower learning-rate={how.learning_rate:g}")
+            raise UserError(
+                f"training diverged: the loss is {mean_loss}; lower learning-rate={training.learning_rate:g}"
+            )
         return mean_loss
 
     @torch.no_grad()
@@ -269,16 +271,23 @@ class Trainer:
             buffer.copy_(was)
         return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
 
-    def _backward(self, x: Tensor, y: Tensor, objective: Objective | None) -> Tensor:
+    def _backward(self, x: Tensor, y: Tensor, loss: Loss | None) -> Tensor:
         with self._autocast():
-            if objective is None:
-                loss = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
+            if loss is None:
+                mean = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
             else:
-                loss = objective(self._model, x, y)
+                mean = loss(self._model, x, y)
         for param in self._params:
             param.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        mean.backward()  # type: ignore[no-untyped-call]
+        return mean.detach()
+
+    @torch.no_grad()
+    def _add(self, term: GradientTerm, only: Collection[str] | None) -> None:
+        for name, param in zip(self.parameter_names, self._params, strict=True):
+            if only is None or name in only:
+                assert param.grad is not None
+                term(name, param, param.grad)
 
     @contextlib.contextmanager
     def _training_only(self, trained: Sequence[nn.Parameter], only: Collection[str] | None) -> Iterator[None]:
@@ -323,14 +332,14 @@ class Trainer:
             yield
 
 
-def _steps(index: Tensor, how: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
+def _steps(index: Tensor, training: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
     """The number of the epoch and the sample numbers of each step."""
     taken = 0
     for epoch in itertools.count():
-        if not len(index) or (epoch == how.local_epochs and not how.steps):
+        if not len(index) or (epoch == training.local_epochs and not training.steps):
             return
-        for chosen in torch.split(index[torch.randperm(len(index), generator=generator)], how.batch_size):
+        for chosen in torch.split(index[torch.randperm(len(index), generator=generator)], training.batch_size):
             yield epoch, chosen
             taken += 1
-            if taken == how.steps:
+            if taken == training.steps:
                 return

@@ -1,0 +1,153 @@
+"""Objects that a setting names by an import path, `package.module:Object`, and calls of them by keyword.
+
+A module is found in the installed packages, in the current directory and beside the application. Only the name crosses
+the network: on a SuperNode the module must be there already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedham_flwr.core.errors import UserError, first_line
+
+PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+BUILT_IN = ("torchvision:",)
+"""Prefixes of names that look like an import path and are the package's own."""
+SCALARS = (bool, int, float, str)
+
+
+def is_path(name: str) -> bool:
+    """Whether a setting's value names an object by its import path."""
+    return bool(PATH.fullmatch(name)) and not name.startswith(BUILT_IN)
+
+
+def load_object(setting: str, path: str) -> Any:
+    """The object that `package.module:Object` names.
+
+    Args:
+        setting: the setting that has this value, for the error.
+        path: the import path.
+
+    Raises:
+        UserError: the module cannot be imported, or has no such object.
+    """
+    module, _, name = path.partition(":")
+    found = load_module(setting, path, module)
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        known = [known for known in vars(sys.modules[module]) if not known.startswith("_")]
+        raise UserError(
+            f'{setting}="{path}": the module {module} has no {name}; it has {", ".join(known[:10]) or "nothing"}'
+        ) from None
+    return found
+
+
+def load_module(setting: str, path: str, module: str) -> Any:
+    """A module by its name.
+
+    Args:
+        setting: the setting that names it, for the error.
+        path: the setting's value.
+        module: the module's dotted name.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise UserError(f'{setting}="{path}": {module} needs {error.name}, which is not installed') from error
+        raise UserError(
+            f'{setting}="{path}": there is no module {error.name} (looked for beside the application, in {here} and in '
+            "the installed packages)"
+        ) from error
+    except Exception as error:  # whatever the user's own module raises while it is imported
+        raise UserError(
+            f'{setting}="{path}": {module} cannot be imported: {type(error).__name__}: {first_line(error)}'
+        ) from error
+
+
+def section_of(path: str) -> str:
+    """The section of an object's own settings: its name in lower case, `mymodels:MyNet` -> mynet."""
+    return path.rpartition(":")[2].rpartition(".")[2].lower().replace("_", "-")
+
+
+def settings_class(obj: Any) -> type | None:
+    """The dataclass of an object's own settings; None if it has none.
+
+    That is the attribute `Settings`, or the type of its parameter `settings`, or else a dataclass made of its keyword
+    parameters whose default is a bool, int, float or str.
+
+    Args:
+        obj: a class or a function.
+    """
+    given = getattr(obj, "Settings", None)
+    if dataclasses.is_dataclass(given) and isinstance(given, type):
+        return given
+    parameters, types = _signature(obj)
+    declared = types.get("settings")
+    if dataclasses.is_dataclass(declared) and isinstance(declared, type):
+        return declared
+    fields = [
+        (name, type(parameter.default), dataclasses.field(default=parameter.default))
+        for name, parameter in parameters.items()
+        if type(parameter.default) in SCALARS
+    ]
+    return dataclasses.make_dataclass("Settings", fields, frozen=True) if fields else None
+
+
+def call(setting: str, obj: Callable[..., Any], settings: object = None, **given: Any) -> Any:
+    """Call an object with those keyword arguments that its signature names.
+
+    Args:
+        setting: the setting that names the object, for the error.
+        obj: a class or a function.
+        settings: an instance of its `settings_class`, passed as `settings` or field by field.
+        given: what there is to pass.
+
+    Raises:
+        UserError: it wants something that there is not.
+    """
+    parameters, _ = _signature(obj)
+    if "settings" in parameters and settings is not None:
+        given["settings"] = settings
+    elif dataclasses.is_dataclass(settings) and not isinstance(settings, type):
+        own = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        given = {**own, **given}
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    wanted = [n for n, p in parameters.items() if p.default is p.empty and p.kind not in variable]
+    name = getattr(obj, "__name__", type(obj).__name__)
+    if missing := [each for each in wanted if each not in given]:
+        raise UserError(
+            f"{setting}: {name} wants {', '.join(missing)}, which it is not called with; wanted a signature of some of "
+            f"{', '.join(given)}, or defaults"
+        )
+    return obj(**{each: value for each, value in given.items() if each in parameters})
+
+
+def _signature(obj: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:
+    """An object's parameters and their types."""
+    try:
+        parameters = inspect.signature(obj).parameters
+    except (TypeError, ValueError):
+        return {}, {}
+    function = getattr(obj, "__init__") if isinstance(obj, type) else obj  # noqa: B009
+    try:
+        types = typing.get_type_hints(function)
+    except Exception:  # a name that is there for type checkers only
+        types = {}
+    return parameters, types

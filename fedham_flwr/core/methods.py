@@ -1,0 +1,86 @@
+"""What a method declares of itself: its two halves, its settings, what is shared, and its traits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from fedham_flwr.core.parameters import Manifest
+
+
+class Split(NamedTuple):
+    """Which tensors of the model are sent and which stay with the client; every tensor is in one of the first two.
+
+    Attributes:
+        shared: names of the tensors that clients send after training, in the model's order.
+        personal: names of the tensors that enter no message.
+        adapted: of the shared ones, those that a novel client trains for the server to learn from, in turns.
+    """
+
+    shared: tuple[str, ...]
+    personal: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
+
+
+def split_groups(manifest: Manifest, personal: tuple[str, ...]) -> Split:
+    """A split by layer groups.
+
+    Args:
+        manifest: the model's.
+        personal: names of the layer groups that stay with the client.
+    """
+    return split_tensors(manifest, manifest.names(personal))
+
+
+def split_tensors(manifest: Manifest, personal: tuple[str, ...], adapted: tuple[str, ...] = ()) -> Split:
+    """A split by tensors.
+
+    Args:
+        manifest: the model's.
+        personal: names of the tensors that stay with the client.
+        adapted: as in `Split`.
+    """
+    kept = set(personal)
+    return Split(tuple(name for name in manifest.names() if name not in kept), tuple(personal), adapted)
+
+
+class NetworkNeeds(NamedTuple):
+    """What a method wants of the network beside its shared layers.
+
+    Attributes:
+        second_head: a personal head beside the shared one (a Transformer of ours).
+        graft: kind of the block that is inserted, and its settings (`models.grafts.GraftSettings`); None for none.
+    """
+
+    second_head: bool = False
+    graft: Any = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method.
+
+    Attributes:
+        strategy: its server half, a `RoundStrategy`, or the import path of one.
+        client: its client half, a `RoundClient`, or the import path of one.
+        split: (manifest, own settings) -> what is shared; asked by both halves.
+        settings: the frozen dataclass of its own settings, which are set under the method's name; None without any.
+        personal_model: the model that a client uses is the one that it starts a round from (before), or the one that
+            local training makes of it (after).
+        averages: the server needs nothing of a client but a weighted mean with others, in which noise averages out.
+        mixes: it reports with which weights the clients' models are mixed.
+        personal_stage: after the last round each client trains a model of its own, in place of the last evaluation; the
+            stage may start from what another run has trained.
+        network: own settings -> what it needs of the network.
+    """
+
+    strategy: str | type
+    client: str | type
+    split: Callable[[Manifest, Any], Split]
+    settings: type | None = None
+    personal_model: Literal["before", "after"] = "before"
+    averages: bool = False
+    mixes: bool = False
+    personal_stage: bool = False
+    network: Callable[[Any], NetworkNeeds] | None = None
