@@ -12,11 +12,12 @@ import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from fedham_flwr import registry
 from fedham_flwr.algorithms.amn import AMNSettings
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.algorithms.fedper import FedPerSettings
@@ -25,6 +26,7 @@ from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
 from fedham_flwr.data.clients import DataSettings
 from fedham_flwr.data.partitions import Fractions, Partitioning
@@ -117,7 +119,8 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
-        found = faults(self.dp, self.strategy)
+        averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
+        found = faults(self.dp, self.strategy, averaging)
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -159,13 +162,17 @@ class Settings(BaseModel):
             cache_dir=self.cache_dir,
         )
 
+    @property
+    def own(self) -> Any:
+        """The settings of the run's method; None if it has none."""
+        return getattr(self, self.strategy, None)
+
     def networks(self) -> NetworkSettings:
         """What building a network needs to know besides its name."""
-        second_head = self.strategy == "fedtp" and self.fedtp.head == "fedrod"
-        how = self.fedtransfer
-        block = GraftSettings(how.attention, how.graft_after, how.reduction, how.insertion)
-        graft = block if self.strategy == "fedtransfer" else GraftSettings()
-        return NetworkSettings(self.vit, self.char_transformer, second_head, self.transfer_cnn, graft, self.mlp)
+        network = registry.method(self.strategy).network
+        needs = network(self.own) if network else NetworkNeeds()
+        graft = needs.graft or GraftSettings()
+        return NetworkSettings(self.vit, self.char_transformer, needs.second_head, self.transfer_cnn, graft, self.mlp)
 
     def local_training(self) -> LocalTraining:
         """What local training needs to know."""

@@ -23,7 +23,7 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"settings"},
+    {"registry", "settings"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "client_app", "runners"},

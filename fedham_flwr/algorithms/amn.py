@@ -38,7 +38,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.methods import Method, Split, split_tensors
+from fedham_flwr.core.parameters import Manifest, Params
 
 TINY = 1e-12
 """Added to the variance of features: far below that of models that differ, so that equal ones have features of 0."""
@@ -231,3 +232,11 @@ def _pairs(psi: Mapping[str, Tensor], layer: str, mine: Tensor, pull: Tensor) ->
         f"query{layer}": dq[..., None] * mine[..., None, :] * scale,
         f"key{layer}": q[..., None] * pull[..., None, :] * scale,
     }
+
+
+def split(manifest: Manifest, _settings: AttentionSettings) -> Split:
+    """The running statistics stay with the client."""
+    return split_tensors(manifest, manifest.buffers)
+
+
+METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True)

@@ -26,7 +26,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedham_flwr.core.parameters import Params, weighted_mean
+from fedham_flwr.core.methods import Method, Split, split_groups
+from fedham_flwr.core.parameters import Manifest, Params, weighted_mean
 
 
 def aggregate(models: Sequence[Mapping[str, Tensor]], samples: Sequence[int]) -> Params:
@@ -37,3 +38,13 @@ def aggregate(models: Sequence[Mapping[str, Tensor]], samples: Sequence[int]) ->
         samples: m_k >= 1, in the same order.
     """
     return weighted_mean(models, samples)
+
+
+def split(manifest: Manifest, _settings: object) -> Split:
+    """Every layer group is shared."""
+    return split_groups(manifest, ())
+
+
+METHOD = Method(
+    "strategies.fedavg:FedAvgStrategy", "clients.fedavg:FedAvgClient", split, personal_model="after", averages=True
+)

@@ -46,7 +46,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from fedham_flwr.algorithms.amn import AttentionSettings
+from fedham_flwr.algorithms.amn import AttentionSettings, split
+from fedham_flwr.core.methods import Method
 
 
 @dataclass(frozen=True)
@@ -77,3 +78,6 @@ class FedHAMSettings(AttentionSettings):
     meta_data: Literal["held-out", "fresh", "shared"] = "shared"
     meta_share: Annotated[float, Gt(0), Lt(1)] = 0.2
     base_objective: Literal["hybrid", "own"] = "hybrid"
+
+
+METHOD = Method("strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True)

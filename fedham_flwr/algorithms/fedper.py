@@ -29,6 +29,8 @@ from typing import Annotated
 from annotated_types import Ge
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import Method, Split, split_groups
+from fedham_flwr.core.parameters import Manifest
 
 
 @dataclass(frozen=True)
@@ -57,3 +59,11 @@ def personal_groups(groups: Sequence[str], count: int) -> tuple[str, ...]:
             f"fedper.personal-layers={count} is more than the model's {len(groups)} layer groups: {', '.join(groups)}"
         )
     return tuple(groups[len(groups) - count :])
+
+
+def split(manifest: Manifest, settings: FedPerSettings) -> Split:
+    """The last layer groups stay with the client; arguments as for `personal_groups`."""
+    return split_groups(manifest, personal_groups(manifest.group_names, settings.personal_layers))
+
+
+METHOD = Method("strategies.fedper:FedPerStrategy", "clients.fedper:FedPerClient", split, FedPerSettings, averages=True)

@@ -28,6 +28,9 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
+from fedham_flwr.algorithms.fedavg import split
+from fedham_flwr.core.methods import Method
+
 
 @dataclass(frozen=True)
 class FedProxSettings:
@@ -50,3 +53,13 @@ def add_proximal_(param: Tensor, gradient: Tensor, anchor: Tensor, mu: float) ->
         mu: weight of the term.
     """
     gradient.add_(param - anchor, alpha=mu)
+
+
+METHOD = Method(
+    "strategies.fedprox:FedProxStrategy",
+    "clients.fedprox:FedProxClient",
+    split,
+    FedProxSettings,
+    personal_model="after",
+    averages=True,
+)

@@ -51,6 +51,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
+from fedham_flwr.core.parameters import Manifest
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""
@@ -100,15 +102,18 @@ class FedTPSettings:
     knn_share: Annotated[float, Ge(0), Le(1)] = 0.6
 
 
-def check_model(groups: tuple[str, ...], model: str) -> None:
+def check_model(groups: tuple[str, ...]) -> None:
     """Refuse a model without self-attention.
+
+    Args:
+        groups: its layer groups.
 
     Raises:
         UserError: it has no layer group `attention`.
     """
     if GROUP not in groups:
         raise UserError(
-            f'strategy="fedtp" personalises self-attention, and model="{model}" has none: '
+            f'strategy="fedtp" personalises self-attention, and this model has none, but {", ".join(groups)}: '
             'try model="vit" for images or model="char-transformer" for text'
         )
 
@@ -163,3 +168,22 @@ def nearest_vote(
     # Softmax is exp(-D/d) normalised, without underflow where all are far away.
     weights = (-distance / keys.shape[1]).softmax(1)
     return (one_hot(targets[nearest], classes) * weights[..., None]).sum(1)
+
+
+def split(manifest: Manifest, settings: FedTPSettings) -> Split:
+    """The personal head, if there is one, and with vanilla self-attention stay with the client.
+
+    Raises:
+        UserError: the model has no self-attention.
+    """
+    check_model(manifest.group_names)
+    adapted = manifest.names([GROUP]) if settings.personal == "generated" else ()
+    return split_tensors(manifest, manifest.names(personal_groups(manifest.group_names, settings)), adapted)
+
+
+def network(settings: FedTPSettings) -> NetworkNeeds:
+    """With fedrod a second head."""
+    return NetworkNeeds(second_head=settings.head == "fedrod")
+
+
+METHOD = Method("strategies.fedtp:FedTPStrategy", "clients.fedtp:FedTPClient", split, FedTPSettings, network=network)

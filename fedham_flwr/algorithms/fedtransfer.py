@@ -41,7 +41,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import LayerGroup
+from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
+from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.models.grafts import GraftSettings
 
 AUTO = "auto"
 OWN = "own"
@@ -118,3 +120,26 @@ def frozen_groups(groups: Sequence[LayerGroup], how: FedTransferSettings) -> tup
     if set(frozen) == set(names):
         raise UserError(f'fedtransfer.frozen="{how.frozen}" leaves nothing to train: wanted some layer group free')
     return tuple(name for name in names if name in frozen)
+
+
+def split(manifest: Manifest, settings: FedTransferSettings) -> Split:
+    """The client's own block stays with the client."""
+    return split_groups(manifest, block_groups(settings))
+
+
+def network(settings: FedTransferSettings) -> NetworkNeeds:
+    """The block, where it is inserted, and its settings."""
+    return NetworkNeeds(
+        graft=GraftSettings(settings.attention, settings.graft_after, settings.reduction, settings.insertion)
+    )
+
+
+METHOD = Method(
+    "strategies.fedtransfer:FedTransferStrategy",
+    "clients.fedtransfer:FedTransferClient",
+    split,
+    FedTransferSettings,
+    averages=True,
+    personal_stage=True,
+    network=network,
+)

@@ -21,6 +21,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedham_flwr.core.methods import Method, Split, split_groups
+from fedham_flwr.core.parameters import Manifest
+
 
 def personal_groups(groups: Sequence[str]) -> tuple[str, ...]:
     """All layer groups stay with the client.
@@ -29,3 +32,11 @@ def personal_groups(groups: Sequence[str]) -> tuple[str, ...]:
         groups: the model's layer groups.
     """
     return tuple(groups)
+
+
+def split(manifest: Manifest, _settings: None) -> Split:
+    """All layer groups stay with the client."""
+    return split_groups(manifest, manifest.group_names)
+
+
+METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, averages=True)

@@ -44,6 +44,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, relu
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import Method, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
 
 Normaliser = Literal["softmax", "relu-sum"]
@@ -77,12 +78,6 @@ class PFedLASettings:
     hidden_layers: Annotated[int, Ge(0)] = 3
     self_bias: Annotated[float, Ge(0)] = 0.0
     bn_buffers: Literal["local", "mix"] = "local"
-
-
-def personal_names(manifest: Manifest, how: PFedLASettings) -> tuple[str, ...]:
-    """Tensors that stay with the client: the running statistics, unless they are mixed."""
-    buffers = tuple(name for group in manifest.groups for name in group.buffers)
-    return buffers if how.bn_buffers == "local" else ()
 
 
 def check_retained(count: int, groups: Sequence[str]) -> None:
@@ -159,3 +154,11 @@ def logit_gradient(
     active = mixed & (s > 0)
     total = (s * active).sum(-1, keepdim=True)
     return torch.where(active, centred / total.clamp_min(torch.finfo(s.dtype).tiny), 0.0)
+
+
+def split(manifest: Manifest, settings: PFedLASettings) -> Split:
+    """The running statistics stay with the client, unless they are mixed."""
+    return split_tensors(manifest, manifest.buffers if settings.bn_buffers == "local" else ())
+
+
+METHOD = Method("strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings, mixes=True)

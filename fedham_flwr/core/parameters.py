@@ -103,6 +103,11 @@ class Manifest:
         """Names of the groups, from the input to the output."""
         return tuple(group.name for group in self.groups)
 
+    @property
+    def buffers(self) -> tuple[str, ...]:
+        """Names of all floating-point buffers, the running statistics."""
+        return tuple(name for group in self.groups for name in group.buffers)
+
     def names(self, groups: Iterable[str] | None = None) -> tuple[str, ...]:
         """Names of all tensors in the groups given (all groups by default), in the model's order.
 

@@ -32,8 +32,6 @@ from typing import Annotated, Protocol
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 
-AVERAGING = ("fedavg", "fedprox", "fedper", "fedtransfer")
-"""Methods whose server needs nothing of a client but a mean with others, in which noise averages out."""
 STEPS = 200
 """Halvings of an interval, more than a float64 has digits."""
 
@@ -67,14 +65,20 @@ class Exchange(Protocol):
         """Ids of the clients that were asked."""
 
 
-def faults(how: PrivacySettings, strategy: str) -> list[str]:
-    """What does not fit together, a sentence each."""
+def faults(how: PrivacySettings, strategy: str, averaging: Sequence[str]) -> list[str]:
+    """What does not fit together, a sentence each.
+
+    Args:
+        how: the settings.
+        strategy: the run's method.
+        averaging: methods whose server needs nothing of a client but a mean with others, in which noise averages out.
+    """
     if not how.epsilon:
         return []
     found = []
-    if strategy not in AVERAGING:
+    if strategy not in averaging:
         found.append(
-            f"dp.epsilon={how.epsilon:g} is for methods that average ({', '.join(AVERAGING)}), and "
+            f"dp.epsilon={how.epsilon:g} is for methods that average ({', '.join(averaging)}), and "
             f'strategy="{strategy}" does not: wanted one of these, or dp.epsilon=0.0'
         )
     if not how.clipping_norm:

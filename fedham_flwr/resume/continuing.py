@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.runs import read_settings, read_summary
 from fedham_flwr.settings import Settings, Value, flatten
@@ -76,7 +77,9 @@ def num_clients(path: str) -> int | None:
 
 def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:
     """Whether a personal stage starts from that run, which then is another method's or at its end."""
-    return strategy == "fedtransfer" and (config.get("strategy") != "fedtransfer" or _ended(run) is not None)
+    if not registry.method(str(strategy)).personal_stage:
+        return False
+    return config.get("strategy") != strategy or _ended(run) is not None
 
 
 def _absolute(path: str) -> Path:
