@@ -35,7 +35,7 @@ from server_step import versions
 from fedham_flwr.settings import Value, flatten, parse
 
 if TYPE_CHECKING:
-    from strategies.base import RoundStrategy
+    from fedham_flwr.federation.rounds import RoundStrategy
 
 CLIENTS = 10
 BARE = "bare"
@@ -128,9 +128,9 @@ def prepare(strategy: str, folder: Path) -> None:
     grid, server = InProcessGrid(make_client_app(how), CLIENTS, node_configs=nodes), server_half(how)
     server.aggregate_train(1, grid.send_and_receive(server.configure_train(1, ArrayRecord(), ConfigRecord(), grid)))
     messages = server.configure_train(2, ArrayRecord(), ConfigRecord(), grid)
-    (mine,) = (message for message in messages if message.metadata.dst_node_id == server.roster.nodes["0"])
+    (mine,) = (message for message in messages if message.metadata.dst_node_id == server.setup.roster.nodes["0"])
     grid.push_messages([mine])
-    context = grid.contexts[server.roster.nodes["0"]]
+    context = grid.contexts[server.setup.roster.nodes["0"]]
     context.state.clear()  # a restarted SuperNode has none: all is in the state-dir
     context.run_config = dict(how)
     (folder / "message").write_bytes(message_to_proto(mine).SerializeToString())
@@ -143,15 +143,15 @@ def server_half(how: Mapping[str, Value]) -> RoundStrategy:
     from fedham_flwr import models
     from fedham_flwr.core.parameters import Manifest, read
     from fedham_flwr.data.clients import open_partition
-    from strategies import STRATEGIES
-    from strategies.base import Task
+    from fedham_flwr.federation.contract import Task
+    from fedham_flwr.server_app import build_strategy
 
     chosen = parse(how)
     data = open_partition(chosen.data(), 0, CLIENTS)
     network = models.build(chosen.model, data.shape, len(data.classes), chosen.seed, chosen.networks())
     manifest, task = Manifest.of(network), Task(data.shape, len(data.classes), training="cold-start")
-    strategy = STRATEGIES[chosen.strategy](chosen, manifest, read(network, manifest.names()), task)
-    strategy.enrol(tuple(map(str, range(CLIENTS))))
+    strategy = build_strategy(chosen, manifest, read(network, manifest.names()), task)
+    strategy.add_clients(tuple(map(str, range(CLIENTS))))
     return strategy
 
 

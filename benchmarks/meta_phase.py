@@ -155,17 +155,17 @@ def server(how: Mapping[str, Value], shape: tuple[int, ...], classes: int) -> An
 
     from fedham_flwr import models
     from fedham_flwr.core.parameters import Manifest, read
+    from fedham_flwr.federation.contract import Task
     from fedham_flwr.federation.wire import Upload
-    from strategies.base import Task
-    from strategies.fedham import FedHAMStrategy
+    from fedham_flwr.server_app import build_strategy
 
     network, names = models.build(str(how["model"]), shape, classes, 0), tuple(map(str, range(CLIENTS)))
     manifest = Manifest.of(network)
     start = read(network, manifest.names())
-    strategy = FedHAMStrategy(parse(how), manifest, start, Task(shape, classes))
-    strategy.enrol(names)
+    strategy = build_strategy(parse(how), manifest, start, Task(shape, classes))
+    strategy.add_clients(names)
     draw = torch.Generator().manual_seed(0)
-    row = {"row": torch.full((strategy.units, CLIENTS), 1 / CLIENTS)}
+    row = {"row": torch.full((len(manifest.groups), CLIENTS), 1 / CLIENTS)}
     moved = [{n: t + torch.empty_like(t).normal_(0, 0.01, generator=draw) for n, t in start.items()} for _ in names]
     strategy.merge(1, {name: Upload(name, model, 1, (), {}, row) for name, model in zip(names, moved, strict=True)})
     return strategy

@@ -86,17 +86,17 @@ def build(method: str, clients: int, top_k: int) -> Any:
 
     from fedham_flwr import models
     from fedham_flwr.core.parameters import Manifest, read
+    from fedham_flwr.federation.contract import Task
+    from fedham_flwr.server_app import build_strategy
     from fedham_flwr.settings import Value, parse
-    from strategies import STRATEGIES
-    from strategies.base import Task
 
     network = models.build("cnn", SHAPE, CLASSES, 0)
     manifest = Manifest.of(network)
     how: dict[str, Value] = {"strategy": method, "device": "cpu", "pfedla.top-k-peers": top_k}
     how |= {"pfedla.hypernetwork-learning-rate": 1e-6, "amn.learning-rate": 1e-6}  # for uploads that are noise
     settings = parse({**how, "fedham.transport": "mediated"})
-    strategy = STRATEGIES[method](settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
-    strategy.enrol(tuple(map(str, range(clients))))
+    strategy = build_strategy(settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
+    strategy.add_clients(tuple(map(str, range(clients))))
     draw = torch.Generator().manual_seed(0)
     for name, tensor in strategy.state_dict().items():
         if name in UNEQUAL:

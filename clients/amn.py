@@ -1,10 +1,10 @@
-"""The client half of AMN; see algorithms/amn.py."""
+"""AMN's client half; see algorithms/amn.py."""
 
 from typing import final
 
-from clients.mixing import MixingClient
+from fedham_flwr.federation.client import RoundClient
 
 
 @final
-class AMNClient(MixingClient):
+class AMNClient(RoundClient):
     """R3, R4: train from the hybrid model; keep the running statistics and send the rest."""

@@ -1,123 +1,204 @@
 """The client half of FedHAM, HAM-style; see algorithms/fedham.py."""
 
-from typing import NamedTuple, final
+import dataclasses
+import logging
+from functools import cached_property
+from typing import final
 
 import torch
 from torch import Tensor
 
-from clients.hybrid import META, SEEN, HybridClient
-from fedham_flwr.algorithms import amn
+from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.mixing.bank import Bank
-from fedham_flwr.mixing.meta_models import Projection, by_group, by_unit
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.stages import TRAIN
+from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
+from fedham_flwr.mixing.peers import Peers
+from fedham_flwr.training.trainer import GradientTerm, Samples
 
+log = logging.getLogger("fedham_flwr")
+
+META, SEEN = "meta/", "seen/"
+"""Prefixes of what the client keeps beside a model: psi and its optimiser; what psi looked at last (`mediated`)."""
 ONE = torch.zeros(1, dtype=torch.int64)
 """The row of the client's meta-model in a stack of one."""
 
 
-class Pool(NamedTuple):
-    """The models that a client has been sent, its own among them."""
+class Hybrid(dict[str, Tensor]):
+    """h_i with w_i's running statistics, where the client makes it itself.
 
-    bank: Bank
-    places: Tensor  # int64 [M + 1], of its rows among all N clients
-    seen: Tensor  # float32 [N, L, d], centred projections; 0 where no model came
-    allowed: Tensor  # bool [1, N]
+    Args:
+        tensors: h_i.
+        own: w_i.
+        beta: its gates, by layer group.
+    """
+
+    def __init__(self, tensors: Params, own: Params, beta: dict[str, float]) -> None:
+        super().__init__(tensors)
+        self.own, self.beta = own, beta
 
 
 @final
-class FedHAMClient(HybridClient):
+class FedHAMClient(RoundClient):
     """The meta-model, and local training from the hybrid model or through it."""
 
-    def besides(self) -> Params:
-        """R6: the row that the start was mixed with."""
-        return {"row": self._row} if self.has_pool else {}
+    own: FedHAMSettings
 
-    # ---- transport `mediated` ------------------------------------------------------------------------------------
+    # ---- transport `mediated` --------------------------------------------------------------------------------------
 
     def answer(self) -> Params:
         """R2, R3: one step of the meta-model, if the server has scores, and the row for what it has now."""
-        sent = self.job.download.besides
+        sent = self.job.download.extras
         seen, allowed = sent.tensors["projections"], self.ready()
         done = int(self.memory.get(f"{SEEN}learned", torch.tensor(0)))
         scored = sent.facts["scored"][0]
         if scored > done and f"{SEEN}projections" in self.memory and not self.restarted:
             was, then = self.memory[f"{SEEN}projections"], self.memory[f"{SEEN}allowed"].bool()
-            looked = self.meta.attend(ONE, was, self.own, then)
+            looked = self.meta.attend(ONE, was, self.place, then)
             reach = self.settings.local_training().reach(self.examples)
             scores = sent.tensors["scores"][None, :, : len(was)].double() / reach
-            self.meta.step(ONE, looked, self.own, scores)  # R2
+            self.meta.step(ONE, looked, self.place, scores)  # R2
             done = scored
-        row = self.meta.attend(ONE, seen, self.own, allowed).effective(self.own)[0]  # R3
+        row = self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]  # R3
         model = {name: t for name, t in self.memory.items() if not name.startswith((META, SEEN))}
-        meta = {META + name: t for name, t in self.meta.state_dict().items()}
         new = {"projections": seen, "allowed": allowed.to(torch.uint8), "learned": torch.tensor(done)}
-        kept = {**model, **meta, **{SEEN + name: tensor for name, tensor in new.items()}}
+        kept = {**model, **self._meta_state(), **{SEEN + name: tensor for name, tensor in new.items()}}
         self.job.state.save(kept, self.job.download.round)
         return {"row": row}
 
-    # ---- transport `peers` ---------------------------------------------------------------------------------------
+    # ---- transport `peers` -----------------------------------------------------------------------------------------
 
-    def starting_model(self, came: Params, training: bool) -> Params:
+    def start(self, received: Params) -> Params:
         """R2, R3, R5: with peers, train the meta-model and make the hybrid; else the hybrid has come."""
-        model = super().starting_model(came, training)
+        model = super().start(received)
         if not self.has_pool:
             return model
         with self.clock("meta"):
-            pool = self._pool(model)
+            peers = self._peers(model)
             generator = torch_stream(self.settings.seed, "meta", self.job.download.round, self.job.client)
-            for _ in range(self.how.meta_steps if training and len(pool.places) > 1 else 0):
-                self._meta_step(pool, model, generator)  # R2
-            self.beta, hybrid = self._hybrid(pool)  # R3, R5
-        self.own_model, self.hybrid = model, {**model, **hybrid}
-        return self.hybrid
+            trains = self.job.stage is TRAIN and len(peers.places) > 1
+            for _ in range(self.own.meta_steps if trains else 0):
+                self._meta_step(peers, model, generator)  # R2
+            looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
+            row, groups = looked.effective(self.place), len(peers.groups)
+            beta = looked.beta[0].expand(groups).tolist()
+            hybrid = peers.mix(by_group(row, groups))  # R3, R5
+        self.extras = {"row": row[0]}  # R6
+        return Hybrid({**model, **hybrid}, model, dict(zip(self._group_names(), beta, strict=True)))
 
-    def _pool(self, model: Params) -> Pool:
-        """(7) for the models that came and one's own."""
-        sent, trainer = self.job.download.besides, self.job.trainer
-        places = torch.tensor(sorted((*sent.facts["peers"], *sent.facts["place"])), dtype=torch.int64)
-        ids = [str(place) for place in places.tolist()]
-        own = str(int(self.own))
-        bank = Bank(trainer.manifest, self.shared_names, trainer.device)
-        bank.add(ids, model)
-        peers = [name for name in ids if name != own]
-        bank.put(peers, [{n: sent.tensors[f"{peer}/{n}"] for n in self.shared_names} for peer in peers])
-        projection = Projection(self.how, bank, self.settings.seed)
-        p = projection.of(bank, range(len(ids)))
-        if self.how.reference == "start":
-            start = Bank(trainer.manifest, self.shared_names, trainer.device)
-            start.add(["start"], trainer.initial)
-            p = p - projection.of(start, [0])
-        else:
-            p = amn.centred(p, torch.ones(len(ids), dtype=torch.bool))
-        ready, there = self.ready(), torch.zeros(1, len(self.ready()[0]), dtype=torch.bool)
-        there[0, places] = True
-        seen = torch.zeros(there.shape[1], *p.shape[1:])
-        seen[places] = p.float()
-        return Pool(bank, places, seen, ready & there)
+    def _peers(self, model: Params) -> Peers:
+        sent, trainer = self.job.download.extras, self.job.trainer
+        names = self.split.shared
+        return Peers(
+            self.own,
+            trainer.manifest,
+            trainer.device,
+            self.settings.seed,
+            int(self.place),
+            {name: model[name] for name in names},
+            {place: {name: sent.tensors[f"{place}/{name}"] for name in names} for place in sent.facts["peers"]},
+            self.ready(),
+            trainer.initial,
+        )
 
-    def _meta_step(self, pool: Pool, model: Params, generator: torch.Generator) -> None:
+    def _meta_step(self, peers: Peers, model: Params, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""
-        looked = self.meta.attend(ONE, pool.seen, self.own, pool.allowed)
-        weights = by_group(looked.effective(self.own), len(pool.bank.groups))
-        self.job.trainer.load({**model, **self._mix(pool, weights)})
-        slope = self.job.trainer.gradient(self.parts[1], "train", self.how.meta_batch_size, generator)
-        scores = torch.zeros(weights.shape, dtype=torch.float64)
-        for at, group in enumerate(pool.bank.groups):
-            scores[0, at, pool.places] = pool.bank.inner(group, slope)
-        self.meta.step(ONE, looked, self.own, by_unit(scores, self.how.unit))
+        looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)
+        hybrid = peers.mix(by_group(looked.effective(self.place), len(peers.groups)))
+        slope = self.gradient({**model, **hybrid}, self.parts[1], self.own.meta_batch_size, generator)
+        self.meta.step(ONE, looked, self.place, by_unit(peers.inner(slope), self.own.unit))
 
-    def _hybrid(self, pool: Pool) -> tuple[Tensor, Params]:
-        """(8), (9): the gates of the layer groups, and the shared tensors of h_i."""
-        looked = self.meta.attend(ONE, pool.seen, self.own, pool.allowed)
-        self._row = looked.effective(self.own)[0]
-        groups = len(pool.bank.groups)
-        beta = looked.beta[0].expand(groups)
-        return beta, self._mix(pool, by_group(looked.effective(self.own), groups))
+    # ---- the base phase --------------------------------------------------------------------------------------------
 
-    def _mix(self, pool: Pool, weights: Tensor) -> Params:
-        hybrid: Params = {}
-        for at, group in enumerate(pool.bank.groups):
-            (row,) = pool.bank.mix(group, weights[:, at, pool.places])
-            hybrid |= pool.bank.tensors(group, row.cpu())
-        return hybrid
+    def train(self, start: Params) -> Outcome:
+        """R5, R6: train from h_i, or through it; keep what is personal and the meta-model, which no message holds."""
+        kept = {name: t for name, t in self.memory.items() if name.startswith((META, SEEN))}
+        if not isinstance(start, Hybrid):
+            after = self.fit(start)
+            return Outcome(after, after, {**kept, **{name: after[name] for name in self.split.personal}})
+        after = self.fit(start, gradient_term=self._through(start), samples=self.parts[0])
+        own = self._own_model(start, after)
+        return Outcome(own, after, {**own, **kept, **self._meta_state()})
+
+    def _through(self, start: Hybrid) -> GradientTerm | None:
+        """R5: with B2, descend w_i and not h_i: dL/dw_i = beta_i dL/dh_i, and h_i moves by beta_i times w_i's step."""
+        if self.own.base_objective == "hybrid":
+            return None
+        decay = self.settings.weight_decay
+        beta = {name: start.beta[g.name] for g in self.job.trainer.manifest.groups for name in g.parameters}
+        # (1 - beta) c, which weight decay, meant for w_i, must not pull at
+        rest = self.on_device({name: start[name] - b * start.own[name] for name, b in beta.items()})
+
+        def through(name: str, _param: Tensor, gradient: Tensor) -> None:
+            gradient.mul_(beta[name] ** 2)
+            if decay:
+                gradient.sub_(rest[name], alpha=decay)
+
+        return through
+
+    def _own_model(self, start: Hybrid, after: Params) -> Params:
+        """R5: with B2, w_i of the h_i that training left; with B1 the same."""
+        if self.own.base_objective == "hybrid":
+            return after
+        own = dict(after)
+        for group in self.job.trainer.manifest.groups:
+            b = start.beta[group.name]
+            for name in group.parameters:
+                moved = (after[name] - start[name]) / b if b else torch.zeros_like(after[name])
+                own[name] = start.own[name] + moved
+        return own
+
+    # ---- what is there ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def parts(self) -> tuple[Samples, Samples]:
+        """Data for the base phase and for the meta phase; the same where there is nothing to hold out."""
+        data, job, own = self.job.data, self.job, self.own
+        train = data.splits["train"]
+        if own.meta_data == "shared" or len(train) < 2:
+            return data, data
+        number = job.download.round if own.meta_data == "fresh" else 0
+        order = torch.randperm(len(train), generator=torch_stream(self.settings.seed, "meta-data", number, job.client))
+        count = min(len(train) - 1, max(1, round(own.meta_share * len(train))))
+        base, meta = ({**data.splits, "train": train[part.sort().values]} for part in (order[count:], order[:count]))
+        return dataclasses.replace(data, splits=base), dataclasses.replace(data, splits=meta)
+
+    @cached_property
+    def meta(self) -> MetaModels:
+        """The client's meta-model: as kept, or as at the start."""
+        groups, settings, peers = len(self._group_names()), self.own, len(self.ready()[0])
+        if not self.has_pool:
+            settings = dataclasses.replace(settings, uniform_penalty=0.0)
+        meta = MetaModels(settings, groups if settings.unit == "layer" else 1)
+        kept = {name.removeprefix(META): t for name, t in self.memory.items() if name.startswith(META)}
+        if kept:
+            meta.load(kept)
+            meta.widen(peers)
+            return meta
+        if self.has_learned:
+            log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
+            self.restarted = True
+        meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)
+        return meta
+
+    @property
+    def has_pool(self) -> bool:
+        """Whether the client is sent the models of its peers (`peers`), and so mixes itself and keeps its own."""
+        return "peers" in self.job.download.extras.facts
+
+    @property
+    def place(self) -> Tensor:
+        """The client's own place: int64 [1]."""
+        return torch.tensor(self.job.download.extras.facts["place"], dtype=torch.int64)
+
+    def ready(self) -> Tensor:
+        """Whose models may be mixed: bool [1, N]."""
+        return torch.tensor([self.job.download.extras.facts["ready"]], dtype=torch.bool)
+
+    def _group_names(self) -> tuple[str, ...]:
+        return self.job.trainer.manifest.group_names
+
+    def _meta_state(self) -> Params:
+        return {META + name: t for name, t in self.meta.state_dict().items()}

@@ -1,23 +1,21 @@
 """FedProx's client half; see algorithms/fedprox.py."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal, final
+from typing import final
 
-from torch import Tensor
-
-from clients.base import RoundClient
-from fedham_flwr.algorithms.fedprox import add_proximal_
-from fedham_flwr.training.trainer import GradientTerm
+from fedham_flwr.algorithms.fedprox import FedProxSettings, add_proximal_
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.contract import Outcome
 
 
 @final
 class FedProxClient(RoundClient):
     """R2, R3: train near the global model and send the result; fine-tuned, it is the client's personal model."""
 
-    personal_phase: ClassVar[Literal["before", "after"]] = "after"
+    own: FedProxSettings
 
-    def gradient_term(self, start: Mapping[str, Tensor]) -> GradientTerm | None:
-        """The proximal term, towards the model that was received."""
-        anchor = {name: tensor.to(self.job.trainer.device) for name, tensor in start.items()}
-        mu = self.settings.fedprox.mu
-        return lambda name, param, gradient: add_proximal_(param, gradient, anchor[name], mu)  # R2
+    def train(self, start: Params) -> Outcome:
+        """Local training with the proximal term, towards the model that was received."""
+        anchor, mu = self.on_device(start), self.own.mu
+        term = lambda name, param, gradient: add_proximal_(param, gradient, anchor[name], mu)  # noqa: E731
+        return self.outcome(self.fit(start, gradient_term=term))  # R2

@@ -1,14 +1,16 @@
 """The client half of FedTP; see algorithms/fedtp.py."""
 
-from collections.abc import Sequence
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from clients.base import RoundClient
 from fedham_flwr.algorithms import fedtp
+from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.training.trainer import Loss, Predictor
 
 QUERIES = 1024
@@ -19,22 +21,15 @@ QUERIES = 1024
 class FedTPClient(RoundClient):
     """R3, R4: train all of the model that came, and of one's own; keep what is personal."""
 
-    one_model: ClassVar[bool] = False
+    own: FedTPSettings
 
-    def personal_groups(self) -> Sequence[str]:
-        """The personal head, if there is one; vanilla: self-attention too."""
-        groups = self.job.trainer.manifest.group_names
-        fedtp.check_model(groups, self.settings.model)
-        return fedtp.personal_groups(groups, self.settings.fedtp)
-
-    def adapted_tensors(self) -> Sequence[str]:
-        """A novel client trains its projections, if they are generated, and the server learns its embedding from it."""
-        generated = self.settings.fedtp.personal == "generated"
-        return self.job.trainer.manifest.names([fedtp.GROUP]) if generated else ()
+    def train(self, start: Params) -> Outcome:
+        """R3: with FedRoD by the loss of both heads, else by the task's."""
+        return self.outcome(self.fit(start, loss=self.loss()))
 
     def loss(self) -> Loss | None:
         """FedRoD: the balanced softmax of the shared head, and the cross-entropy of both heads for the personal one."""
-        if self.settings.fedtp.head != "fedrod":
+        if self.own.head != "fedrod":
             return None
         counts = torch.tensor(self.job.data.label_counts("train"), dtype=torch.float32, device=self.job.trainer.device)
 
@@ -49,22 +44,22 @@ class FedTPClient(RoundClient):
 
     def predictor(self) -> Predictor | None:
         """With `knn`, the model's softmax and the vote of the nearest of the client's own training samples."""
-        how = self.settings.fedtp
-        if not how.knn:
+        own = self.own
+        if not own.knn:
             return None
         keys, targets = self.job.trainer.encode(self.job.data, "train")
 
         def predict(model: Any, x: Tensor) -> Tensor:
             features = model.features(x)  # once, for the network's logits and for the vote
             logits = model.classify(features)
-            if how.head == "fedrod":
+            if own.head == "fedrod":
                 logits = logits + model.personal_logits(features)
             logits = logits.float()
             votes = [
-                fedtp.nearest_vote(some, keys, targets, logits.shape[-1], how.knn_neighbours)
+                fedtp.nearest_vote(some, keys, targets, logits.shape[-1], own.knn_neighbours)
                 for some in features.float().flatten(0, -2).split(QUERIES)
             ]
-            mixed = how.knn_share * torch.cat(votes).view_as(logits) + (1 - how.knn_share) * logits.softmax(-1)
+            mixed = own.knn_share * torch.cat(votes).view_as(logits) + (1 - own.knn_share) * logits.softmax(-1)
             logs: Tensor = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
             return logs
 

@@ -8,26 +8,26 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.common import NDArrays, Scalar
 
-from clients import CLIENTS
-from clients.base import Job, RoundClient
-from fedham_flwr import models
+from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
-from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.clients import ClientData, open_node, open_partition
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.client import FlowerClient, Job, RoundClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.roster import identify
+from fedham_flwr.federation.stages import ADAPT, EVALUATE, STAGES, TRAIN, Stage
+from fedham_flwr.registry import half
 from fedham_flwr.settings import Settings, Value, parse
 from fedham_flwr.state.files import private_folder
 from fedham_flwr.state.store import ClientState, StateLostError
@@ -65,21 +65,20 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
             content = wire.write_failure(text, "partition-id" in context.node_config)
         return Message(content, reply_to=message)
 
-    def on(register: Callable[[Handler], Handler], work: Work) -> None:
-        register(lambda message, context: answer(message, context, work))
-
-    on(app.query(), _query)
-    on(app.query("before"), _before)
-    on(app.train(), _train)
-    on(app.evaluate(), _evaluate)
-    on(app.evaluate("novel"), _novel)
-    on(app.train("novel"), _turn)
-    on(app.train("personal"), _personal)
-    on(app.evaluate("adapted"), _adapted)
+    app.query()(partial(answer, work=_profile))
+    for stage in STAGES:
+        _registrar(app, stage)(partial(answer, work=partial(_work, stage)))
     return app
 
 
-def _query(_message: Message, context: Context, settings: Settings) -> RecordDict:
+def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
+    """Flower's decorator for the messages of a stage: `app.train()`, `app.query("before")`, ..."""
+    category, _, action = stage.message.partition(".")
+    decorator: Callable[[Handler], Handler] = getattr(app, category)(*([action] if action else []))
+    return decorator
+
+
+def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
     data = _open_data(context, settings)
     return wire.write_profile(
         wire.Profile(
@@ -95,55 +94,26 @@ def _query(_message: Message, context: Context, settings: Settings) -> RecordDic
     )
 
 
-def _train(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    arrays, examples, metrics = client.fit(_arrays(client), {})
-    params = dict(zip(client.shared_names, map(torch.from_numpy, arrays), strict=True))
-    return _reply(client, params, examples, metrics, seconds, client.age)
+def _work(stage: Stage, message: Message, context: Context, settings: Settings) -> RecordDict:
+    """What every message but the query of the roster comes to: the client half does its stage's work, and replies."""
+    client, seconds = _open_client(stage, message, context, settings)
+    download = client.job.download
+    client.job.trainer.manifest.check(download.params, client.received_names)
+    flower, params = FlowerClient(client), {}
+    arrays = [download.params[name].numpy() for name in client.received_names]
+    if stage is TRAIN:
+        trained, _, _ = flower.fit(arrays, {})
+        params = dict(zip(client.split.shared, map(torch.from_numpy, trained), strict=True))
+    elif stage is EVALUATE:
+        flower.evaluate(arrays, {})
+    else:
+        params = getattr(client, stage.work)(download.params)
+    metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
+    age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
+    return wire.write_upload(client.job.client, params, client.examples, metrics, client.extras, client.restarted, age)
 
 
-def _evaluate(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    _, _, metrics = client.evaluate(_arrays(client), {})
-    return _reply(client, {}, client.examples, metrics, seconds, client.age)
-
-
-def _personal(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    metrics = client.personalise(_arrays(client))
-    return _reply(client, {}, client.examples, metrics, seconds, client.age)
-
-
-def _novel(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    return _reply(client, {}, client.examples, client.meet(_arrays(client)), seconds)
-
-
-def _turn(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    return _reply(client, client.adapt(_arrays(client)), client.examples, client.metrics, seconds)
-
-
-def _adapted(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    return _reply(client, {}, client.examples, client.score_adapted(_arrays(client)), seconds)
-
-
-def _before(message: Message, context: Context, settings: Settings) -> RecordDict:
-    client, seconds = _open_client(message, context, settings)
-    answer = client.answer()
-    metrics = {"seconds/open": seconds}
-    return wire.write_upload(client.job.client, {}, client.examples, metrics, answer, client.restarted, client.age)
-
-
-def _reply(
-    client: RoundClient, params: Params, examples: int, metrics: Mapping[str, Scalar], seconds: float, age: int = 0
-) -> RecordDict:
-    given: wire.Metrics = {**metrics, "seconds/open": seconds}  # type: ignore[dict-item]
-    return wire.write_upload(client.job.client, params, examples, given, client.besides(), client.restarted, age)
-
-
-def _open_client(message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
+def _open_client(stage: Stage, message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
@@ -175,8 +145,9 @@ def _open_client(message: Message, context: Context, settings: Settings) -> tupl
         repeated=0 if place.own else download.round,
     )
     download = dataclasses.replace(download, export=str(place.export or ""))
-    job = Job(client, settings, data, trainer, state, download)
-    return CLIENTS[settings.strategy](job), time.perf_counter() - began
+    method = registry.method(settings.strategy)
+    job = Job(client, settings, method, data, trainer, state, download, stage)
+    return half(method.client)(job), time.perf_counter() - began
 
 
 class _Place(NamedTuple):
@@ -213,12 +184,6 @@ def _private(folder: Path) -> Path:
     except OSError as error:
         raise UserError(f"the folder {folder} for a client's own model cannot be made: {error.strerror}") from error
     return folder
-
-
-def _arrays(client: RoundClient) -> NDArrays:
-    """The download's tensors in the order that the client's `fit` and `evaluate` take them."""
-    client.job.trainer.manifest.check(client.job.download.params, client.download_names)
-    return [client.job.download.params[name].numpy() for name in client.download_names]
 
 
 def _open_data(context: Context, settings: Settings) -> ClientData:

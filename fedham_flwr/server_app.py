@@ -15,9 +15,13 @@ from flwr.serverapp import Grid, ServerApp
 from fedham_flwr import models
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup, Task
+from fedham_flwr.federation.exchange import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.registry import half, method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
@@ -25,8 +29,6 @@ from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_sta
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
-from strategies import STRATEGIES
-from strategies.base import RoundStrategy, Task
 
 log = logging.getLogger("fedham_flwr")
 
@@ -106,13 +108,14 @@ def prepare(
     shape, classes = agree(profiles)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     manifest = Manifest.of(model)
-    strategy = STRATEGIES[settings.strategy](
+    strategy = build_strategy(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
         _task(settings, shape, classes, profiles, journal.directory.path, saved),
         roster,
         journal,
+        saved[0].progress() if saved else None,
     )
     network = models.resolve(settings.model, shape)
     if saved:
@@ -122,6 +125,35 @@ def prepare(
     if settings.resume:
         start_from(settings, strategy, network)
     journal.started(strategy, network)
+    return strategy
+
+
+def build_strategy(
+    settings: Settings,
+    manifest: Manifest,
+    initial: Params,
+    task: Task,
+    roster: Roster | None = None,
+    recorder: Recorder | None = None,
+    progress: RunProgress | None = None,
+) -> RoundStrategy:
+    """The server half of the method that the settings name.
+
+    Args:
+        settings: the run's.
+        manifest: the model's.
+        initial: the first tensors of every layer group.
+        task: what the clients are told.
+        roster: the clients; by default they are found by a query.
+        recorder: what is told of each exchange; by default nobody.
+        progress: how far the run is; by default at its start.
+
+    Raises:
+        UserError: the method cannot do with this model or these settings.
+    """
+    declared = method(settings.strategy)
+    setup = Setup(settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress())
+    strategy: RoundStrategy = half(declared.strategy)(setup)
     return strategy
 
 
@@ -165,7 +197,7 @@ def go_on(
     Raises:
         UserError: these are other clients, or another network.
     """
-    now = order(strategy.roster.nodes)
+    now = order(strategy.setup.roster.nodes)
     if simulated and now != checkpoint.clients:
         raise UserError(
             f"resume={directory.path}: the run had {len(checkpoint.clients)} clients, and there are {len(now)} now: a "
@@ -177,10 +209,8 @@ def go_on(
         raise UserError(
             f"resume={directory.path}: {folder.name} does not fit the {network} of this run: {error}"
         ) from error
-    strategy.done, strategy.novel = checkpoint.round, checkpoint.novel
-    strategy.trained, strategy.stateless = set(checkpoint.trained), set(checkpoint.stateless)
     if simulated:
-        restore_clients(folder, Path(strategy.task.keep))
+        restore_clients(folder, Path(strategy.setup.task.keep))
     directory.rewind(checkpoint.exchanges)
     directory.write_settings(flatten(strategy.settings))
     report.say(f"continued after round {checkpoint.round}, from {folder}")
@@ -197,8 +227,10 @@ def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> Non
     Raises:
         UserError: there is nothing, or it does not fit.
     """
-    clients = order(strategy.roster.nodes)
-    start = read_start(settings.resume, strategy.manifest, strategy.shared_names, network, clients)
+    if not isinstance(strategy, HasPersonalStage):
+        raise UserError(f'resume="{settings.resume}": strategy={settings.strategy} starts from nothing else')
+    clients = order(strategy.setup.roster.nodes)
+    start = read_start(settings.resume, strategy.manifest, strategy.split.shared, network, clients)
     strategy.start_from(start.common, start.own)
     report.say(f"start: {start.source}")
     if differs := dealt_otherwise(settings.resume, flatten(settings)):

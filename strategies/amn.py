@@ -5,33 +5,39 @@ from typing import final
 
 import torch
 
-from fedham_flwr.core.parameters import Params
+from fedham_flwr.algorithms.amn import AMNSettings
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.parameters import Params, read_clients
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.contract import Setup, Start, Upload
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.mixing.attention import Projections
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
-from strategies.attention import AttentionStrategy
+from fedham_flwr.mixing.pool import Pool
 
 
 @final
-class AMNStrategy(AttentionStrategy):
-    """The pool of the clients' models, and a meta-model for each client that says how they are mixed."""
+class AMNStrategy(RoundStrategy):
+    """The pool of the clients' models, and a meta-model for each client that weighs who is mixed into it."""
 
-    def begin(self, shared: Params) -> None:
-        """Start from one common model."""
-        self.how = self.settings.amn
-        super().begin(shared)
-        self._meta = MetaModels(self.how, self.units)
+    own: AMNSettings
 
-    def admit(self, clients: Sequence[str]) -> None:
-        """Give new clients a projection of the common start and a meta-model."""
-        super().admit(clients)
-        streams = [torch_stream(self.settings.seed, "meta-model", client=client) for client in clients]
-        self._meta.add(streams, len(self.bank.clients))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._pool, self._projections, self._meta = self._empty()
 
-    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+    def add_clients(self, clients: Sequence[str]) -> None:
+        """Give new clients a place in the pool, a projection of the common start and a meta-model."""
+        if new := self._pool.add(clients):
+            self._projections.add(new)
+            streams = [torch_stream(self.settings.seed, "meta-model", client=client) for client in new]
+            self._meta.add(streams, len(self._pool.bank.clients))
+
+    def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The hybrid model of each client."""
-        return self.mixtures(clients, self.mixing_weights(round_number, clients, {}).weights)  # R2
+        mixed = self._pool.mixtures(clients, self.mixing_weights(round_number, clients, {}).weights)  # R2
+        return {client: Start(mixed[client], own=True) for client in clients}
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Put the trained models into the pool, and let the meta-models learn from where training went.
@@ -39,20 +45,40 @@ class AMNStrategy(AttentionStrategy):
         Raises:
             UserError: most meta-models diverge.
         """
-        clients, own = list(uploads), self.bank.rows(list(uploads))
-        looked = self._meta.attend(own, self.seen(), own, self.allowed(clients))
-        weights = by_group(looked.effective(own), len(self.bank.groups))
+        clients, pool = list(uploads), self._pool
+        own = pool.bank.rows(clients)
+        looked = self._meta.attend(own, self._projections.seen(), own, pool.allowed(clients))
+        weights = by_group(looked.effective(own), len(pool.bank.groups))
         training = self.settings.local_training()
         reach = torch.tensor([training.reach(upload.examples) for upload in uploads.values()], dtype=torch.float64)
-        scores = by_unit(self.absorb(uploads, weights), self.how.unit) / reach[:, None, None]  # R5
-        self._meta.step(own, looked, own, scores)  # R6
+        scores = pool.absorb({client: upload.params for client, upload in uploads.items()}, weights)  # R5
+        self._projections.update(clients)
+        self._meta.step(own, looked, own, by_unit(scores, self.own.unit) / reach[:, None, None])  # R6
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
         """The effective rows: weights over peers, and the gate as the client's weight of itself."""
-        own = self.bank.rows(clients)
-        rows = self._meta.attend(own, self.seen(), own, self.allowed(clients)).effective(own)  # R1
-        return MixingWeights(tuple(clients), self.bank.groups, self.bank.clients, by_group(rows, len(self.bank.groups)))
+        bank = self._pool.bank
+        own = bank.rows(clients)
+        looked = self._meta.attend(own, self._projections.seen(), own, self._pool.allowed(clients))  # R1
+        weights = by_group(looked.effective(own), len(bank.groups))
+        return MixingWeights(tuple(clients), bank.groups, bank.clients, weights)
 
     def state_dict(self) -> Params:
-        """The pool, the meta-models with their optimiser, and who may be mixed; live, not copied."""
-        return {**super().state_dict(), **{f"meta/{name}": t for name, t in self._meta.state_dict().items()}}
+        """The pool, and the meta-models with their optimiser; live, not copied."""
+        return {**self._pool.state_dict(), **{f"meta/{name}": t for name, t in self._meta.state_dict().items()}}
+
+    def load_state_dict(self, state: Params) -> None:
+        """Continue from a pool and its meta-models; the projections are made anew.
+
+        Raises:
+            ValueError: it is not of this model and these settings, or a model is not finite.
+        """
+        self._pool, self._projections, self._meta = self._empty()
+        self.add_clients(read_clients(state))
+        self._pool.load(state, self.state_dict())
+        self._projections.update_all()
+
+    def _empty(self) -> tuple[Pool, Projections, MetaModels]:
+        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))
+        projections = Projections(self.own, pool, self.settings.seed)
+        return pool, projections, MetaModels(self.own, projections.units)

@@ -1,4 +1,4 @@
-"""The server half of every method whose shared groups are one weighted mean: FedAvg and its relatives."""
+"""The server half of every method whose shared tensors are one weighted mean: FedAvg and its relatives."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping, Sequence
 
 from fedham_flwr.algorithms import fedavg
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.wire import Upload
-from strategies.base import RoundStrategy
+from fedham_flwr.federation.contract import Setup, Start, Upload
+from fedham_flwr.federation.rounds import RoundStrategy
 
 
 class AveragingStrategy(RoundStrategy):
-    """One tree of shared tensors; a method names the groups that are not in it."""
+    """One tree of shared tensors; what is not in it is up to the method's split."""
 
-    def begin(self, shared: Params) -> None:
-        """Start from the first tensors."""
-        self._shared = shared
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._shared = self.first
 
-    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+    def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The same tensors for every client."""
-        return dict.fromkeys(clients, self._shared)  # R1
+        return dict.fromkeys(clients, Start(self._shared))  # R1
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Replace the shared tensors by the clients' mean, weighted by their training samples."""
@@ -36,5 +36,5 @@ class AveragingStrategy(RoundStrategy):
         Raises:
             ValueError: they are not those of this model.
         """
-        self.manifest.check(state, self.shared_names)
-        self._shared = {name: state[name] for name in self.shared_names}  # a file has another order
+        self.manifest.check(state, self.split.shared)
+        self._shared = {name: state[name] for name in self.split.shared}  # a file has another order

@@ -1,6 +1,5 @@
 """FedAvg's server half; see algorithms/fedavg.py."""
 
-from collections.abc import Sequence
 from typing import final
 
 from strategies.averaging import AveragingStrategy
@@ -9,7 +8,3 @@ from strategies.averaging import AveragingStrategy
 @final
 class FedAvgStrategy(AveragingStrategy):
     """R1, R4: one model for all, the mean of the clients'."""
-
-    def personal_groups(self) -> Sequence[str]:
-        """Nothing is personal."""
-        return ()

@@ -6,52 +6,45 @@ from typing import final
 import torch
 
 from fedham_flwr.algorithms import fedavg, fedtp
+from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params, check_like, read_clients, write_clients
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.contract import Setup, Start, Upload
+from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.fedtp.embeddings import Embeddings
 from fedham_flwr.fedtp.generator import Generator
-from strategies.base import RoundStrategy
 
 
 @final
 class FedTPStrategy(RoundStrategy):
     """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention."""
 
-    def personal_groups(self) -> Sequence[str]:
-        """The personal head, if there is one; vanilla: self-attention too.
+    own: FedTPSettings
 
-        Raises:
-            UserError: the model has no self-attention.
-        """
-        fedtp.check_model(self.manifest.group_names, self.settings.model)
-        return fedtp.personal_groups(self.manifest.group_names, self.settings.fedtp)
-
-    def begin(self, shared: Params) -> None:
-        """Start from the first tensors and a fresh hypernetwork; the clients get embeddings when they come."""
-        how, attention = self.settings.fedtp, self.manifest.names([fedtp.GROUP])
-        self._made = tuple(name for name in attention if name in shared)  # vanilla makes nothing
-        self._mean = {name: tensor for name, tensor in shared.items() if name not in self._made}
-        self._embeddings = Embeddings(how)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._made = self.split.adapted  # vanilla makes nothing
+        self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
+        self._embeddings = Embeddings(self.own)
         if self._made:
             draw = torch_stream(self.settings.seed, "generator")
-            base = {name: shared[name] for name in self._made}
-            self._generator = Generator(how, base, draw, resolve_device(self.settings.device))
+            base = {name: self.first[name] for name in self._made}
+            self._generator = Generator(self.own, base, draw, resolve_device(self.settings.device))
 
-    def enrol(self, clients: Sequence[str]) -> None:
+    def add_clients(self, clients: Sequence[str]) -> None:
         """Give new clients an embedding; nothing changes for the others."""
         new = [client for client in clients if client not in self._embeddings.clients]
         if self._made and new:
             draws = [torch_stream(self.settings.seed, "embedding", client=client) for client in new]
             self._embeddings.add(new, draws)
 
-    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+    def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The mean for every client, and the projections that are made for it."""
         if not self._made:
-            return dict.fromkeys(clients, self._mean)
+            return dict.fromkeys(clients, Start(self._mean, own=True))
         made = self._generator.generate(self._embeddings.of(clients))  # R1
-        return {client: {**self._mean, **own} for client, own in zip(clients, made, strict=True)}  # R2
+        return {c: Start({**self._mean, **own}, own=True) for c, own in zip(clients, made, strict=True)}  # R2
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Average what is shared, and let the hypernetwork and the embeddings learn from where training went.
@@ -66,10 +59,6 @@ class FedTPStrategy(RoundStrategy):
             self._embeddings.step(list(uploads), self._generator.step(self._embeddings.of(list(uploads)), slopes))  # R7
         models = [{name: upload.params[name] for name in self._mean} for upload in uploads.values()]
         self._mean = fedavg.aggregate(models, examples)  # R5
-
-    def adapted_tensors(self) -> Sequence[str]:
-        """The projections, if they are generated."""
-        return self._made
 
     def adapt(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Move the embeddings of novel clients; the hypernetwork and what is shared stay as they are."""
@@ -111,8 +100,8 @@ class FedTPStrategy(RoundStrategy):
             ValueError: it is not of this model and these settings.
         """
         if self._made:
-            self._embeddings = Embeddings(self.settings.fedtp)
-            self.enrol(read_clients(state))
+            self._embeddings = Embeddings(self.own)
+            self.add_clients(read_clients(state))
         own = self.state_dict()
         check_like(state, own)
         self._mean = {name: state[f"mean/{name}"].clone() for name in self._mean}

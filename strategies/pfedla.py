@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.algorithms import pfedla
-from fedham_flwr.core.parameters import Params
+from fedham_flwr.algorithms.pfedla import PFedLASettings
+from fedham_flwr.core.devices import resolve_device
+from fedham_flwr.core.parameters import Params, read_clients
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.contract import Setup, Start, Upload
+from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.hypernetworks import Hypernetworks
-from strategies.mixing import MixingStrategy
+from fedham_flwr.mixing.pool import Pool
 
 
-class Plan(NamedTuple):
+class Weighed(NamedTuple):
     """Who is mixed into whom: for n clients, L layer groups and N peers."""
 
     rows: Tensor  # int64 [n], the clients' own places in the bank
@@ -26,69 +29,82 @@ class Plan(NamedTuple):
 
 
 @final
-class PFedLAStrategy(MixingStrategy):
-    """A hypernetwork for each client says how the models of the bank are mixed for it."""
+class PFedLAStrategy(RoundStrategy):
+    """A hypernetwork for each client weighs whose models in the pool are mixed for it.
 
-    def personal_tensors(self) -> Sequence[str]:
-        """The running statistics, unless they are mixed."""
-        return pfedla.personal_names(self.manifest, self.settings.pfedla)
+    Raises:
+        UserError: more retained layers than the model has groups.
+    """
 
-    def begin(self, shared: Params) -> None:
-        """Start from one common model; the clients get their places when they come.
+    own: PFedLASettings
 
-        Raises:
-            UserError: more retained layers than the model has groups.
-        """
-        how = self.settings.pfedla
-        pfedla.check_retained(how.retained_layers, self.manifest.group_names)
-        super().begin(shared)
-        self._networks = Hypernetworks(how, len(self.bank.groups))
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        pfedla.check_retained(self.own.retained_layers, self.manifest.group_names)
+        self._pool, self._networks = self._empty()
 
-    def admit(self, clients: Sequence[str]) -> None:
-        """Give new clients a hypernetwork."""
-        self._networks.add([torch_stream(self.settings.seed, "hypernetwork", client=client) for client in clients])
+    def add_clients(self, clients: Sequence[str]) -> None:
+        """Give new clients a place in the pool and a hypernetwork."""
+        if new := self._pool.add(clients):
+            self._networks.add([torch_stream(self.settings.seed, "hypernetwork", client=client) for client in new])
 
-    def plan(self, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+    def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The mixed model of each client, without the layers that it retains."""
-        plan = self._weigh(round_number, clients)
-        return self.mixtures(clients, plan.weights, plan.retained)  # R3
+        weighed = self._weigh(round_number, clients)
+        mixed = self._pool.mixtures(clients, weighed.weights, weighed.retained)  # R3
+        return {client: Start(mixed[client], own=True, left_out=self._pool.model(client)) for client in clients}
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
-        """Put the trained models into the bank, and let the hypernetworks learn from where training went.
+        """Put the trained models into the pool, and let the hypernetworks learn from where training went.
 
         Raises:
             UserError: most hypernetworks diverge.
         """
-        plan = self._weigh(round_number, list(uploads))
-        scores = self.absorb(uploads, plan.weights, plan.retained)  # R6
-        weights, logits = plan.weights.double(), plan.logits.double()
-        normaliser = self.settings.pfedla.normaliser
-        self._networks.step(plan.rows, pfedla.logit_gradient(weights, logits, scores, plan.mixed, normaliser))  # R7
+        weighed = self._weigh(round_number, list(uploads))
+        models = {client: upload.params for client, upload in uploads.items()}
+        scores = self._pool.absorb(models, weighed.weights, weighed.retained)  # R6
+        weights, logits = weighed.weights.double(), weighed.logits.double()
+        slope = pfedla.logit_gradient(weights, logits, scores, weighed.mixed, self.own.normaliser)
+        self._networks.step(weighed.rows, slope)  # R7
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
         """The weights that the clients' models of a round are mixed with, those of retained layers included."""
-        weights = self._weigh(round_number, clients).weights
-        return MixingWeights(tuple(clients), self.bank.groups, self.bank.clients, weights)
+        bank, weights = self._pool.bank, self._weigh(round_number, clients).weights
+        return MixingWeights(tuple(clients), bank.groups, bank.clients, weights)
 
     def state_dict(self) -> Params:
-        """Bank, embeddings, hypernetworks, optimiser, and who may be mixed; live, not copied."""
+        """Pool, embeddings, hypernetworks and their optimiser; live, not copied."""
         networks = {f"hypernetworks/{name}": tensor for name, tensor in self._networks.params.items()}
         velocity = {f"velocity/{name}": tensor for name, tensor in self._networks.velocity.items()}
-        return {**super().state_dict(), **networks, **velocity}
+        return {**self._pool.state_dict(), **networks, **velocity}
 
-    def _weigh(self, round_number: int, clients: Sequence[str]) -> Plan:
+    def load_state_dict(self, state: Params) -> None:
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            ValueError: it is not of this model and these settings, or a model is not finite.
+        """
+        self._pool, self._networks = self._empty()
+        self.add_clients(read_clients(state))
+        self._pool.load(state, self.state_dict())
+
+    def _empty(self) -> tuple[Pool, Hypernetworks]:
+        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))
+        return pool, Hypernetworks(self.own, len(pool.bank.groups))
+
+    def _weigh(self, round_number: int, clients: Sequence[str]) -> Weighed:
         """R1 and R2 for some clients."""
-        how, rows = self.settings.pfedla, self.bank.rows(clients)
+        own, rows = self.own, self._pool.bank.rows(clients)
         logits = self._networks.logits(rows)
-        allowed = self.ready.expand_as(logits)
-        weights = pfedla.mixing_weights(logits, allowed, rows, how.normaliser)  # R1
-        if 0 < how.top_k_peers < len(self.bank.clients):
+        allowed = self._pool.ready.expand_as(logits)
+        weights = pfedla.mixing_weights(logits, allowed, rows, own.normaliser)  # R1
+        if 0 < own.top_k_peers < len(self._pool.bank.clients):
             order = torch.stack([self._order(round_number, client) for client in clients])
-            allowed = allowed & pfedla.largest(weights, how.top_k_peers, order)
-            weights = pfedla.mixing_weights(logits, allowed, rows, how.normaliser)
-        retained = pfedla.retained(weights, rows, how.retained_layers)  # R2
+            allowed = allowed & pfedla.largest(weights, own.top_k_peers, order)
+            weights = pfedla.mixing_weights(logits, allowed, rows, own.normaliser)
+        retained = pfedla.retained(weights, rows, own.retained_layers)  # R2
         retained &= self._has_own(rows, clients)[:, None]
-        return Plan(rows, logits, weights, retained, allowed & ~retained[:, :, None])
+        return Weighed(rows, logits, weights, retained, allowed & ~retained[:, :, None])
 
     def _has_own(self, rows: Tensor, clients: Sequence[str]) -> Tensor:
         """Which clients have layers of their own to start from: bool [n].
@@ -96,11 +112,12 @@ class PFedLAStrategy(MixingStrategy):
         A client that has never trained has the common model, unless it came late. One that has trained has what it
         kept, unless it said that it lost it, or trained in a run that this one continues.
         """
-        kept = [client in self.trained and client not in self.stateless for client in clients]
-        return torch.where(self.learned[rows], torch.tensor(kept, dtype=torch.bool), self.ready[rows])
+        trained, stateless = self.progress.trained, self.progress.stateless
+        kept = torch.tensor([c in trained and c not in stateless for c in clients], dtype=torch.bool)
+        return torch.where(self._pool.learned[rows], kept, self._pool.ready[rows])
 
     def _order(self, round_number: int, client: str) -> Tensor:
         """In which order equal weights are kept: the client's own first, then as drawn for the round."""
-        peers, own = len(self.bank.clients), int(self.bank.rows([client]))
+        peers, own = len(self._pool.bank.clients), int(self._pool.bank.rows([client]))
         drawn = torch.randperm(peers, generator=torch_stream(self.settings.seed, "peers", round_number, client))
         return torch.cat([torch.tensor([own]), drawn[drawn != own]])

@@ -17,7 +17,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 
 TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
-BESIDES, FACTS = "besides", "facts"
+EXTRAS, FACTS = "extras", "facts"
 SECONDS, SAMPLES = "seconds", "n"
 
 Metrics = Mapping[str, float | int]
@@ -25,7 +25,7 @@ Metrics = Mapping[str, float | int]
 
 
 @dataclass(frozen=True)
-class Besides:
+class Extras:
     """What a method sends along with a model, or in its place.
 
     Attributes:
@@ -35,6 +35,23 @@ class Besides:
 
     tensors: Params = field(default_factory=dict)
     facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the server sends one client to start from.
+
+    Attributes:
+        params: shared tensors; those that are left out the client takes from what it kept.
+        extras: what the method sends along.
+        own: the model is this client's own, and not everybody's.
+        left_out: the tensors that are left out, as the server last saw them; an update is measured from there.
+    """
+
+    params: Params
+    extras: Extras = field(default_factory=Extras)
+    own: bool = False
+    left_out: Params = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,8 @@ class Download:
         training: name of the training that the round is part of, which a run that continues it keeps: a client finds
             its personal state by it.
         keep: simulation: folder that clients write their personal state through to; empty for none.
-        besides: what the method sends besides.
+        own: the model is this client's own, and not everybody's.
+        extras: what the method sends along.
     """
 
     round: int
@@ -64,7 +82,8 @@ class Download:
     export: str = ""
     training: str = ""
     keep: str = ""
-    besides: Besides = Besides()
+    own: bool = False
+    extras: Extras = Extras()
 
 
 @dataclass(frozen=True)
@@ -77,7 +96,7 @@ class Upload:
         examples: its training samples.
         rows: its scores.
         seconds: what the client's time went into, by purpose.
-        besides: tensors of the method's own.
+        extras: tensors of the method's own.
         restarted: it has trained before, and something that it had learned for itself was lost and started again.
         age: rounds since it made the personal state that it started from; 0 if it started from none.
     """
@@ -87,7 +106,7 @@ class Upload:
     examples: int
     rows: tuple[Row, ...]
     seconds: Mapping[str, float] = field(default_factory=dict)
-    besides: Params = field(default_factory=dict)
+    extras: Params = field(default_factory=dict)
     restarted: bool = False
     age: int = 0
 
@@ -174,12 +193,13 @@ def write_download(download: Download, serialised: dict[int, Array] | None = Non
             "export": download.export,
             "training": download.training,
             "keep": download.keep,
+            "own": download.own,
         }
     )
     content = RecordDict({TENSORS: ArrayRecord(arrays(download.params, serialised)), INSTRUCTIONS: instructions})
-    if download.besides.tensors or download.besides.facts:
-        content[BESIDES] = ArrayRecord(arrays(download.besides.tensors, serialised))
-        content[FACTS] = ConfigRecord({name: list(numbers) for name, numbers in download.besides.facts.items()})
+    if download.extras.tensors or download.extras.facts:
+        content[EXTRAS] = ArrayRecord(arrays(download.extras.tensors, serialised))
+        content[FACTS] = ConfigRecord({name: list(numbers) for name, numbers in download.extras.facts.items()})
     return content
 
 
@@ -200,7 +220,8 @@ def read_download(content: RecordDict) -> Download:
         export=str(given["export"]),
         training=str(given["training"]),
         keep=str(given["keep"]),
-        besides=_besides(content),
+        own=bool(given["own"]),
+        extras=_extras(content),
     )
 
 
@@ -209,7 +230,7 @@ def write_upload(
     params: Mapping[str, torch.Tensor],
     examples: int,
     metrics: Metrics,
-    besides: Mapping[str, torch.Tensor] | None = None,
+    extras: Mapping[str, torch.Tensor] | None = None,
     restarted: bool = False,
     age: int = 0,
 ) -> RecordDict:
@@ -220,7 +241,7 @@ def write_upload(
         params: shared tensors; empty after an evaluation.
         examples: training samples of the client.
         metrics: scores, as in `Metrics`.
-        besides: as in `Upload`.
+        extras: as in `Upload`.
         restarted: as in `Upload`.
         age: as in `Upload`.
     """
@@ -231,8 +252,8 @@ def write_upload(
             SENDER: ConfigRecord({"client-id": client, "restarted": restarted, "age": age}),
         }
     )
-    if besides:
-        content[BESIDES] = tensors_record(besides)
+    if extras:
+        content[EXTRAS] = tensors_record(extras)
     return content
 
 
@@ -269,8 +290,8 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
             if model not in ("global", "personal") or phase not in ("before", "after"):
                 raise ValueError(f"{key!r} is not a score")
             rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
-    params, besides = tensors(content.array_records[TENSORS]), _besides(content).tensors
-    return Upload(client, params, examples, tuple(rows), seconds, besides, restarted, age)
+    params, extras = tensors(content.array_records[TENSORS]), _extras(content).tensors
+    return Upload(client, params, examples, tuple(rows), seconds, extras, restarted, age)
 
 
 def write_profile(profile: Profile) -> RecordDict:
@@ -339,11 +360,11 @@ def says_lost(content: RecordDict) -> bool:
     return FAILURE in content.config_records and bool(content.config_records[FAILURE].get("lost", False))
 
 
-def _besides(content: RecordDict) -> Besides:
-    if BESIDES not in content.array_records:
-        return Besides()
+def _extras(content: RecordDict) -> Extras:
+    if EXTRAS not in content.array_records:
+        return Extras()
     facts: Mapping[str, object] = content.config_records.get(FACTS, ConfigRecord())
-    return Besides(tensors(content.array_records[BESIDES]), {name: _ints(given) for name, given in facts.items()})
+    return Extras(tensors(content.array_records[EXTRAS]), {name: _ints(given) for name, given in facts.items()})
 
 
 def _failure(given: ConfigRecord) -> ClientFailure:

@@ -34,14 +34,18 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
         metadata: Stored in the file's header.
 
     Raises:
-        UserError: `client` cannot be a file name.
+        UserError: `client` cannot be a file name, or the file cannot be written.
     """
     if not SAFE_NAME.fullmatch(client):
         raise UserError(
             f"client id {client!r} cannot name a file: wanted 1 to 64 of A-Z a-z 0-9 . _ - not starting with a dot"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_tensors(folder / f"{client}.safetensors", tensors, metadata)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return write_tensors(folder / f"{client}.safetensors", tensors, metadata)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"the model of client {client} cannot be written to {folder}: {why}") from error
 
 
 def label(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings) -> dict[str, str]:

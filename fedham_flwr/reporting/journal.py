@@ -14,6 +14,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.roster import order
+from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
@@ -23,7 +24,6 @@ from fedham_flwr.reporting.summary import digest, final, selected
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.settings import Settings
-from strategies.base import RoundStrategy
 
 log = logging.getLogger("fedham_flwr")
 
@@ -109,27 +109,24 @@ class Journal:
         else:
             self._progress.round(record.round, values)
 
-    def checkpoint(self, round_number: int) -> None:
-        """Write a checkpoint; a disk that is full is said and does not end the run, which has the one before.
-
-        Args:
-            round_number: the round that is done.
-        """
+    def checkpoint(self) -> None:
+        """Write a checkpoint; a disk that is full is said and does not end the run, which has the one before."""
         strategy = self._strategy
         assert strategy is not None
+        progress, task = strategy.progress, strategy.setup.task
         here = Checkpoint(
-            round=round_number,
-            training=strategy.task.training,
+            round=progress.done,
+            training=task.training,
             strategy=self.settings.strategy,
             model=self._model,
-            clients=order(strategy.roster.profiles),
-            trained=order(strategy.trained),
-            stateless=order(strategy.stateless),
-            novel=strategy.novel,
+            clients=order(strategy.setup.roster.profiles),
+            trained=order(progress.trained),
+            stateless=order(progress.stateless),
+            novel=progress.novel,
             exchanges=len(self._records),
             resumed=self.resumed,
         )
-        kept = Path(strategy.task.keep) if strategy.task.keep else None
+        kept = Path(task.keep) if task.keep else None
         try:
             self.directory.sync()
             checkpoints.save(self.directory.path, here, strategy.state_dict(), kept)
@@ -157,8 +154,8 @@ class Journal:
         if strategy is not None:
             self._validated = {
                 client
-                for client, profile in strategy.roster.profiles.items()
-                if profile.counts.get("validation") and client not in strategy.novel
+                for client, profile in strategy.setup.roster.profiles.items()
+                if profile.counts.get("validation") and client not in strategy.progress.novel
             }
         summary = self._summary(rows, error)
         spent = self._spent(error is not None)
@@ -182,12 +179,12 @@ class Journal:
     def _spent(self, interrupted: bool) -> dict[str, int]:
         """How often each client may have sent an update; also in what was undone, or what no record tells of."""
         exchanges = [*self.directory.read_rounds("undone.jsonl"), *self._records]
-        everyone = self._strategy.roster.profiles if self._strategy else ()
+        everyone = self._strategy.setup.roster.profiles if self._strategy else ()
         return privacy.releases(exchanges, everyone, len(self.resumed) + interrupted)
 
     def write_clients(self, strategy: RoundStrategy) -> list[dict[str, object]]:
         """Write who takes part, and what they have; also those that came late. What was written."""
-        profiles, novel = strategy.roster.profiles, set(strategy.novel)
+        profiles, novel = strategy.setup.roster.profiles, set(strategy.progress.novel)
         clients = {str(client["client"]): client for client in self.directory.read_clients()}  # of a run continued
         clients |= {client: describe(profiles[client]) | {"novel": client in novel} for client in profiles}
         everyone = [clients[client] for client in order(clients)]
@@ -218,7 +215,7 @@ class Journal:
             "dataset": self.settings.dataset,
             "model": self._model or self.settings.model,
             "seed": self.settings.seed,
-            "num-clients": len(self._strategy.roster.profiles) if self._strategy else 0,
+            "num-clients": len(self._strategy.setup.roster.profiles) if self._strategy else 0,
             "num-rounds": len(rounds),
             "resumed-from": list(self.resumed),
             "failures": sum(len(record.failures) for record in self._records),

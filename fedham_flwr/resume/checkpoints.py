@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import sync, write_tensors
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.exchange import RunProgress
 
 log = logging.getLogger("fedham_flwr")
 
@@ -63,6 +64,10 @@ class Checkpoint:
     novel: tuple[str, ...]
     exchanges: int
     resumed: tuple[int, ...] = ()
+
+    def progress(self) -> RunProgress:
+        """How far the run was."""
+        return RunProgress(self.round, set(self.trained), set(self.stateless), self.novel)
 
 
 def save(run: Path, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor], kept: Path | None = None) -> Path:

@@ -77,7 +77,7 @@ def num_clients(path: str) -> int | None:
 
 def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:
     """Whether a personal stage starts from that run, which then is another method's or at its end."""
-    if not registry.method(str(strategy)).personal_stage:
+    if not isinstance(strategy, str) or not registry.method(strategy).personal_stage:
         return False
     return config.get("strategy") != strategy or _ended(run) is not None
 

@@ -1,0 +1,282 @@
+"""The rounds of every method: Flower's Strategy, in which a method's server half fills in `plan` and `merge`."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import LayerGroup, Params
+from fedham_flwr.federation import wire
+from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
+from fedham_flwr.federation.exchange import Exchange
+from fedham_flwr.federation.roster import cohort, hold_out, order
+from fedham_flwr.federation.stages import ADAPT, ADAPTED, EVALUATE, MEET, PERSONAL, QUERY, TRAIN, Stage
+
+log = logging.getLogger("fedham_flwr")
+
+
+class RoundStrategy(Strategy, ABC):
+    """A method's server half, and the rounds that every method has in common.
+
+    A subclass sets all of its fields in `__init__`, which it begins with `super().__init__(setup)`.
+
+    Args:
+        setup: the run's.
+
+    Attributes:
+        setup: as given.
+        settings: the run's.
+        own: the method's own settings, an instance of the dataclass that its `Method` names.
+        manifest: the model's.
+        split: which tensors are shared and which personal.
+        first: the first tensors of the shared names.
+        progress: how far the run is.
+        rounds: how many rounds there are; none if a personal stage starts from a model that is there already.
+    """
+
+    own: Any
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.settings = setup.settings
+        self.own = setup.settings.own
+        self.manifest = setup.manifest
+        self.split = setup.method.split(setup.manifest, self.own)
+        self.first: Params = {name: setup.initial[name] for name in self.split.shared}
+        self.progress = setup.progress
+        self.rounds = 0 if setup.method.personal_stage and self.settings.resume else self.settings.num_server_rounds
+        check = self.check_extras if isinstance(self, ChecksExtras) else None
+        self._exchange = Exchange(
+            self.settings, setup.manifest, self.split, setup.task, setup.roster, setup.progress, setup.recorder, check
+        )
+        if setup.roster.nodes and not self.progress.done:
+            self._hold_out()
+
+    # ---- what a method says ----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
+        """What each client starts the round from. Asked for evaluations too, and again: it changes nothing.
+
+        Args:
+            round_number: the round, from 1.
+            clients: ids, in order.
+        """
+
+    @abstractmethod
+    def merge(self, round_number: int, uploads: Mapping[str, wire.Upload]) -> None:
+        """Learn from the replies of a round.
+
+        Args:
+            round_number: the round.
+            uploads: client id -> its checked reply, in the order of ids; at least one.
+        """
+
+    @abstractmethod
+    def state_dict(self) -> Params:
+        """The server's whole state as named tensors."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Params) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            ValueError: it is not of this model and these settings.
+        """
+
+    def add_clients(self, clients: Sequence[str]) -> None:  # nothing by default
+        """Take note of who is there, before each exchange: new clients may have come. Nothing by default.
+
+        Args:
+            clients: all ids, in order.
+        """
+
+    def describe(self) -> str:
+        """What is shared and what is personal, in layer groups and scalars: one sentence."""
+        parts = []
+        for what, chosen in (("shared", set(self.split.shared)), ("personal", set(self.split.personal))):
+            groups = [_part(group, chosen) for group in self.manifest.groups if chosen & set(group.names)]
+            scalars = sum(torch.Size(self.manifest.shapes[name]).numel() for name in chosen)
+            parts.append(f"{what}: {', '.join(groups) or 'nothing'}" + (f" ({scalars:,} scalars)" if scalars else ""))
+        return f"{self.settings.strategy}  {'; '.join(parts)}"
+
+    # ---- the rounds ------------------------------------------------------------------------------------------------
+
+    def run(self, grid: Grid) -> None:
+        """All rounds that are not done, the evaluations between them, and the closing one of every client.
+
+        Args:
+            grid: the way to the clients.
+
+        Raises:
+            UserError: too few clients, or too few good replies in a round.
+        """
+        nothing, closing = ArrayRecord(), self.rounds + 1
+        for number in range(self.progress.done + 1, closing):
+            self._merge(number, self._exchange.ask(grid, self.configure_train(number, nothing, ConfigRecord(), grid)))
+            if number % self.settings.evaluate_every == 0:
+                self._evaluate(grid, number)
+            self.progress.done = number
+            self._checkpoint()
+        if self.setup.method.personal_stage:
+            self._exchange_with(grid, PERSONAL, closing, self._present(grid))
+        else:
+            self._evaluate(grid, closing)
+        if self.progress.novel:
+            self._adapt(grid, closing)
+
+    def _adapt(self, grid: Grid, number: int) -> None:
+        """Let the novel clients adapt, and score them before and after."""
+        self._present(grid)
+        clients = tuple(client for client in self.progress.novel if client in self.setup.roster.nodes)
+        self.add_clients(clients)
+        self._exchange_with(grid, MEET, number, clients)
+        if not isinstance(self, AdaptsNovel) or not self.split.adapted or not clients:
+            return
+        for turn in range(number, number + self.settings.novel_turns):
+            self.adapt(turn, self._exchange_with(grid, ADAPT, turn, clients))
+        self._exchange_with(grid, ADAPTED, number, clients)
+
+    def _evaluate(self, grid: Grid, number: int) -> None:
+        if messages := list(self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)):
+            self.aggregate_evaluate(number, self._exchange.ask(grid, messages))
+
+    def _checkpoint(self) -> None:
+        every, done, recorder = self.settings.checkpoint_every, self.progress.done, self.setup.recorder
+        if recorder and every and (done % every == 0 or done == self.rounds):
+            recorder.checkpoint()
+
+    def _receive(self, replies: Iterable[Message]) -> dict[str, wire.Upload]:
+        sent = self._exchange.sent
+        mixing = self.mixing_weights if isinstance(self, ReportsMixing) else None
+        return self._exchange.receive(replies, mixing and (lambda good: mixing(sent.round, sent.clients, good)))
+
+    def _merge(self, number: int, replies: Iterable[Message]) -> None:
+        uploads = self._receive(replies)
+        self.merge(number, uploads)
+        self.progress.trained |= uploads.keys()
+        self.progress.stateless -= uploads.keys()
+
+    def _exchange_with(self, grid: Grid, stage: Stage, number: int, clients: tuple[str, ...]) -> dict[str, wire.Upload]:
+        return self._receive(self._exchange.ask(grid, self._messages(grid, stage, number, clients)))
+
+    def _messages(self, grid: Grid, stage: Stage, number: int, clients: tuple[str, ...]) -> list[Message]:
+        """The messages of a new exchange, after the method has asked its clients what it must know.
+
+        Those that give no good answer are left out: one that is gone would be waited for twice.
+        """
+        closing = number > self.rounds
+        if isinstance(self, Asks) and clients and (questions := self.questions(number, clients)):
+            asked = order(questions)
+            plan = {client: Start({}, questions[client]) for client in asked}
+            messages = self._exchange.write(QUERY, number, asked, lambda _: plan, closing)
+            answers = self._exchange.receive(grid.send_and_receive(messages, timeout=self.settings.round_timeout))
+            self.answered(number, answers)
+            clients = tuple(client for client in clients if client in answers or client not in questions)
+        return self._exchange.write(stage, number, clients, lambda some: self.plan(number, some), closing)
+
+    def _present(self, grid: Grid) -> tuple[str, ...]:
+        """The clients that are there, without novel ones."""
+        settings, roster = self.settings, self.setup.roster
+        if roster.nodes:
+            roster.refresh(grid, settings.round_timeout)
+        else:
+            roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+            self._hold_out()
+        everyone = tuple(client for client in order(roster.nodes) if client not in self.progress.novel)
+        self.add_clients(everyone)
+        return everyone
+
+    def _hold_out(self) -> None:
+        """Choose the novel clients among those that are there."""
+        self.progress.novel = hold_out(self.settings.seed, self.setup.roster.nodes, self.settings.novel_clients)
+
+    # ---- Flower's Strategy -----------------------------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        *_: object,
+        **__: object,
+    ) -> Result:
+        """Flower's entry point: `run`, for as many rounds as are given here or in the settings.
+
+        Args:
+            grid: the way to the clients.
+            initial_arrays: not used; the model is built from the settings.
+            num_rounds: in place of `num-server-rounds`.
+
+        Returns:
+            The server's state as arrays. The scores are with the recorder.
+        """
+        if num_rounds is not None:
+            self.rounds = num_rounds
+        self.run(grid)
+        return Result(arrays=wire.tensors_record(self.state_dict()))
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """A train message for each client of the round's cohort. `arrays` and `config` are not used.
+
+        Raises:
+            UserError: the cohort is smaller than `min-replies`.
+        """
+        settings, everyone = self.settings, self._present(grid)
+        chosen = cohort(settings.seed, server_round, everyone, settings.fraction_train)
+        if len(chosen) < settings.min_replies:
+            raise UserError(
+                f"min-replies={settings.min_replies} can never be reached: round {server_round} has a cohort of "
+                f"{len(chosen)} (fraction-train={settings.fraction_train:g} of {len(everyone)} clients)"
+            )
+        return self._messages(grid, TRAIN, server_round, chosen)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, merge those that pass, and record all. Returns the server's state.
+
+        Raises:
+            UserError: fewer good replies than `min-replies`.
+        """
+        self._merge(server_round, replies)
+        return wire.tensors_record(self.state_dict()), None
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """An evaluate message for each client that the round has not scored yet: all of them after the last round."""
+        everyone = self._present(grid)
+        scored = set() if server_round > self.rounds else set(self._exchange.sent.clients)
+        absent = tuple(client for client in everyone if client not in scored)
+        return self._messages(grid, EVALUATE, server_round, absent)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Check and record the scores.
+
+        Raises:
+            UserError: fewer good replies than `min-replies`.
+        """
+        self._receive(replies)
+        return None
+
+    def summary(self) -> None:
+        """Log what is shared and what is personal."""
+        log.info("%s", self.describe())
+
+
+def _part(group: LayerGroup, chosen: set[str]) -> str:
+    """A layer group's name, and what of it is meant if it is not all of it."""
+    if chosen >= set(group.names):
+        return group.name
+    return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"
