@@ -21,6 +21,7 @@ from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup
 from fedham_flwr.federation.exchange import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half, method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
@@ -107,7 +108,7 @@ def prepare(
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
-    manifest = Manifest.of(model)
+    manifest = manifest_of(model, models.zeros(shape))
     strategy = build_strategy(
         settings,
         manifest,
