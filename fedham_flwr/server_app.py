@@ -30,6 +30,7 @@ from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_sta
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
+from fedham_flwr.training import metrics
 
 log = logging.getLogger("fedham_flwr")
 
@@ -107,6 +108,9 @@ def prepare(
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
+    measured = settings.measured(profiles[0].target, classes)
+    metrics.check(measured, profiles[0].target, classes)
+    journal.measures(measured)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     manifest = manifest_of(model, models.zeros(shape))
     strategy = build_strategy(

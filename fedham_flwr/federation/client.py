@@ -28,7 +28,8 @@ from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
 from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.store import ClientState, StateLostError, StateNotFoundError
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Samples, Scores, Trainer
+from fedham_flwr.training.metrics import Scores
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Samples, Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -194,7 +195,8 @@ class RoundClient:
         """The scores of a model on one of the client's splits, with the method's predictor."""
         with self.clock("evaluate"):
             self.load(model)
-            return self.job.trainer.evaluate(self.job.data, split, self.predictor())
+            measured = self.settings.measured(self.job.data.target, self.job.download.classes)
+            return self.job.trainer.evaluate(self.job.data, split, self.predictor(), measured)
 
     def on_device(self, model: Params) -> Params:
         """A model's parameters where the trainer computes, as a gradient term needs them."""

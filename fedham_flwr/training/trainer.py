@@ -11,17 +11,18 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.sgd import sgd
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of
+from fedham_flwr.data.batches import Kind, augment, check_augment, inputs_and_targets
+from fedham_flwr.training.metrics import Measurement, Metric, Scores
+from fedham_flwr.training.targets import task_loss
 
 EVALUATION_BATCH = 256
 """Larger batches leave the processor's caches and are slower."""
@@ -44,7 +45,12 @@ class Samples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N]."""
+        """int64 [N] of classes, uint8 or bool [N, k] of labels, float32 [N] or [N, k] of values."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
         ...
 
     @property
@@ -73,17 +79,6 @@ class LocalTraining:
         """
         steps = self.steps or self.local_epochs * math.ceil(samples / self.batch_size)
         return steps * self.learning_rate / (1 - self.momentum)
-
-
-class Scores(NamedTuple):
-    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
-
-    A prediction is one image, one position of a text, or one row of a table.
-    """
-
-    accuracy: float
-    loss: float
-    n: int
 
 
 class SGD:
@@ -183,7 +178,7 @@ class Trainer:
             UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
         """
         if training.augment:
-            check_augment(kind_of(samples.features))
+            check_augment(samples.kind)
         features, labels, index = self._local(samples, "train")
         named = zip(self.parameter_names, self._params, strict=True)
         trained = [param for name, param in named if only is None or name in only]
@@ -194,7 +189,7 @@ class Trainer:
             for number, chosen in _steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
-                x, y = self._batch(features, labels, chosen)
+                x, y = self._batch(features, labels, chosen, samples.kind)
                 x = augment(x, generator) if training.augment else x
                 mean = self._backward(x, y, loss)
                 if gradient_term is not None:
@@ -210,24 +205,28 @@ class Trainer:
         return mean_loss
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples, split: str, predictor: Predictor | None = None) -> Scores:
-        """Accuracy and loss on one split of the client's data; the model's state does not change.
+    def evaluate(
+        self,
+        samples: Samples,
+        split: str,
+        predictor: Predictor | None = None,
+        metrics: Sequence[Metric] | None = None,
+    ) -> Scores:
+        """Scores on one split of the client's data; the model's state does not change.
 
         Args:
             samples: the client's data.
             split: a non-empty split.
             predictor: a method's own way to predict; by default the model.
+            metrics: what to measure beside the loss, see `metrics.chosen`; by default what `auto` stands for.
         """
         predict = predictor or (lambda model, x: model(x))
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        loss, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        measurement = Measurement(metrics, self.device)
         for x, y in self._in_order(samples, split):
             with self._autocast():
-                logits = predict(self._model, x)
-            hits += (logits.argmax(-1) == y).sum()
-            loss += cross_entropy(logits.float().flatten(0, -2), y.flatten(), reduction="sum")
-            count += y.numel()
-        return Scores(hits.item() / count, loss.item() / count, count)
+                outputs = predict(self._model, x)
+            measurement.add(outputs, y)
+        return measurement.scores()
 
     @torch.no_grad()
     def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
@@ -250,7 +249,7 @@ class Trainer:
         features, labels, index = self._local(samples, split)
         self._model.eval()
         for chosen in torch.split(index, EVALUATION_BATCH):
-            yield self._batch(features, labels, chosen)
+            yield self._batch(features, labels, chosen, samples.kind)
 
     def gradient(self, samples: Samples, split: str, count: int, generator: torch.Generator) -> Params:
         """The gradient of the mean cross-entropy of a batch, as training would see it; the model does not change.
@@ -268,7 +267,8 @@ class Trainer:
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
         with self._seeded(int(torch.randint(2**62, (), generator=generator))):
-            x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
+            chosen = index[torch.randperm(len(index), generator=generator)[:count]]
+            x, y = self._batch(features, labels, chosen, samples.kind)
             self._backward(x, y, None)
         for buffer, was in buffers:
             buffer.copy_(was)
@@ -277,7 +277,7 @@ class Trainer:
     def _backward(self, x: Tensor, y: Tensor, loss: Loss | None) -> Tensor:
         with self._autocast():
             if loss is None:
-                mean = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
+                mean = task_loss(self._model(x), y)
             else:
                 mean = loss(self._model, x, y)
         for param in self._params:
@@ -315,11 +315,11 @@ class Trainer:
         features, labels = samples.features[index].to(self.device), samples.labels[index].to(self.device)
         return features, labels, torch.arange(len(index))
 
-    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         """Some samples on the model's device, by numbers that may be on another one."""
         chosen = chosen.to(features.device)
         x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
-        return inputs_and_targets(x.to(self.device), y.to(self.device))
+        return inputs_and_targets(x.to(self.device), y.to(self.device), kind)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
