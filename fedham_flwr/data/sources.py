@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data import targets
 from fedham_flwr.data.columns import (
     Columns,
     codes_of,
@@ -38,7 +39,6 @@ from fedham_flwr.data.columns import (
     table_columns,
     values_of,
 )
-from fedham_flwr.data import targets
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.data.kinds import text as texts

@@ -50,7 +50,7 @@ def decode(data: datasets.Dataset, columns: Columns, table: Sequence[str], folde
     names = several(data, columns.label) or (["label"] if "label" in data.features else [])
     if not names:
         raise UserError(
-            f"target is '{columns.target}' and label-column is empty; name the columns of the target, with blanks between."
+            f"target is '{columns.target}' and label-column is empty; name the target's columns, with blanks between."
         )
     for number, name in enumerate(names):
         named(data, "label-column", name)
@@ -59,13 +59,14 @@ def decode(data: datasets.Dataset, columns: Columns, table: Sequence[str], folde
         if name in names[:number]:
             raise UserError(f"label-column names '{name}' twice; name each column once.")
     if columns.target == "value":
-        labels, classes, declared = _values(data, names), names, True
+        np.save(folder / "labels.npy", _values(data, names))
     elif len(names) == 1 and kind_of_column(data.features[names[0]]) in _LISTS:
-        labels, classes, declared = _lists(data, names[0])
+        flags, classes, declared = _lists(data, names[0])
+        np.save(folder / "labels.npy", flags)
+        return {"classes": classes, "target": columns.target, "declared": declared}
     else:
-        labels, classes, declared = _flags(data, names), names, True
-    np.save(folder / "labels.npy", labels)
-    return {"classes": classes, "target": columns.target, "declared": declared}
+        np.save(folder / "labels.npy", _flags(data, names))
+    return {"classes": names, "target": columns.target, "declared": True}
 
 
 def _numbers(data: datasets.Dataset, names: Sequence[str], target: str) -> npt.NDArray[np.float32]:

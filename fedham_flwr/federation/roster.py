@@ -189,10 +189,11 @@ def read_reply(reply: Message) -> RecordDict:
 
 
 def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
-    """The shape of a sample that all clients share, as `batches` has it, and the number of classes, labels or values.
+    """The shape of a sample that all clients share, as `batches` has it, and the number of outputs.
 
     Raises:
-        UserError: two clients have samples of different shapes or learn something else, or mean different things by a class or a column.
+        UserError: two clients have samples of different shapes, learn something else, or mean different things by a
+            class or a column.
     """
     first = profiles[0]
     for other in profiles:

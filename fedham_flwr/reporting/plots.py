@@ -34,7 +34,7 @@ _SPACE = 0.8  # of the distance between two clients, taken by their bars
 def learning_curves(
     rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "", metric: Metric = ACCURACY
 ) -> Path | None:
-    """Draw a metric on the test split over rounds as a PNG: the mean over clients, and the band of the middle 80 % of them.
+    """Draw a metric on the test split over rounds as a PNG: mean over clients, and the band of the middle 80 % of them.
 
     A round in which only some clients were evaluated shows these.
 
@@ -203,7 +203,7 @@ def _draw_curve(axes: "Axes", series: Series, rounds: Mapping[int, Mapping[str, 
     axes.plot(numbers, means, color=color, ls=dashes, marker=marker, ms=size, lw=2, label=" ".join(series))
 
 
-def _sorted_clients(table: Mapping[Series, Mapping[str, float]], metric: Metric) -> list[str]:
+def _sorted_clients(table: Mapping[Series, Mapping[str, float]], metric: Metric = ACCURACY) -> list[str]:
     """Clients from the best to the worst in the first series of the legend; without a value there, at the end."""
     first = table[_ordered(table)[0]]
     clients = {client for values in table.values() for client in values}

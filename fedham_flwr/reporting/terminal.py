@@ -196,13 +196,14 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
 
     Args:
         clients: Of each client its `client` id, the `name` of its data if it has one, its samples in `train`,
-            `validation` and `test`, and its number of `classes`, where there are such. More than 20 clients are summed up.
+            `validation` and `test`, and its number of `classes`, if it has such. More than 20 clients are summed up.
         console: Where to print; stdout by default.
     """
     from rich.text import Text
 
     console = console or make_console()
-    names = ["train", "validation", "test", *(["classes"] if any("classes" in client for client in clients) else [])]
+    names = ["train", "validation", "test"]
+    names += ["classes"] if any("classes" in client for client in clients) else []
     summed = len(clients) > _MOST_CLIENTS
     table = _table(f"{len(clients)} clients" if summed else "client", *names)
     numbers = {name: [int(str(client[name])) for client in clients] for name in names}

@@ -297,6 +297,11 @@ class Scores(NamedTuple):
     values: Mapping[str, float]
     n: int
 
+    @property
+    def loss(self) -> float:
+        """The mean loss."""
+        return self.values["loss"]
+
 
 class Measurement:
     """Takes outputs and targets batch by batch, and gives the scores.
@@ -348,5 +353,7 @@ class Measurement:
                 values[metric.name] = (metric.own or scores.FUNCTIONS[metric.name])(outputs, targets)
         values.setdefault("loss", loss)
         # No score is not a number: a user's metric says by NaN that it is not defined. A loss shows what diverged.
-        defined = {n: value for n, value in values.items() if value is not None and (n == "loss" or value == value)}
+        defined = {
+            n: value for n, value in values.items() if value is not None and (n == "loss" or not math.isnan(value))
+        }
         return Scores(defined, self._n)

@@ -24,7 +24,7 @@ def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float | None:
     from torchmetrics.functional.classification import multiclass_recall
 
     found = multiclass_recall(outputs.argmax(-1), targets, max(2, outputs.shape[-1]), average=None, validate_args=False)
-    return _mean(found[targets.unique()])
+    return _mean(found[torch.unique(targets)])
 
 
 def f1(outputs: Tensor, targets: Tensor) -> float | None:
@@ -35,7 +35,7 @@ def f1(outputs: Tensor, targets: Tensor) -> float | None:
         found = multiclass_f1_score(
             outputs.argmax(-1), targets, max(2, outputs.shape[-1]), average=None, validate_args=False
         )
-        return _mean(found[targets.unique()])
+        return _mean(found[torch.unique(targets)])
     there = targets.bool().any(0).nonzero().flatten().tolist()
     return _mean(binary_f1_score((outputs[:, c] > 0).long(), targets[:, c].long(), validate_args=False) for c in there)
 

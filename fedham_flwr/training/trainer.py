@@ -276,10 +276,7 @@ class Trainer:
 
     def _backward(self, x: Tensor, y: Tensor, loss: Loss | None) -> Tensor:
         with self._autocast():
-            if loss is None:
-                mean = task_loss(self._model(x), y)
-            else:
-                mean = loss(self._model, x, y)
+            mean = task_loss(self._model(x), y) if loss is None else loss(self._model, x, y)
         for param in self._params:
             param.grad = None
         mean.backward()  # type: ignore[no-untyped-call]
