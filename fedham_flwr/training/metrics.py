@@ -12,8 +12,7 @@
 
 Means over classes are over those that a client's targets have; where nothing is defined there is no score. Others are
 measured by a user's own object. What the server needs to know, direction and range, is here without torchmetrics, which
-is imported when a metric beyond accuracy, loss and perplexity is measured. Letters: n predictions, K classes, k labels
-or values.
+is imported only when `scores` or a user's metric needs it. Letters: n predictions, K classes, k labels or values.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The built-in metrics that torchmetrics computes, each None where it is not defined.
+"""The built-in metrics that take all outputs of a split at once, each None where it is not defined.
+
+Those that are plain sums are computed here, the others by torchmetrics, whose import takes a client process several
+seconds: regression and labels do without it unless it is asked for.
 
 Letters: n predictions, K classes, k labels or values. Outputs are logits [n, K] of classes and [n, k] of labels, or
 values [n, k] or [n]; targets are int64 [n], uint8 or bool [n, k], or float32 [n] or [n, k].
@@ -8,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -21,23 +23,14 @@ Score = Callable[[Tensor, Tensor], float | None]
 
 def balanced_accuracy(outputs: Tensor, targets: Tensor) -> float | None:
     """The mean over the classes that are there of the share of each that was found: macro recall."""
-    from torchmetrics.functional.classification import multiclass_recall
-
-    found = multiclass_recall(outputs.argmax(-1), targets, max(2, outputs.shape[-1]), average=None, validate_args=False)
-    return _mean(found[torch.unique(targets)])
+    right, _, there = _counts(outputs, targets)
+    return _mean((right / there)[there > 0])
 
 
 def f1(outputs: Tensor, targets: Tensor) -> float | None:
     """The mean of F1 over the classes that are there, or over the labels that a sample has."""
-    from torchmetrics.functional.classification import binary_f1_score, multiclass_f1_score
-
-    if targets.dim() == 1:
-        found = multiclass_f1_score(
-            outputs.argmax(-1), targets, max(2, outputs.shape[-1]), average=None, validate_args=False
-        )
-        return _mean(found[torch.unique(targets)])
-    there = targets.bool().any(0).nonzero().flatten().tolist()
-    return _mean(binary_f1_score((outputs[:, c] > 0).long(), targets[:, c].long(), validate_args=False) for c in there)
+    right, said, there = _counts(outputs, targets)
+    return _mean((2 * right / (said + there))[there > 0])
 
 
 def auroc(outputs: Tensor, targets: Tensor) -> float | None:
@@ -68,25 +61,22 @@ def calibration_error(outputs: Tensor, targets: Tensor) -> float | None:
 
 def mae(outputs: Tensor, targets: Tensor) -> float | None:
     """The mean absolute error over all values."""
-    from torchmetrics.functional.regression import mean_absolute_error
-
-    return float(mean_absolute_error(*_values(outputs, targets)))
+    found, wanted = aligned(outputs.double(), targets.double())
+    return (found - wanted).abs().mean().item()
 
 
 def rmse(outputs: Tensor, targets: Tensor) -> float | None:
     """The root of the mean squared error over all values."""
-    from torchmetrics.functional.regression import mean_squared_error
-
-    return float(mean_squared_error(*_values(outputs, targets), squared=False))
+    found, wanted = aligned(outputs.double(), targets.double())
+    return (found - wanted).square().mean().sqrt().item()
 
 
 def r2(outputs: Tensor, targets: Tensor) -> float | None:
-    """The coefficient of determination, as a mean over the values that differ between samples."""
-    from torchmetrics.functional.regression import r2_score
-
+    """The coefficient of determination, as a mean over those of the k values that differ between samples."""
     found, wanted = aligned(outputs.double(), targets.double())
     differ = (wanted != wanted[:1]).any(0)
-    return float(r2_score(found[:, differ], wanted[:, differ])) if differ.any() else None
+    around = (wanted - wanted.mean(0)).square().sum(0)
+    return _mean((1 - (found - wanted).square().sum(0) / around)[differ])
 
 
 FUNCTIONS: Mapping[str, Score] = {
@@ -102,9 +92,13 @@ FUNCTIONS: Mapping[str, Score] = {
 """Metric -> what measures it, of the outputs and targets of a split."""
 
 
-def _values(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    found, wanted = aligned(outputs.double(), targets.double())
-    return found.flatten(), wanted.flatten()
+def _counts(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each class or label: how often it was rightly said, was said, and is there; float64 [K] or [k]."""
+    if targets.dim() == 1:
+        said, there = (one_hot(each, outputs.shape[-1]).double() for each in (outputs.argmax(-1), targets))
+    else:
+        said, there = (outputs > 0).double(), targets.double()
+    return (said * there).sum(0), said.sum(0), there.sum(0)
 
 
 def _one_against_rest(outputs: Tensor, targets: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
