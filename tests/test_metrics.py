@@ -203,7 +203,7 @@ def test_the_server_knows_directions_and_a_client_its_scores_without_torchmetric
 
 # ---- a user's own ---------------------------------------------------------------------------------------------------
 
-OWN = '''
+OWN = """
 import torch, torchmetrics
 from torchmetrics.classification import MulticlassCohenKappa as Kappa
 from torchmetrics.regression import PearsonCorrCoef as Pearson
@@ -216,7 +216,7 @@ def many(outputs, targets): return outputs
 class Other: pass
 thing = 3
 def accuracy(outputs, targets): return 0.0
-'''
+"""
 
 
 @pytest.fixture
@@ -291,9 +291,7 @@ def test_settings_that_name_no_metric(names: str, by: str, message: str) -> None
         parse({"metrics": names, "selection-metric": by})
 
 
-@pytest.mark.parametrize(
-    ("by", "name"), [("auto", "f1"), ("auroc", "auroc"), ("loss", "loss")]
-)
+@pytest.mark.parametrize(("by", "name"), [("auto", "f1"), ("auroc", "auroc"), ("loss", "loss")])
 def test_the_first_metric_chooses_unless_another_is_named(by: str, name: str) -> None:
     assert faults("f1 auroc", by) == []
     assert selection(by, chosen("f1 auroc", "class", 3)).name == name
