@@ -1,4 +1,4 @@
-"""Values and labels as targets: of which columns they are made, whole federations that learn them, and what is refused."""
+"""Values and labels as targets: of which columns they are made, federations that learn them, and what is refused."""
 
 from __future__ import annotations
 
