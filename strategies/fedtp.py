@@ -23,6 +23,7 @@ class FedTPStrategy(RoundStrategy):
     own: FedTPSettings
 
     def __init__(self, setup: Setup) -> None:
+        fedtp.check_model(setup.manifest.group_names, setup.settings.model)
         super().__init__(setup)
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}

@@ -154,6 +154,18 @@ class Trainer:
         """Copies of the named tensors, on the CPU."""
         return parameters.read(self._model, names)
 
+    def read_checked(self) -> Params:
+        """Copies of all tensors, after training.
+
+        Raises:
+            UserError: a tensor is not finite; nothing of it may be kept or sent.
+        """
+        model = self.read(self.manifest.names())
+        for name, tensor in model.items():
+            if not parameters.all_finite(tensor):
+                raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
+        return model
+
     def state_dict(self) -> Params:
         """A copy of the whole state on the CPU, integer buffers included, as `load_state_dict` wants it."""
         state = self._model.state_dict()
