@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Annotated, Any, Literal, Self, get_args
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from fedham_flwr import registry
 from fedham_flwr.algorithms.amn import AMNSettings
@@ -26,6 +26,7 @@ from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
 from fedham_flwr.data.clients import DataSettings
@@ -36,7 +37,10 @@ from fedham_flwr.models.cnn import TransferCNNSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.mlp import MLPSettings
 from fedham_flwr.models.vit import ViTSettings
-from fedham_flwr.training.trainer import LocalTraining
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.optim import OPTIMIZERS
+from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
@@ -50,6 +54,18 @@ MOST = 3.4e38
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+
+
+def _name_or_path(*names: str) -> AfterValidator:
+    """One of some names, or an import path."""
+
+    def check(value: str) -> str:
+        if value not in names and not is_path(value):
+            raise ValueError(f'wanted {", ".join(map(repr, names))} or an import path, "package.module:Object"')
+        return value
+
+    return AfterValidator(check)
 
 
 class Settings(BaseModel):
@@ -92,10 +108,24 @@ class Settings(BaseModel):
     max_examples_per_client: NonNegativeInt = 0
     clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
+    local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
+    loss: Annotated[str, _name_or_path("auto")] = "auto"
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Annotated[str, _name_or_path(*OPTIMIZERS)] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    nesterov: bool = False
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_rounds: NonNegativeInt = 0
+    schedule_every: PositiveInt = 10
+    schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
+    min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
@@ -120,7 +150,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
-        found = faults(self.dp, self.strategy, averaging)
+        found = faults(self.dp, self.strategy, averaging) + self._training_faults()
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -174,10 +204,59 @@ class Settings(BaseModel):
         graft = needs.graft or GraftSettings()
         return NetworkSettings(self.vit, self.char_transformer, needs.second_head, self.transfer_cnn, graft, self.mlp)
 
-    def local_training(self) -> LocalTraining:
-        """What local training needs to know."""
+    def _training_faults(self) -> list[str]:
+        """Settings of local training that do not go together."""
+        found = []
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            found.append(
+                f'nesterov=True needs optimizer="sgd" with momentum, not optimizer="{self.optimizer}" with '
+                f"momentum={self.momentum:g}"
+            )
+        if self.warmup_rounds >= self.num_server_rounds:
+            found.append(
+                f"warmup-rounds={self.warmup_rounds} leaves none of num-server-rounds={self.num_server_rounds} at the "
+                "full learning rate"
+            )
+        if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
+            found.append(
+                f"min-learning-rate={self.min_learning_rate:g} is above learning-rate={self.learning_rate:g}, from "
+                "where the cosine falls"
+            )
+        if self.loss != "auto" and (self.label_smoothing or self.class_weights != "none"):
+            found.append(
+                f'label-smoothing and class-weights belong to the cross-entropy, not to loss="{self.loss}": wanted '
+                '0 and "none"'
+            )
+        return found
+
+    def local_training(self, round_number: int) -> LocalTraining:
+        """What local training in a round needs to know.
+
+        Args:
+            round_number: from 1; what comes after the last round has the last round's learning rate.
+        """
+        schedule = Schedule(
+            self.schedule,
+            self.num_server_rounds,
+            self.warmup_rounds,
+            self.schedule_every,
+            self.schedule_factor,
+            self.min_learning_rate,
+        )
         return LocalTraining(
-            self.local_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.augment
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            learning_rate=rate(schedule, self.learning_rate, round_number),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            steps=self.local_steps,
+            optimizer=self.optimizer,
+            nesterov=self.nesterov,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            max_grad_norm=self.max_grad_norm,
+            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights),
         )
 
 

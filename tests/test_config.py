@@ -85,7 +85,7 @@ def test_the_layers_below_get_what_they_need() -> None:
     assert settings.data().partitioning.seed == 5
     assert settings.data().partitioning.alpha == 2.0
     assert settings.data().fractions.test == 0.5
-    assert settings.local_training().local_epochs == 3
+    assert settings.local_training(1).local_epochs == 3
     text = parse({"sequence-length": 7, "vocabulary": "ab", "min-characters": 9}).data()
     assert (text.sequence_length, text.vocabulary, text.min_characters) == (7, "ab", 9)
 

@@ -30,7 +30,8 @@ from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training import trainer as training
-from fedham_flwr.training.trainer import SGD, Trainer
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 Combined = Callable[..., Any]
