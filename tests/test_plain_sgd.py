@@ -1,4 +1,4 @@
-"""Methods that take what local training changes for a multiple of the gradient: what they need, and how far it reaches."""
+"""Methods that take what local training changes for a multiple of the gradient: what they need, and its reach."""
 
 from __future__ import annotations
 
