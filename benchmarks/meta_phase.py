@@ -135,7 +135,7 @@ def measure(how: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Tu
     from fedham_flwr.runners.in_process import InProcessGrid
 
     data, turns = open_partition(parse(how).data(), 0, CLIENTS), []
-    held_out = round(parse(how).fedham.meta_share * (count := data.counts()["train"]))
+    held_out = round(parse(how).section("fedham").meta_share * (count := data.counts()["train"]))
     grid = InProcessGrid(watch.timed("client", make_client_app(how)), CLIENTS)  # type: ignore[arg-type]
     strategy = server(how, data.shape, len(data.classes))
     for number in range(1, repeats + 2):

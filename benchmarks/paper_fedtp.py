@@ -153,9 +153,9 @@ def heading(results: Mapping[Case, Result], split: str, given: argparse.Namespac
     how = parse(settings(case, given, Path()))
     clients = json.loads((result.path / "clients.json").read_text())
     held = [client["train"] + client["validation"] + client["test"] for client in clients]
-    network = how.vit if how.model == "vit" else how.char_transformer
+    network = how.section("vit") if how.model == "vit" else how.section("char_transformer")
     what = "windows of " + f"{how.sequence_length} characters" if how.model == "char-transformer" else "images"
-    patch = f", patches of {how.vit.patch_size}" if how.model == "vit" else ""
+    patch = f", patches of {how.section('vit').patch_size}" if how.model == "vit" else ""
     return (
         f"## {WHAT[split]}\n\nA client has {min(held)} to {max(held)} {what} (seed {case.seed}); "
         f"{how.novel_clients} of {len(clients)} clients are novel and adapt in {how.novel_steps} local steps (`fedtp`: "

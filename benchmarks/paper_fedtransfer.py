@@ -182,8 +182,8 @@ def parameters(method: str, given: argparse.Namespace) -> tuple[int, int]:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # without running statistics
     if method == "fedavg":
         return 0, sum(sizes.values())
-    block = manifest.names(block_groups(how.fedtransfer))
-    frozen = manifest.names(frozen_groups(manifest.groups, how.fedtransfer))
+    block = manifest.names(block_groups(how.section("fedtransfer")))
+    frozen = manifest.names(frozen_groups(manifest.groups, how.section("fedtransfer")))
     return sum(sizes.get(name, 0) for name in block), sum(n for name, n in sizes.items() if name not in frozen)
 
 
@@ -193,12 +193,13 @@ def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
 
     case, result = next(iter(results.items()))
     how = parse(settings(case._replace(method="fed_t"), given, Path()))
-    rate = how.fedtransfer.learning_rate or how.learning_rate
+    rate = how.section("fedtransfer").learning_rate or how.learning_rate
     images = sum(ParquetFile(file).metadata.num_rows for file in Path(how.dataset).glob("**/*.parquet"))
     dealt = f"at most {given.samples:,} to a client" if given.samples else "all dealt"
     return (
         f"{NAMES[given.dataset]}, {images:,} images, official splits merged; {dealt}, "
-        f"{how.test_fraction:.0%} of each client's to test on. `{how.model}`, padding {how.transfer_cnn.padding}, "
+        f"{how.test_fraction:.0%} of each client's to test on. `{how.model}`, padding "
+        f"{how.section('transfer_cnn').padding}, "
         f"{how.precision}, batch {how.batch_size}, momentum {how.momentum:g}. Phase one: {given.rounds} rounds of "
         f"FedAvg, all three clients in each, local epochs {how.local_epochs}, SGD {how.learning_rate:g}. Personal "
         f"stage: local epochs {given.personal_epochs}, SGD {rate:g}. Seeds {', '.join(map(str, given.seeds))}. The "

@@ -134,7 +134,7 @@ def accuracies(results: Mapping[Case, Result], split: str, last: int) -> str:
 def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     """What was run, and where."""
     case, result = next(iter(results.items()))
-    rate = parse(settings(case, given, result.path)).pfedla.hypernetwork_learning_rate
+    rate = parse(settings(case, given, result.path)).section("pfedla").hypernetwork_learning_rate
     return (
         f"{given.rounds} rounds (the paper: 600), seeds {', '.join(map(str, given.seeds))}; {given.samples} images a "
         "client, LeNet with batch normalisation, batch 32, SGD 0.01, 10 local epochs; learning rate of the "

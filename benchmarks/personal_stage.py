@@ -52,7 +52,7 @@ def chosen(program: str) -> Settings:
 
 def trained(program: str, manifest: Manifest) -> tuple[str, ...]:
     """Names of the tensors that a program trains."""
-    frozen = frozen_groups(manifest.groups, chosen(program).fedtransfer)
+    frozen = frozen_groups(manifest.groups, chosen(program).own)
     return manifest.names(name for name in manifest.group_names if name not in frozen)
 
 

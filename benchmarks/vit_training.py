@@ -90,7 +90,7 @@ def network(case: Case) -> Any:
     from fedham_flwr import models
     from fedham_flwr.models.vit import ViTSettings
 
-    how = models.NetworkSettings(vit=ViTSettings(**NETWORKS[case.network].settings))
+    how = models.NetworkSettings.of(vit=ViTSettings(**NETWORKS[case.network].settings))
     return models.build("vit", SHAPE, CLASSES, 0, how)
 
 

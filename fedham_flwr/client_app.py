@@ -23,10 +23,12 @@ from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.clients import ClientData, open_node, open_partition
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.client import FlowerClient, Job, RoundClient
+from fedham_flwr.federation.client import Job, RoundClient
+from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.roster import identify
-from fedham_flwr.federation.stages import ADAPT, EVALUATE, STAGES, TRAIN, Stage
+from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.settings import Settings, Value, parse
 from fedham_flwr.state.files import private_folder
@@ -97,17 +99,8 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
 def _work(stage: Stage, message: Message, context: Context, settings: Settings) -> RecordDict:
     """What every message but the query of the roster comes to: the client half does its stage's work, and replies."""
     client, seconds = _open_client(stage, message, context, settings)
-    download = client.job.download
-    client.job.trainer.manifest.check(download.params, client.received_names)
-    flower, params = FlowerClient(client), {}
-    arrays = [download.params[name].numpy() for name in client.received_names]
-    if stage is TRAIN:
-        trained, _, _ = flower.fit(arrays, {})
-        params = dict(zip(client.split.shared, map(torch.from_numpy, trained), strict=True))
-    elif stage is EVALUATE:
-        flower.evaluate(arrays, {})
-    else:
-        params = getattr(client, stage.work)(download.params)
+    client.job.trainer.manifest.check(client.job.download.params, client.received_names)
+    params = FlowerClient(client).work(stage)
     metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
     return wire.write_upload(client.job.client, params, client.examples, metrics, client.extras, client.restarted, age)
@@ -203,13 +196,15 @@ def _trainer(
     name: str,
     shape: tuple[int, ...],
     classes: int,
-    how: models.NetworkSettings,
+    networks: models.NetworkSettings,
     device: str,
     precision: str,
     seed: int,
 ) -> Trainer:
     """The worker's one model, kept from message to message."""
-    return Trainer(models.build(name, shape, classes, seed, how), resolve_device(device), precision)
+    model = models.build(name, shape, classes, seed, networks)
+    manifest = manifest_of(model, models.zeros(shape))
+    return Trainer(model, resolve_device(device), precision, manifest)
 
 
 def _use_assigned_threads() -> None:

@@ -22,6 +22,7 @@ from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup
 from fedham_flwr.federation.exchange import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half, method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
@@ -112,7 +113,7 @@ def prepare(
     training = settings.local_training(1)
     optim.check(list(model.parameters()), training)
     losses.check(training.loss, torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64))
-    manifest = Manifest.of(model)
+    manifest = manifest_of(model, models.zeros(shape))
     strategy = build_strategy(
         settings,
         manifest,

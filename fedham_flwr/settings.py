@@ -10,44 +10,33 @@ import dataclasses
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model, model_validator
 
 from fedham_flwr import registry
-from fedham_flwr.algorithms.amn import AMNSettings
-from fedham_flwr.algorithms.fedham import FedHAMSettings
-from fedham_flwr.algorithms.fedper import FedPerSettings
-from fedham_flwr.algorithms.fedprox import FedProxSettings
-from fedham_flwr.algorithms.fedtp import FedTPSettings
-from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
-from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path
-from fedham_flwr.core.methods import NetworkNeeds
+from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
+from fedham_flwr.core.methods import Method, NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
 from fedham_flwr.data.clients import DataSettings
-from fedham_flwr.data.partitions import Fractions, Partitioning
-from fedham_flwr.models import NetworkSettings
-from fedham_flwr.models.char_transformer import CharTransformerSettings
-from fedham_flwr.models.cnn import TransferCNNSettings
+from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
+from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
-from fedham_flwr.models.mlp import MLPSettings
-from fedham_flwr.models.vit import ViTSettings
-from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.training.local import LocalTraining, training_faults
 from fedham_flwr.training.losses import LossSettings
-from fedham_flwr.training.optim import OPTIMIZERS
+from fedham_flwr.training.optim import GIVEN, OPTIMIZERS
 from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-Strategy = Literal["local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer"]
-"""The methods; a method's own settings are a field of `Settings` with its name."""
-
+OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics")
+"""Settings that may name an object by its import path, whose own settings become a section."""
 MOST = 3.4e38
 """No number is larger: what becomes a tensor must not overflow."""
 
@@ -57,32 +46,34 @@ NonNegativeInt = Annotated[int, Ge(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 
 
-def _name_or_path(*names: str) -> AfterValidator:
-    """One of some names, or an import path."""
+def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
+    """A check that a value is one of some names or an import path."""
 
     def check(value: str) -> str:
-        if value not in names and not is_path(value):
-            raise ValueError(f'wanted {", ".join(map(repr, names))} or an import path, "package.module:Object"')
-        return value
+        if value in names or is_path(value) or (setting == "model" and value.startswith(TORCHVISION)):
+            return value
+        quoted = [f"'{name}'" for name in names]
+        raise ValueError(f"wanted {', '.join(quoted)} or an import path 'package.module:Object'")
 
-    return AfterValidator(check)
+    return check
 
 
 class Settings(BaseModel):
-    """All settings of a run, in Python's spelling: `batch-size` is `batch_size`, `fedprox.mu` is `fedprox.mu`."""
+    """The settings of a run that every method has, in Python's spelling: `batch-size` is `batch_size`.
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    Those of a run also have a section for each method, network and object that has settings of its own.
+    """
 
-    strategy: Strategy = "fedper"
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
+    )
+
+    strategy: Annotated[str, AfterValidator(_one_of("strategy", registry.METHODS))] = "fedper"
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
-    model: Literal[
-        "auto", "digits-cnn", "cnn", "lenet", "lenet-bn", "transfer-cnn", "vit", "char-transformer", "mlp"
-    ] = "auto"
-    partitioner: Literal[
-        "iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners", "class-table", "natural"
-    ] = "pathological"
+    model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
+    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
     owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
@@ -110,10 +101,10 @@ class Settings(BaseModel):
     local_epochs: PositiveInt = 1
     local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
-    loss: Annotated[str, _name_or_path("auto")] = "auto"
+    loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"
     label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
     class_weights: Literal["none", "balanced"] = "none"
-    optimizer: Annotated[str, _name_or_path(*OPTIMIZERS)] = "sgd"
+    optimizer: Annotated[str, AfterValidator(_one_of("optimizer", OPTIMIZERS))] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = False
@@ -134,23 +125,13 @@ class Settings(BaseModel):
     resume: str = ""
     checkpoint_every: NonNegativeInt = 10
     lost_state: Literal["refuse", "restart"] = "refuse"
-    fedprox: FedProxSettings = FedProxSettings()
-    fedper: FedPerSettings = FedPerSettings()
-    pfedla: PFedLASettings = PFedLASettings()
-    amn: AMNSettings = AMNSettings()
-    fedham: FedHAMSettings = FedHAMSettings()
-    fedtp: FedTPSettings = FedTPSettings()
-    fedtransfer: FedTransferSettings = FedTransferSettings()
     dp: PrivacySettings = PrivacySettings()
-    vit: ViTSettings = ViTSettings()
-    char_transformer: CharTransformerSettings = CharTransformerSettings()
-    transfer_cnn: TransferCNNSettings = TransferCNNSettings()
-    mlp: MLPSettings = MLPSettings()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
-        found = faults(self.dp, self.strategy, averaging) + self._training_faults()
+        found = faults(self.dp, self.strategy, averaging)
+        found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -192,50 +173,30 @@ class Settings(BaseModel):
             cache_dir=self.cache_dir,
         )
 
+    def section(self, name: str) -> Any:
+        """The settings of a method, a network or an object of a user's, by the name of their section; None without."""
+        return (
+            getattr(self, name.replace("-", "_"), None) if name.replace("-", "_") not in Settings.model_fields else None
+        )
+
+    def _own_of(self, path: str) -> Any:
+        """The settings of an object that an import path names; None for a built-in name."""
+        return self.section(section_of(path)) if is_path(path) else None
+
     @property
     def own(self) -> Any:
         """The settings of the run's method; None if it has none."""
-        return getattr(self, self.strategy, None)
+        return self.section(section_of(self.strategy))
 
     def networks(self) -> NetworkSettings:
-        """What building a network needs to know besides its name."""
+        """What building the run's network needs to know beside its name."""
         network = registry.method(self.strategy).network
         needs = network(self.own) if network else NetworkNeeds()
-        graft = needs.graft or GraftSettings()
-        return NetworkSettings(self.vit, self.char_transformer, needs.second_head, self.transfer_cnn, graft, self.mlp)
+        own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
+        return NetworkSettings(own, needs.second_head, needs.graft or GraftSettings())
 
-    def _training_faults(self) -> list[str]:
-        """Settings of local training that do not go together."""
-        found = []
-        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
-            found.append(
-                f'nesterov=True needs optimizer="sgd" with momentum, not optimizer="{self.optimizer}" with '
-                f"momentum={self.momentum:g}"
-            )
-        if self.warmup_rounds >= self.num_server_rounds:
-            found.append(
-                f"warmup-rounds={self.warmup_rounds} leaves none of num-server-rounds={self.num_server_rounds} at the "
-                "full learning rate"
-            )
-        if self.schedule == "cosine" and self.min_learning_rate > self.learning_rate:
-            found.append(
-                f"min-learning-rate={self.min_learning_rate:g} is above learning-rate={self.learning_rate:g}, from "
-                "where the cosine falls"
-            )
-        if self.loss != "auto" and (self.label_smoothing or self.class_weights != "none"):
-            found.append(
-                f'label-smoothing and class-weights belong to the cross-entropy, not to loss="{self.loss}": wanted '
-                '0 and "none"'
-            )
-        return found
-
-    def local_training(self, round_number: int) -> LocalTraining:
-        """What local training in a round needs to know.
-
-        Args:
-            round_number: from 1; what comes after the last round has the last round's learning rate.
-        """
-        schedule = Schedule(
+    def _schedule(self) -> Schedule:
+        return Schedule(
             self.schedule,
             self.num_server_rounds,
             self.warmup_rounds,
@@ -243,10 +204,17 @@ class Settings(BaseModel):
             self.schedule_factor,
             self.min_learning_rate,
         )
+
+    def local_training(self, round_number: int) -> LocalTraining:
+        """What local training in a round needs to know.
+
+        Args:
+            round_number: from 1; what comes after the last round has the last round's learning rate.
+        """
         return LocalTraining(
             local_epochs=self.local_epochs,
             batch_size=self.batch_size,
-            learning_rate=rate(schedule, self.learning_rate, round_number),
+            learning_rate=rate(self._schedule(), self.learning_rate, round_number),
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=self.augment,
@@ -256,7 +224,8 @@ class Settings(BaseModel):
             beta1=self.beta1,
             beta2=self.beta2,
             max_grad_norm=self.max_grad_norm,
-            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights),
+            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
+            optimizer_settings=self._own_of(self.optimizer),
         )
 
 
@@ -273,8 +242,11 @@ def parse(raw: Mapping[str, Value]) -> Settings:
 @lru_cache(maxsize=8)
 def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...]) -> Settings:
     # The types are part of the cache's key: 1, 1.0 and True are equal, and only one of them is a batch size.
-    raw, known = dict(items), defaults()
-    faults = [_unknown(key, value, list(known)) for key, value in items if key not in known]
+    raw = dict(items)
+    sections, faults = _sections(raw)
+    model = _with_sections(tuple(sections.items()))
+    known = flatten(model())
+    faults += [_unknown(key, value, list(known)) for key, value in items if key not in known]
     good = {key: value for key, value in items if key in known}
     faults += [
         f"{key}={good.pop(key)!r}: wanted at most 3.4e38 in size, what a 32-bit float can hold"
@@ -283,7 +255,7 @@ def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...]) -> Se
     while True:
         try:
             # Through JSON, since strict validation of Python objects takes no mapping for a method's settings.
-            settings = Settings.model_validate_json(json.dumps(_nest(good)))
+            settings = model.model_validate_json(json.dumps(_nest(good)))
         except ValidationError as error:
             faults += [_invalid(fault["loc"], fault["msg"], raw) for fault in error.errors()]
             wrong = {_key(fault["loc"]) for fault in error.errors()} & good.keys()
@@ -311,7 +283,7 @@ def _nest(flat: Mapping[str, Value]) -> dict[str, object]:
 def flatten(settings: Settings) -> dict[str, Value]:
     """The settings as a flat mapping, spelled as in pyproject.toml; `parse` is the inverse."""
     flat: dict[str, Value] = {}
-    for name in Settings.model_fields:
+    for name in type(settings).model_fields:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             section = name.replace("_", "-")
@@ -323,13 +295,45 @@ def flatten(settings: Settings) -> dict[str, Value]:
 
 @lru_cache(maxsize=1)
 def defaults() -> Mapping[str, Value]:
-    """Every key with its default."""
-    return flatten(Settings())
+    """Every key of the built-in settings with its default."""
+    return flatten(_with_sections(tuple(built_in().items()))())
+
+
+def built_in() -> dict[str, type]:
+    """The sections of the built-in methods and networks, and the dataclass of each."""
+    methods = {name: registry.method(name).settings for name in registry.METHODS}
+    return {name: given for name, given in {**methods, **NETWORKS}.items() if given is not None}
+
+
+@lru_cache(maxsize=16)
+def _with_sections(sections: tuple[tuple[str, type], ...]) -> type[Settings]:
+    """The model of all settings of a run with these sections."""
+    fields: dict[str, Any] = {name.replace("-", "_"): (given, given()) for name, given in sections}
+    return create_model("Settings", __base__=Settings, **fields)
+
+
+def _sections(raw: Mapping[str, Value]) -> tuple[dict[str, type], list[str]]:
+    """The sections of the built-in objects and of those that the settings name by import path; and what is wrong."""
+    sections, faults = built_in(), []
+    for setting in OBJECTS:
+        for name in str(raw.get(setting, "")).split() if setting == "metrics" else [str(raw.get(setting, ""))]:
+            if not is_path(name):
+                continue
+            try:
+                found = registry.method(name) if setting == "strategy" else load_object(setting, name)
+                otherwise = GIVEN if setting == "optimizer" else ()
+                given = found.settings if isinstance(found, Method) else settings_class(found, otherwise)
+            except UserError as error:
+                faults.append(str(error))
+                continue
+            if given is not None:
+                sections[section_of(name)] = given
+    return sections, faults
 
 
 def methods() -> tuple[str, ...]:
-    """Names of the methods."""
-    return get_args(Strategy)
+    """Names of the built-in methods."""
+    return tuple(registry.METHODS)
 
 
 def _unknown(key: str, value: Value, known: list[str]) -> str:

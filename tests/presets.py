@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from fedham_flwr import models
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.contract import Start
+from fedham_flwr.federation.exchange import Sent
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.federation.stages import TRAIN
+from fedham_flwr.federation.wire import Upload
 from fedham_flwr.settings import Value, parse
 
 TINY_VIT: dict[str, Value] = {
@@ -25,3 +33,20 @@ def network(strategy: str) -> models.nn.Module:
     """That network for the digits, with the first parameters of seed 0."""
     chosen = parse({"strategy": strategy, **network_settings(strategy)})
     return models.build(chosen.model, (1, 8, 8), 10, 0, chosen.networks())
+
+
+def planned(plan: Mapping[str, Start]) -> dict[str, Params]:
+    """The tensors that each client of a plan starts from."""
+    return {client: dict(start.params) for client, start in plan.items()}
+
+
+def references(server: RoundStrategy, round_number: int, clients: Sequence[str]) -> dict[str, Params]:
+    """What an update of each client is measured from: all shared tensors that it starts with."""
+    return {client: {**s.left_out, **s.params} for client, s in server.plan(round_number, clients).items()}
+
+
+def shorten(server: RoundStrategy, round_number: int, uploads: dict[str, Upload]) -> tuple[str, ...]:
+    """Shorten the updates of a round as its exchange does; whose they were."""
+    sent = Sent(TRAIN, round_number, 0.0, tuple(uploads), lambda some: server.plan(round_number, some), False)
+    server._exchange.sent, server._exchange._settings = sent, server.settings
+    return server._exchange._clip(uploads)

@@ -9,16 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from presets import planned
 from test_fedham import rows_slowly
 from torch import Tensor
 
 from fedham_flwr.algorithms.amn import AMNSettings
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.wire import Upload
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
 from strategies.amn import AMNStrategy
-from strategies.base import Task
 
 GROUPS = (LayerGroup("conv", ("a", "b")), LayerGroup("fc", ("c",)))
 MANIFEST = Manifest(GROUPS, {"a": (2, 3), "b": (2,), "c": (4,)}, dict.fromkeys("abc", torch.float32))
@@ -35,8 +37,8 @@ def server(clients: tuple[str, ...], **given: Value) -> AMNStrategy:
     keys: dict[str, Value] = {f"amn.{name.replace('_', '-')}": value for name, value in small.items()}
     training: dict[str, Value] = {"local-epochs": 3, "batch-size": 8, "learning-rate": 0.1, "momentum": 0.5}
     parsed = parse({"strategy": "amn", "device": "cpu", "seed": SEED, **training, **keys})
-    made = AMNStrategy(parsed, MANIFEST, drawn(0), Task((1, 8, 8), 10))
-    made.enrol(clients)
+    made = build_strategy(parsed, MANIFEST, drawn(0), Task((1, 8, 8), 10))
+    made.add_clients(clients)
     return made
 
 
@@ -107,7 +109,9 @@ class Naive:
 def meta_models(made: AMNStrategy) -> dict[str, Params]:
     """Of each client, as the server has them."""
     psi = {n.removeprefix("meta/"): t for n, t in made.state_dict().items() if n.startswith("meta/")}
-    return {client: {n: t[i].double().clone() for n, t in psi.items()} for i, client in enumerate(made.bank.clients)}
+    return {
+        client: {n: t[i].double().clone() for n, t in psi.items()} for i, client in enumerate(made._pool.bank.clients)
+    }
 
 
 @pytest.mark.parametrize("meta", ["attention", "aghn"])
@@ -119,7 +123,7 @@ def test_the_server_is_the_naive_one_of_loops(unit: str, meta: str, clients: int
     made = server(ids, unit=unit, meta=meta, peer_bias=bias)
     naive, first = Naive(ids, unit, meta, meta_models(made)), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids, ids[:1])):
-        starts, weights = made.plan(number + 1, who), made.mixing_weights(number + 1, who, {})
+        starts, weights = planned(made.plan(number + 1, who)), made.mixing_weights(number + 1, who, {})
         assert weights.groups == ("conv", "fc")
         for i, client in enumerate(who):
             row = naive.rows(client, naive.psi[client])
@@ -146,8 +150,8 @@ def test_a_client_has_one_row_for_the_whole_model_unless_each_layer_group_is_to_
     for chosen, units in (({}, 1), ({"unit": "layer"}, 2)):
         made: Any = server(ids, **chosen)
         for number in (1, 2, 3):
-            made.merge(number, moved(made.plan(number, ids), number))
-        assert made.units == units
+            made.merge(number, moved(planned(made.plan(number, ids)), number))
+        assert made._projections.units == units
         assert all(psi["gate"].shape == (units,) for psi in meta_models(made).values())
         rows = made.mixing_weights(4, ids, {}).weights
         assert rows.shape == (3, 2, 3)

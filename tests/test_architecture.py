@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from clients import CLIENTS
-from fedham_flwr.settings import methods
-from strategies import STRATEGIES
+from fedham_flwr import registry
+from fedham_flwr.federation import contract
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.rounds import RoundStrategy
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py"), *ROOT.glob("clients/*.py")])
@@ -119,15 +120,11 @@ def test_the_two_halves_never_import_each_other() -> None:
 @pytest.mark.parametrize("module", TREES)
 def test_flower_is_imported_at_the_edges_only(module: str) -> None:
     roots = {name.partition(".")[0] for name in imported(module)}
-    assert (
-        "flwr" not in roots
-        or unit(module) in FLOWER
-        or module in ("strategies.base", "strategies.messages", "clients.base")
-    )
+    assert "flwr" not in roots or unit(module) in FLOWER
     assert "flwr_datasets" not in roots or unit(module) in FLOWER_DATASETS
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_a_method_has_its_four_files_and_three_are_read_in_one_sitting(method: str) -> None:
     parts = [ROOT / folder / f"{method}.py" for folder in ("fedham_flwr/algorithms", "strategies", "clients")]
     assert [str(part) for part in parts if not part.is_file()] == []
@@ -135,24 +132,86 @@ def test_a_method_has_its_four_files_and_three_are_read_in_one_sitting(method: s
     assert sum(len(part.read_text().splitlines()) for part in parts) < 400
 
 
-def test_the_tables_name_every_method() -> None:
-    assert list(STRATEGIES) == list(CLIENTS) == list(methods())
-    algorithms = {unit.stem for unit in (ROOT / "fedham_flwr" / "algorithms").glob("[a-z]*.py")}
-    assert algorithms == set(methods())
+def test_the_registry_names_every_method() -> None:
+    algorithms = {file.stem for file in (ROOT / "fedham_flwr" / "algorithms").glob("[a-z]*.py")}
+    assert algorithms == set(registry.METHODS)
 
 
-@pytest.mark.parametrize("method", methods())
-@pytest.mark.parametrize(
-    ("table", "folder", "suffix"), [(STRATEGIES, "strategies", "Strategy"), (CLIENTS, "clients", "Client")]
-)
-def test_a_class_is_named_after_its_method_and_final(
-    table: dict[str, type], folder: str, suffix: str, method: str
-) -> None:
-    cls = table[method]
+@pytest.mark.parametrize("method", registry.METHODS)
+@pytest.mark.parametrize(("folder", "suffix"), [("strategies", "Strategy"), ("clients", "Client")])
+def test_a_class_is_named_after_its_method_and_final(folder: str, suffix: str, method: str) -> None:
+    cls = halves(method)[folder]
     assert cls.__module__ == f"{folder}.{method}"
     assert cls.__name__.lower() == f"{method}{suffix}".lower()
     assert cls.__name__.endswith(suffix)
     assert getattr(cls, "__final__", False), f"{cls.__name__} is not @final"
+
+
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_a_half_has_at_most_two_of_our_classes_above_it(method: str) -> None:
+    for cls in halves(method).values():
+        above = [base for base in cls.__mro__[1:] if base.__module__ in TREES]
+        assert len(above) <= 2, above
+
+
+def halves(method: str) -> dict[str, type]:
+    declared = registry.method(method)
+    return {"strategies": registry.half(declared.strategy), "clients": registry.half(declared.client)}
+
+
+QUESTIONS = {
+    "of both": {"split"},
+    "of the server": {"plan", "merge", "state_dict", "load_state_dict", "add_clients", "describe"},
+    "of the client": {"start", "train", "predictor", "answer"},
+    "of protocols": {"questions", "answered", "check_extras", "mixing_weights", "adapt", "start_from"},
+}
+"""All that a method may be asked; what every method must answer is split, plan, merge and the pair of its state."""
+
+
+def test_a_method_is_asked_these_questions_and_no_others() -> None:
+    protocols = [cls for cls in vars(contract).values() if getattr(cls, "_is_protocol", False)]
+    asked = {name for cls in protocols if cls.__module__ == contract.__name__ for name in vars(cls) if name[0] != "_"}
+    assert asked == QUESTIONS["of protocols"]
+    assert set(RoundStrategy.__abstractmethods__) == {"plan", "merge", "state_dict", "load_state_dict"}
+    answers: dict[type, set[str]] = {RoundStrategy: set(), RoundClient: set()}
+    for method in registry.METHODS:
+        for half, base in zip(halves(method).values(), answers, strict=True):
+            for cls in half.__mro__[: half.__mro__.index(base)]:
+                answers[base] |= {name for name in vars(cls) if name[0] != "_" and name in vars(base)}
+    assert answers[RoundStrategy] <= QUESTIONS["of the server"]
+    assert answers[RoundClient] <= QUESTIONS["of the client"]
+    assert sum(map(len, QUESTIONS.values())) <= 17
+
+
+ROUND = {"pfedla": (9, 1500), "fedham": (11, 1800), "fedavg": (9, 1500)}
+"""The most files and lines that one round of a method is read in."""
+
+
+@pytest.mark.parametrize("method", ROUND)
+def test_one_round_is_read_in_a_few_files(method: str) -> None:
+    """All that the two halves import of ours, without files that know no method: trees, messages, training, data."""
+    found, todo = set(), [f"strategies.{method}", f"clients.{method}", f"fedham_flwr.algorithms.{method}"]
+    while todo:
+        module = todo.pop()
+        if module not in found:
+            found.add(module)
+            todo += inside(module)
+    knowing = {module for module in found if knows_methods(module)}
+    lines = sum(len((ROOT / file_of(module)).read_text().splitlines()) for module in knowing)
+    files, most = ROUND[method]
+    assert len(knowing) <= files, sorted(knowing)
+    assert lines <= most, f"{lines} lines in {sorted(knowing)}"
+
+
+def knows_methods(module: str) -> bool:
+    """Whether a file is of a method, of what methods own, or imports the contract of methods."""
+    if unit(module) in ("strategies", "clients", "algorithms", "mixing", "fedtp"):
+        return not module.endswith("__init__") and bool(TREES[module].body[1:])
+    return module == contract.__name__ or contract.__name__ in inside(module)
+
+
+def file_of(module: str) -> Path:
+    return next(file for file in FILES if module_name(file) == module)
 
 
 def source(cls: type) -> str:
@@ -160,7 +219,7 @@ def source(cls: type) -> str:
     return "".join(inspect.getsource(sys.modules[c.__module__]) for c in cls.__mro__ if c.__module__ in TREES)
 
 
-@pytest.mark.parametrize("method", methods())
+@pytest.mark.parametrize("method", registry.METHODS)
 def test_the_identity_card_and_the_numbered_round_are_there_and_tagged(method: str) -> None:
     algorithm = importlib.import_module(f"fedham_flwr.algorithms.{method}")
     card, _, rounds = (algorithm.__doc__ or "").partition("\nThe round\n")
@@ -170,7 +229,7 @@ def test_the_identity_card_and_the_numbered_round_are_there_and_tagged(method: s
     steps = re.findall(r"^    R(\d+)  (server|client): ", rounds, re.MULTILINE)
     assert [int(number) for number, _ in steps] == list(range(1, len(steps) + 1))
     assert steps
-    sides = {"server": source(STRATEGIES[method]), "client": source(CLIENTS[method])}
+    sides = {"server": source(halves(method)["strategies"]), "client": source(halves(method)["clients"])}
     assert [f"R{n} {side}" for n, side in steps if not re.search(rf"\bR{n}\b", sides[side])] == []
     for folder in ("strategies", "clients"):
         tags = set(re.findall(r"\bR(\d+)\b", (ROOT / folder / f"{method}.py").read_text()))

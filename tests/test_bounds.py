@@ -17,10 +17,9 @@ from torch import Tensor
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
-from fedham_flwr.federation import bounds, wire
+from fedham_flwr.federation import bounds, exchange, wire
 from fedham_flwr.federation.wire import Upload
 from fedham_flwr.settings import Value, methods, parse
-from strategies import messages
 
 Federate = Callable[..., Any]
 FEW: dict[str, Value] = {"samples_per_client": 64, "checkpoint_every": 0}
@@ -321,7 +320,7 @@ def test_settings_that_cannot_be_are_refused(given: dict[str, Value], message: s
 def test_starts_are_made_again_for_some_clients_at_a_time(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Value] = {"strategy": "fedavg", "clip_norm": 0.01, **FEW}
     whole = federate(**given)
-    monkeypatch.setattr(messages, "AT_ONCE", 3)
+    monkeypatch.setattr(exchange, "AT_ONCE", 3)
     parts = federate(**given)
     assert whole.summary["digest"] == parts.summary["digest"]
     assert parts.records[0]["clipped"] == ["0", "1", "2", "3"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from presets import network_settings
+from presets import network_settings, planned, references, shorten
 from torch import Tensor
 
 from fedham_flwr import models
@@ -17,12 +17,12 @@ from fedham_flwr.algorithms.amn import AttentionSettings
 from fedham_flwr.core.parameters import Manifest, Params, read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation import bounds
+from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.wire import Upload
 from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
-from strategies import STRATEGIES
-from strategies.attention import AttentionStrategy
-from strategies.base import Task
+from strategies.amn import AMNStrategy
 from strategies.fedham import FedHAMStrategy
 from strategies.fedtp import FedTPStrategy
 from strategies.pfedla import PFedLAStrategy
@@ -79,31 +79,31 @@ def server(strategy: str, **given: Value) -> Any:
     )
     model = models.build(chosen.model, (1, 8, 8), 10, 0, chosen.networks())
     manifest = Manifest.of(model)
-    made = STRATEGIES[strategy](chosen, manifest, read(model, manifest.names()), Task((1, 8, 8), 10))
-    made.enrol(CLIENTS)
+    made = build_strategy(chosen, manifest, read(model, manifest.names()), Task((1, 8, 8), 10))
+    made.add_clients(CLIENTS)
     return made
 
 
 class Looking:
     """The clients' meta-models, that choose rows of weights as FedHAM's clients do; they do not learn."""
 
-    def __init__(self, made: AttentionStrategy) -> None:
-        self._models = MetaModels(AttentionSettings(unit="layer"), made.units)  # type: ignore[call-arg]
+    def __init__(self, made: AMNStrategy | FedHAMStrategy) -> None:
+        self._models = MetaModels(AttentionSettings(unit="layer"), made._projections.units)  # type: ignore[call-arg]
         self._models.add([torch_stream(0, "meta-model", client=client) for client in CLIENTS], len(CLIENTS))
         for name in self._models.params:
             self._models.params[name] += torch.randn(self._models.params[name].shape, generator=torch_stream(1, name))
 
-    def rows(self, made: AttentionStrategy) -> Tensor:
+    def rows(self, made: AMNStrategy | FedHAMStrategy) -> Tensor:
         """[N, L, N]."""
         own = torch.arange(len(CLIENTS))
-        return self._models.attend(own, made.seen(), own, made.allowed(CLIENTS)).effective(own)
+        return self._models.attend(own, made._projections.seen(), own, made._pool.allowed(CLIENTS)).effective(own)
 
 
 def ask(made: Any, number: int, looking: Looking | None) -> None:
     """The exchange before a round, in which FedHAM's clients send their rows."""
     if looking is not None and made.questions(number, CLIENTS):
         rows = dict(zip(CLIENTS, looking.rows(made), strict=True))
-        made.answered(number, {c: Upload(c, {}, 1, (), besides={"row": row.float()}) for c, row in rows.items()})
+        made.answered(number, {c: Upload(c, {}, 1, (), extras={"row": row.float()}) for c, row in rows.items()})
 
 
 def sent(start: Params, number: int, client: str, bad: Attack | None) -> Params:
@@ -118,17 +118,17 @@ def step(made: Any, number: int, bad: Attack | None, clip: bool, looking: Lookin
     """A copy of the server after a round in which the bad client sends this, or back what it started from."""
     after = copy.deepcopy(made)
     after.settings = after.settings.model_copy(update={"clip_norm": C if clip else 0.0})
-    starts = after.references(number, CLIENTS)
+    starts = references(after, number, CLIENTS)
     uploads = {}
     for client in CLIENTS:
         params = sent(starts[client], number, client, bad)
         besides = {} if looking is None else {"row": looking.rows(after)[CLIENTS.index(client)].float()}
-        uploads[client] = bounds.capped(Upload(client, params, EXAMPLES[client], (), besides=besides), CAP)
+        uploads[client] = bounds.capped(Upload(client, params, EXAMPLES[client], (), extras=besides), CAP)
         bounds.check_size(params)
-    clipped = after._clip(number, uploads) if clip else ()
+    clipped = shorten(after, number, uploads) if clip else ()
     assert clipped == ((BAD,) if clip and bad else ())
     after.merge(number, uploads)
-    after.trained |= uploads.keys()
+    after.progress.trained |= uploads.keys()
     ask(after, number + 1, looking)
     return after
 
@@ -152,7 +152,7 @@ def starts_of(made: Any, number: int, looking: Looking | None = None) -> Mapping
     """What the clients start from; FedHAM's with `peers` mix it themselves."""
     if looking is None or made.questions(number, CLIENTS):
         ask(made, number, looking)
-        return made.plan(number, CLIENTS)
+        return planned(made.plan(number, CLIENTS))
     return made.mixtures(CLIENTS, looking.rows(made).float())
 
 
@@ -175,11 +175,11 @@ def test_an_update_is_measured_from_what_was_sent_and_of_the_rest_from_the_last_
     strategy: str, given: dict[str, Value]
 ) -> None:
     for number, _, made, _, _ in rounds(strategy, "random", **given):
-        plan, starts = made.plan(number + 1, CLIENTS), made.references(number + 1, CLIENTS)
+        plan, starts = planned(made.plan(number + 1, CLIENTS)), references(made, number + 1, CLIENTS)
         for client in CLIENTS:
-            assert starts[client].keys() == set(made.shared_names)
+            assert starts[client].keys() == set(made.split.shared)
             for name, tensor in starts[client].items():
-                from_where = plan[client] if name in plan[client] else made.bank.model(client)
+                from_where = plan[client] if name in plan[client] else made._pool.bank.model(client)
                 assert torch.equal(tensor, from_where[name])
     left_out = {"pfedla.retained-layers", "fedham.transport"} & given.keys() and given.get(
         "fedham.transport"
@@ -219,7 +219,7 @@ def test_a_mixture_moves_by_no_more_than_its_weight_of_the_bound(attack: str, gi
     for number, _, after, without, _ in rounds("pfedla", attack, **given):
         weights = without.mixing_weights(number + 1, CLIENTS, {}).weights
         # The others' hypernetworks have learned from the models that were mixed, and not yet from the bad one.
-        good, own = without.bank.rows(GOOD), without.bank.rows([BAD])
+        good, own = without._pool.bank.rows(GOOD), without._pool.bank.rows([BAD])
         for name, tensor in without._networks.params.items():
             assert torch.equal(tensor[good], after._networks.params[name][good])
         new, old = (starts_of(made, number + 1) for made in (after, without))
@@ -252,7 +252,7 @@ def rows_of(made: Any, number: int, looking: Looking | None) -> Tensor:
 
 
 def diameter(made: Any, group: str) -> float:
-    return float(torch.cdist(made.bank.arrays[group].double(), made.bank.arrays[group].double()).max())
+    return float(torch.cdist(made._pool.bank.arrays[group].double(), made._pool.bank.arrays[group].double()).max())
 
 
 ATTENTION: list[tuple[str, dict[str, Value]]] = [
@@ -268,13 +268,13 @@ def test_a_hybrid_moves_by_its_weight_of_the_bound_and_by_the_change_of_attentio
     strategy: str, given: dict[str, Value], attack: str
 ) -> None:
     for number, before, after, without, looking in rounds(strategy, attack, **given):
-        own, groups = CLIENTS.index(BAD), after.bank.groups
+        own, groups = CLIENTS.index(BAD), after._pool.bank.groups
         # Of all models in the pool one has moved, and by no more than the bound from what it started from.
-        start = before.references(number, (BAD,))[BAD]
-        assert bounds.length(after.bank.model(BAD), start) <= C + rounding(start)
+        start = references(before, number, (BAD,))[BAD]
+        assert bounds.length(after._pool.bank.model(BAD), start) <= C + rounding(start)
         for group in groups:
-            good = after.bank.rows(GOOD)
-            assert torch.equal(after.bank.arrays[group][good], without.bank.arrays[group][good])
+            good = after._pool.bank.rows(GOOD)
+            assert torch.equal(after._pool.bank.arrays[group][good], without._pool.bank.arrays[group][good])
         new_rows, rows = (rows_of(made, number + 1, looking).double() for made in (after, without))
         if strategy == "amn":  # the server's meta-models of the others have not seen the update
             for name, tensor in after._meta.state_dict().items():
@@ -288,14 +288,14 @@ def test_a_hybrid_moves_by_its_weight_of_the_bound_and_by_the_change_of_attentio
             assert bounds.length(new[client], old[client]) <= bound + 4 * rounding(old[client])
             farthest = float(spread.norm())  # of two points in the convex hulls of the pools
             for other in CLIENTS:
-                assert bounds.length(new[client], after.bank.model(other)) <= farthest + rounding(old[client])
+                assert bounds.length(new[client], after._pool.bank.model(other)) <= farthest + rounding(old[client])
 
 
 @pytest.mark.parametrize(("strategy", "given"), ATTENTION)
 def test_without_the_bound_a_model_of_the_pool_moves_further(strategy: str, given: dict[str, Value]) -> None:
     number, before, after, _, _ = rounds(strategy, "huge", clip=False, **given)[0]
-    start = before.references(number, (BAD,))[BAD]
-    assert bounds.length(after.bank.model(BAD), start) > 1e7 * C
+    start = references(before, number, (BAD,))[BAD]
+    assert bounds.length(after._pool.bank.model(BAD), start) > 1e7 * C
 
 
 # ---- FedTP -------------------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ def test_the_hypernetwork_moves_by_no_more_than_its_jacobian_allows(attack: str)
         moved = bounds.length(new, old)
         bad = jacobian(before, BAD, phi)
         assert moved <= rate * SHARE * float(torch.linalg.matrix_norm(bad, 2)) * C + 2.0**-21 * norm(old)
-        start = before.references(number, (BAD,))[BAD]
+        start = references(before, number, (BAD,))[BAD]
         clipped = bounds.clip(sent(start, number, BAD, ATTACKS[attack]), start, C)
         d = torch.cat([(clipped[name].double() - start[name].double()).flatten() for name in after._made])
         assert moved == pytest.approx(rate * SHARE * float((bad.T @ d).norm()), rel=1e-3, abs=1e-6)
@@ -338,7 +338,7 @@ def test_the_hypernetwork_moves_by_no_more_than_its_jacobian_allows(attack: str)
         assert bounds.length(mean, without._mean) <= SHARE * C + rounding(without._mean)
         good = after._embeddings.rows(GOOD)
         assert torch.equal(after._embeddings.values[good], without._embeddings.values[good])
-        made, were = (each.plan(number + 1, CLIENTS) for each in (after, without))
+        made, were = (planned(each.plan(number + 1, CLIENTS)) for each in (after, without))
         for client in GOOD:
             between = [{n: (1 - s) * old[n].double() + s * new[n].double() for n in old} for s in (0.0, 0.5, 1.0)]
             reach = max(float(torch.linalg.matrix_norm(jacobian(after, client, one) @ bad.T, 2)) for one in between)
@@ -372,5 +372,5 @@ def test_the_longest_models_that_are_taken_leave_a_finite_server(strategy: str) 
     for number in range(1, 11):
         made = step(made, number, longest, False, looking)
         assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values() if t.is_floating_point())
-    assert float(norm(made.bank.model(BAD))) == pytest.approx(9e7, rel=1e-3)
-    assert isinstance(made, PFedLAStrategy | AttentionStrategy)
+    assert float(norm(made._pool.bank.model(BAD))) == pytest.approx(9e7, rel=1e-3)
+    assert isinstance(made, PFedLAStrategy | AMNStrategy | FedHAMStrategy)

@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Message
 from nodes import on_nodes
 
-from clients import base
 from fedham_flwr import client_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation import wire
+from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
 
@@ -83,7 +83,7 @@ def test_a_model_that_cannot_be_written_is_a_failure_with_its_place(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(base, "write_model", full)
+    monkeypatch.setattr(export, "write_tensors", full)
     with pytest.raises(
         UserError, match=r"model of client site-0 cannot be written to .*/model: No space left on device"
     ):

@@ -60,7 +60,7 @@ def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_sec
     assert (networks.vit.depth, networks.char_transformer.depth) == (3, 2)
     assert (networks.vit.positions, networks.char_transformer.positions) == ("learned", "learned")
     heads = [
-        parse({"strategy": strategy, "fedtp.head": head}).networks().personal_head
+        parse({"strategy": strategy, "fedtp.head": head}).networks().second_head
         for strategy in ("fedtp", "fedavg")
         for head in ("shared", "fedper", "fedrod")
     ]

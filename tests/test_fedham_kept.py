@@ -23,12 +23,12 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.wire import Upload
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
-from strategies import STRATEGIES
-from strategies.base import Task
 
 Federate = Callable[..., Any]
 PEERS, MEDIATED = TRANSPORTS[:2]
@@ -39,8 +39,8 @@ def server(clients: int = 4, **given: Value) -> Any:
     """A method's server half with its clients enrolled: server(strategy="amn", **{"amn.unit": "layer"})."""
     settings = parse({"device": "cpu", **given})
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
-    made = STRATEGIES[str(given["strategy"])](settings, DIGITS, initial, Task((1, 8, 8), 10))
-    made.enrol(names(clients))
+    made = build_strategy(settings, DIGITS, initial, Task((1, 8, 8), 10))
+    made.add_clients(names(clients))
     return made
 
 
@@ -98,7 +98,7 @@ def test_on_a_node_the_meta_model_is_written_through(
     configs = [{"client-id": f"site-{i}", "state-dir": str(tmp_path / f"state-{i}")} for i in range(4)]
     grid = InProcessGrid(make_client_app(chosen), 4, node_configs=configs)
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
-    made = STRATEGIES["fedham"](parse(chosen), DIGITS, initial, Task((1, 8, 8), 10, training="trial"))
+    made = build_strategy(parse(chosen), DIGITS, initial, Task((1, 8, 8), 10, training="trial"))
     for number in (1, 2, 3):
         for context in grid.contexts.values():
             context.state.clear()  # a new process
@@ -116,12 +116,12 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
     made = server(**how)
     for number in (1, 2):
         made.questions(number, names(4))
-        starts = dict.fromkeys(names(4), made._initial)
-        made.merge(number, with_rows(number, trained(starts, made._initial, number), made, how))
+        starts = dict.fromkeys(names(4), made.first)
+        made.merge(number, with_rows(number, trained(starts, made.first, number), made, how))
     everyone = (*names(4), "late")
-    made.enrol(everyone)
+    made.add_clients(everyone)
     assert made.allowed(everyone)[:, 4].tolist() == [False] * 5
-    asked = made.questions(3, everyone) if how is MEDIATED else made.besides(3, everyone)
+    asked = made.questions(3, everyone) if how is MEDIATED else made.extras(3, everyone)
     assert asked["late"].facts["place"] == (4,)
     assert all(besides.facts["ready"] == (1, 1, 1, 1, 0) for besides in asked.values())
     if how is PEERS:
@@ -131,7 +131,7 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
 
 def with_rows(number: int, uploads: dict[str, Upload], made: Any, how: dict[str, Value]) -> dict[str, Upload]:
     """The uploads as the transport has them, with rows of equal weights."""
-    row = {"row": torch.full((L, len(made.bank.clients)), 1 / len(made.bank.clients))}
+    row = {"row": torch.full((L, len(made._pool.bank.clients)), 1 / len(made._pool.bank.clients))}
     if how is MEDIATED:
         made.answered(number, {client: Upload(client, {}, 10, (), {}, row) for client in uploads})
         return uploads
@@ -166,9 +166,9 @@ def test_a_row_that_is_none_is_refused(
     federate: Federate, how: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
 ) -> None:
     def spoil(_message: Message, reply: Message) -> None:
-        tensors = wire.tensors(reply.content.array_records["besides"])
+        tensors = wire.tensors(reply.content.array_records["extras"])
         change(tensors)
-        reply.content["besides"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
+        reply.content["extras"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
 
     kind = "train" if how is PEERS else "query.before"
     run = federate(**how, client_app=tampered(spoil, client=1, kind=kind), num_server_rounds=1)
@@ -193,7 +193,7 @@ def test_peers_are_those_of_largest_weight_and_some_that_are_drawn() -> None:
 def test_auto_is_peers_up_to_20_clients_and_stays_what_it_was(clients: int, mediated: bool) -> None:
     made = server(clients=clients, strategy="fedham")
     assert bool(made._mediated) is mediated
-    made.enrol(names(clients + 5))
+    made.add_clients(names(clients + 5))
     assert bool(made._mediated) is mediated
     again = server(clients=1, strategy="fedham")
     again.load_state_dict({name: tensor.clone() for name, tensor in made.state_dict().items()})

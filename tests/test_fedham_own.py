@@ -17,6 +17,7 @@ from fedham_flwr import models
 from fedham_flwr.algorithms import amn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import to_float
+from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 
 Federate = Callable[..., Any]
@@ -83,16 +84,16 @@ def test_meta_data_are_apart_from_training_data_unless_they_are_shared(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, kind: str, share: float
 ) -> None:
     parts: dict[tuple[str, int], tuple[set[int], set[int], set[int]]] = {}
-    keep = FedHAMClient.also_kept
+    train = FedHAMClient.train
 
-    def watched(self: FedHAMClient) -> Params:
+    def watched(self: FedHAMClient, start: Params) -> Outcome:
         base, meta = (set(data.splits["train"].tolist()) for data in self.parts)
         parts[self.job.client, self.job.download.round] = base, meta, set(self.job.data.splits["train"].tolist())
         for data in self.parts:
             assert all(torch.equal(data.splits[s], self.job.data.splits[s]) for s in ("validation", "test"))
-        return keep(self)
+        return train(self, start)
 
-    monkeypatch.setattr(FedHAMClient, "also_kept", watched)
+    monkeypatch.setattr(FedHAMClient, "train", watched)
     federate(**TRANSPORTS[0], num_server_rounds=3, **{"fedham.meta-data": kind, "fedham.meta-share": share})
     assert len(parts) == 3 * 4
     for base, meta, all_ in parts.values():

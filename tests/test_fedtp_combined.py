@@ -16,14 +16,14 @@ from test_fedtp_rounds import FEW, SMALL, W, Watching
 from test_rounds import Shuffled
 from torch.nn.functional import cross_entropy
 
-from clients.base import Job
 from clients.fedtp import FedTPClient
-from fedham_flwr import models
+from fedham_flwr import models, registry
 from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation.client import Job
 from fedham_flwr.federation.wire import Download
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
@@ -54,7 +54,9 @@ def client_of(given: dict[str, Value], number: int = 0, clients: int = 4, params
     trainer = Trainer(models.build(chosen.model, data.shape, classes, 0, chosen.networks()), CPU, "fp32")
     trainer.load(params or trainer.initial)
     state = ClientState(RecordDict(), str(number), trainer.manifest.fingerprint())
-    return FedTPClient(Job(str(number), chosen, data, trainer, state, Download(1, {}, data.shape, classes)))
+    return FedTPClient(
+        Job(str(number), chosen, registry.method("fedtp"), data, trainer, state, Download(1, {}, data.shape, classes))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from presets import network
+from presets import network, planned
 from test_fedtp_rounds import ALONE, FEW, SMALL, W, close, state_of
 from test_rounds import build_strategy
 from torch import Tensor
@@ -52,7 +52,7 @@ def test_5_after_one_full_batch_the_step_is_along_the_gradient_of_the_true_loss(
     given = settings(strategy="fedtp", **ALONE, **batch, **how)
     run = federate(clients=1, strategy="fedtp", **ALONE, **batch, **how)
     start = build_strategy(given)
-    start.enrol(("0",))
+    start.add_clients(("0",))
     doubles = {name: t.double() for name, t in state_of(start).items() if not name.startswith("clients")}
     phi = {n.removeprefix("generator/"): t for n, t in doubles.items() if n.startswith("generator/")}
     leaves = {**phi, "z": doubles["embeddings"][0]}
@@ -84,7 +84,7 @@ def uploads_of(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
 def server(clients: str = "0123", **given: Value) -> Any:
     """The method's server half with its clients enrolled."""
     made = build_strategy({"strategy": "fedtp", "device": "cpu", **SMALL, **given})
-    made.enrol(tuple(clients))
+    made.add_clients(tuple(clients))
     return made
 
 
@@ -92,8 +92,8 @@ def server(clients: str = "0123", **given: Value) -> Any:
 def test_6_the_step_is_along_the_sum_of_what_each_client_asks_for_by_its_share_of_samples(rank: int) -> None:
     made = server(**{"fedtp.rank": rank, "fedtp.weight-decay": 0.0})
     before = state_of(made)
-    sent = uploads_of(made.plan(1, ("0", "2", "3")), 1)
-    starts = made.plan(1, ("0", "2", "3"))
+    sent = uploads_of(planned(made.plan(1, ("0", "2", "3"))), 1)
+    starts = planned(made.plan(1, ("0", "2", "3")))
     made.merge(1, sent)
     phi = {n.removeprefix("generator/"): t.double() for n, t in before.items() if n.startswith("generator/")}
     leaves = {name: tensor.requires_grad_() for name, tensor in phi.items()}
@@ -120,7 +120,7 @@ def test_6_the_step_is_along_the_sum_of_what_each_client_asks_for_by_its_share_o
 def test_the_order_of_clients_and_of_replies_changes_nothing(personal: str, rank: int) -> None:
     given: dict[str, Value] = {"fedtp.personal": personal, "fedtp.rank": rank}
     forwards, backwards = server("0123", **given), server("3210", **given)
-    starts, others = forwards.plan(1, tuple("0123")), backwards.plan(1, tuple("3210"))
+    starts, others = planned(forwards.plan(1, tuple("0123"))), planned(backwards.plan(1, tuple("3210")))
     assert all(close(params, others[client]) for client, params in starts.items())
     sent = uploads_of(starts, 1)
     forwards.merge(1, sent)
@@ -166,7 +166,7 @@ def test_novel_clients_learn_each_as_if_alone_by_the_whole_way_that_they_went_an
     decay = {"fedtp.weight-decay": 0.5, "fedtp.momentum": 0.0, "fedtp.embedding-learning-rate": 3.0}
     both, one = server("012345", **decay), server("012345", **decay)
     start = both._embeddings.of(("4", "5"))
-    sent = uploads_of(both.plan(3, ("4", "5")), 3)
+    sent = uploads_of(planned(both.plan(3, ("4", "5"))), 3)
     both.adapt(3, sent)
     one.adapt(3, {"5": sent["5"]})
     assert torch.allclose(both._embeddings.values, torch.cat([both._embeddings.of("01234"), one._embeddings.of("5")]))
@@ -179,6 +179,6 @@ def test_novel_clients_learn_each_as_if_alone_by_the_whole_way_that_they_went_an
     (slope,) = torch.autograd.grad(total, [z])
     assert torch.allclose(one._embeddings.of("5")[0].double(), z.detach() - 3.0 * slope, rtol=1e-4, atol=1e-6)
     still = server("012345", **decay)
-    stays = {c: Upload(c, params, 10, ()) for c, params in still.plan(3, ("4", "5")).items()}
+    stays = {c: Upload(c, params, 10, ()) for c, params in planned(still.plan(3, ("4", "5"))).items()}
     still.adapt(3, stays)
     assert torch.equal(still._embeddings.of(("4", "5")), start)  # who did not move is not pulled to zero

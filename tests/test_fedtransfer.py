@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from presets import planned
 from safetensors.torch import load_file
 
 from clients.fedtransfer import FedTransferClient
@@ -16,9 +17,10 @@ from fedham_flwr.algorithms.fedtransfer import FedTransferSettings, frozen_group
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, read
+from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.wire import tensors
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
-from strategies.base import Task
 from strategies.fedtransfer import FedTransferStrategy
 
 Federate = Callable[..., Any]
@@ -32,7 +34,7 @@ def built(name: str = "transfer-cnn", shape: tuple[int, ...] = (3, 32, 32), **gi
     settings = parse({"strategy": "fedtransfer", "model": name, **chosen})
     model = models.build(name, shape, 10, 0, settings.networks())
     manifest = Manifest.of(model)
-    return FedTransferStrategy(settings, manifest, read(model, manifest.names()), Task(shape, 10))
+    return build_strategy(settings, manifest, read(model, manifest.names()), Task(shape, 10))
 
 
 def frozen(strategy: FedTransferStrategy) -> tuple[str, ...]:
@@ -301,7 +303,7 @@ def test_the_state_of_a_stage_with_own_starts_is_loaded_again(federate: Federate
     server.start_from({}, {"a": shared, "b": {name: tensor + 1 for name, tensor in shared.items()}})
     state = {name: tensor + 1 for name, tensor in server.state_dict().items()}
     server.load_state_dict(state)
-    assert equal(server.plan(1, ["b"])["b"], {name: state[f"b/{name}"] for name in shared})
+    assert equal(planned(server.plan(1, ["b"]))["b"], {name: state[f"b/{name}"] for name in shared})
     with pytest.raises(ValueError, match="missing"):
         server.load_state_dict(shared)
 

@@ -36,7 +36,7 @@ def shape_of(name: str) -> tuple[int, int, int]:
 
 def grafted(name: str, seed: int = 0, **how: Any) -> Graftable:
     """A network with such a graft, in the memory format that training uses."""
-    model = build(name, shape_of(name), CLASSES, seed, NetworkSettings(graft=GraftSettings(**how)))
+    model = build(name, shape_of(name), CLASSES, seed, NetworkSettings.of(graft=GraftSettings(**how)))
     assert isinstance(model, Graftable)
     return model.to(memory_format=torch.channels_last)
 
@@ -228,7 +228,7 @@ def test_the_tables_name_the_same_kinds() -> None:
 @pytest.mark.parametrize("insertion", ["identity", "plain"])
 def test_a_file_gives_the_network_back_with_its_graft(tmp_path: Path, kind: str, place: str, insertion: str) -> None:
     graft = GraftSettings(kind, place, 4, insertion)  # type: ignore[arg-type]
-    how = NetworkSettings(transfer_cnn=TransferCNNSettings(padding=1), graft=graft)
+    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding=1), graft=graft)
     model = build("transfer-cnn", (3, 10, 12), CLASSES, 7, how)
     for parameter in model.parameters():
         parameter.data += 0.01
@@ -291,4 +291,4 @@ def test_transformers_have_no_places(name: str, shape: tuple[int, ...]) -> None:
         match=rf'fedtransfer.attention="cbam" .* model="{real}" has no place for it: wanted fedtransfer.attention='
         '"none" or a convolutional network',
     ):
-        build(name, shape, CLASSES, 0, NetworkSettings(graft=GraftSettings("cbam")))
+        build(name, shape, CLASSES, 0, NetworkSettings.of(graft=GraftSettings("cbam")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -239,7 +239,7 @@ def test_federations_with_a_loss_of_ones_own_and_with_smoothing_and_weights(fede
 @pytest.mark.parametrize(
     ("given_settings", "sentence"),
     [
-        ({"loss": "huber"}, "loss='huber': wanted 'auto' or an import path, \"package.module:Object\""),
+        ({"loss": "huber"}, "loss='huber': wanted 'auto' or an import path 'package.module:Object'"),
         ({"label-smoothing": 1.0}, "label-smoothing=1.0: wanted less than 1"),
         ({"class-weights": "equal"}, "class-weights='equal': wanted 'none' or 'balanced'"),
         (
@@ -258,4 +258,34 @@ def test_settings_that_do_not_fit(given_settings: dict[str, Value], sentence: st
 def test_the_settings_reach_local_training() -> None:
     settings = parse({"label-smoothing": 0.2, "class-weights": "balanced"})
     assert settings.local_training(1).loss == LossSettings("auto", 0.2, "balanced")
-    assert parse({"loss": "a.b:C"}).local_training(1).loss.name == "a.b:C"
+    assert parse({"loss": "torch.nn:MSELoss"}).local_training(1).loss.name == "torch.nn:MSELoss"
+
+
+@dataclass(frozen=True)
+class Power:
+    power: float = 1.0
+
+
+def by_settings(outputs: Tensor, targets: Tensor, settings: Power) -> Tensor:
+    return cross_entropy(outputs, targets) ** settings.power
+
+
+def make_by_settings(settings: Power) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda outputs, targets: by_settings(outputs, targets, settings)
+
+
+@pytest.mark.parametrize(
+    ("given_settings", "wanted"),
+    [
+        ({"loss": "test_losses:focal", "focal.gamma": 2.0}, lambda p: -((1 - p) ** 2) * math.log(p)),
+        ({"loss": "test_losses:by_settings", "by-settings.power": 2.0}, lambda p: math.log(p) ** 2),
+        ({"loss": "test_losses:make_by_settings", "make-by-settings.power": 3.0}, lambda p: (-math.log(p)) ** 3),
+        ({"loss": "torch.nn:CrossEntropyLoss", "crossentropyloss.reduction": "sum"}, lambda p: -math.log(p)),
+    ],
+)
+def test_an_own_loss_has_settings_of_its_own(
+    given_settings: dict[str, Value], wanted: Callable[[float], float]
+) -> None:
+    loss = losses.make(parse(given_settings).local_training(1).loss, "cross-entropy", never, CPU)
+    logits = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    assert loss(logits, torch.tensor([0])).item() == pytest.approx(wanted(1 / (1 + math.exp(-1))), rel=1e-5)

@@ -36,7 +36,7 @@ def test_parameter_counts(name: str, shape: tuple[int, ...], size: int) -> None:
 
 @pytest.mark.parametrize(("padding", "fc1", "total"), [(0, 3_277_824, 3_752_586), (2, 8_389_632, 8_864_394)])
 def test_the_transfer_network_has_the_published_layers(padding: int, fc1: int, total: int) -> None:
-    how = NetworkSettings(transfer_cnn=TransferCNNSettings(padding))
+    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
     manifest = Manifest.of(build("transfer-cnn", (3, 32, 32), 10, 0, how))
     assert {name: manifest.count([name]) for name in manifest.group_names} == {
         "conv1": 4_864,
@@ -50,7 +50,7 @@ def test_the_transfer_network_has_the_published_layers(padding: int, fc1: int, t
 
 @pytest.mark.parametrize(("padding", "smallest"), [(0, 16), (1, 10), (2, 4)])
 def test_the_transfer_network_takes_images_down_to_one_pixel_of_features(padding: int, smallest: int) -> None:
-    how = NetworkSettings(transfer_cnn=TransferCNNSettings(padding))
+    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
     model = build("transfer-cnn", (1, smallest, smallest + 1), 3, 0, how)
     assert model(torch.zeros(2, 1, smallest, smallest + 1)).shape == (2, 3)
     assert model.get_submodule("fc1").in_features == 128
@@ -123,7 +123,7 @@ def test_images_too_small_for_the_network_are_refused_by_name() -> None:
     ("depth", "groups"), [(0, ("head",)), (1, ("fc1", "head")), (3, ("fc1", "fc2", "fc3", "head"))]
 )
 def test_the_network_of_tables_is_hidden_layers_with_rectifiers_and_a_head(depth: int, groups: tuple[str, ...]) -> None:
-    model = build("mlp", (2, 3), 4, 0, NetworkSettings(mlp=MLPSettings(5, depth)))
+    model = build("mlp", (2, 3), 4, 0, NetworkSettings.of(mlp=MLPSettings(5, depth)))
     assert Manifest.of(model).group_names == groups
     p = dict(model.named_parameters())
     data = torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0))
@@ -151,13 +151,13 @@ def test_a_network_of_another_kind_of_data_is_refused(name: str, shape: tuple[in
 
 def test_the_network_of_tables_has_no_place_for_a_graft_and_no_second_head() -> None:
     with pytest.raises(UserError, match=r'fedtransfer.attention="adapter" is grafted .* model="mlp" has no place for'):
-        build("mlp", (2, 13), 2, 0, NetworkSettings(graft=GraftSettings("adapter")))
+        build("mlp", (2, 13), 2, 0, NetworkSettings.of(graft=GraftSettings("adapter")))
     with pytest.raises(UserError, match=r'fedtp.head="fedrod" gives a Transformer a second head, and model="mlp" is'):
-        build("mlp", (2, 13), 2, 0, NetworkSettings(personal_head=True))
+        build("mlp", (2, 13), 2, 0, NetworkSettings.of(second_head=True))
 
 
 def test_an_exported_network_of_tables_has_its_sizes(tmp_path: Path) -> None:
-    how = NetworkSettings(mlp=MLPSettings(7, 3))
+    how = NetworkSettings.of(mlp=MLPSettings(7, 3))
     model = build("auto", (2, 4), 3, 5, how)
     save_file(model.state_dict(), tmp_path / "a.safetensors", label("auto", (2, 4), 3, how))
     again = load(tmp_path / "a.safetensors")

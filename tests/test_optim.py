@@ -301,7 +301,14 @@ def test_a_run_ends_before_its_first_round(federate: Federate, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"optimizer": "rmsprop"}, "optimizer='rmsprop': wanted 'sgd', 'adam', 'adamw' or an import path, "),
+        (
+            {"optimizer": "rmsprop"},
+            "optimizer='rmsprop': wanted 'sgd', 'adam', 'adamw' or an import path 'package.module:Object'",
+        ),
+        (
+            {"optimizer": "torch.optim:RMSprop", "rmsprop.lr": 0.5},
+            "there is no key rmsprop.lr (given 0.5): did you mean",
+        ),
         (
             {"nesterov": True, "momentum": 0.0},
             'nesterov=True needs optimizer="sgd" with momentum, not optimizer="sgd" with momentum=0',
@@ -320,6 +327,14 @@ def test_settings_that_do_not_fit(given: dict[str, Value], sentence: str) -> Non
     with pytest.raises(UserError) as caught:
         parse(given)
     assert str(caught.value).startswith(f"settings: {sentence}")
+
+
+def test_settings_of_an_own_optimiser_are_a_section_without_what_it_is_given() -> None:
+    how = parse({"optimizer": "torch.optim:RMSprop", "rmsprop.alpha": 0.5, "rmsprop.centered": True}).local_training(1)
+    (group,) = optim.make(params(), how).param_groups  # type: ignore[attr-defined]
+    assert (group["alpha"], group["centered"], group["lr"], group["momentum"]) == (0.5, True, 0.02, 0.9)
+    scaled = parse({"optimizer": "test_optim:Recording", "recording.scale": 0.25}).local_training(1)
+    assert optim.make(params(), scaled).scale == 0.25  # type: ignore[attr-defined]
 
 
 def test_the_settings_reach_local_training() -> None:

@@ -9,19 +9,18 @@ import pytest
 import torch
 from faults import break_app, tampered, with_tensors
 from flwr.app import ArrayRecord, ConfigRecord
+from presets import planned
 from torch import Tensor
 
 from fedham_flwr import models
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, num_bytes, read
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.roster import Roster
+from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.wire import Upload
 from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
-from strategies import STRATEGIES
-from strategies.base import Task
-from strategies.pfedla import PFedLAStrategy
 
 Federate = Callable[..., Any]
 DIGITS = ("digits-cnn", (1, 8, 8))
@@ -36,8 +35,8 @@ def server(
     settings = parse({"strategy": strategy, "device": "cpu", **keys})
     network = models.build(model[0], model[1], 10, 0)
     manifest = Manifest.of(network)
-    made = STRATEGIES[strategy](settings, manifest, read(network, manifest.names()), Task(model[1], 10))
-    made.enrol(names(clients))
+    made = build_strategy(settings, manifest, read(network, manifest.names()), Task(model[1], 10))
+    made.add_clients(names(clients))
     return made
 
 
@@ -58,9 +57,9 @@ def trained(starts: Mapping[str, Params], before: Params, seed: int) -> dict[str
 
 def after_rounds(made: Any, rounds: int, clients: int = 4) -> Any:
     for number in range(1, rounds + 1):
-        starts = made.plan(number, names(clients))
-        made.merge(number, trained(starts, made._initial, number))
-        made.trained |= starts.keys()
+        starts = planned(made.plan(number, names(clients)))
+        made.merge(number, trained(starts, made.first, number))
+        made.progress.trained |= starts.keys()
     return made
 
 
@@ -102,21 +101,21 @@ def test_a_cohort_of_one_is_local_training(federate: Federate) -> None:
 def test_3_equal_weights_and_equal_shares_are_fedavg() -> None:
     mixed, average = server(hypernetwork_learning_rate=0), server(strategy="fedavg")
     for number in (1, 2, 3):
-        starts, wanted = mixed.plan(number, names(4)), average.plan(number, names(4))
+        starts, wanted = planned(mixed.plan(number, names(4))), planned(average.plan(number, names(4)))
         for client, params in starts.items():
             assert params.keys() == wanted[client].keys()
             assert all(torch.allclose(t, wanted[client][n], atol=1e-6) for n, t in params.items())
-        uploads = trained(wanted, mixed._initial, number)
+        uploads = trained(wanted, mixed.first, number)
         mixed.merge(number, uploads)
         average.merge(number, uploads)
 
 
 def test_4_the_first_step_from_a_common_model_is_none() -> None:
     made = server()
-    made.merge(1, trained(made.plan(1, names(4)), made._initial, 1))
+    made.merge(1, trained(planned(made.plan(1, names(4))), made.first, 1))
     assert made._networks.params["heads.bias"].abs().max() < 1e-9
     assert torch.allclose(made.mixing_weights(2, names(4), {}).weights, torch.tensor(0.25))
-    made.merge(2, trained(made.plan(2, names(4)), made._initial, 2))
+    made.merge(2, trained(planned(made.plan(2, names(4))), made.first, 2))
     assert made._networks.params["heads.bias"].abs().max() > 1e-6
 
 
@@ -124,9 +123,9 @@ def test_4_the_first_step_from_a_common_model_is_none() -> None:
 def test_14_the_order_of_the_clients_changes_nothing(k: int) -> None:
     forwards, backwards = (server(retained_layers=k, hypernetwork_learning_rate=1.0) for _ in range(2))
     for number in (1, 2, 3):
-        uploads = trained(forwards.plan(number, names(4)), forwards._initial, number)
-        turned = backwards.plan(number, names(4)[::-1])
-        for client, params in forwards.plan(number, names(4)).items():
+        uploads = trained(planned(forwards.plan(number, names(4))), forwards.first, number)
+        turned = planned(backwards.plan(number, names(4)[::-1]))
+        for client, params in planned(forwards.plan(number, names(4))).items():
             assert all(torch.allclose(t, turned[client][n], atol=1e-6) for n, t in params.items())
         forwards.merge(number, uploads)
         backwards.merge(number, dict(reversed(uploads.items())))
@@ -168,13 +167,13 @@ def test_13_the_payloads_are_those_of_table_3(
     groups = list(made.manifest.group_names)
     for group in retained:  # these have the largest self weights
         made._networks.params["heads.bias"][:, groups.index(group)].fill_diagonal_(1.0)
-    made.roster = Roster()
-    made.roster.nodes = {client: int(client) + 1 for client in names(10)}
+
+    made.setup.roster.nodes = {client: int(client) + 1 for client in names(10)}
     messages = made.configure_train(1, ArrayRecord(), ConfigRecord(), Standing(range(1, 11)))
     downloads = [wire.read_download(message.content).params for message in messages]
     for params in downloads:
         assert {name.split(".")[0] for name in params} == set(groups) - set(retained)
-    up = 10 * num_bytes({name: made._initial[name] for name in made.shared_names})
+    up = 10 * num_bytes({name: made.first[name] for name in made.split.shared})
     total = 75 * (up + sum(map(num_bytes, downloads))) / 2**20
     assert round(total, 2) == exact
     assert abs(exact - printed) < 0.021
@@ -192,9 +191,9 @@ def test_13_retained_layers_teach_the_hypernetwork_nothing() -> None:
     made = after_rounds(server(retained_layers=1, hypernetwork_learning_rate=1.0), 1)
     made._networks.params["heads.bias"][2, 3, 2] = 5.0  # client 2 retains its last layer
     before = made._networks.params["heads.bias"].clone()
-    starts = made.plan(2, names(4))
+    starts = planned(made.plan(2, names(4)))
     assert {name.split(".")[0] for name in starts["2"]} == {"conv1", "conv2", "fc1"}
-    made.merge(2, trained(starts, made._initial, 2))
+    made.merge(2, trained(starts, made.first, 2))
     moved = made._networks.params["heads.bias"] != before
     assert not moved[2, 3].any()
     assert moved[2, 1].all()
@@ -202,13 +201,13 @@ def test_13_retained_layers_teach_the_hypernetwork_nothing() -> None:
 
 def test_after_a_restart_of_the_server_everyone_is_sent_everything_once() -> None:
     before = after_rounds(server(retained_layers=2), 2)
-    assert all(len(params) == 4 for params in before.plan(3, names(4)).values())
+    assert all(len(params) == 4 for params in planned(before.plan(3, names(4))).values())
     again = server(retained_layers=2)
-    assert all(len(params) == 4 for params in again.plan(1, names(4)).values())  # all have the common model
+    assert all(len(params) == 4 for params in planned(again.plan(1, names(4))).values())  # all have the common model
     again.load_state_dict(state_of(before))
-    assert all(set(params) == set(again.shared_names) for params in again.plan(3, names(4)).values())
-    again.trained.add("1")
-    assert [len(params) for params in again.plan(4, names(4)).values()] == [8, 4, 8, 8]
+    assert all(set(params) == set(again.split.shared) for params in planned(again.plan(3, names(4))).values())
+    again.progress.trained.add("1")
+    assert [len(params) for params in planned(again.plan(4, names(4))).values()] == [8, 4, 8, 8]
 
 
 @pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
@@ -221,11 +220,11 @@ def test_everything_that_is_learned_is_in_the_state(normaliser: str) -> None:
         if number == 4:
             again = server(hypernetwork_learning_rate=1.0, **given)
             again.load_state_dict(state)
-            again.trained |= whole.trained
+            again.progress.trained |= whole.progress.trained
         for made in (whole, again):
-            starts = made.plan(number, names(4))
-            made.merge(number, trained(starts, made._initial, number))
-            made.trained |= starts.keys()
+            starts = planned(made.plan(number, names(4)))
+            made.merge(number, trained(starts, made.first, number))
+            made.progress.trained |= starts.keys()
         state = state_of(again)
     assert any(tensor.any() for name, tensor in state.items() if name.startswith("velocity/"))
     assert state.keys() == state_of(whole).keys()
@@ -243,12 +242,12 @@ def test_more_retained_layers_than_the_model_has_are_refused(federate: Federate)
 def test_a_model_with_one_layer_group_works(k: int) -> None:
     manifest = Manifest((LayerGroup("all", ("w",)),), {"w": (3,)}, {"w": torch.float32})
     settings = parse({"strategy": "pfedla", "device": "cpu", "pfedla.retained-layers": k})
-    made = PFedLAStrategy(settings, manifest, {"w": torch.ones(3)}, Task((1, 8, 8), 10))
-    made.enrol(("0", "1"))
-    starts = made.plan(1, ("0", "1"))
+    made = build_strategy(settings, manifest, {"w": torch.ones(3)}, Task((1, 8, 8), 10))
+    made.add_clients(("0", "1"))
+    starts = planned(made.plan(1, ("0", "1")))
     assert [sorted(params) for params in starts.values()] == [[] if k else ["w"]] * 2
     made.merge(1, {c: Upload(c, {"w": torch.full((3,), float(c) + 2)}, 1, ()) for c in ("0", "1")})
-    assert made.bank.model("1")["w"].tolist() == [3.0, 3.0, 3.0]
+    assert made._pool.bank.model("1")["w"].tolist() == [3.0, 3.0, 3.0]
 
 
 # ---- who is absent, late, or broken ----------------------------------------------------------------------------------
@@ -256,18 +255,18 @@ def test_a_model_with_one_layer_group_works(k: int) -> None:
 
 def test_absent_clients_stay_in_the_bank_and_are_mixed() -> None:
     made = server(hypernetwork_learning_rate=0)
-    made.merge(1, trained(made.plan(1, ("0", "2")), made._initial, 1))
+    made.merge(1, trained(planned(made.plan(1, ("0", "2"))), made.first, 1))
     for client in ("1", "3"):
-        assert all(torch.equal(t, made._initial[n]) for n, t in made.bank.model(client).items())
-    start = made.plan(2, ("1",))["1"]
-    wanted = sum(made.bank.model(client)["fc2.bias"] for client in names(4)) / 4
+        assert all(torch.equal(t, made.first[n]) for n, t in made._pool.bank.model(client).items())
+    start = planned(made.plan(2, ("1",)))["1"]
+    wanted = sum(made._pool.bank.model(client)["fc2.bias"] for client in names(4)) / 4
     assert torch.allclose(start["fc2.bias"], wanted, atol=1e-6)
 
 
 def test_absent_clients_learn_nothing() -> None:
     made = after_rounds(server(hypernetwork_learning_rate=1.0, hypernetwork_momentum=0.9), 2)
     before = state_of(made)
-    made.merge(3, trained(made.plan(3, ("0", "2")), made._initial, 3))
+    made.merge(3, trained(planned(made.plan(3, ("0", "2"))), made.first, 3))
     for name, tensor in state_of(made).items():
         if name.startswith(("hypernetworks/", "velocity/", "bank/")):
             assert torch.equal(tensor[[1, 3]], before[name][[1, 3]]), name
@@ -276,17 +275,17 @@ def test_absent_clients_learn_nothing() -> None:
 
 def test_a_client_that_comes_late_moves_nobody_until_it_has_trained() -> None:
     made = after_rounds(server(hypernetwork_learning_rate=1.0, retained_layers=1), 3)
-    before = made.plan(4, names(4))
-    made.enrol((*names(4), "late"))
-    after = made.plan(4, names(4))
+    before = planned(made.plan(4, names(4)))
+    made.add_clients((*names(4), "late"))
+    after = planned(made.plan(4, names(4)))
     for client, params in before.items():
         assert params.keys() == after[client].keys()
         assert all(torch.allclose(t, after[client][n], rtol=0, atol=1e-7) for n, t in params.items())
     weights = made.mixing_weights(4, (*names(4), "late"), {}).weights
     assert not weights[..., 4].any()
     assert torch.allclose(weights[4, :, :4], torch.tensor(0.25))  # it starts from all others alike
-    start = made.plan(4, ("late",))["late"]
-    assert set(start) == set(made.shared_names)  # and retains nothing, having nothing of its own
+    start = planned(made.plan(4, ("late",)))["late"]
+    assert set(start) == set(made.split.shared)  # and retains nothing, having nothing of its own
     made.merge(4, {"late": Upload("late", {n: t + 1 for n, t in start.items()}, 10, ())})
     assert bool((made.mixing_weights(5, names(4), {}).weights[..., 4] > 0).all())
 
@@ -330,12 +329,12 @@ def test_a_checkpoint_with_a_peer_that_is_not_finite_is_refused_by_name() -> Non
 
 def test_running_statistics_are_mixed_with_their_layers_weights_and_move_no_hypernetwork() -> None:
     made = server(LENET_BN, bn_buffers="mix", hypernetwork_learning_rate=1.0)
-    far = {n: t + (1e3 if "running" in n else 0.0) for n, t in made._initial.items()}
+    far = {n: t + (1e3 if "running" in n else 0.0) for n, t in made.first.items()}
     made.merge(1, {"1": Upload("1", far, 1, ())})
-    made.merge(2, {"0": Upload("0", made.plan(2, ("0",))["0"], 1, ())})
+    made.merge(2, {"0": Upload("0", planned(made.plan(2, ("0",)))["0"], 1, ())})
     assert made._networks.params["heads.bias"].abs().max() < 1e-6
     assert torch.allclose(
-        made.plan(3, ("2",))["2"]["bn1.running_mean"], torch.tensor(312.5)
+        planned(made.plan(3, ("2",)))["2"]["bn1.running_mean"], torch.tensor(312.5)
     )  # (0 + 250 + 1000 + 0) / 4
 
 

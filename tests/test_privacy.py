@@ -11,15 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedham_flwr import registry
 from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.privacy import AVERAGING, PrivacySettings
+from fedham_flwr.core.privacy import PrivacySettings
 from fedham_flwr.core.records import RoundRecord
 from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Any]
 ON: dict[str, Value] = {"dp.epsilon": 2.0, "dp.clipping-norm": 0.5}
 ONE = PrivacySettings(1.0, 1e-5, 1.0)
+
+AVERAGING = [name for name in registry.METHODS if registry.method(name).averages]
 
 
 # ---- how much noise ----------------------------------------------------------------------------------------------

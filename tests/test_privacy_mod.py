@@ -168,10 +168,10 @@ def test_tensors_beside_the_model_are_not_sent() -> None:
     chosen, context = parse({"strategy": "fedavg", **ON}), Context(1, 2, {}, RecordDict(), {})
     message = Message(RecordDict({"tensors": record_of(model(0, 1000))}), 2, "train")
     message.metadata.__dict__["_message_id"] = "m"
-    content = RecordDict({"tensors": record_of(model(1, 1000)), "besides": record_of({"row": np.ones(3, np.float32)})})
+    content = RecordDict({"tensors": record_of(model(1, 1000)), "extras": record_of({"row": np.ones(3, np.float32)})})
     reply = private(lambda _: chosen)(message, context, lambda m, _: Message(content, reply_to=m))
     assert not reply.content.array_records
-    assert "this reply to train has tensors, besides: it is not sent" in str(reply.content.config_records["failure"])
+    assert "this reply to train has tensors, extras: it is not sent" in str(reply.content.config_records["failure"])
 
 
 def test_a_failure_passes_as_the_client_has_told_it() -> None:

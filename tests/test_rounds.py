@@ -21,12 +21,13 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, read
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.contract import Task
+from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, methods, parse
 from fedham_flwr.training.trainer import Trainer
-from strategies import STRATEGIES
-from strategies.base import RoundStrategy, Task
 
 Federate = Callable[..., Any]
 every_method = pytest.mark.parametrize("strategy", methods())
@@ -42,16 +43,16 @@ def manifest(strategy: str) -> Manifest:
     return Manifest.of(network(strategy))
 
 
-def build_strategy(given: dict[str, Value]) -> RoundStrategy:
+def server_half(given: dict[str, Value]) -> RoundStrategy:
     strategy = str(given["strategy"])
     chosen = parse(network_settings(strategy) | given)
     initial = read(network(strategy), manifest(strategy).names())
-    return STRATEGIES[strategy](chosen, manifest(strategy), initial, Task((1, 8, 8), 10))
+    return build_strategy(chosen, manifest(strategy), initial, Task((1, 8, 8), 10))
 
 
 def shared_names(strategy: str) -> tuple[str, ...]:
     """Tensors that the method's clients send, by its server half."""
-    return build_strategy({"strategy": strategy}).shared_names
+    return server_half({"strategy": strategy}).split.shared
 
 
 class Shuffled(InProcessGrid):
@@ -304,7 +305,7 @@ def test_divergence_is_a_failure_with_advice_and_leaves_no_broken_state(federate
 
 def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict[str, Value]]) -> None:
     chosen = settings(strategy="fedavg")
-    strategy = build_strategy(chosen)
+    strategy = server_half(chosen)
     initial = dict(strategy.state_dict())
     result = strategy.start(InProcessGrid(make_client_app(chosen), 3), ArrayRecord(), num_rounds=1)
     trained = wire.tensors(result.arrays)
@@ -322,7 +323,7 @@ def test_half_a_run_and_the_rest_from_its_state_are_the_whole_run(
     for stops in ((4,), (2, 4)):
         grid, first, state = InProcessGrid(make_client_app(chosen), 4), 1, None
         for stop in stops:
-            server = build_strategy(chosen)
+            server = server_half(chosen)
             if state is not None:
                 server.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
             for number in range(first, stop + 1):
@@ -341,8 +342,8 @@ def test_half_a_run_and_the_rest_from_its_state_are_the_whole_run(
 
 @every_method
 def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str, Value]], strategy: str) -> None:
-    server = build_strategy(settings(strategy=strategy))
-    server.enrol(("0", "1", "2"))
+    server = server_half(settings(strategy=strategy))
+    server.add_clients(("0", "1", "2"))
     state = server.state_dict()
     server.load_state_dict(dict(state))
     with pytest.raises(ValueError, match="wanted"):

@@ -25,13 +25,17 @@ from fedham_flwr.models.vit import ViT, ViTSettings, cut
 
 IMAGE, TEXT, CLASSES, CHARACTERS = (3, 8, 8), (12,), 5, 20
 SIZES: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "head_dim": 6, "hidden_dim": 24}
-SMALL = NetworkSettings(ViTSettings(**SIZES), CharTransformerSettings(**SIZES))
+SMALL = NetworkSettings.of(vit=ViTSettings(**SIZES), char_transformer=CharTransformerSettings(**SIZES))
 NETWORKS = ("vit", "char-transformer")
 
 
 def small(name: str, personal_head: bool = False, seed: int = 0, **changed: Any) -> Any:
     """A small network, with settings of its own changed."""
-    how = NetworkSettings(ViTSettings(**(SIZES | changed)), CharTransformerSettings(**(SIZES | changed)), personal_head)
+    how = NetworkSettings.of(
+        personal_head,
+        vit=ViTSettings(**(SIZES | changed)),
+        char_transformer=CharTransformerSettings(**(SIZES | changed)),
+    )
     return build(name, *data_of(name), seed, how)
 
 
@@ -62,7 +66,7 @@ def test_the_vision_transformer_has_the_published_size(classes: int, size: int) 
 
 @pytest.mark.parametrize(("depth", "size"), [(1, 354_432), (2, 683_008), (6, 1_997_312)])
 def test_the_language_transformer_has_the_published_size(depth: int, size: int) -> None:
-    how = NetworkSettings(char_transformer=CharTransformerSettings(depth=depth))
+    how = NetworkSettings.of(char_transformer=CharTransformerSettings(depth=depth))
     manifest = Manifest.of(build("char-transformer", (64,), 100, 0, how))
     assert manifest.count() == size
     assert manifest.count(["attention"]) == depth * 3 * 512 * 128
@@ -323,7 +327,7 @@ def test_patches_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     size = 5 if shape == (1, 28, 28) else 4
     wanted = rf"^vit.patch-size={size} does not divide images of {shape[1]} x {shape[2]} pixels: wanted a divisor of bo"
     with pytest.raises(UserError, match=wanted):
-        build("vit", shape, 10, 0, NetworkSettings(ViTSettings(patch_size=size)))
+        build("vit", shape, 10, 0, NetworkSettings.of(vit=ViTSettings(patch_size=size)))
 
 
 @pytest.mark.parametrize("name", ["auto", "cnn", "lenet"])
@@ -331,7 +335,7 @@ def test_a_second_head_is_refused_where_there_is_none(name: str) -> None:
     chosen = "cnn" if name == "auto" else name
     wanted = rf'^fedtp.head="fedrod" gives a Transformer a second head, and model="{chosen}" is none: try model="vit"'
     with pytest.raises(UserError, match=wanted):
-        build(name, (3, 32, 32), 10, 0, NetworkSettings(personal_head=True))
+        build(name, (3, 32, 32), 10, 0, NetworkSettings.of(second_head=True))
 
 
 WRITTEN = [(name, head) for name in NETWORKS for head in (False, True)] + [("digits-cnn", False), ("auto", False)]
@@ -342,7 +346,8 @@ WRITTEN = [(name, head) for name in NETWORKS for head in (False, True)] + [("dig
 def test_a_written_model_is_loaded_again(name: str, personal_head: bool, positions: Any, tmp_path: Path) -> None:
     shape, classes = data_of("vit" if name in ("digits-cnn", "auto") else name)
     sizes = SIZES | {"positions": positions, "dropout": 0.5}
-    how = NetworkSettings(ViTSettings(**sizes, patch_size=2), CharTransformerSettings(**sizes), personal_head)
+    vit, char = ViTSettings(**sizes, patch_size=2), CharTransformerSettings(**sizes)
+    how = NetworkSettings.of(personal_head, vit=vit, char_transformer=char)
     model = build(name, shape, classes, 7, how)
     if personal_head:
         nn.init.normal_(model.get_parameter("personal_head.weight"))

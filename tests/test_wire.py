@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.wire import Besides, ClientFailure, Download, Profile
+from fedham_flwr.federation.wire import ClientFailure, Download, Extras, Profile
 
 Spoil = Callable[[RecordDict], object]
 
@@ -68,9 +68,9 @@ def upload(examples: int = 30) -> RecordDict:
         Download(7, {}, (1, 8, 8), 2, has_trained=True),
         Download(7, tree(), (80,), 100),
         Download(21, tree(), (1, 28, 28), 62, has_trained=True, closing=True, export="some where/é"),
-        Download(3, {}, (1, 8, 8), 2, besides=Besides(tree(), {"place": (7,), "ready": (1, 0), "peers": ()})),
-        Download(3, tree(), (1, 8, 8), 2, besides=Besides({}, {"place": (0,)})),
-        Download(3, tree(), (1, 8, 8), 2, besides=Besides({"x/w": torch.ones(2)}, {})),
+        Download(3, {}, (1, 8, 8), 2, extras=Extras(tree(), {"place": (7,), "ready": (1, 0), "peers": ()})),
+        Download(3, tree(), (1, 8, 8), 2, extras=Extras({}, {"place": (0,)})),
+        Download(3, tree(), (1, 8, 8), 2, extras=Extras({"x/w": torch.ones(2)}, {})),
     ],
 )
 def test_a_download_arrives_as_it_was_sent(download: Download) -> None:
@@ -79,8 +79,8 @@ def test_a_download_arrives_as_it_was_sent(download: Download) -> None:
     assert (back.round, back.shape, back.classes) == (download.round, download.shape, download.classes)
     assert (back.has_trained, back.closing, back.export) == (download.has_trained, download.closing, download.export)
     assert type(back.has_trained) is type(back.closing) is bool
-    assert same(back.besides.tensors, download.besides.tensors)
-    assert back.besides.facts == download.besides.facts
+    assert same(back.extras.tensors, download.extras.tensors)
+    assert back.extras.facts == download.extras.facts
 
 
 def test_an_upload_arrives_as_it_was_sent() -> None:
@@ -105,19 +105,19 @@ def test_what_a_method_sends_besides_arrives_apart_from_the_model(restarted: boo
     row = {"row": torch.tensor([[0.25, 0.75]])}
     back = wire.read_upload(sent(wire.write_upload("0", tree(), 1, {}, row, restarted)), 2)
     assert same(back.params, tree())
-    assert same(back.besides, row)
+    assert same(back.extras, row)
     assert back.restarted is restarted
-    assert wire.read_upload(sent(upload()), 1).besides == {}
+    assert wire.read_upload(sent(upload()), 1).extras == {}
 
 
 def test_a_tensor_that_many_clients_get_is_serialised_once() -> None:
     shared, own = torch.zeros(3), (torch.ones(3), torch.ones(3))
     made: dict[int, Array] = {}
     one, other = (
-        wire.write_download(Download(1, {"w": t}, (1, 8, 8), 2, besides=Besides({"0/w": shared})), made) for t in own
+        wire.write_download(Download(1, {"w": t}, (1, 8, 8), 2, extras=Extras({"0/w": shared})), made) for t in own
     )
     assert len(made) == 3
-    assert one.array_records["besides"]["0/w"].data is other.array_records["besides"]["0/w"].data
+    assert one.array_records["extras"]["0/w"].data is other.array_records["extras"]["0/w"].data
     assert one.array_records["tensors"]["w"].data is not other.array_records["tensors"]["w"].data
 
 

@@ -39,4 +39,4 @@ def split(manifest: Manifest, _settings: None) -> Split:
     return split_groups(manifest, manifest.group_names)
 
 
-METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, averages=True)
+METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split)

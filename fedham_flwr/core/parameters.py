@@ -76,13 +76,18 @@ class Manifest:
     dtypes: Mapping[str, torch.dtype]
 
     @classmethod
-    def of(cls, model: nn.Module) -> Manifest:
+    def of(cls, model: nn.Module, groups: Sequence[LayerGroup] | None = None) -> Manifest:
         """Read a model's groups and check that they partition its parameters and floating-point buffers.
+
+        Args:
+            model: the network.
+            groups: its layer groups; by default those that it declares by `layer_groups()`.
 
         Raises:
             ValueError: a tensor is in no group or in two, or a group names a tensor that the model lacks.
         """
-        groups = tuple(model.layer_groups())  # type: ignore[operator]  # Grouped; nn.Module types attributes as Tensor
+        # nn.Module types its attributes as Tensor
+        groups = tuple(model.layer_groups() if groups is None else groups)  # type: ignore[operator]
         tensors = floating_tensors(model)
         claimed = [name for group in groups for name in group.names]
         twice = sorted({name for name in claimed if claimed.count(name) > 1})

@@ -371,3 +371,5 @@ _BY_OWNER: dict[str, Callable[[npt.NDArray[Any] | None, int], list[Indices]]] = 
     "natural": _natural,
 }
 _WITHOUT_LABELS = ("natural", "iid")
+PARTITIONERS = (*_BY_LABEL, *_BY_OWNER)
+"""Names of the built-in partitioners."""

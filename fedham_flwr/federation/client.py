@@ -1,4 +1,4 @@
-"""The client half of every method, in which a method fills in `start` and `train`, and Flower's NumPyClient of it.
+"""The client half of every method, in which a method fills in `start` and `train`, with the toolbox that they call.
 
 Personal tensors go into the client's state and into no message. What is sent, what the client uses and what it keeps
 are three things, which `train` gives in an `Outcome`.
@@ -8,19 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.client import NumPyClient
-from flwr.common import NDArrays, Scalar
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
@@ -29,18 +24,14 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import ClientData
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.federation.stages import ADAPT, EVALUATE, MEET, TRAIN, Stage
+from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
 from fedham_flwr.federation.wire import Download
-from fedham_flwr.models import export
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.store import ClientState, StateLostError, StateNotFoundError
 from fedham_flwr.training.local import Samples
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Scores, Trainer
 
 log = logging.getLogger("fedham_flwr")
-
-MOST_NATS = 700.0
-"""A mean loss beyond this has no perplexity that a float could hold."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +72,7 @@ class RoundClient:
         split: which tensors are shared and which personal.
         metrics: scores and seconds so far.
         extras: tensors of the method's own that are sent with the reply.
+        recalled: the model to start from has something that the client kept.
         restarted: the client has trained before, and what it had learned for itself was lost and starts again.
     """
 
@@ -95,7 +87,7 @@ class RoundClient:
         self.extras: Params = {}
         self.restarted = False
         self._loaded: Params | None = None  # the model that the trainer holds
-        self._recalled = False  # whether the model to start from has anything of the client's own
+        self.recalled = False
 
     # ---- what a method says ----------------------------------------------------------------------------------------
 
@@ -176,7 +168,7 @@ class RoundClient:
         training = dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None})
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
         with self.clock("train"):
-            self._load(model)
+            self.load(model)
             self._loaded = None
             job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only)
         self._loaded = read_checked(job.trainer)
@@ -198,14 +190,14 @@ class RoundClient:
         Returns:
             A tensor for each parameter, on the model's device; valid until the next step.
         """
-        self._load(model)
-        training = self.settings.local_training(self.job.download.round)
-        return self.job.trainer.gradient(samples, "train", count, generator, training.loss)
+        self.load(model)
+        loss = self.settings.local_training(self.job.download.round).loss
+        return self.job.trainer.gradient(samples, "train", count, generator, loss)
 
     def score(self, model: Params, split: str) -> Scores:
         """The scores of a model on one of the client's splits, with the method's predictor."""
         with self.clock("evaluate"):
-            self._load(model)
+            self.load(model)
             return self.job.trainer.evaluate(self.job.data, split, self.predictor())
 
     def on_device(self, model: Params) -> Params:
@@ -226,7 +218,7 @@ class RoundClient:
         first = self.job.trainer.initial if first is None else first
         if not names:
             return {}
-        self._recalled = True
+        self.recalled = True
         try:
             kept = self.job.state.load()
         except StateNotFoundError as error:
@@ -276,82 +268,10 @@ class RoundClient:
         key = f"seconds/{purpose}"
         self.metrics[key] = float(self.metrics.get(key, 0.0)) + time.perf_counter() - began
 
-    # ---- one function for each kind of exchange ----------------------------------------------------------------------
+    # ---- what the toolbox is made of -----------------------------------------------------------------------------
 
-    def improve(self, received: Params) -> Params:
-        """Train: score the model to start from, train it, score what the client uses; the shared tensors after it."""
-        outcome = self._improve(received)
-        return {name: outcome.send[name] for name in self.split.shared}
-
-    def assess(self, received: Params) -> Params:
-        """Evaluate: score the model to start from, and what training makes of it, which is then forgotten.
-
-        Training is left out between rounds when the model that the client uses is the one before it.
-        """
-        start = self._start(received)
-        if self.job.download.closing or self.job.method.personal_model == "after":
-            self._use(self.train(start))
-        return {}
-
-    def personalise(self, received: Params) -> Params:
-        """After the last round: train once more, by the method's rules, and keep what becomes of it."""
-        self._improve(received)
-        self._export("after", asked=True)
-        return {}
-
-    def meet(self, received: Params) -> Params:
-        """A novel client: score what it is given; if it adapts alone, do so and score again."""
-        start = self._start(received)
-        if not self.split.adapted:
-            self._use(self.train(start), asked=True)
-        return {}
-
-    def adapt(self, received: Params) -> Params:
-        """A novel client's turn: train the adapted tensors and what is personal; the former go back."""
-        outcome = self.train(self.start(received))
-        if kept := {name: outcome.use[name] for name in self.split.personal}:
-            self.job.state.save(kept, self.job.download.round)
-        return {name: outcome.send[name] for name in self.split.adapted}
-
-    def assess_adapted(self, received: Params) -> Params:
-        """A novel client: score what the server has made of the turns."""
-        self._load(self.start(received))
-        self._score("personal", "after")
-        self._export("after", asked=True)
-        return {}
-
-    def reply(self, _received: Params) -> Params:
-        """Answer the method's question."""
-        self.extras = self.answer()
-        return {}
-
-    # ---- their steps -----------------------------------------------------------------------------------------------
-
-    def _start(self, received: Params) -> Params:
-        """The model to start from, scored."""
-        start = self.start(received)
-        self._load(start)
-        self._score("personal" if self.job.download.own or self._recalled else "global", "before")
-        if self.job.stage is EVALUATE:
-            self._export("before")
-        return start
-
-    def _improve(self, received: Params) -> Outcome:
-        outcome = self.train(self._start(received))
-        self._load(outcome.use)
-        self._score("personal", "after")
-        if outcome.keep:
-            self.job.state.save(outcome.keep, self.job.download.round)
-        self.extras = {**self.extras, **outcome.extras}
-        return outcome
-
-    def _use(self, outcome: Outcome, asked: bool = False) -> None:
-        """Score and export the model that the client uses."""
-        self._load(outcome.use)
-        self._score("personal", "after")
-        self._export("after", asked)
-
-    def _load(self, model: Params) -> None:
+    def load(self, model: Params) -> None:
+        """Make the trainer's model this one, if it is not."""
         if model is not self._loaded:
             self.job.trainer.load(model)
             self._loaded = model
@@ -374,70 +294,6 @@ class RoundClient:
                 )
             self.restarted = True
         return {name: first[name] for name in names}
-
-    def _score(self, model: str, phase: str) -> None:
-        data = self.job.data
-        with self.clock("evaluate"):
-            predictor = self.predictor()
-        for split in ("validation", "test"):
-            if not len(data.splits[split]):
-                continue
-            with self.clock("evaluate"):
-                scores = self.job.trainer.evaluate(data, split, predictor)
-            key = f"{split}/{model}/{phase}"
-            self.metrics |= {f"{key}/accuracy": scores.accuracy, f"{key}/loss": scores.loss, f"n/{split}": scores.n}
-            if data.kind == "text":
-                self.metrics[f"{key}/perplexity"] = math.exp(min(scores.loss, MOST_NATS))
-
-    def _export(self, phase: str, asked: bool = False) -> None:
-        download, job = self.job.download, self.job
-        if not download.export or not (asked or phase == job.method.personal_model):
-            return
-        label = {
-            "client": job.client,
-            "strategy": self.settings.strategy,
-            "phase": phase,
-            **export.label(self.settings.model, download.shape, download.classes, self.settings.networks()),
-            **(job.data.scaling.label() if job.data.scaling else {}),
-        }
-        export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
-
-
-class FlowerClient(NumPyClient):
-    """A method's client half as Flower's NumPyClient.
-
-    Args:
-        half: for one message.
-    """
-
-    def __init__(self, half: RoundClient) -> None:
-        self._half = half
-
-    def fit(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
-        """A round of training.
-
-        Args:
-            parameters: the shared tensors that came, in the model's order.
-            config: not used; what the server says beside them is in the job's download.
-
-        Returns:
-            The shared tensors after training, the number of training samples, and the scores.
-        """
-        after = self._half.improve(self._received(parameters))
-        return [tensor.numpy() for tensor in after.values()], self._half.examples, self._half.metrics
-
-    def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
-        """An evaluation; arguments as for `fit`.
-
-        Returns:
-            The loss on the test split of the model to start from, the number of test samples, and the scores.
-        """
-        self._half.assess(self._received(parameters))
-        loss = next(value for key, value in self._half.metrics.items() if re.fullmatch("test/.*/before/loss", key))
-        return float(loss), len(self._half.job.data.splits["test"]), self._half.metrics
-
-    def _received(self, arrays: NDArrays) -> Params:
-        return dict(zip(self._half.received_names, map(torch.from_numpy, arrays), strict=True))
 
 
 def read_checked(trainer: Trainer) -> Params:

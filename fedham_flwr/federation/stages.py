@@ -15,7 +15,7 @@ class Stage(NamedTuple):
     Attributes:
         name: in the results.
         message: type of Flower's messages.
-        work: name of the function of `client.RoundClient` that answers.
+        work: name of the function of `numpy_client.FlowerClient` that answers.
         sends: which tensors of the model come back: shared, adapted or none.
         planned: the message has a model to start from; else a question of the method's own.
         population: of the scores: member, or novel for clients that never train.
@@ -31,8 +31,8 @@ class Stage(NamedTuple):
 
 QUERY = Stage("query", f"{MessageType.QUERY}.before", "reply", planned=False)
 """What a method asks its clients before a round can be planned."""
-TRAIN = Stage("train", MessageType.TRAIN, "improve", "shared")
-EVALUATE = Stage("evaluate", MessageType.EVALUATE, "assess")
+TRAIN = Stage("train", MessageType.TRAIN, "fit", "shared")
+EVALUATE = Stage("evaluate", MessageType.EVALUATE, "evaluate")
 PERSONAL = Stage("personal", f"{MessageType.TRAIN}.personal", "personalise")
 """The exchange that ends the rounds, if clients then have a stage of their own."""
 MEET = Stage("novel", f"{MessageType.EVALUATE}.novel", "meet", population=NOVEL)

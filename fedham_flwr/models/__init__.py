@@ -1,4 +1,4 @@
-"""Networks that declare their layer groups, by name.
+"""Networks by name: built in, of torchvision, or a user's own by its import path.
 
 A shape of three numbers is that of an image, (channels, height, width); of one number, the length of a text; of two,
 that of a row of a table, (2, columns).
@@ -6,18 +6,22 @@ that of a row of a table, (2, columns).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.core.seeding import derive
 from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
 from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN, TransferCNNSettings
-from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.grafts import Graftable, GraftSettings
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP, MLPSettings
+from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings, build_torchvision
 from fedham_flwr.models.transformer import Transformer
 from fedham_flwr.models.vit import ViT, ViTSettings
 
@@ -31,102 +35,165 @@ MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer | MLP]] = {
     "char-transformer": CharTransformer,
     "mlp": MLP,
 }
+NETWORKS: Mapping[str, type] = {
+    "vit": ViTSettings,
+    "char-transformer": CharTransformerSettings,
+    "transfer-cnn": TransferCNNSettings,
+    "mlp": MLPSettings,
+    "torchvision": TorchvisionSettings,
+}
+"""The networks that have settings of their own, and the dataclass of these."""
+LARGE = 64
+"""Images of more pixels a side are too large for small networks: their first fully connected layer would be huge."""
+TRIAL = 2
+"""Samples of the batch that a network is tried with before the first round."""
 
 
 @dataclass(frozen=True)
 class NetworkSettings:
-    """What building a network needs to know besides its name, the data's shape and the number of classes.
+    """What building a network needs to know beside its name, the data's shape and the number of outputs.
 
     Attributes:
-        vit: settings of that network.
-        char_transformer: settings of that network.
-        personal_head: whether the method needs a second head besides the shared one; only Transformers have it.
-        transfer_cnn: settings of that network.
+        sections: the settings of networks, by the name of their section.
+        second_head: whether the method needs a personal head beside the shared one; only Transformers have it.
         graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
-        mlp: settings of that network.
     """
 
-    vit: ViTSettings = field(default_factory=ViTSettings)
-    char_transformer: CharTransformerSettings = field(default_factory=CharTransformerSettings)
-    personal_head: bool = False
-    transfer_cnn: TransferCNNSettings = field(default_factory=TransferCNNSettings)
+    sections: tuple[tuple[str, Any], ...] = ()
+    second_head: bool = False
     graft: GraftSettings = field(default_factory=GraftSettings)
-    mlp: MLPSettings = field(default_factory=MLPSettings)
+
+    @classmethod
+    def of(cls, second_head: bool = False, graft: GraftSettings | None = None, **sections: Any) -> NetworkSettings:
+        """These settings, with sections by keyword: `NetworkSettings.of(mlp=MLPSettings(5, 1))`."""
+        named = tuple((name.replace("_", "-"), given) for name, given in sections.items())
+        return cls(named, second_head, graft or GraftSettings())
+
+    def section(self, name: str) -> Any:
+        """The settings of a network: as given, or its defaults; None if it has none."""
+        section = "torchvision" if name.startswith(TORCHVISION) else section_of(name)
+        given = dict(self.sections).get(section)
+        return NETWORKS[section]() if given is None and section in NETWORKS else given
 
 
 def resolve(name: str, shape: tuple[int, ...]) -> str:
     """The model's name, `auto` replaced by the one that fits.
 
-    That is mlp for tables, char-transformer for texts, digits-cnn for images below 16 pixels, and cnn for others.
+    That is mlp for tables, char-transformer for texts, digits-cnn for images below 16 pixels, torchvision's resnet18
+    for those above 64, and cnn for others.
     """
     if name != "auto":
         return name
     if len(shape) < 3:
         return "mlp" if len(shape) == 2 else "char-transformer"
+    if max(shape[1:]) > LARGE:
+        return f"{TORCHVISION}resnet18"
     return "digits-cnn" if min(shape[1:]) < CNN.smallest else "cnn"
 
 
 def build(
     name: str,
     shape: tuple[int, ...],
-    classes: int,
+    outputs: int,
     seed: int,
-    how: NetworkSettings = NetworkSettings(),
+    settings: NetworkSettings = NetworkSettings(),
 ) -> nn.Module:
     """A network with its first parameters, which depend on the seed alone: every client and method starts there.
 
     Args:
-        name: a key of `MODELS`, or "auto".
+        name: a key of `MODELS`, "auto", `torchvision:<name>` or an import path.
         shape: of one sample: (channels, height, width) of an image, (length,) of a text, (2, columns) of a table.
-        classes: number of outputs; of a text, the characters there can be.
+        outputs: number of outputs; of a text, the characters there can be.
         seed: the run's seed.
-        how: the networks' settings. Neither a personal head, which starts at zero, nor a graft changes another
+        settings: the networks' settings. Neither a second head, which starts at zero, nor a graft changes another
             parameter.
 
     Raises:
         UserError: the network is not for such data, has no such head, or no such place for a graft.
     """
     name = resolve(name, shape)
-    _check(name, shape, how)
+    own = settings.section(name)
+    if name in MODELS:
+        _check(name, shape, settings)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "init"))
-        if name == "vit":
-            return ViT(shape, classes, how.vit, how.personal_head)
-        if name == "char-transformer":
-            return CharTransformer(shape, classes, how.char_transformer, how.personal_head)
-        if name == "mlp":
-            return MLP(shape, classes, how.mlp)
-        model = _convolutional(name, shape, classes, how)
-        model.graft(how.graft)
+        if name not in MODELS:
+            return _foreign(name, shape, outputs, settings)
+        kind = MODELS[name]
+        if issubclass(kind, ViT | CharTransformer):
+            return kind(shape, outputs, own, settings.second_head)
+        model = kind(shape, outputs) if own is None else kind(shape, outputs, own)  # type: ignore[call-arg]
+        if isinstance(model, Graftable):
+            model.graft(settings.graft)
         return model
 
 
-def _convolutional(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings) -> CNN | LeNet | TransferCNN:
-    if name == "transfer-cnn":
-        return TransferCNN(shape, classes, how.transfer_cnn)
-    model = MODELS[name]
-    assert issubclass(model, CNN | LeNet)
-    return model(shape, classes)
-
-
-def _check(name: str, shape: tuple[int, ...], how: NetworkSettings) -> None:
-    model = MODELS[name]
-    _check_kind(name, shape)
-    if issubclass(model, Transformer | MLP) and how.graft.kind != "none":
+def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> nn.Module:
+    """A network of torchvision's or of a user's, tried on a batch of zeros."""
+    if settings.second_head or settings.graft.kind != "none":
+        what = "a second head" if settings.second_head else f"the block {settings.graft.kind!r}"
         raise UserError(
-            f'fedtransfer.attention="{how.graft.kind}" is grafted behind a layer of a convolutional network, and '
-            f'model="{name}" has no place for it: wanted fedtransfer.attention="none" or a convolutional network'
+            f'model="{name}" has no place for {what}, which the method wants: wanted a network of this package'
+        )
+    own = settings.section(name)
+    if is_path(name):
+        model = call("model", load_object("model", name), own, shape=shape, outputs=outputs)
+    else:
+        model = build_torchvision(name, shape, outputs, own)
+    if not isinstance(model, nn.Module):
+        raise UserError(f'model="{name}" gives {type(model).__name__}, and wanted is a torch.nn.Module')
+    if not any(p.is_floating_point() for p in model.parameters()):
+        raise UserError(f'model="{name}" has no parameters to train')
+    _try(name, model, shape, outputs)
+    return model
+
+
+def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> None:
+    """Refuse a network that does not take the data, or gives other outputs."""
+    batch = zeros(shape)
+    wanted = (TRIAL, *shape, outputs) if len(shape) == 1 and not batch.is_floating_point() else (TRIAL, outputs)
+    model.eval()
+    try:
+        with torch.no_grad():
+            given = model(batch)
+    except Exception as error:  # whatever a user's module raises
+        raise UserError(
+            f'model="{name}" does not take a batch of shape {tuple(batch.shape)}: {type(error).__name__}: '
+            f"{first_line(error)}"
+        ) from error
+    finally:
+        model.train()
+    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
+        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        raise UserError(
+            f'model="{name}" gives {found} for a batch of shape {tuple(batch.shape)}, and wanted is {wanted}: a number '
+            "for each sample and output"
+        )
+
+
+def zeros(shape: tuple[int, ...]) -> Tensor:
+    """A batch of two samples of zeros: characters of a text, floats of anything else."""
+    return torch.zeros(TRIAL, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+
+
+def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None:
+    model, graft = MODELS[name], settings.graft
+    _check_kind(name, shape)
+    if not issubclass(model, Graftable) and graft.kind != "none":
+        raise UserError(
+            f'{graft.setting("attention")}="{graft.kind}" is grafted behind a layer of a convolutional network, and '
+            f'model="{name}" has no place for it: wanted {graft.setting("attention")}="none" or a convolutional network'
         )
     if issubclass(model, Transformer):
         return
-    if how.personal_head:
+    if settings.second_head:
         raise UserError(
             f'fedtp.head="fedrod" gives a Transformer a second head, and model="{name}" is none: '
             'try model="vit" for images or model="char-transformer" for text'
         )
     if issubclass(model, MLP):
         return
-    smallest = how.transfer_cnn.smallest if issubclass(model, TransferCNN) else model.smallest
+    smallest = settings.section(name).smallest if issubclass(model, TransferCNN) else model.smallest
     if min(shape[1:]) < smallest:
         raise UserError(
             f'model="{name}" needs images of at least {smallest} x {smallest} pixels, and the data set '

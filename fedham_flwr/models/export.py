@@ -15,13 +15,10 @@ from torch import nn
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME, write_tensors
-from fedham_flwr.models import MODELS, NetworkSettings, build, resolve
-from fedham_flwr.models.char_transformer import CharTransformerSettings
-from fedham_flwr.models.cnn import TransferCNNSettings
+from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
+from fedham_flwr.models import NETWORKS, NetworkSettings, build, resolve
 from fedham_flwr.models.grafts import GraftSettings
-from fedham_flwr.models.mlp import MLPSettings
-from fedham_flwr.models.transformer import Transformer
-from fedham_flwr.models.vit import ViTSettings
+from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings
 
 
 def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
@@ -48,19 +45,18 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
         raise UserError(f"the model of client {client} cannot be written to {folder}: {why}") from error
 
 
-def label(name: str, shape: tuple[int, ...], classes: int, how: NetworkSettings) -> dict[str, str]:
+def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> dict[str, str]:
     """What `load` needs to know to build a network anew; arguments as for `build`."""
     name = resolve(name, shape)
     network: dict[str, object] = {}
-    section = name.replace("-", "_")
-    if hasattr(how, section):
-        network[section] = dataclasses.asdict(getattr(how, section))
-    if issubclass(MODELS[name], Transformer):
-        network["personal_head"] = how.personal_head
-    if how.graft.kind != "none":
-        network["graft"] = dataclasses.asdict(how.graft)
+    if (own := settings.section(name)) is not None:
+        network[_key(name)] = dataclasses.asdict(own)
+    if settings.second_head:
+        network["personal_head"] = True
+    if settings.graft.kind != "none":
+        network["graft"] = dataclasses.asdict(settings.graft)
     numbers = ",".join(map(str, shape))
-    return {"model": name, "shape": numbers, "classes": str(classes), "network": json.dumps(network, sort_keys=True)}
+    return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
 
 
 def load(path: str | Path) -> nn.Module:
@@ -88,19 +84,23 @@ def load(path: str | Path) -> nn.Module:
         raise UserError(
             f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
         )
-    shape = tuple(map(int, written["shape"].split(",")))
-    model = build(written["model"], shape, int(written["classes"]), 0, _settings(json.loads(written["network"])))
+    shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
+    model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
     model.load_state_dict(load_file(path))
     return model.eval()
 
 
-def _settings(network: Mapping[str, Any]) -> NetworkSettings:
+def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     """The inverse of what `label` writes; what is not there has its default."""
-    return NetworkSettings(
-        vit=ViTSettings(**network.get("vit", {})),
-        char_transformer=CharTransformerSettings(**network.get("char_transformer", {})),
-        personal_head=network.get("personal_head", False),
-        transfer_cnn=TransferCNNSettings(**network.get("transfer_cnn", {})),
-        graft=GraftSettings(**network.get("graft", {})),
-        mlp=MLPSettings(**network.get("mlp", {})),
-    )
+    kind = settings_class(load_object("model", name)) if is_path(name) else NETWORKS.get(_key(name).replace("_", "-"))
+    own = kind(**network.get(_key(name), {})) if kind else None
+    if isinstance(own, TorchvisionSettings):
+        own = dataclasses.replace(own, weights="")  # the file's are its own
+    section = _key(name).replace("_", "-")
+    graft = GraftSettings(**network.get("graft", {}))
+    return NetworkSettings(((section, own),) if own else (), network.get("personal_head", False), graft)
+
+
+def _key(name: str) -> str:
+    """Of a network's settings in the label."""
+    return ("torchvision" if name.startswith(TORCHVISION) else section_of(name)).replace("-", "_")

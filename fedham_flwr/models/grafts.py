@@ -36,6 +36,10 @@ class GraftSettings:
     reduction: Annotated[int, Gt(0)] = 16
     insertion: Literal["identity", "plain"] = "identity"
 
+    def setting(self, name: str) -> str:
+        """The full name of a setting of the method that grafts, for an error."""
+        return f"fedtransfer.{name}"
+
 
 class Place(NamedTuple):
     """Where a graft can be: the number of channels (or neurons) there, and whether it is a feature map."""

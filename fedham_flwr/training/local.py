@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
+from fedham_flwr.training.schedule import Schedule
 
 
 class Samples(Protocol):
@@ -52,6 +53,7 @@ class LocalTraining:
         beta2: adam and adamw: decay of the mean squared gradient.
         max_grad_norm: a longer gradient is shortened to it; 0 for none.
         loss: the settings of the loss.
+        optimizer_settings: of an optimiser that has settings of its own; None without.
     """
 
     local_epochs: int
@@ -67,6 +69,7 @@ class LocalTraining:
     beta2: float = 0.999
     max_grad_norm: float = 0.0
     loss: LossSettings = TASK_LOSS
+    optimizer_settings: object = None
 
     def reach(self, samples: int) -> float:
         """How far a constant gradient of length one would carry a model by sgd, momentum's run-up left aside.
@@ -95,6 +98,37 @@ class LocalTraining:
                 f"{method} takes what local training changes for a multiple of the gradient, which it is only with "
                 f'optimizer="sgd" and max-grad-norm=0, not with {" and ".join(faults)}'
             )
+
+
+def training_faults(training: LocalTraining, schedule: Schedule, full: float) -> list[str]:
+    """What does not go together, a sentence each.
+
+    Args:
+        training: of any round.
+        schedule: of the learning rate.
+        full: the learning rate without it.
+    """
+    found, loss = [], training.loss
+    if training.nesterov and (training.optimizer != "sgd" or not training.momentum):
+        found.append(
+            f'nesterov=True needs optimizer="sgd" with momentum, not optimizer="{training.optimizer}" with '
+            f"momentum={training.momentum:g}"
+        )
+    if schedule.warmup >= schedule.rounds:
+        found.append(
+            f"warmup-rounds={schedule.warmup} leaves none of num-server-rounds={schedule.rounds} at the full learning "
+            "rate"
+        )
+    if schedule.kind == "cosine" and schedule.least > full:
+        found.append(
+            f"min-learning-rate={schedule.least:g} is above learning-rate={full:g}, from where the cosine falls"
+        )
+    if loss.name != "auto" and (loss.label_smoothing or loss.class_weights != "none"):
+        found.append(
+            f'label-smoothing and class-weights belong to the cross-entropy, not to loss="{loss.name}": wanted 0 and '
+            '"none"'
+        )
+    return found
 
 
 def steps(index: Tensor, training: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -26,11 +28,13 @@ class LossSettings:
         name: auto, the task's, or the import path of a function of (outputs, targets) or of what makes one.
         label_smoothing: of the cross-entropy, in [0, 1).
         class_weights: of the cross-entropy: none or balanced.
+        own: the settings of a loss that has some of its own; None without.
     """
 
     name: str = "auto"
     label_smoothing: float = 0.0
     class_weights: Literal["none", "balanced"] = "none"
+    own: object = None
 
 
 TASK_LOSS = LossSettings()
@@ -94,22 +98,13 @@ def make(settings: LossSettings, task: str, targets: Callable[[], Tensor], devic
     Raises:
         UserError: the import path leads to no loss.
     """
-    return LOSSES[task](settings, targets) if settings.name == "auto" else _own(settings.name, device)
+    return LOSSES[task](settings, targets) if settings.name == "auto" else _own(settings, device)
 
 
-def _own(path: str, device: torch.device) -> TargetLoss:
-    """The user's: the object itself, or what it makes if it is a class or can be called with nothing."""
-    found, what = imports.load_object("loss", path), f'loss="{path}"'
-    name = getattr(found, "__name__", type(found).__name__)
-    if callable(found) and _makes(found):
-        try:
-            found = imports.call("loss", found)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's own code raises
-            raise UserError(f"{what} cannot be made: {type(error).__name__}: {first_line(error)}") from error
-    if not callable(found):
-        raise UserError(f"{what} gives {type(found).__name__}, and wanted is a function of (outputs, targets)")
+def _own(settings: LossSettings, device: torch.device) -> TargetLoss:
+    """The user's."""
+    found, name = _find(settings)
+    what = f'loss="{settings.name}"'
     if isinstance(found, nn.Module):
         found = found.to(device)
 
@@ -127,6 +122,24 @@ def _own(path: str, device: torch.device) -> TargetLoss:
     return loss
 
 
+def _find(settings: LossSettings) -> tuple[Callable[..., Any], str]:
+    """The object that is named, or what it makes if it is a class or wants nothing but settings; and its name."""
+    found, what = imports.load_object("loss", settings.name), f'loss="{settings.name}"'
+    name = getattr(found, "__name__", type(found).__name__)
+    if callable(found) and _makes(found):
+        try:
+            found = imports.call("loss", found, settings.own)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            raise UserError(f"{what} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+    elif callable(found) and settings.own is not None:
+        found = partial(found, **_keywords(found, settings.own))
+    if not callable(found):
+        raise UserError(f"{what} gives {type(found).__name__}, and wanted is a function of (outputs, targets)")
+    return found, name
+
+
 def _makes(found: Any) -> bool:
     """Whether an object makes a loss, and is none itself."""
     if isinstance(found, type):
@@ -134,12 +147,18 @@ def _makes(found: Any) -> bool:
     if isinstance(found, nn.Module):
         return False
     try:
-        parameters = inspect.signature(found).parameters.values()
+        parameters = inspect.signature(found).parameters
     except (TypeError, ValueError):
         return False
-    return not any(
-        p.default is p.empty or p.kind is p.VAR_POSITIONAL for p in parameters if p.kind is not p.VAR_KEYWORD
-    )
+    others = [p for p in parameters.values() if p.name != "settings" and p.kind is not p.VAR_KEYWORD]
+    return not any(p.default is p.empty or p.kind is p.VAR_POSITIONAL for p in others)
+
+
+def _keywords(found: Callable[..., Any], own: Any) -> dict[str, object]:
+    """A function's own settings as the arguments by which it takes them."""
+    if "settings" in inspect.signature(found).parameters:
+        return {"settings": own}
+    return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
 
 
 def check(settings: LossSettings, outputs: Tensor, targets: Tensor) -> None:
@@ -155,7 +174,7 @@ def check(settings: LossSettings, outputs: Tensor, targets: Tensor) -> None:
     """
     if settings.name == "auto":
         return
-    loss, guess = _own(settings.name, outputs.device), outputs.detach().clone().requires_grad_()
+    loss, guess = _own(settings, outputs.device), outputs.detach().clone().requires_grad_()
     try:
         loss(guess, targets)
     except UserError:

@@ -25,6 +25,9 @@ EPSILON = 1e-8
 FUSED = ("cpu", "cuda")
 """Devices that have torch's fused kernels."""
 
+GIVEN = ("lr", "learning_rate", "weight_decay", "momentum", "betas")
+"""What a user's optimiser is called with beside its parameters, if its signature names it."""
+
 
 class Optimizer(Protocol):
     """What training asks of an optimiser."""
@@ -173,16 +176,15 @@ def _own(params: Sequence[nn.Parameter], training: LocalTraining) -> Optimizer:
         raise UserError(
             f"{what} is {type(factory).__name__}, and wanted is a class or function that makes an optimiser"
         )
+    rate, betas = training.learning_rate, (training.beta1, training.beta2)
+    given = (rate, rate, training.weight_decay, training.momentum, betas)
     try:
         made = imports.call(
             "optimizer",
             factory,
+            training.optimizer_settings,
             params=list(params),
-            lr=training.learning_rate,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            momentum=training.momentum,
-            betas=(training.beta1, training.beta2),
+            **dict(zip(GIVEN, given, strict=True)),
         )
     except UserError:
         raise

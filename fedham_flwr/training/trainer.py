@@ -49,9 +49,10 @@ class Trainer:
     """One process's model. A client's tensors are copied into it, so a worker holds one model however many it serves.
 
     Args:
-        model: a network that declares its layer groups.
+        model: a network.
         device: where it runs.
         precision: "fp32", or "bf16" for autocast to bfloat16.
+        manifest: the model's; by default by the layer groups that it declares.
 
     Attributes:
         manifest: the model's.
@@ -59,8 +60,10 @@ class Trainer:
         parameter_names: names of the parameters, in the model's order.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device, precision: str) -> None:
-        self.manifest = Manifest.of(model)
+    def __init__(
+        self, model: nn.Module, device: torch.device, precision: str, manifest: Manifest | None = None
+    ) -> None:
+        self.manifest = manifest or Manifest.of(model)
         self.initial: Params = parameters.read(model, self.manifest.names())
         self.device = device
         self.bf16 = precision == "bf16"

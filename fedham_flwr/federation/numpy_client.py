@@ -1,0 +1,175 @@
+"""Flower's NumPyClient around the client half of any method: what a client does for each kind of exchange."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from flwr.client import NumPyClient
+from flwr.common import NDArrays, Scalar
+
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
+from fedham_flwr.models import export
+
+MOST_NATS = 700.0
+"""A mean loss beyond this has no perplexity that a float could hold."""
+
+
+class FlowerClient(NumPyClient):
+    """One message's work: score, train, score again, keep and export what the method says.
+
+    Args:
+        half: the method's, for one message.
+    """
+
+    def __init__(self, half: RoundClient) -> None:
+        self.half = half
+        self._job = half.job
+
+    def work(self, stage: Stage) -> Params:
+        """What a message of this stage asks for; the tensors to send back."""
+        received = self._job.download.params
+        if stage is TRAIN:
+            trained, _, _ = self.fit([received[name].numpy() for name in self.half.received_names], {})
+            return dict(zip(self.half.split.shared, map(torch.from_numpy, trained), strict=True))
+        if stage is EVALUATE:
+            self.evaluate([received[name].numpy() for name in self.half.received_names], {})
+            return {}
+        sent: Params = getattr(self, stage.work)(received)
+        return sent
+
+    # ---- Flower's ----------------------------------------------------------------------------------------------------
+
+    def fit(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[NDArrays, int, dict[str, Scalar]]:
+        """A round: score the model to start from, train it, score what the client uses, keep what is to be kept.
+
+        Args:
+            parameters: the shared tensors that came, in the model's order.
+            config: not used; what the server says beside them is in the job's download.
+
+        Returns:
+            The shared tensors after training, the number of training samples, and the scores.
+        """
+        outcome = self._improve(self._received(parameters))
+        return [outcome.send[name].numpy() for name in self.half.split.shared], self.half.examples, self.half.metrics
+
+    def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
+        """Score the model to start from, and what training makes of it, which is then forgotten.
+
+        Training is left out between rounds when the model that the client uses is the one before it.
+
+        Args:
+            parameters: as for `fit`.
+            config: not used.
+
+        Returns:
+            The loss on the test split of the model to start from, the number of test samples, and the scores.
+        """
+        start = self._start(self._received(parameters))
+        self._export("before")
+        loss = float(self.half.metrics[f"test/{self._origin}/before/loss"])
+        if self._job.download.closing or self._job.method.personal_model == "after":
+            self._use(self.half.train(start))
+        return loss, len(self._job.data.splits["test"]), self.half.metrics
+
+    # ---- the other stages --------------------------------------------------------------------------------------------
+
+    def personalise(self, received: Params) -> Params:
+        """After the last round: train once more, by the method's rules, and keep what becomes of it."""
+        self._improve(received)
+        self._export("after", asked=True)
+        return {}
+
+    def meet(self, received: Params) -> Params:
+        """A novel client: score what it is given; if it adapts alone, do so and score again."""
+        start = self._start(received)
+        if not self.half.split.adapted:
+            self._use(self.half.train(start), asked=True)
+        return {}
+
+    def adapt(self, received: Params) -> Params:
+        """A novel client's turn: train the adapted tensors and what is personal; the former go back."""
+        outcome = self.half.train(self.half.start(received))
+        if kept := {name: outcome.use[name] for name in self.half.split.personal}:
+            self._job.state.save(kept, self._job.download.round)
+        return {name: outcome.send[name] for name in self.half.split.adapted}
+
+    def assess_adapted(self, received: Params) -> Params:
+        """A novel client: score what the server has made of the turns."""
+        self.half.load(self.half.start(received))
+        self._score("personal", "after")
+        self._export("after", asked=True)
+        return {}
+
+    def reply(self, _received: Params) -> Params:
+        """Answer the method's question."""
+        self.half.extras = self.half.answer()
+        return {}
+
+    # ---- the steps ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _origin(self) -> str:
+        """Whose model the client starts from: everybody's, or its own."""
+        return "personal" if self._job.download.own or self.half.recalled else "global"
+
+    def _received(self, arrays: NDArrays) -> Params:
+        return dict(zip(self.half.received_names, map(torch.from_numpy, arrays), strict=True))
+
+    def _start(self, received: Params) -> Params:
+        """The model to start from, scored."""
+        start = self.half.start(received)
+        self.half.load(start)
+        self._score(self._origin, "before")
+        return start
+
+    def _improve(self, received: Params) -> Outcome:
+        outcome = self.half.train(self._start(received))
+        self.half.load(outcome.use)
+        self._score("personal", "after")
+        if outcome.keep:
+            self._job.state.save(outcome.keep, self._job.download.round)
+        self.half.extras = {**self.half.extras, **outcome.extras}
+        return outcome
+
+    def _use(self, outcome: Outcome, asked: bool = False) -> None:
+        """Score and export the model that the client uses."""
+        self.half.load(outcome.use)
+        self._score("personal", "after")
+        self._export("after", asked)
+
+    def _score(self, model: str, phase: str) -> None:
+        data = self._job.data
+        with self.half.clock("evaluate"):
+            predictor = self.half.predictor()
+        for split in ("validation", "test"):
+            if not len(data.splits[split]):
+                continue
+            with self.half.clock("evaluate"):
+                scores = self._job.trainer.evaluate(data, split, predictor)
+            key = f"{split}/{model}/{phase}"
+            self.half.metrics |= {
+                f"{key}/accuracy": scores.accuracy,
+                f"{key}/loss": scores.loss,
+                f"n/{split}": scores.n,
+            }
+            if data.kind == "text":
+                self.half.metrics[f"{key}/perplexity"] = math.exp(min(scores.loss, MOST_NATS))
+
+    def _export(self, phase: str, asked: bool = False) -> None:
+        download, job = self._job.download, self._job
+        if not download.export or not (asked or phase == job.method.personal_model):
+            return
+        label = {
+            "client": job.client,
+            "strategy": self.half.settings.strategy,
+            "phase": phase,
+            **export.label(self.half.settings.model, download.shape, download.classes, self.half.settings.networks()),
+            **(job.data.scaling.label() if job.data.scaling else {}),
+        }
+        export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
