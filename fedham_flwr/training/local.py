@@ -99,6 +99,25 @@ class LocalTraining:
                 f'optimizer="sgd" and max-grad-norm=0, not with {" and ".join(faults)}'
             )
 
+    def check_task_loss(self, method: str) -> None:
+        """Refuse settings of the loss, for a method that has losses of its own.
+
+        Args:
+            method: the method, with the setting by which it has them.
+
+        Raises:
+            UserError: the loss is not the task's as it is.
+        """
+        loss = self.loss
+        faults = [f'loss="{loss.name}"'] if loss.name != "auto" else []
+        faults += [f"label-smoothing={loss.label_smoothing:g}"] if loss.label_smoothing else []
+        faults += [f'class-weights="{loss.class_weights}"'] if loss.class_weights != "none" else []
+        if faults:
+            raise UserError(
+                f'{method} has losses of its own: wanted loss="auto", label-smoothing=0 and class-weights="none", not '
+                f"{' and '.join(faults)}"
+            )
+
 
 def training_faults(training: LocalTraining, schedule: Schedule, full: float) -> list[str]:
     """What does not go together, a sentence each.

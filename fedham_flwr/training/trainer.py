@@ -1,7 +1,7 @@
 """Local training and evaluation: one training loop and one evaluation loop for every method.
 
-Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when it is needed. Networks
-run in channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
+Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when needed. Networks run in
+channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets,
 from fedham_flwr.training import losses, optim
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
+from fedham_flwr.training.modes import seeded, training_only
 
 EVALUATION_BATCH = 256
 """Larger batches leave the processor's caches and are slower."""
@@ -116,7 +117,7 @@ class Trainer:
         objective = loss or self._loss(training.loss, features, labels, index)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
-        with self._seeded(generator.initial_seed()), self._training_only(trained, only):
+        with seeded(self.device, generator.initial_seed()), training_only(self._model, self.manifest, only):
             for number, chosen in steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
@@ -181,12 +182,7 @@ class Trainer:
             yield self._batch(features, labels, chosen)
 
     def gradient(
-        self,
-        samples: Samples,
-        split: str,
-        count: int,
-        generator: torch.Generator,
-        loss: LossSettings = TASK_LOSS,
+        self, samples: Samples, split: str, count: int, generator: torch.Generator, loss: LossSettings = TASK_LOSS
     ) -> Params:
         """The gradient of the mean loss of a batch, as training would see it; the model does not change.
 
@@ -203,7 +199,7 @@ class Trainer:
         features, labels, index = self._local(samples, split)
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
-        with self._seeded(int(torch.randint(2**62, (), generator=generator))):
+        with seeded(self.device, int(torch.randint(2**62, (), generator=generator))):
             x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
             self._backward(x, y, self._loss(loss, features, labels, index))
         for buffer, was in buffers:
@@ -233,21 +229,6 @@ class Trainer:
             if (only is None or name in only) and param.grad is not None:
                 term(name, param, param.grad)
 
-    @contextlib.contextmanager
-    def _training_only(self, trained: Sequence[nn.Parameter], only: Collection[str] | None) -> Iterator[None]:
-        """No gradients but of these parameters, and no new running statistics but with them, for a while."""
-        frozen = [group for group in self.manifest.groups if only is not None and not set(group.parameters) & set(only)]
-        for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
-            self._model.get_submodule(place).eval()
-        others = [param for param in self._params if not any(param is other for other in trained)]
-        for param in others:
-            param.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for param in others:
-                param.requires_grad_(True)
-
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
         index = samples.splits[split]
@@ -264,13 +245,3 @@ class Trainer:
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """Dropout draws from the device's global generator: seed it, and put it back afterwards."""
-        cuda = self.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self.device] if cuda else []):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed(seed)
-            yield
