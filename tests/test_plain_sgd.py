@@ -1,4 +1,4 @@
-"""Methods that take what local training changes for a multiple of the gradient: what they need, and its reach."""
+"""What methods need of local training: plain SGD, whose reach they know, or the task's loss as it is."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ METHODS: list[tuple[dict[str, Value], str]] = [
 
 
 def made(given: dict[str, Value]) -> Any:
-    model = models.build("digits-cnn", (1, 8, 8), 10, 0)
+    settings = parse({"model": "digits-cnn", **given, "device": "cpu"})
+    model = models.build(settings.model, (1, 8, 8), 10, 0, settings.networks())
     manifest = Manifest.of(model)
-    settings = parse({**given, "device": "cpu"})
     return build_strategy(settings, manifest, read(model, manifest.names()), Task((1, 8, 8), 10))
 
 
@@ -75,3 +75,23 @@ def test_the_reach_is_the_way_that_a_constant_gradient_goes_in_the_long_run(nest
         param.grad = torch.ones(1)
         optimizer.step()
     assert -param.item() == pytest.approx(how.reach(10), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"loss": "torch.nn:CrossEntropyLoss"}, 'loss="torch.nn:CrossEntropyLoss"'),
+        ({"label-smoothing": 0.1}, "label-smoothing=0.1"),
+        ({"label-smoothing": 0.2, "class-weights": "balanced"}, 'label-smoothing=0.2 and class-weights="balanced"'),
+    ],
+)
+def test_fedrod_has_losses_of_its_own_and_refuses_settings_of_another(given: dict[str, Value], fault: str) -> None:
+    small: dict[str, Value] = {"strategy": "fedtp", "model": "vit", "vit.depth": 1, "vit.width": 16, "vit.heads": 2}
+    made({**small, "fedtp.head": "shared", **given})
+    made({**small, "fedtp.head": "fedrod"})
+    with pytest.raises(UserError) as caught:
+        made({**small, "fedtp.head": "fedrod", **given})
+    assert str(caught.value) == (
+        'fedtp.head="fedrod" has losses of its own: wanted loss="auto", label-smoothing=0 and class-weights="none", '
+        f"not {fault}"
+    )
