@@ -16,7 +16,8 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
-from fedham_flwr.training.trainer import GradientTerm, Samples
+from fedham_flwr.training.local import Samples
+from fedham_flwr.training.trainer import GradientTerm
 
 log = logging.getLogger("fedham_flwr")
 
@@ -57,7 +58,7 @@ class FedHAMClient(RoundClient):
         if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
             was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"].bool()
             looked = self.meta.attend(ONE, was, self.place, then)
-            reach = self.settings.local_training().reach(self.examples)
+            reach = self.settings.local_training(scored).reach(self.examples)
             scores = sent.tensors["scores"][None, :, : len(was)].double() / reach
             self.meta.step(ONE, looked, self.place, scores)  # R2
             done = scored

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -30,6 +31,7 @@ from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_sta
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
+from fedham_flwr.training import losses, optim
 
 log = logging.getLogger("fedham_flwr")
 
@@ -100,14 +102,17 @@ def prepare(
         saved: a checkpoint that the run goes on from, and its folder.
 
     Raises:
-        UserError: too few clients came, their samples differ in shape, or the model does not fit them or what it is to
-            start from.
+        UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
+            start from, or a user's optimiser or loss does not fit the model.
     """
     roster = Roster()
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
+    training = settings.local_training(1)
+    optim.check(list(model.parameters()), training)
+    losses.check(training.loss, torch.zeros(2, classes), torch.zeros(2, dtype=torch.int64))
     manifest = manifest_of(model, models.zeros(shape))
     strategy = build_strategy(
         settings,

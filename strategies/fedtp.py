@@ -18,7 +18,11 @@ from fedham_flwr.fedtp.generator import Generator
 
 @final
 class FedTPStrategy(RoundStrategy):
-    """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention."""
+    """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention.
+
+    Raises:
+        UserError: FedRoD's losses with settings of another one.
+    """
 
     own: FedTPSettings
 
@@ -28,6 +32,8 @@ class FedTPStrategy(RoundStrategy):
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
         self._embeddings = Embeddings(self.own)
+        if self.own.head == "fedrod":
+            self.settings.local_training(1).check_task_loss('fedtp.head="fedrod"')
         if self._made:
             draw = torch_stream(self.settings.seed, "generator")
             base = {name: self.first[name] for name in self._made}

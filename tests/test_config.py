@@ -86,7 +86,7 @@ def test_the_layers_below_get_what_they_need() -> None:
     assert settings.data().partitioning.seed == 5
     assert settings.data().partitioning.alpha == 2.0
     assert settings.data().fractions.test == 0.5
-    assert settings.local_training().local_epochs == 3
+    assert settings.local_training(1).local_epochs == 3
     text = parse({"sequence-length": 7, "vocabulary": "ab", "min-characters": 9}).data()
     assert (text.sequence_length, text.vocabulary, text.min_characters) == (7, "ab", 9)
 
@@ -127,7 +127,7 @@ WRONG: list[tuple[str, Value, str]] = [
         "model",
         "resnet",
         "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
-        "'char-transformer', 'mlp' or an import path 'package.module:Object'",
+        "'char-transformer', 'mlp', 'torchvision:<name>' or an import path 'package.module:Object'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),

@@ -20,7 +20,9 @@ from fedham_flwr.data.batches import augment
 from fedham_flwr.data.clients import ClientData
 from fedham_flwr.models import build
 from fedham_flwr.training import trainer as training
-from fedham_flwr.training.trainer import SGD, LocalTraining, Trainer
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 HOW = LocalTraining(local_epochs=2, batch_size=4, learning_rate=0.1, momentum=0.9, weight_decay=0.01, augment=False)
 PLAIN = replace(HOW, momentum=0.0, weight_decay=0.0)

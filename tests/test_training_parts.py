@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy, dropout
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
 from fedham_flwr.data.clients import ClientData
-from fedham_flwr.training.trainer import LocalTraining, Trainer
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.trainer import Trainer
 
 # ---- which parameters, how many steps, which loss --------------------------------------------------------------------
 

@@ -28,7 +28,8 @@ from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.state.store import ClientState
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Samples, Scores, Trainer
+from fedham_flwr.training.local import Samples
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Scores, Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -140,9 +141,9 @@ class RoundClient:
         Args:
             model: all tensors to start from.
             only: names of the parameters to train, by whole layer groups; by default all.
-            epochs: by default those of the settings.
+            epochs: by default those of the settings, or their steps.
             steps: by default as many as the epochs make. A novel client takes `novel-steps` steps in any case.
-            learning_rate: by default that of the settings.
+            learning_rate: by default that of the settings in this round.
             loss: a method's own, of the model, inputs and targets; by default that of the task.
             gradient_term: a method's own term of the gradient, see `training.trainer.GradientTerm`.
             samples: in place of the client's data.
@@ -156,12 +157,14 @@ class RoundClient:
             UserError: training diverged.
         """
         job = self.job
+        if epochs is not None and steps is None:
+            steps = 0  # the epochs that are given go before the steps of the settings
         given: dict[str, Any] = {"local_epochs": epochs, "steps": steps, "learning_rate": learning_rate}
         if job.stage in (MEET, ADAPT):
             given["steps"] = self.settings.novel_steps
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
-        training = self.settings.local_training()
+        training = self.settings.local_training(job.download.round)
         training = dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None})
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
         with self.clock("train"):
@@ -188,7 +191,8 @@ class RoundClient:
             A tensor for each parameter, on the model's device; valid until the next step.
         """
         self.load(model)
-        return self.job.trainer.gradient(samples, "train", count, generator)
+        loss = self.settings.local_training(self.job.download.round).loss
+        return self.job.trainer.gradient(samples, "train", count, generator, loss)
 
     def score(self, model: Params, split: str) -> Scores:
         """The scores of a model on one of the client's splits, with the method's predictor."""
