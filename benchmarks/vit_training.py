@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from common import machine, publish, table
 from server_step import versions
@@ -74,6 +74,7 @@ class Images:
     features: Any
     labels: Any
     splits: Mapping[str, Any]
+    kind: Literal["image"] = "image"
 
 
 def images(client: int, count: int = IMAGES) -> Images:

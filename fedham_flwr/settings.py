@@ -22,13 +22,16 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.core.methods import Method, NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
+from fedham_flwr.data.batches import Target
 from fedham_flwr.data.clients import DataSettings
 from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.training import metrics
 from fedham_flwr.training.local import LocalTraining, training_faults
 from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.optim import GIVEN, OPTIMIZERS
 from fedham_flwr.training.schedule import Schedule, rate
 
@@ -72,6 +75,7 @@ class Settings(BaseModel):
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
+    target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
     alpha: PositiveFloat = 0.1
@@ -93,6 +97,8 @@ class Settings(BaseModel):
     client_timeout: PositiveFloat = 120.0
     round_timeout: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 10
+    metrics: str = "auto"
+    selection_metric: str = "auto"
     novel_clients: NonNegativeInt = 0
     novel_steps: PositiveInt = 50
     novel_turns: PositiveInt = 10
@@ -130,7 +136,7 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
-        found = faults(self.dp, self.strategy, averaging)
+        found = faults(self.dp, self.strategy, averaging) + metrics.faults(self.metrics, self.selection_metric)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
@@ -171,7 +177,24 @@ class Settings(BaseModel):
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
+            target=self.target,
         )
+
+    def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
+        """The metrics of the run, beside the loss.
+
+        Args:
+            target: what is learned.
+            outputs: numbers that the network gives for a prediction.
+
+        Raises:
+            UserError: a metric does not fit the target, or leads to none.
+        """
+        if self.metrics == "auto":
+            return metrics.chosen("auto", target, outputs)
+        names = self.metrics.split()
+        sections = {section_of(name): self.section(section_of(name)) for name in names}
+        return metrics.chosen(self.metrics, target, outputs, sections)
 
     def section(self, name: str) -> Any:
         """The settings of a method, a network or an object of a user's, by the name of their section; None without."""

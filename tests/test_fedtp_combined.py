@@ -191,7 +191,7 @@ def test_the_exported_models_load_and_score_what_the_rows_say(
         values = {
             row.metric: row.value for row in run.rows if row[:5] == (3, str(number), "test", "personal", "before")
         }
-        assert found.accuracy == values["accuracy"]
+        assert found.values["accuracy"] == values["accuracy"]
         assert found.loss == pytest.approx(values["loss"], rel=1e-6)
 
 

@@ -53,12 +53,12 @@ def test_the_cross_entropy_against_a_naive_loop(seed: int, k: int, smoothing: fl
     counts = [int((everything == c).sum()) for c in range(k)]
     weights = [20 / (k * n) if n else 0.0 for n in counts] if balance else [1.0] * k
     how = LossSettings(label_smoothing=smoothing, class_weights="balanced" if balance else "none")
-    loss = losses.make(how, "cross-entropy", lambda: everything, CPU)
+    loss = losses.make(how, lambda: everything, CPU)
     assert loss(logits, targets).item() == pytest.approx(naive(logits, targets, smoothing, weights), rel=1e-5)
 
 
 def test_by_default_it_is_the_mean_cross_entropy_bit_for_bit_and_counts_nothing() -> None:
-    loss = losses.make(TASK_LOSS, "cross-entropy", never, CPU)
+    loss = losses.make(TASK_LOSS, never, CPU)
     for shape in ((5, 3), (5, 4, 3)):
         logits, targets = torch.randn(shape, generator=generator()), torch.ones(shape[:-1], dtype=torch.int64)
         assert torch.equal(loss(logits, targets), cross_entropy(logits.flatten(0, -2), targets.flatten()))
@@ -181,14 +181,14 @@ def test_a_function_what_makes_one_and_a_module_are_losses(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["torch.nn:CrossEntropyLoss", "torch.nn.functional:cross_entropy"])
 def test_torchs_losses_work_as_they_are_for_texts_too(name: str) -> None:
-    own, task = (losses.make(how, "cross-entropy", never, CPU) for how in (LossSettings(name), TASK_LOSS))
+    own, task = (losses.make(how, never, CPU) for how in (LossSettings(name), TASK_LOSS))
     for shape in ((5, 3), (5, 4, 3)):
         logits, targets = torch.randn(shape, generator=generator(), requires_grad=True), torch.ones(shape[:-1]).long()
         assert torch.equal(own(logits, targets), task(logits, targets))
 
 
 def test_targets_that_are_no_classes_are_passed_as_they_are() -> None:
-    own = losses.make(LossSettings("torch.nn:MSELoss"), "cross-entropy", never, CPU)
+    own = losses.make(LossSettings("torch.nn:MSELoss"), never, CPU)
     outputs = torch.tensor([[1.0], [3.0]], requires_grad=True)
     assert own(outputs, torch.tensor([[0.0], [1.0]])).item() == pytest.approx((1 + 4) / 2)
 
@@ -286,6 +286,6 @@ def make_by_settings(settings: Power) -> Callable[[Tensor, Tensor], Tensor]:
 def test_an_own_loss_has_settings_of_its_own(
     given_settings: dict[str, Value], wanted: Callable[[float], float]
 ) -> None:
-    loss = losses.make(parse(given_settings).local_training(1).loss, "cross-entropy", never, CPU)
+    loss = losses.make(parse(given_settings).local_training(1).loss, never, CPU)
     logits = torch.tensor([[1.0, 0.0]], requires_grad=True)
     assert loss(logits, torch.tensor([0])).item() == pytest.approx(wanted(1 / (1 + math.exp(-1))), rel=1e-5)

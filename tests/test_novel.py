@@ -290,7 +290,7 @@ def test_its_exported_model_is_the_adapted_one(
     data = open_partition(parse(settings(strategy=strategy, samples_per_client=FEW)).data(), int(NOVEL), 4)
     found = trainer.evaluate(data, "test")
     scored = {(row.phase, row.metric): row.value for row in novel(run.rows) if row.split == "test"}
-    assert (found.accuracy, found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
+    assert (found.values["accuracy"], found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
     assert found.loss != scored["before", "loss"]
 
 

@@ -128,7 +128,7 @@ def test_the_exported_model_is_the_one_that_was_scored(
             open_partition(chosen.data(), int(file.stem), 4), "test"
         )
         (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
-        assert scores.accuracy == row.value
+        assert scores.values["accuracy"] == row.value
         assert (label["client"], label["model"]) == (file.stem, network_settings(strategy)["model"])
 
 

@@ -306,7 +306,7 @@ def test_evaluation_against_one_sample_at_a_time(count: int) -> None:
         loss += math.log(sum(math.exp(z) for z in logits)) - logits[int(samples.labels[i])]
     scores = trainer.evaluate(samples, "test")
     assert scores.n == count
-    assert scores.accuracy == hits / count
+    assert scores.values["accuracy"] == hits / count
     assert scores.loss == pytest.approx(loss / count, rel=1e-5)
 
 

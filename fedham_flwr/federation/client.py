@@ -29,7 +29,8 @@ from fedham_flwr.settings import Settings
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.local import Samples
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Scores, Trainer
+from fedham_flwr.training.metrics import Scores
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -198,7 +199,8 @@ class RoundClient:
         """The scores of a model on one of the client's splits, with the method's predictor."""
         with self.clock("evaluate"):
             self.load(model)
-            return self.job.trainer.evaluate(self.job.data, split, self.predictor())
+            measured = self.settings.measured(self.job.data.target, self.job.download.classes)
+            return self.job.trainer.evaluate(self.job.data, split, self.predictor(), measured)
 
     def on_device(self, model: Params) -> Params:
         """A model's parameters where the trainer computes, as a gradient term needs them."""

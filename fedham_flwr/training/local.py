@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.batches import Kind
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.schedule import Schedule
 
@@ -26,7 +27,12 @@ class Samples(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """int64 [N]."""
+        """int64 [N] of classes, uint8 or bool [N, k] of labels, float32 [N] or [N, k] of values."""
+        ...
+
+    @property
+    def kind(self) -> Kind:
+        """What the samples are."""
         ...
 
     @property

@@ -15,6 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from fedham_flwr.core import imports
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data.batches import target_of
+from fedham_flwr.training.targets import task_loss
 
 TargetLoss = Callable[[Tensor, Tensor], Tensor]
 """The mean loss of a batch: of the network's outputs and their targets; a scalar, in nats where it is a likelihood."""
@@ -58,6 +60,9 @@ def make_cross_entropy(settings: LossSettings, targets: Callable[[], Tensor]) ->
     weights: list[Tensor] = []  # made with the first batch, which shows how many classes there are
 
     def loss(outputs: Tensor, wanted: Tensor) -> Tensor:
+        if target_of(wanted) not in ("class", "next-token"):
+            given = f"label-smoothing={settings.label_smoothing:g} and class-weights={settings.class_weights!r}"
+            raise UserError(f"{given} are for classes, and the target is {target_of(wanted)}: wanted 0.0 and 'none'")
         if counted is not None and not weights:
             weights.append(balanced(counted, outputs.shape[-1]))
         return cross_entropy(
@@ -68,10 +73,6 @@ def make_cross_entropy(settings: LossSettings, targets: Callable[[], Tensor]) ->
         )
 
     return loss
-
-
-LOSSES: dict[str, Callable[[LossSettings, Callable[[], Tensor]], TargetLoss]] = {"cross-entropy": make_cross_entropy}
-"""The built-in losses: name -> what makes one, of the settings and of what gives all targets of the training split."""
 
 
 def balanced(targets: Tensor, classes: int) -> Tensor:
@@ -86,19 +87,22 @@ def balanced(targets: Tensor, classes: int) -> Tensor:
     return weights.where(counts > 0, 0.0).to(torch.float32)
 
 
-def make(settings: LossSettings, task: str, targets: Callable[[], Tensor], device: torch.device) -> TargetLoss:
+def make(settings: LossSettings, targets: Callable[[], Tensor], device: torch.device) -> TargetLoss:
     """The loss that the setting `loss` names.
 
     Args:
         settings: which one, and what it needs to know.
-        task: name of the task's loss in `LOSSES`, which `auto` stands for.
         targets: gives all targets of the training split, on the device.
         device: where outputs and targets are.
 
     Raises:
         UserError: the import path leads to no loss.
     """
-    return LOSSES[task](settings, targets) if settings.name == "auto" else _own(settings, device)
+    if settings.name != "auto":
+        return _own(settings, device)
+    if settings == TASK_LOSS:
+        return task_loss
+    return make_cross_entropy(settings, targets)
 
 
 def _own(settings: LossSettings, device: torch.device) -> TargetLoss:
@@ -162,7 +166,7 @@ def _keywords(found: Callable[..., Any], own: Any) -> dict[str, object]:
 
 
 def check(settings: LossSettings, outputs: Tensor, targets: Tensor) -> None:
-    """Try a user's loss.
+    """Try a loss that is not the task's as it is.
 
     Args:
         settings: which loss.
@@ -172,9 +176,9 @@ def check(settings: LossSettings, outputs: Tensor, targets: Tensor) -> None:
     Raises:
         UserError: the import path leads to no loss, or it cannot be called with these.
     """
-    if settings.name == "auto":
+    if settings == TASK_LOSS:
         return
-    loss, guess = _own(settings, outputs.device), outputs.detach().clone().requires_grad_()
+    loss, guess = make(settings, lambda: targets, outputs.device), outputs.detach().clone().requires_grad_()
     try:
         loss(guess, targets)
     except UserError:

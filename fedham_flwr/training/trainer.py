@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of
+from fedham_flwr.data.batches import Kind, augment, check_augment, inputs_and_targets
 from fedham_flwr.training import losses, optim
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
+from fedham_flwr.training.metrics import Measurement, Metric, Scores
 from fedham_flwr.training.modes import seeded, training_only
 
 EVALUATION_BATCH = 256
@@ -33,17 +32,6 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
 Predictor = Callable[[nn.Module, Tensor], Tensor]
 """What is scored, of the model and a batch of inputs: logits [b, k], or [b, T, k] of texts."""
-
-
-class Scores(NamedTuple):
-    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
-
-    A prediction is one image, one position of a text, or one row of a table.
-    """
-
-    accuracy: float
-    loss: float
-    n: int
 
 
 class Trainer:
@@ -121,19 +109,19 @@ class Trainer:
             UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
         """
         if training.augment:
-            check_augment(kind_of(samples.features))
+            check_augment(samples.kind)
         features, labels, index = self._local(samples, "train")
         named = zip(self.parameter_names, self._params, strict=True)
         trained = [param for name, param in named if only is None or name in only]
         optimizer = optim.make(trained, training)
-        objective = loss or self._loss(training.loss, features, labels, index)
+        objective = loss or self._loss(training.loss, samples, features, labels, index)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
         with seeded(self.device, generator.initial_seed()), training_only(self._model, self.manifest, only):
             for number, chosen in steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
-                x, y = self._batch(features, labels, chosen)
+                x, y = self._batch(features, labels, chosen, samples.kind)
                 x = augment(x, generator) if training.augment else x
                 mean = self._backward(x, y, objective)
                 if gradient_term is not None:
@@ -151,24 +139,28 @@ class Trainer:
         return mean_loss
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples, split: str, predictor: Predictor | None = None) -> Scores:
-        """Accuracy and loss on one split of the client's data; the model's state does not change.
+    def evaluate(
+        self,
+        samples: Samples,
+        split: str,
+        predictor: Predictor | None = None,
+        metrics: Sequence[Metric] | None = None,
+    ) -> Scores:
+        """Scores on one split of the client's data; the model's state does not change.
 
         Args:
             samples: the client's data.
             split: a non-empty split.
             predictor: a method's own way to predict; by default the model.
+            metrics: what to measure beside the loss, see `metrics.chosen`; by default what `auto` stands for.
         """
         predict = predictor or (lambda model, x: model(x))
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        loss, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        measurement = Measurement(metrics, self.device)
         for x, y in self._in_order(samples, split):
             with self._autocast():
-                logits = predict(self._model, x)
-            hits += (logits.argmax(-1) == y).sum()
-            loss += cross_entropy(logits.float().flatten(0, -2), y.flatten(), reduction="sum")
-            count += y.numel()
-        return Scores(hits.item() / count, loss.item() / count, count)
+                outputs = predict(self._model, x)
+            measurement.add(outputs, y)
+        return measurement.scores()
 
     @torch.no_grad()
     def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
@@ -191,7 +183,7 @@ class Trainer:
         features, labels, index = self._local(samples, split)
         self._model.eval()
         for chosen in torch.split(index, EVALUATION_BATCH):
-            yield self._batch(features, labels, chosen)
+            yield self._batch(features, labels, chosen, samples.kind)
 
     def gradient(
         self, samples: Samples, split: str, count: int, generator: torch.Generator, loss: LossSettings = TASK_LOSS
@@ -212,19 +204,21 @@ class Trainer:
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
         with seeded(self.device, int(torch.randint(2**62, (), generator=generator))):
-            x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
-            self._backward(x, y, self._loss(loss, features, labels, index))
+            chosen = index[torch.randperm(len(index), generator=generator)[:count]]
+            x, y = self._batch(features, labels, chosen, samples.kind)
+            self._backward(x, y, self._loss(loss, samples, features, labels, index))
         for buffer, was in buffers:
             buffer.copy_(was)
         return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
 
-    def _loss(self, settings: LossSettings, features: Tensor, labels: Tensor, index: Tensor) -> Loss:
+    def _loss(self, settings: LossSettings, samples: Samples, features: Tensor, labels: Tensor, index: Tensor) -> Loss:
         """The loss that the settings name, of samples of which `index` are those trained with."""
 
         def targets() -> Tensor:
-            return torch.cat([self._batch(features, labels, some)[1] for some in torch.split(index, EVALUATION_BATCH)])
+            parts = torch.split(index, EVALUATION_BATCH)
+            return torch.cat([self._batch(features, labels, some, samples.kind)[1] for some in parts])
 
-        loss = losses.make(settings, "cross-entropy", targets, self.device)
+        loss = losses.make(settings, targets, self.device)
         return lambda model, x, y: loss(model(x), y)
 
     def _backward(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
@@ -249,11 +243,11 @@ class Trainer:
         features, labels = samples.features[index].to(self.device), samples.labels[index].to(self.device)
         return features, labels, torch.arange(len(index))
 
-    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         """Some samples on the model's device, by numbers that may be on another one."""
         chosen = chosen.to(features.device)
         x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
-        return inputs_and_targets(x.to(self.device), y.to(self.device))
+        return inputs_and_targets(x.to(self.device), y.to(self.device), kind)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
