@@ -99,7 +99,8 @@ def ours(case: Case, client: int) -> Callable[[int], None]:
     """Local training for so many epochs, by the project's loop."""
     import torch
 
-    from fedham_flwr.training.trainer import LocalTraining, Trainer
+    from fedham_flwr.training.local import LocalTraining
+    from fedham_flwr.training.trainer import Trainer
 
     trainer, data = Trainer(network(case), torch.device("cpu"), case.precision), images(client)
     draw = torch.Generator().manual_seed(client)

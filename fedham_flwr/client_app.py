@@ -104,7 +104,9 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     params = FlowerClient(client).work(stage)
     metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
-    return wire.write_upload(client.job.client, params, client.examples, metrics, client.extras, client.restarted, age)
+    return wire.write_upload(
+        client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age
+    )
 
 
 def _open_client(stage: Stage, message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:

@@ -29,8 +29,11 @@ from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
 from fedham_flwr.training import metrics
+from fedham_flwr.training.local import LocalTraining, training_faults
+from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.trainer import LocalTraining
+from fedham_flwr.training.optim import GIVEN, OPTIMIZERS
+from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
@@ -43,6 +46,7 @@ MOST = 3.4e38
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
 
 
 def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
@@ -51,7 +55,7 @@ def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value in names or is_path(value) or (setting == "model" and value.startswith(TORCHVISION)):
             return value
-        quoted = [f"'{name}'" for name in names]
+        quoted = [f"'{name}'" for name in (*names, *([f"{TORCHVISION}<name>"] if setting == "model" else []))]
         raise ValueError(f"wanted {', '.join(quoted)} or an import path 'package.module:Object'")
 
     return check
@@ -101,10 +105,24 @@ class Settings(BaseModel):
     max_examples_per_client: NonNegativeInt = 0
     clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
+    local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
+    loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Annotated[str, AfterValidator(_one_of("optimizer", OPTIMIZERS))] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    nesterov: bool = False
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_rounds: NonNegativeInt = 0
+    schedule_every: PositiveInt = 10
+    schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
+    min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
@@ -119,6 +137,7 @@ class Settings(BaseModel):
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metrics.faults(self.metrics, self.selection_metric)
+        found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -183,6 +202,10 @@ class Settings(BaseModel):
             getattr(self, name.replace("-", "_"), None) if name.replace("-", "_") not in Settings.model_fields else None
         )
 
+    def _own_of(self, path: str) -> Any:
+        """The settings of an object that an import path names; None for a built-in name."""
+        return self.section(section_of(path)) if is_path(path) else None
+
     @property
     def own(self) -> Any:
         """The settings of the run's method; None if it has none."""
@@ -195,10 +218,37 @@ class Settings(BaseModel):
         own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
         return NetworkSettings(own, needs.second_head, needs.graft or GraftSettings())
 
-    def local_training(self) -> LocalTraining:
-        """What local training needs to know."""
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            self.schedule,
+            self.num_server_rounds,
+            self.warmup_rounds,
+            self.schedule_every,
+            self.schedule_factor,
+            self.min_learning_rate,
+        )
+
+    def local_training(self, round_number: int) -> LocalTraining:
+        """What local training in a round needs to know.
+
+        Args:
+            round_number: from 1; what comes after the last round has the last round's learning rate.
+        """
         return LocalTraining(
-            self.local_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.augment
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            learning_rate=rate(self._schedule(), self.learning_rate, round_number),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            steps=self.local_steps,
+            optimizer=self.optimizer,
+            nesterov=self.nesterov,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            max_grad_norm=self.max_grad_norm,
+            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
+            optimizer_settings=self._own_of(self.optimizer),
         )
 
 
@@ -294,7 +344,8 @@ def _sections(raw: Mapping[str, Value]) -> tuple[dict[str, type], list[str]]:
                 continue
             try:
                 found = registry.method(name) if setting == "strategy" else load_object(setting, name)
-                given = found.settings if isinstance(found, Method) else settings_class(found)
+                otherwise = GIVEN if setting == "optimizer" else ()
+                given = found.settings if isinstance(found, Method) else settings_class(found, otherwise)
             except UserError as error:
                 faults.append(str(error))
                 continue

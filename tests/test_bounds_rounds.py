@@ -153,7 +153,7 @@ def starts_of(made: Any, number: int, looking: Looking | None = None) -> Mapping
     if looking is None or made.questions(number, CLIENTS):
         ask(made, number, looking)
         return planned(made.plan(number, CLIENTS))
-    return made.mixtures(CLIENTS, looking.rows(made).float())
+    return made._pool.mixtures(CLIENTS, looking.rows(made).float())
 
 
 def norm(tensors: Mapping[str, Tensor]) -> float:

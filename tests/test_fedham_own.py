@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from clients.fedham import FedHAMClient
+from clients.fedham import FedHAMClient, Hybrid
 from fedham_flwr import models
 from fedham_flwr.algorithms import amn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import to_float
 from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 
 Federate = Callable[..., Any]
@@ -29,21 +30,21 @@ def test_b2_descends_the_own_model_through_the_hybrid(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:
     seen: list[tuple[Params, Params, Tensor, Params, Any]] = []
-    start, learned = amn.initial, FedHAMClient.learned
+    start, own_model = amn.initial, FedHAMClient._own_model
     monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.tensor([0.5, -0.5, 0.0, 1.0])})
 
-    def watched(self: FedHAMClient, after: Params) -> Params:
-        own = learned(self, after)
-        seen.append((self.own_model, self.hybrid, self.beta, own, self.training_data()))
+    def watched(self: FedHAMClient, hybrid: Hybrid, after: Params) -> Params:
+        own = own_model(self, hybrid, after)
+        seen.append((hybrid.own, hybrid, torch.tensor(list(hybrid.beta.values())), own, self.parts[0]))
         return own
 
-    monkeypatch.setattr(FedHAMClient, "learned", watched)
+    monkeypatch.setattr(FedHAMClient, "_own_model", watched)
     federate(
         **TRANSPORTS[0], batch_size=1000, local_epochs=EPOCHS, learning_rate=RATE, momentum=MOMENTUM,
         weight_decay=decay, **{"fedham.base-objective": "own", "fedham.meta-steps": 0},
     )  # fmt: skip
-    assert len(seen) == 2 * 4
-    for before, hybrid, beta, own, data in seen[4:]:  # in the second round the peers differ
+    assert len(seen) == 3 * 4
+    for before, hybrid, beta, own, data in seen[4:8]:  # in the second round the peers differ
         assert any(not torch.equal(before[name], hybrid[name]) for name in before)
         wanted = trained_through(before, hybrid, beta, data, decay)
         for name, tensor in wanted.items():
@@ -87,6 +88,8 @@ def test_meta_data_are_apart_from_training_data_unless_they_are_shared(
     train = FedHAMClient.train
 
     def watched(self: FedHAMClient, start: Params) -> Outcome:
+        if self.job.stage is not TRAIN:
+            return train(self, start)
         base, meta = (set(data.splits["train"].tolist()) for data in self.parts)
         parts[self.job.client, self.job.download.round] = base, meta, set(self.job.data.splits["train"].tolist())
         for data in self.parts:

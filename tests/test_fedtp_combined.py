@@ -30,7 +30,8 @@ from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training import trainer as training
-from fedham_flwr.training.trainer import SGD, Trainer
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 Combined = Callable[..., Any]
@@ -116,7 +117,7 @@ def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> No
     """Several steps, with momentum and decay, that a balanced softmax and an own cross-entropy take side by side."""
     client = client_of(settings(**how("generated", "fedrod"), learning_rate=0.1, weight_decay=0.01))
     trainer, data, index = client.job.trainer, client.job.data, client.job.data.splits["train"]
-    training = client.settings.local_training()
+    training = client.settings.local_training(1)
     counts = torch.bincount(data.labels[index], minlength=10).float()
     assert (counts > 0).sum() == 2
     model = models.build("vit", (1, 8, 8), 10, 0, client.settings.networks())
@@ -147,14 +148,14 @@ def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make)
     model, data = client.job.trainer._model, client.job.data
     x, y = inputs_and_targets(data.features[data.splits["train"]], data.labels[data.splits["train"]])
     model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    objective = client.objective()
+    objective = client.loss()
     assert objective is not None
     rest = {name: param for name, param in model.named_parameters() if name not in SECOND}
     slopes = torch.autograd.grad(objective(model, x, y), list(rest.values()))
     counts = torch.bincount(y, minlength=10).float()
     alone = torch.autograd.grad(balanced_cross_entropy(model.classify(model.features(x)), y, counts), [*rest.values()])
     assert all(torch.equal(one, other) for one, other in zip(slopes, alone, strict=True))
-    assert client_of(settings(**how("generated"))).objective() is None
+    assert client_of(settings(**how("generated"))).loss() is None
 
 
 def test_fedrod_predicts_by_both_heads(settings: Make) -> None:

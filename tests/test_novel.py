@@ -24,7 +24,8 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods, parse
-from fedham_flwr.training.trainer import SGD, Trainer
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 HeldOut = Callable[..., Any]

@@ -35,7 +35,6 @@ every_method = pytest.mark.parametrize("strategy", methods())
 
 @pytest.fixture
 def settings(settings: Callable[..., dict[str, Value]]) -> Callable[..., dict[str, Value]]:
-    """Clients with 64 samples: two batches of 32 are an epoch."""
     return lambda **given: settings(**{"samples_per_client": 64, **given})
 
 
