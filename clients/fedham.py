@@ -13,7 +13,6 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
 from fedham_flwr.training.local import Samples
@@ -79,7 +78,7 @@ class FedHAMClient(RoundClient):
         with self.clock("meta"):
             peers = self._peers(model)
             generator = torch_stream(self.settings.seed, "meta", self.job.download.round, self.job.client)
-            trains = self.job.stage is TRAIN and len(peers.places) > 1
+            trains = self.trains and len(peers.places) > 1
             for _ in range(self.own.meta_steps if trains else 0):
                 self._meta_step(peers, model, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)

@@ -29,9 +29,7 @@ def test_all_wrong_keys_and_values_are_reported_at_once(capsys: pytest.CaptureFi
 
 def test_an_unknown_strategy_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = errors(capsys, "-c", 'strategy="fedavgg"')
-    methods = (
-        "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer' or an import path"
-    )
+    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer', 'fedrep', 'ditto', 'fedala' or an import path"
     assert f"strategy='fedavgg': wanted {methods}" in text
 
 

@@ -223,6 +223,11 @@ class RoundClient:
         return tuple(name for name in self.split.shared if name in self.job.download.params)
 
     @property
+    def trains(self) -> bool:
+        """Whether what training makes of the model is sent and kept, and not only scored."""
+        return self.job.stage is TRAIN
+
+    @property
     def examples(self) -> int:
         """Training samples of this client."""
         return len(self.job.data.splits["train"])

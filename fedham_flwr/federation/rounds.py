@@ -243,11 +243,7 @@ class RoundStrategy(Strategy, ABC):
         return self._messages(grid, EVALUATE, server_round, absent)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
-        """Check and record the scores.
-
-        Raises:
-            UserError: fewer good replies than `min-replies`.
-        """
+        """Check and record the scores."""
         self._receive(replies)
 
     def summary(self) -> None:

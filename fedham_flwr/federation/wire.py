@@ -1,7 +1,6 @@
 """What crosses the network: Download, Upload and Profile, to and from Flower's RecordDict.
 
-The only file that knows the keys of the records. Every message gets records of its own: Flower shares a RecordDict by
-reference, so one that served two clients would show each what was meant for the other.
+Only this file knows the keys. Every message gets records of its own, since Flower shares a RecordDict by reference.
 """
 
 from __future__ import annotations
@@ -301,24 +300,21 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
 
 def write_profile(profile: Profile) -> RecordDict:
     """A client's answer to the query."""
-    return RecordDict(
+    given = ConfigRecord(
         {
-            SENDER: ConfigRecord(
-                {
-                    "client-id": profile.client,
-                    "partitions": profile.partitions,
-                    "shape": list(profile.shape),
-                    "classes": profile.classes,
-                    "splits": list(profile.counts),
-                    "counts": list(profile.counts.values()),
-                    "labels": list(profile.labels),
-                    "name": profile.name,
-                    "meanings": json.dumps(profile.meanings),
-                    "target": profile.target,
-                }
-            )
+            "client-id": profile.client,
+            "partitions": profile.partitions,
+            "shape": list(profile.shape),
+            "classes": profile.classes,
+            "splits": list(profile.counts),
+            "counts": list(profile.counts.values()),
+            "labels": list(profile.labels),
+            "name": profile.name,
+            "meanings": json.dumps(profile.meanings),
+            "target": profile.target,
         }
     )
+    return RecordDict({SENDER: given})
 
 
 def read_profile(content: RecordDict) -> Profile:
