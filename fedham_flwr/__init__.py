@@ -3,8 +3,57 @@
 import gc
 import importlib
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedham_flwr.client_app import make_client_app
+    from fedham_flwr.core.methods import Method, Split, split_groups, split_tensors
+    from fedham_flwr.federation.client import RoundClient
+    from fedham_flwr.federation.contract import Outcome, Setup, Start
+    from fedham_flwr.federation.rounds import RoundStrategy
+    from fedham_flwr.models.export import load as load_model
+    from fedham_flwr.registry import register
+    from fedham_flwr.server_app import make_server_app
+    from fedham_flwr.simulate import Run, simulate
+    from fedham_flwr.task import Task
+    from strategies.averaging import AveragingStrategy
 
 __version__ = "0.1.0"
+__all__ = [
+    "AveragingStrategy", "Method", "Outcome", "RoundClient", "RoundStrategy", "Run", "Setup", "Split", "Start", "Task",
+    "load_model", "make_client_app", "make_server_app", "register", "simulate", "split_groups", "split_tensors",
+]  # fmt: skip
+
+_PLACES = {
+    "AveragingStrategy": "strategies.averaging",
+    "Method": "fedham_flwr.core.methods",
+    "Outcome": "fedham_flwr.federation.contract",
+    "RoundClient": "fedham_flwr.federation.client",
+    "RoundStrategy": "fedham_flwr.federation.rounds",
+    "Run": "fedham_flwr.simulate",
+    "Setup": "fedham_flwr.federation.contract",
+    "Split": "fedham_flwr.core.methods",
+    "Start": "fedham_flwr.federation.contract",
+    "Task": "fedham_flwr.task",
+    "load_model": "fedham_flwr.models.export:load",
+    "make_client_app": "fedham_flwr.client_app",
+    "make_server_app": "fedham_flwr.server_app",
+    "register": "fedham_flwr.registry",
+    "simulate": "fedham_flwr.simulate",
+    "split_groups": "fedham_flwr.core.methods",
+    "split_tensors": "fedham_flwr.core.methods",
+}
+"""Where a public name is found, once it is used: a client process imports what it needs, and nothing else."""
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, other = _PLACES[name].partition(":")
+    found = getattr(importlib.import_module(module), other or name)
+    globals()[name] = found
+    return found
 
 
 def _import_torch() -> None:

@@ -20,8 +20,10 @@ from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
+from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.clients import ClientData, open_node, open_partition
+from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import Job, RoundClient
 from fedham_flwr.federation.numpy_client import FlowerClient
@@ -184,6 +186,9 @@ def _private(folder: Path) -> Path:
 
 def _open_data(context: Context, settings: Settings) -> ClientData:
     node = context.node_config
+    if is_path(settings.dataset):
+        number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
+        return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
     if "data-path" in node:
         return open_node(settings.data(), str(node["data-path"]))
     if "partition-id" not in node or "num-partitions" not in node:
@@ -206,7 +211,7 @@ def _trainer(
 ) -> Trainer:
     """The worker's one model, kept from message to message."""
     model = models.build(name, shape, classes, seed, networks)
-    manifest = manifest_of(model, models.zeros(shape))
+    manifest = manifest_of(model, models.trial_batches(shape))
     return Trainer(model, resolve_device(device), precision, manifest)
 
 

@@ -39,3 +39,18 @@ def method(name: str) -> Method:
 def half(given: str | type) -> Any:
     """The class of a method's half, which may be given by its import path."""
     return load_object("strategy", given) if isinstance(given, str) else given
+
+
+def register(name: str, declared: Method) -> None:
+    """Make a method known by a name in this process.
+
+    Args:
+        name: for the setting `strategy`, and the section of the method's settings.
+        declared: the method.
+
+    Raises:
+        UserError: the name is a built-in method's.
+    """
+    if name in BUILT_IN:
+        raise UserError(f"{name} is a built-in method: wanted another name")
+    METHODS[name] = declared

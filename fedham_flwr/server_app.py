@@ -16,6 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedham_flwr import models
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup, Task
@@ -44,18 +45,21 @@ EXAMPLES: Mapping[str, Callable[[int], torch.Tensor]] = {
 """Two targets of each kind, on which a loss is tried before the first round."""
 
 
-def make_server_app(given: Mapping[str, Value] | None = None) -> ServerApp:
+def make_server_app(
+    given: Mapping[str, Value] | None = None, left: Callable[[Path], object] | None = None
+) -> ServerApp:
     """The app, with settings given here or, by default, taken from the run's config.
 
     Args:
         given: settings by key, as in pyproject.toml.
+        left: told the run's directory, once there is one.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         try:
-            run(grid, parse(context.run_config if given is None else given))
+            run(grid, parse(context.run_config if given is None else given), left)
         except UserError as error:
             if given is None:  # a process of Flower's own, which is about to print the stack and end
                 sys.tracebacklimit = 0
@@ -65,7 +69,7 @@ def make_server_app(given: Mapping[str, Value] | None = None) -> ServerApp:
     return app
 
 
-def run(grid: Grid, settings: Settings) -> None:
+def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None) -> None:
     """A whole run: find the clients, train, evaluate, and write and print what came of it.
 
     Whatever ends the run early, the results so far and the server's state are written first.
@@ -73,6 +77,7 @@ def run(grid: Grid, settings: Settings) -> None:
     Args:
         grid: the way to the clients.
         settings: the run's.
+        left: told the run's directory.
 
     Raises:
         UserError: the results cannot be written, the clients cannot be reached or do not fit together, or too few
@@ -85,7 +90,11 @@ def run(grid: Grid, settings: Settings) -> None:
         settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
         directory = RunDirectory(old)
     else:
-        directory = RunDirectory.create(settings.results_dir, settings.strategy, settings.seed, flatten(settings))
+        directory = RunDirectory.create(
+            settings.results_dir, settings.strategy.replace(":", "-"), settings.seed, flatten(settings)
+        )
+    if left is not None:
+        left(directory.path)
     report.settings_table(flatten(settings), defaults())
     journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
     try:
@@ -120,11 +129,16 @@ def prepare(
     measured = settings.measured(profiles[0].target, classes)
     metrics.check(measured, profiles[0].target, classes)
     journal.measures(measured)
+    if len(shape) == 1 and profiles[0].target != "next-token" and not is_path(settings.model):
+        raise UserError(
+            f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
+            'model="package.module:Object"'
+        )
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     training = settings.local_training(1)
     optim.check(list(model.parameters()), training)
     losses.check(training.loss, torch.zeros(2, classes), EXAMPLES[profiles[0].target](classes))
-    manifest = manifest_of(model, models.zeros(shape))
+    manifest = manifest_of(model, models.trial_batches(shape))
     strategy = build_strategy(
         settings,
         manifest,

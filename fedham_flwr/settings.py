@@ -28,6 +28,7 @@ from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.task import expand
 from fedham_flwr.training import metrics
 from fedham_flwr.training.local import LocalTraining, training_faults
 from fedham_flwr.training.losses import LossSettings
@@ -38,6 +39,12 @@ from fedham_flwr.training.schedule import Schedule, rate
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
+CALLED_WITH = {
+    "optimizer": GIVEN,
+    "dataset": ("client", "clients", "seed", "data_path"),
+    "partitioner": ("labels", "clients", "seed"),
+}
+"""What objects are called with beside their own settings, where these names may have defaults."""
 OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics")
 """Settings that may name an object by its import path, whose own settings become a section."""
 MOST = 3.4e38
@@ -72,6 +79,7 @@ class Settings(BaseModel):
     )
 
     strategy: Annotated[str, AfterValidator(_one_of("strategy", registry.METHODS))] = "fedper"
+    task: str = ""
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
@@ -174,10 +182,12 @@ class Settings(BaseModel):
                 self.samples_per_client,
                 self.owner_share,
                 self.class_table,
+                self.section(section_of(self.partitioner)) if is_path(self.partitioner) else None,
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
             target=self.target,
+            own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
@@ -259,7 +269,8 @@ def parse(raw: Mapping[str, Value]) -> Settings:
         UserError: every fault at once: keys that do not exist, each with the nearest one that does, and values of
             the wrong type or out of range, each with what was wanted.
     """
-    return _parse(tuple(sorted(raw.items(), key=lambda item: item[0])), tuple(type(raw[k]) for k in sorted(raw)))
+    given = expand(raw)
+    return _parse(tuple(sorted(given.items(), key=lambda item: item[0])), tuple(type(given[k]) for k in sorted(given)))
 
 
 @lru_cache(maxsize=8)
@@ -344,8 +355,9 @@ def _sections(raw: Mapping[str, Value]) -> tuple[dict[str, type], list[str]]:
                 continue
             try:
                 found = registry.method(name) if setting == "strategy" else load_object(setting, name)
-                otherwise = GIVEN if setting == "optimizer" else ()
-                given = found.settings if isinstance(found, Method) else settings_class(found, otherwise)
+                given = (
+                    found.settings if isinstance(found, Method) else settings_class(found, CALLED_WITH.get(setting, ()))
+                )
             except UserError as error:
                 faults.append(str(error))
                 continue

@@ -90,7 +90,7 @@ def expand(raw: Mapping[str, Any]) -> dict[str, Any]:
         setting, path = SETTINGS[part], value if isinstance(value, str) else f"{place}{part}"
         if expanded.get(setting, "auto") not in (*DEFAULTS[setting], path):
             raise UserError(
-                f'task="{name}" brings {part}, and {setting}="{expanded[setting]}" says otherwise: wanted one of the two'
+                f'task="{name}" brings {part}, and {setting}="{expanded[setting]}" says otherwise: wanted one of them'
             )
         expanded[setting] = path
     return expanded

@@ -24,15 +24,16 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "settings"},
+    {"registry", "settings", "task"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "client_app", "runners"},
+    {"simulate", "cli"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
 SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app", "reporting", "resume"}, {"clients", "client_app"}
-FLOWER = {"federation", "state", "runners", "server_app", "client_app", "run_simulation"}
+FLOWER = {"federation", "state", "runners", "server_app", "client_app", "cli"}
 FLOWER_DATASETS = {"data"}
 SYSTEM = {f"np.random.{name}" for name in ("get_state", "seed", "set_state")}
 """How privacy_mod has Flower draw its noise: from the operating system; the global generator is then as it was."""
@@ -58,7 +59,11 @@ def unit(module: str) -> str:
 def imported(module: str) -> set[str]:
     """Full names of the modules that a module imports, anywhere in it; those of this tree by their file."""
     names: set[str] = set()
+    typing = [node for node in TREES[module].body if isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING"]
+    passed_over = {id(inner) for node in typing for inner in ast.walk(node)} if module == "fedham_flwr" else set()
     for node in ast.walk(TREES[module]):
+        if id(node) in passed_over:
+            continue
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

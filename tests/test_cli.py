@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from run_simulation import main, overrides
+from fedham_flwr.cli import overrides
+from fedham_flwr.cli import run_command as main
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -29,7 +30,8 @@ def test_all_wrong_keys_and_values_are_reported_at_once(capsys: pytest.CaptureFi
 
 def test_an_unknown_strategy_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = errors(capsys, "-c", 'strategy="fedavgg"')
-    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer', 'fedrep', 'ditto', 'fedala' or an import path"
+    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer', 'fedrep', "
+    methods += "'ditto', 'fedala' or an import path"
     assert f"strategy='fedavgg': wanted {methods}" in text
 
 

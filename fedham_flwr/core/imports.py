@@ -7,6 +7,7 @@ the network: on a SuperNode the module must be there already.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import re
@@ -79,6 +80,12 @@ def load_module(setting: str, path: str, module: str) -> Any:
         raise UserError(
             f'{setting}="{path}": {module} cannot be imported: {type(error).__name__}: {first_line(error)}'
         ) from error
+
+
+def source_digest(path: str) -> str:
+    """SHA-256 of the file that an object's module was loaded from; empty if it has none."""
+    file = getattr(load_module("partitioner", path, path.partition(":")[0]), "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
 
 
 def section_of(path: str) -> str:

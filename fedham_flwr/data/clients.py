@@ -26,6 +26,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import is_path, source_digest
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.data.batches import Kind, Target, kind_of, sample_shape, target_of
 from fedham_flwr.data.class_tables import Indices, read_table, table_owners
@@ -57,6 +58,7 @@ class DataSettings:
         fractions: of each client's samples, for validation and test.
         cache_dir: empty: fedham-flwr in the user's cache folder.
         target: what is to be learned: auto, class, multi-label, value or next-token.
+        own: the settings of a function of a user's that loads the data; None without.
     """
 
     dataset: str = "digits"
@@ -70,6 +72,7 @@ class DataSettings:
     fractions: Fractions = field(default_factory=Fractions)
     cache_dir: str = ""
     target: str = "auto"
+    own: Any = None
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,10 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
     # What the table says is part of the key, and where it lies is not: dealt anew when it is edited, not when moved.
     content = [*table.clients.items()] if table else []
     dealt = asdict(replace(how, class_table=""))
+    if how.own is None:
+        del dealt["own"]
+    if is_path(how.partitioner):
+        dealt["code"] = source_digest(how.partitioner)  # dealt anew when it changes
     key = _key(dealt, asdict(settings.fractions), clients, *of_text.items(), *content)
     return _open_client(data, _clients_folder(data, key, settings, deal), number)
 

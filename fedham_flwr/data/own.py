@@ -21,18 +21,18 @@ Pair = tuple[Tensor, Tensor | list[str]]
 
 
 @lru_cache(maxsize=64)
-def open_own(settings: DataSettings, own: Any, client: int, clients: int, data_path: str = "") -> ClientData:
+def open_own(settings: DataSettings, client: int, clients: int, data_path: str = "") -> ClientData:
     """What the function that the setting `dataset` names loads for one client; once per process.
 
-    The function is called with those of `client`, `clients`, `seed`, `data_path` and its own settings that its signature
-    names. It returns a mapping from "train", "test" and perhaps "validation" to (inputs, targets), or one such pair,
-    which is then split by `validation-fraction` and `test-fraction`; a `datasets.Dataset` with the columns `inputs` and
-    `targets`, or `image` and `label`, stands for a pair. Inputs are floats of any shape, or uint8 [n, H, W, C] of images.
-    Targets are whole numbers or texts [n] of classes, bool or uint8 [n, k] of labels, or floats [n] or [n, k] of values.
+    The function is called with those of `client`, `clients`, `seed`, `data_path` and its own settings that its
+    signature names. It returns a mapping from "train", "test" and perhaps "validation" to (inputs, targets), or one
+    such pair, which is then split by `validation-fraction` and `test-fraction`; a `datasets.Dataset` with the columns
+    `inputs` and `targets`, or `image` and `label`, stands for a pair. Inputs are floats of any shape, or uint8
+    [n, H, W, C] of images. Targets are whole numbers or texts [n] of classes, bool or uint8 [n, k] of labels, or floats
+    [n] or [n, k] of values.
 
     Args:
-        settings: the data set's name, seed and fractions.
-        own: the settings of the function; None if it has none.
+        settings: the data set's name, seed and fractions, and the function's own settings.
         client: number of the client, from 0.
         clients: how many there are.
         data_path: of a node that has its own data, what its config says.
@@ -44,13 +44,11 @@ def open_own(settings: DataSettings, own: Any, client: int, clients: int, data_p
     load = load_object("dataset", settings.dataset)
     given = {"client": client, "clients": clients, "seed": settings.partitioning.seed, "data_path": data_path}
     try:
-        loaded = call("dataset", load, own, **given)
+        loaded = call("dataset", load, settings.own, **given)
     except UserError:
         raise
     except Exception as error:  # whatever the user's function raises
-        raise UserError(
-            f"{what} failed for client {client}: {type(error).__name__}: {first_line(error)}"
-        ) from error
+        raise UserError(f"{what} failed for client {client}: {type(error).__name__}: {first_line(error)}") from error
     name = data_path.rstrip("/").rpartition("/")[2] or str(client)
     if not isinstance(loaded, Mapping) or hasattr(loaded, "column_names"):
         return _whole(settings, _pair(what, "all", loaded), name)
@@ -100,8 +98,8 @@ def _pair(what: str, which: str, given: Any) -> Pair:
     inputs = _tensor(what, f"inputs of {which}", given[0])
     if not (inputs.is_floating_point() or (inputs.dtype == torch.uint8 and inputs.dim() == 4)):
         raise UserError(
-            f"{what}: the inputs of {which} are {inputs.dtype} {list(inputs.shape)}, and wanted are floats of any shape, "
-            "or uint8 [n, height, width, channels] of images"
+            f"{what}: the inputs of {which} are {inputs.dtype} {list(inputs.shape)}, and wanted are floats of any "
+            "shape or uint8 [n, H, W, C] of images"
         )
     if inputs.dim() < 2:
         raise UserError(f"{what}: the inputs of {which} have the shape {list(inputs.shape)}, wanted [n, ...]")
@@ -130,7 +128,9 @@ def _tensor(what: str, part: str, given: Any) -> Tensor:
     try:
         return given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: the {part} are no numbers ({first_line(error)}), wanted a tensor or an array") from error
+        raise UserError(
+            f"{what}: the {part} are no numbers ({first_line(error)}), wanted a tensor or an array"
+        ) from error
 
 
 def _targets(parts: Mapping[str, Tensor | list[str]]) -> tuple[Tensor, tuple[str, ...]]:

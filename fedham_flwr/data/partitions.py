@@ -19,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.seeding import derive, stream
 from fedham_flwr.data.class_tables import Indices, hand_out, owner_amounts
+from fedham_flwr.data.own_partitions import deal_by_function
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -45,6 +47,7 @@ class Partitioning:
         samples_per_client: the most samples of one client, 0 for as many as it is dealt.
         owner_share: class-owners: the part of each class that its owner alone has, in [0, 1].
         class_table: class-table: the path of the table; read by `class_tables.read_table`, not here.
+        own: the settings of a function of a user's that deals the samples; None without.
     """
 
     partitioner: str = "pathological"
@@ -54,6 +57,7 @@ class Partitioning:
     samples_per_client: int = 0
     owner_share: float = 0.9
     class_table: str = ""
+    own: Any = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def partition(
     Raises:
         UserError: the data set cannot be dealt in this way to so many clients.
     """
-    if how.partitioner not in (*_BY_LABEL, *_BY_OWNER):
+    if not is_path(how.partitioner) and how.partitioner not in (*_BY_LABEL, *_BY_OWNER):
         known = ", ".join((*_BY_LABEL, *_BY_OWNER))
         raise UserError(f"partitioner is '{how.partitioner}', but must be one of {known}.")
     if ordered:
@@ -103,7 +107,9 @@ def partition(
             f"samples-per-client is {how.samples_per_client}, but must be 0 for all samples, or at least 2, one to "
             "train and one to test."
         )
-    if how.partitioner in _BY_OWNER:
+    if is_path(how.partitioner):
+        parts = deal_by_function(how.partitioner, how.own, labels, clients, how.seed)
+    elif how.partitioner in _BY_OWNER:
         parts = _BY_OWNER[how.partitioner](owners, clients)
     else:
         parts = _BY_LABEL[how.partitioner](how, labels, clients)

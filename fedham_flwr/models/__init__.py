@@ -150,30 +150,34 @@ def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkS
 
 def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> None:
     """Refuse a network that does not take the data, or gives other outputs."""
-    batch = zeros(shape)
-    wanted = (TRIAL, *shape, outputs) if len(shape) == 1 and not batch.is_floating_point() else (TRIAL, outputs)
     model.eval()
-    try:
-        with torch.no_grad():
-            given = model(batch)
-    except Exception as error:  # whatever a user's module raises
-        raise UserError(
-            f'model="{name}" does not take a batch of shape {tuple(batch.shape)}: {type(error).__name__}: '
-            f"{first_line(error)}"
-        ) from error
-    finally:
-        model.train()
-    if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
-        found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
-        raise UserError(
-            f'model="{name}" gives {found} for a batch of shape {tuple(batch.shape)}, and wanted is {wanted}: a number '
-            "for each sample and output"
-        )
+    failed: Exception | None = None
+    for batch in trial_batches(shape):
+        try:
+            with torch.no_grad():
+                given = model(batch)
+        except Exception as error:  # whatever a user's module raises
+            failed = failed or error
+            continue
+        finally:
+            model.train()
+        wanted = (TRIAL, outputs) if batch.is_floating_point() else (TRIAL, *shape, outputs)
+        if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
+            found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise UserError(
+                f'model="{name}" gives {found} for a batch of shape {tuple(batch.shape)}, and wanted is {wanted}: a '
+                "number for each sample and output"
+            )
+        return
+    assert failed is not None
+    why = f"{type(failed).__name__}: {first_line(failed)}"
+    raise UserError(f'model="{name}" does not take a batch of shape {(TRIAL, *shape)}: {why}') from failed
 
 
-def zeros(shape: tuple[int, ...]) -> Tensor:
-    """A batch of two samples of zeros: characters of a text, floats of anything else."""
-    return torch.zeros(TRIAL, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+def trial_batches(shape: tuple[int, ...]) -> list[Tensor]:
+    """Batches of two samples of zeros: floats; where a sample has one dimension also characters, as of a text."""
+    kinds = (torch.float32, torch.int64) if len(shape) == 1 else (torch.float32,)
+    return [torch.zeros(TRIAL, *shape, dtype=kind) for kind in kinds]
 
 
 def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None:

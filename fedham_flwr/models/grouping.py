@@ -13,22 +13,22 @@ from fedham_flwr.core.parameters import LayerGroup, Manifest
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def manifest_of(model: nn.Module, batch: Tensor) -> Manifest:
+def manifest_of(model: nn.Module, batches: Sequence[Tensor]) -> Manifest:
     """What a model consists of, by the layer groups that it declares or those that it is found to have.
 
     Args:
         model: any network.
-        batch: some samples, on which it is run once if it declares no groups.
+        batches: kinds of samples; it is run on the first that it takes, if it declares no groups.
 
     Raises:
         ValueError: the groups that it declares are no partition of its tensors.
     """
     if hasattr(model, "layer_groups"):
         return Manifest.of(model)
-    return Manifest.of(model, find_groups(model, batch))
+    return Manifest.of(model, find_groups(model, batches))
 
 
-def find_groups(model: nn.Module, batch: Tensor) -> tuple[LayerGroup, ...]:
+def find_groups(model: nn.Module, batches: Sequence[Tensor]) -> tuple[LayerGroup, ...]:
     """A layer group for each module that has parameters of its own, named as in `named_modules`.
 
     A tensor that two modules share belongs to the one that runs first. Running statistics of a module without
@@ -37,13 +37,13 @@ def find_groups(model: nn.Module, batch: Tensor) -> tuple[LayerGroup, ...]:
 
     Args:
         model: any network, which is not changed.
-        batch: some samples; where the model does not take them, the order is that of definition.
+        batches: kinds of samples; where the model takes none of them, the order is that of definition.
     """
     taken: set[int] = set()
     groups: list[LayerGroup] = []
     loose: list[str] = []  # running statistics before the first group
     low = True
-    for name, module in _in_order(model, batch):
+    for name, module in _in_order(model, batches):
         place = f"{name}." if name else ""
         own = [(n, p) for n, p in module.named_parameters(recurse=False) if id(p) not in taken]
         statistics = [(n, b) for n, b in module.named_buffers(recurse=False) if b.is_floating_point()]
@@ -63,22 +63,26 @@ def find_groups(model: nn.Module, batch: Tensor) -> tuple[LayerGroup, ...]:
     return tuple(groups)
 
 
-def _in_order(model: nn.Module, batch: Tensor) -> Sequence[tuple[str, nn.Module]]:
-    """All modules, those first that run on the batch, in the order in which they begin to."""
+def _in_order(model: nn.Module, batches: Sequence[Tensor]) -> Sequence[tuple[str, nn.Module]]:
+    """All modules, those first that run on a batch, in the order in which they begin to."""
     named = list(model.named_modules())
     ran: list[nn.Module] = []
     hooks = [module.register_forward_pre_hook(lambda module, _: ran.append(module)) for _, module in named]
     was = model.training
     model.eval()
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(batch)
-    except Exception:  # it does not take such a batch: the order of definition is as good as any
+    for batch in batches:
         ran.clear()
-    finally:
-        model.train(was)
-        for hook in hooks:
-            hook.remove()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                model(batch)
+            break
+        except Exception:  # noqa: S112  # it does not take such a batch
+            continue
+    else:
+        ran.clear()  # the order of definition is as good as any
+    model.train(was)
+    for hook in hooks:
+        hook.remove()
     first: dict[int, int] = {}
     for place, module in enumerate(ran):
         first.setdefault(id(module), place)

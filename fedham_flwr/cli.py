@@ -1,0 +1,132 @@
+"""The command line: `fedham run -c 'strategy="fedavg" num-server-rounds=5'`, `fedham settings`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.settings import Value, defaults, parse
+
+HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
+       fedham settings [SECTION]                             every setting with its default
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command `fedham`: parse the command line, do it, and return the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["run"]:
+        return run_command(given[1:], "fedham run")
+    if given[:1] == ["settings"] and len(given) < 3:
+        return settings_command(given[1] if len(given) == 2 else "")
+    asked = not given or given[0] in ("-h", "--help")
+    (sys.stdout if asked else sys.stderr).write(HELP if asked else f"error: {' '.join(given)!r} is no command\n{HELP}")
+    return 0 if asked else 2
+
+
+def settings_command(section: str) -> int:
+    """Print every setting with its default, or those of one section."""
+    chosen = {key: value for key, value in defaults().items() if not section or key.startswith(f"{section}.")}
+    if not chosen:
+        sections = dict.fromkeys(key.partition(".")[0] for key in defaults() if "." in key)
+        sys.stderr.write(f"error: there is no section {section}: wanted one of {', '.join(sections)}\n")
+        return 1
+    sys.stdout.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items()))
+    return 0
+
+
+def run_command(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
+    """Run a federation; the exit code is 0 when it came to its end.
+
+    Args:
+        arguments: of the command line, without the program's name.
+        program: its name, for the help.
+    """
+    try:
+        return _run(arguments, program)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _run(arguments: Sequence[str] | None, program: str | None) -> int:
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    options = parser(program).parse_args(arguments)
+    try:
+        given = overrides(options.run_config or [])
+        if options.results_dir:
+            given["results-dir"] = options.results_dir
+        if resume := options.resume or str(given.get("resume", "")):
+            given = complete(resume, given)
+        if options.num_supernodes is None:
+            options.num_supernodes = num_clients(resume) or 10
+        if min(options.num_supernodes, options.num_cpus) < 1:
+            raise UserError(
+                f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
+            )
+        parse(given)
+        run(given, options)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
+
+
+def parser(program: str | None = None) -> argparse.ArgumentParser:
+    """The command line of a run."""
+    what = "Run a federation on this machine."
+    parser = argparse.ArgumentParser(program, description=what, epilog="`fedham settings` lists the settings.")
+    parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
+    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
+    parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default: ray")
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
+    parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
+    return parser
+
+
+def overrides(given: Sequence[str]) -> dict[str, Value]:
+    """Settings from `-c`, in the syntax of `flwr run`, which passes over in silence what is not of the form key=value.
+
+    Raises:
+        UserError: the text is not of that syntax, or the file cannot be read.
+    """
+    from click import ClickException
+    from flwr.common.config import parse_config_args
+
+    for text in given:
+        if text.endswith(".toml") and not Path(text).expanduser().is_file():
+            raise UserError(f"-c {text}: there is no such file ({Path(text).expanduser().absolute()})")
+        stray = "" if text.endswith(".toml") else re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip()
+        if stray:
+            raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
+    found: dict[str, Value] = {}
+    try:
+        for (
+            text
+        ) in given:  # one at a time: of several, Flower takes one file only, and drops keys of a section given twice
+            found |= dict(parse_config_args([text]))
+        return found
+    except (ValueError, ClickException) as error:
+        raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
+
+
+def run(given: dict[str, Value], options: argparse.Namespace) -> None:
+    """Run the apps with these settings, in this process or under Ray."""
+    from fedham_flwr.client_app import make_client_app
+    from fedham_flwr.runners.in_process import run_in_process
+    from fedham_flwr.runners.ray import run_under_ray
+    from fedham_flwr.server_app import make_server_app
+
+    apps = make_server_app(given), make_client_app(given)
+    if options.backend == "in-process":
+        run_in_process(*apps, options.num_supernodes)
+    else:
+        run_under_ray(*apps, options.num_supernodes, options.num_cpus)

@@ -1,0 +1,178 @@
+"""A federation from a program or a notebook: one call, and an object with what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import Method
+from fedham_flwr.models.export import load
+from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.reporting.run_directory import read_rows
+from fedham_flwr.settings import OBJECTS, parse
+from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
+
+if TYPE_CHECKING:
+    import pandas
+
+
+class Models(Mapping[str, nn.Module]):
+    """The clients' personal models by client id, each loaded when it is asked for.
+
+    Args:
+        folder: with a file for each.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+
+    def __getitem__(self, client: str) -> nn.Module:
+        return load(self._files[str(client)])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left.
+
+    Attributes:
+        directory: where all of it is.
+    """
+
+    directory: Path
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` says."""
+        return dict(json.loads((self.directory / "summary.json").read_text(encoding="utf-8")))
+
+    @cached_property
+    def rows(self) -> pandas.DataFrame:
+        """One number of one client in one round: round, client, split, model, phase, metric, value, n, population."""
+        return read_rows(self.directory).to_pandas()
+
+    @cached_property
+    def rounds(self) -> pandas.DataFrame:
+        """One exchange with the clients in a row, as in `rounds.jsonl`."""
+        import pandas as pd
+
+        file = self.directory / "rounds.jsonl"
+        return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+
+    @cached_property
+    def mixing(self) -> pandas.DataFrame:
+        """Who learned from whom: round, client, group, peer, weight; empty for a method that does not mix."""
+        return read_weights(self.directory).to_pandas()
+
+    @cached_property
+    def models(self) -> Models:
+        """Client -> its personal model, in evaluation mode."""
+        return Models(self.directory / "model")
+
+
+def simulate(
+    strategy: str | Method = "fedper",
+    task: Task | str | None = None,
+    clients: int = 10,
+    backend: Literal["in-process", "ray"] = "in-process",
+    verbose: bool = True,
+    **settings: Any,
+) -> Run:
+    """Run a federation on this machine.
+
+    Args:
+        strategy: the method, by its name, its import path or itself.
+        task: what is brought along: a `Task`, a module's name or an import path.
+        clients: how many.
+        backend: in-process (one client after the other), or ray (as many at a time as there are processors).
+        verbose: whether the run's progress is printed.
+        settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
+            `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object.
+
+    Raises:
+        UserError: as a run on the command line says it.
+    """
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    given = _flat({"strategy": strategy, **settings})
+    if task is not None:
+        given |= _brought(task)
+    for setting in OBJECTS:
+        if (value := given.get(setting)) is not None and not isinstance(value, str):
+            given[setting] = given_path(value)
+    if clients < 1:
+        raise UserError(f"clients={clients} must be above 0")
+    if backend == "ray":
+        _check_importable(given)
+    parse(given)
+    from fedham_flwr.client_app import make_client_app
+    from fedham_flwr.runners.in_process import run_in_process
+    from fedham_flwr.server_app import make_server_app
+
+    left: list[Path] = []
+    apps = make_server_app(given, left.append), make_client_app(given)
+    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+        if backend == "in-process":
+            run_in_process(*apps, clients)
+        else:
+            from fedham_flwr.runners.ray import run_under_ray
+
+            run_under_ray(*apps, clients)
+    return Run(left[0])
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by key, as in pyproject.toml."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = name.replace("_", "-")
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{inner.replace('_', '-')}": given for inner, given in value.items()}
+        else:
+            flat[key] = str(value) if isinstance(value, Path) else value
+    return flat
+
+
+def _brought(task: Task | str) -> dict[str, Any]:
+    """The settings that a task stands for."""
+    if isinstance(task, str):
+        return {"task": task}
+    if not isinstance(task, Task):
+        raise UserError(f"task is {type(task).__name__}, and wanted is a Task, a module's name or an import path")
+    parts = {part: getattr(task, part) for part in SETTINGS}
+    return {
+        SETTINGS[part]: value if isinstance(value, str) else given_path(value, "" if _named(value) else part)
+        for part, value in parts.items()
+        if value is not None
+    }
+
+
+def _named(value: Any) -> bool:
+    name = getattr(value, "__name__", "")
+    return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
+
+
+def _check_importable(given: Mapping[str, Any]) -> None:
+    """Refuse what other processes would not find."""
+    for setting in OBJECTS:
+        if is_of_this_process(str(given.get(setting, ""))):
+            name = str(given[setting]).rpartition(".")[2]
+            raise UserError(
+                f'{setting}={name} is defined in this script or notebook, where the workers of backend="ray" do not '
+                'find it: wanted an object of a module, or backend="in-process"'
+            )

@@ -1,0 +1,246 @@
+"""Models, data, partitioners and tasks of a user's: they run as the built-in ones do; faults are sentences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import own_objects
+import pytest
+import torch
+from own_objects import Wide, linear, slopes, tags, waves
+from torch import nn
+
+import fedham_flwr
+from fedham_flwr import Task, load_model, simulate
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models.grouping import find_groups, manifest_of
+from fedham_flwr.reporting import journal
+from fedham_flwr.settings import parse
+
+Federate = Callable[..., Any]
+SHORT: dict[str, Any] = {"num_server_rounds": 2, "verbose": False, "device": "cpu"}
+
+
+@pytest.fixture(autouse=True)
+def _short(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
+    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
+        monkeypatch.setattr(journal, name, lambda *_, **__: None)
+
+
+def last(run: fedham_flwr.Run, metric: str) -> float:
+    """The mean over clients of a metric on the test split after training, in the closing round."""
+    rows = run.rows
+    chosen = rows[(rows["split"] == "test") & (rows["metric"] == metric) & (rows["phase"] == "after")]
+    return float(chosen[chosen["round"] == chosen["round"].max()]["value"].mean())
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_own_model_has_its_settings_and_layer_groups(federate: Federate) -> None:
+    run = federate(strategy="fedper", model="own_objects:Wide", **{"wide.width": 5})
+    assert run.state.keys() == {"body.1.weight", "body.1.bias"}
+    assert tuple(run.state["body.1.weight"].shape) == (5, 64)
+    model = load_model(run.path / "model" / "0.safetensors")
+    assert isinstance(model, Wide)
+    assert model.top.in_features == 5
+
+
+def test_keyword_parameters_are_settings(federate: Federate) -> None:
+    run = federate(strategy="fedavg", model="own_objects:plain", **{"plain.depth": 2})
+    assert {name.partition(".")[0] for name in run.state} == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"model": "nowhere:Net"}, r'model="nowhere:Net": there is no module nowhere \(looked for'),
+        ({"model": "own_objects:Net"}, r'model="own_objects:Net": the module own_objects has no Net; it has '),
+        ({"model": "own_objects:no_module"}, r"gives str, and wanted is a torch.nn.Module"),
+        ({"model": "own_objects:wants_more"}, r"model: wants_more wants colour, which it is not called with"),
+        (
+            {"model": "own_objects:wrong_outputs"},
+            r"gives \(2, 3\) for a batch of shape \(2, 1, 8, 8\), and wanted",
+        ),
+        (
+            {"model": "torchvision:resnet19"},
+            r"no classification network resnet19: did you mean torchvision:res",
+        ),
+        ({"model": "own_objects:Wide", "wide.depth": 3}, r"there is no key wide.depth"),
+        ({"model": "own_objects:Wide", "wide.width": "3"}, r"wide.width='3': wanted a valid integer"),
+        ({"strategy": "own_objects:NUMBER"}, r"is int, and wanted is a fedham_flwr.Method"),
+        ({"partitioner": "own_objects:all_to_all"}, r"wanted numbers from 0 to 1796, each of them at most once"),
+        (
+            {"task": "own_objects:NUMBER"},
+            r'task="own_objects:NUMBER" is int, and wanted is a module',
+        ),
+        ({"task": "own_objects:NOTHING"}, r'task="own_objects:NOTHING" brings nothing'),
+        ({"task": "own_task", "model": "mlp"}, r'brings build_model, and model="mlp" says otherwise'),
+    ],
+)
+def test_a_mistake_is_a_sentence_before_the_first_round(
+    federate: Federate, tmp_path: Path, given: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        federate(**{"strategy": "fedavg", **given})
+    assert not list((tmp_path / "results").glob("*/*/rounds.jsonl"))
+
+
+class Crossed(nn.Module):
+    """Runs its layers in another order than it defines them, and one of them never."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.unused, self.first = nn.Linear(4, 2), nn.Linear(9, 9), nn.Linear(3, 4)
+        self.norm = nn.BatchNorm1d(4, affine=False)
+        self.tied = self.first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.norm(self.tied(x)))
+        return logits
+
+
+def test_groups_come_in_the_order_of_execution_with_statistics_beside_the_layer_before() -> None:
+    groups = find_groups(Crossed(), [torch.zeros(2, 3)])
+    assert [group.name for group in groups] == ["first", "last", "unused"]
+    assert groups[0].buffers == ("norm.running_mean", "norm.running_var")
+    assert Manifest.of(Crossed(), groups).group_names == ("first", "last", "unused")
+
+
+def test_a_model_that_does_not_run_has_groups_in_the_order_of_definition() -> None:
+    assert [group.name for group in find_groups(Crossed(), [torch.zeros(2, 99)])] == ["last", "unused", "first"]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vgg11_bn", "efficientnet_b0", "convnext_tiny"])
+def test_the_groups_of_a_torchvision_network_are_a_partition(name: str) -> None:
+    import torchvision
+
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, num_classes=7)
+    manifest = manifest_of(model, [torch.zeros(2, 3, 32, 32, device="meta")])
+    assert set(manifest.names()) >= {name for name, _ in model.named_parameters()}
+    assert len(manifest.group_names) == len(set(manifest.group_names)) > 10
+
+
+def test_a_torchvision_network_is_personalised(federate: Federate) -> None:
+    run = federate(
+        strategy="fedper", model="torchvision:resnet18", num_server_rounds=1, samples_per_client=16, clients=2,
+        **{"torchvision.norm": "group"},
+    )  # fmt: skip
+    assert not {name for name in run.state if name.startswith("fc") or "running" in name}
+    assert tuple(run.state["conv1.weight"].shape) == (64, 1, 3, 3)
+    assert load_model(run.path / "model" / "0.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+def test_sensor_windows_are_classified() -> None:
+    run = simulate("fedavg", Task(own_objects.plain, waves), clients=3, num_server_rounds=5, verbose=False)
+    assert last(run, "accuracy") > 0.9
+    assert run.summary["num-clients"] == 3
+
+
+def test_one_pair_is_split_and_classes_have_names() -> None:
+    run = simulate("fedper", dataset="own_objects:words", model=linear, clients=2, **{**SHORT, "num_server_rounds": 20})
+    assert last(run, "accuracy") > 0.9
+    assert set(run.rows["split"]) == {"validation", "test"}
+
+
+def test_values_are_regressed() -> None:
+    run = simulate("fedavg", Task(linear, slopes), clients=3, num_server_rounds=15, verbose=False)
+    assert last(run, "rmse") < 0.2
+    assert "accuracy" not in set(run.rows["metric"])
+
+
+def test_several_labels_are_learned() -> None:
+    settings: dict[str, Any] = {"learning_rate": 0.2, "num_server_rounds": 10, "metrics": "f1 auroc"}
+    run = simulate("fedper", Task(linear, tags), clients=2, verbose=False, **settings)
+    assert last(run, "f1") > 0.9
+    assert last(run, "auroc") > 0.95
+
+
+FAULTS = {
+    "lengths": "train has 4 inputs and 3 targets, wanted as many of both",
+    "nan": "the inputs of train hold NaN or infinity, wanted numbers",
+    "no test": r"client \d has the splits train, and lacks test",
+    "split": "'dev' is no split; wanted train, validation, test",
+    "shapes": r"samples differ in shape: train \(3,\), test \(2,\)",
+    "empty": "train has no samples",
+    "ints": r"the inputs of train are torch.int64 \[4, 3\], and wanted are floats of any shape",
+    "": "all is NoneType, and wanted is a pair",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_data_that_are_none_are_a_sentence(fault: str) -> None:
+    with pytest.raises(UserError, match=FAULTS[fault]):
+        simulate("fedavg", dataset="own_objects:broken", model="own_objects:linear", broken={"fault": fault}, **SHORT)
+
+
+def test_a_loader_that_fails_is_named_with_its_client() -> None:
+    with pytest.raises(UserError, match=r'dataset="own_objects:failing" failed for client \d: OSError: no disk \d'):
+        simulate("fedavg", dataset="own_objects:failing", **SHORT)
+
+
+def test_an_own_partitioner_deals(federate: Federate) -> None:
+    run = federate(strategy="local", partitioner="own_objects:by_turns", num_server_rounds=1)
+    counts = [client["train"] for client in json.loads((run.path / "clients.json").read_text())]
+    assert len(counts) == 4
+    assert max(counts) - min(counts) <= 2  # 1797 digits by turns
+
+
+# ---- tasks and the library -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["own_task", "own_objects:TASK"])
+def test_a_module_or_an_object_is_a_task(name: str) -> None:
+    run = simulate("fedavg", name, clients=2, **SHORT)
+    assert run.summary["num-rounds"] == 2
+    assert parse({"task": name}).dataset in ("own_task:load_data", "own_objects:TASK.load_data")
+
+
+def test_closures_of_a_notebook_work_in_this_process_and_not_under_ray() -> None:
+    width = 7
+
+    def build(shape: tuple[int, ...], outputs: int) -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, outputs))
+
+    run = simulate("fedavg", clients=2, model=build, **SHORT)
+    assert [model.get_submodule("1").out_features for model in run.models.values()] == [7, 7]
+    with pytest.raises(UserError, match=r"model=build is defined in this script or notebook, where .* wanted"):
+        simulate("fedavg", clients=2, model=build, backend="ray", **SHORT)
+
+
+def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    run = simulate("pfedla", clients=3, samples_per_client=40, pfedla={"hidden_dim": 10}, **SHORT)
+    assert capsys.readouterr().out == ""
+    assert list(run.models) == ["0", "1", "2"]
+    assert list(run.rounds["kind"]) == ["train", "train", "evaluate"]
+    weights = run.mixing.groupby(["round", "client", "group"], observed=True)["weight"].sum()
+    assert weights.round(5).eq(1).all()
+    assert run.directory.is_relative_to(Path.cwd())
+    again = simulate("pfedla", clients=3, samples_per_client=40, pfedla={"hidden_dim": 10}, **SHORT)
+    assert again.summary["digest"] == run.summary["digest"]
+    assert again.directory != run.directory
+
+
+def test_no_clients_and_wrong_tasks_are_refused() -> None:
+    with pytest.raises(UserError, match="clients=0 must be above 0"):
+        simulate(clients=0)
+    with pytest.raises(UserError, match="task is int, and wanted is a Task"):
+        simulate(task=3)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="there is no key momentun"):
+        simulate(momentun=0.1)
+
+
+def test_an_unknown_public_name_is_no_attribute() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = fedham_flwr.nothing
+    assert all(hasattr(fedham_flwr, name) for name in fedham_flwr.__all__)
