@@ -42,12 +42,13 @@ def test_the_keys_have_the_order_of_pyproject() -> None:
 
 
 def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
-    assert parse(written()) == parse({}) == Settings()
+    assert parse(written()) == parse({})
+    assert flatten(parse({})) == defaults() | flatten(Settings()) == dict(defaults())
 
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "dp"} <= set(methods())
+    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "torchvision", "dp"} <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.fedprox.mu == 0.5
     assert settings.fedper.personal_layers == 3
@@ -57,8 +58,9 @@ def test_a_method_has_its_settings_under_its_name() -> None:
 def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_second_head() -> None:
     given: dict[str, Value] = {"vit.depth": 3, "char-transformer.positions": "learned"}
     networks = parse(given).networks()
-    assert (networks.vit.depth, networks.char_transformer.depth) == (3, 2)
-    assert (networks.vit.positions, networks.char_transformer.positions) == ("learned", "learned")
+    vit, char_transformer = networks.section("vit"), networks.section("char-transformer")
+    assert (vit.depth, char_transformer.depth) == (3, 2)
+    assert (vit.positions, char_transformer.positions) == ("learned", "learned")
     heads = [
         parse({"strategy": strategy, "fedtp.head": head}).networks().second_head
         for strategy in ("fedtp", "fedavg")
@@ -113,7 +115,7 @@ WRONG: list[tuple[str, Value, str]] = [
         "partitioner",
         "class-table.toml",
         "partitioner='class-table.toml': wanted 'iid', 'dirichlet', 'pathological', 'noniid-1', 'noniid-2', "
-        "'class-owners', 'class-table' or 'natural'",
+        "'class-owners', 'class-table', 'natural' or an import path 'package.module:Object'",
     ),
     ("sequence-length", 0, "sequence-length=0: wanted greater than 0"),
     ("min-characters", -1, "min-characters=-1: wanted greater than or equal to 0"),
@@ -125,8 +127,8 @@ WRONG: list[tuple[str, Value, str]] = [
     (
         "model",
         "resnet",
-        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
-        "'char-transformer' or 'mlp'",
+        "model='resnet': wanted 'auto', 'cnn', 'digits-cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
+        "'char-transformer', 'mlp' or an import path 'package.module:Object'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),

@@ -120,10 +120,13 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
         made.merge(number, with_rows(number, trained(starts, made.first, number), made, how))
     everyone = (*names(4), "late")
     made.add_clients(everyone)
-    assert made.allowed(everyone)[:, 4].tolist() == [False] * 5
-    asked = made.questions(3, everyone) if how is MEDIATED else made.extras(3, everyone)
+    assert made._pool.allowed(everyone)[:, 4].tolist() == [False] * 5
+    if how is MEDIATED:
+        asked = made.questions(3, everyone)
+    else:
+        asked = {client: start.extras for client, start in made.plan(3, everyone).items()}
     assert asked["late"].facts["place"] == (4,)
-    assert all(besides.facts["ready"] == (1, 1, 1, 1, 0) for besides in asked.values())
+    assert all(extras.facts["ready"] == (1, 1, 1, 1, 0) for extras in asked.values())
     if how is PEERS:
         assert asked["0"].facts["peers"] == (1, 2, 3)
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)

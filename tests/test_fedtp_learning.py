@@ -12,7 +12,7 @@ import pytest
 import torch
 from presets import network, planned
 from test_fedtp_rounds import ALONE, FEW, SMALL, W, close, state_of
-from test_rounds import build_strategy
+from test_rounds import server_half
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy, linear, relu
@@ -51,7 +51,7 @@ def test_5_after_one_full_batch_the_step_is_along_the_gradient_of_the_true_loss(
     batch = {"batch_size": 1000, "momentum": 0.0, "learning_rate": eta, "num_server_rounds": 1}
     given = settings(strategy="fedtp", **ALONE, **batch, **how)
     run = federate(clients=1, strategy="fedtp", **ALONE, **batch, **how)
-    start = build_strategy(given)
+    start = server_half(given)
     start.add_clients(("0",))
     doubles = {name: t.double() for name, t in state_of(start).items() if not name.startswith("clients")}
     phi = {n.removeprefix("generator/"): t for n, t in doubles.items() if n.startswith("generator/")}
@@ -83,7 +83,7 @@ def uploads_of(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
 
 def server(clients: str = "0123", **given: Value) -> Any:
     """The method's server half with its clients enrolled."""
-    made = build_strategy({"strategy": "fedtp", "device": "cpu", **SMALL, **given})
+    made = server_half({"strategy": "fedtp", "device": "cpu", **SMALL, **given})
     made.add_clients(tuple(clients))
     return made
 
@@ -141,9 +141,9 @@ def test_8_adapting_changes_the_embeddings_of_novel_clients_and_nothing_else(
     states, adapt = [], FedTPStrategy._adapt
 
     def watched(self: FedTPStrategy, *given: Any) -> None:
-        states.append((state_of(self), self.novel))
+        states.append((state_of(self), self.progress.novel))
         adapt(self, *given)
-        states.append((state_of(self), self.novel))
+        states.append((state_of(self), self.progress.novel))
 
     monkeypatch.setattr(FedTPStrategy, "_adapt", watched)
     federate(clients=6, strategy="fedtp", novel_clients=2, novel_steps=2, novel_turns=2, **FEW, **SMALL)

@@ -198,18 +198,17 @@ def test_bf16_gets_near_fp32_and_keeps_fp32_parameters() -> None:
     assert half.evaluate(samples, "test").loss == pytest.approx(full.evaluate(samples, "test").loss, rel=0.05)
 
 
-def test_the_hook_is_called_once_per_step_and_decides_it() -> None:
+def test_the_gradient_term_is_called_once_per_step_and_parameter_and_decides_the_step() -> None:
     trainer, seen = lenet(), []
 
-    def hook(params: Sequence[nn.Parameter]) -> None:
-        assert all(param.grad is not None and bool(param.grad.isfinite().all()) for param in params)
-        seen.append([tuple(param.shape) for param in params])
-        for param in params:
-            param.grad = torch.ones_like(param)
+    def term(name: str, param: Tensor, gradient: Tensor) -> None:
+        assert bool(gradient.isfinite().all())
+        seen.append((name, tuple(param.shape), tuple(gradient.shape)))
+        gradient.fill_(1.0)
 
-    trainer.fit(data(10, side=16), PLAIN, generator(), hook)
-    steps = 2 * math.ceil(10 / 4)
-    assert seen == [[trainer.manifest.shapes[name] for name in trainer.parameter_names]] * steps
+    trainer.fit(data(10, side=16), PLAIN, generator(), term)
+    steps, shapes = 2 * math.ceil(10 / 4), trainer.manifest.shapes
+    assert seen == [(name, shapes[name], shapes[name]) for name in trainer.parameter_names] * steps
     wanted = {name: trainer.initial[name] - 0.1 * steps for name in trainer.parameter_names}
     assert gap(trainer.read(trainer.parameter_names), wanted) <= 1e-6
 
@@ -283,12 +282,8 @@ def test_the_gradients_seed_alone_decides_it(precision: str) -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 10])
 def test_the_reach_of_training_is_the_way_that_a_constant_gradient_goes(count: int) -> None:
-    def hook(params: Sequence[nn.Parameter]) -> None:
-        for param in params:
-            param.grad = torch.ones_like(param)
-
     trainer = linear()
-    trainer.fit(data(count), PLAIN, generator(), hook)
+    trainer.fit(data(count), PLAIN, generator(), lambda _name, _param, gradient: gradient.fill_(1.0))
     went = trainer.initial["fc.bias"] - trainer.read(["fc.bias"])["fc.bias"]
     assert went.tolist() == pytest.approx([PLAIN.reach(count)] * CLASSES, rel=1e-5)
     assert replace(PLAIN, momentum=0.9).reach(count) == pytest.approx(10 * PLAIN.reach(count))  # 1 + 0.9 + 0.81 ...

@@ -366,7 +366,7 @@ def test_the_label_says_what_the_network_has_and_no_more() -> None:
     assert "char" not in vit["network"]
     assert label("auto", (80,), 100, SMALL)["model"] == "char-transformer"
     assert label("cnn", (3, 32, 32), 10, SMALL)["network"] == "{}"
-    assert asdict(SMALL.char_transformer).keys() < asdict(SMALL.vit).keys()
+    assert asdict(SMALL.section("char-transformer")).keys() < asdict(SMALL.section("vit")).keys()
 
 
 def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
