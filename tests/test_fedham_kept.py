@@ -36,7 +36,7 @@ both = pytest.mark.parametrize("how", [PEERS, MEDIATED], ids=["peers", "mediated
 
 
 def server(clients: int = 4, **given: Value) -> Any:
-    """A method's server half with its clients enrolled: server(strategy="amn", **{"amn.unit": "layer"})."""
+    """A method's server half with its clients added: server(strategy="amn", **{"amn.unit": "layer"})."""
     settings = parse({"device": "cpu", **given})
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
     made = build_strategy(settings, DIGITS, initial, Task((1, 8, 8), 10))

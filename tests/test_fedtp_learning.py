@@ -82,7 +82,7 @@ def uploads_of(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
 
 
 def server(clients: str = "0123", **given: Value) -> Any:
-    """The method's server half with its clients enrolled."""
+    """The method's server half with its clients added."""
     made = server_half({"strategy": "fedtp", "device": "cpu", **SMALL, **given})
     made.add_clients(tuple(clients))
     return made

@@ -101,7 +101,7 @@ def test_scores_of_a_text_arrive_with_their_perplexity_and_are_of_a_member() -> 
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-def test_what_a_method_sends_besides_arrives_apart_from_the_model(restarted: bool) -> None:
+def test_what_a_method_sends_along_arrives_apart_from_the_model(restarted: bool) -> None:
     row = {"row": torch.tensor([[0.25, 0.75]])}
     back = wire.read_upload(sent(wire.write_upload("0", tree(), 1, {}, row, restarted)), 2)
     assert same(back.params, tree())
