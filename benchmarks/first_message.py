@@ -96,7 +96,8 @@ def watch_parts(clock: Clock) -> None:
     """Watch the parts of the app's work, where they are, until this process ends."""
     from fedham_flwr import client_app
     from fedham_flwr.state.store import ClientState
-    from fedham_flwr.training.trainer import SGD, Trainer
+    from fedham_flwr.training.optim import SGD
+    from fedham_flwr.training.trainer import Trainer
 
     clock.watch(client_app, "parse", "settings")
     clock.watch(client_app, "_open_data", "data")

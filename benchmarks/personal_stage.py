@@ -31,7 +31,8 @@ from fedham_flwr.algorithms.fedtransfer import frozen_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.data.batches import to_float
 from fedham_flwr.settings import Settings, Value, parse
-from fedham_flwr.training.trainer import LocalTraining, Trainer
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.trainer import Trainer
 
 IMAGES, BATCH = 640, 32
 RATE, MOMENTUM, CLIENTS, EPOCHS = 0.02, 0.9, 20, 2

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from common import machine, publish, table
 from server_step import versions
@@ -74,6 +74,7 @@ class Images:
     features: Any
     labels: Any
     splits: Mapping[str, Any]
+    kind: Literal["image"] = "image"
 
 
 def images(client: int, count: int = IMAGES) -> Images:
@@ -98,7 +99,8 @@ def ours(case: Case, client: int) -> Callable[[int], None]:
     """Local training for so many epochs, by the project's loop."""
     import torch
 
-    from fedham_flwr.training.trainer import LocalTraining, Trainer
+    from fedham_flwr.training.local import LocalTraining
+    from fedham_flwr.training.trainer import Trainer
 
     trainer, data = Trainer(network(case), torch.device("cpu"), case.precision), images(client)
     draw = torch.Generator().manual_seed(client)

@@ -13,10 +13,10 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.federation.stages import TRAIN
+from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
-from fedham_flwr.mixing.peers import Peers
-from fedham_flwr.training.trainer import GradientTerm, Samples
+from fedham_flwr.training.local import Samples
+from fedham_flwr.training.trainer import GradientTerm
 
 log = logging.getLogger("fedham_flwr")
 
@@ -52,17 +52,17 @@ class FedHAMClient(RoundClient):
         """R2, R3: one step of the meta-model, if the server has scores, and the row for what it has now."""
         sent = self.job.download.extras
         seen, allowed = sent.tensors["projections"], self.ready()
-        done = int(self.memory.get(f"{SEEN}learned", torch.tensor(0)))
+        done = int(self.kept.tensors.get(f"{SEEN}learned", torch.tensor(0)))
         scored = sent.facts["scored"][0]
-        if scored > done and f"{SEEN}projections" in self.memory and not self.restarted:
-            was, then = self.memory[f"{SEEN}projections"], self.memory[f"{SEEN}allowed"].bool()
+        if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
+            was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"].bool()
             looked = self.meta.attend(ONE, was, self.place, then)
-            reach = self.settings.local_training().reach(self.examples)
+            reach = self.settings.local_training(scored).reach(self.examples)
             scores = sent.tensors["scores"][None, :, : len(was)].double() / reach
             self.meta.step(ONE, looked, self.place, scores)  # R2
             done = scored
         row = self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]  # R3
-        model = {name: t for name, t in self.memory.items() if not name.startswith((META, SEEN))}
+        model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
         new = {"projections": seen, "allowed": allowed.to(torch.uint8), "learned": torch.tensor(done)}
         kept = {**model, **self._meta_state(), **{SEEN + name: tensor for name, tensor in new.items()}}
         self.job.state.save(kept, self.job.download.round)
@@ -78,7 +78,7 @@ class FedHAMClient(RoundClient):
         with self.clock("meta"):
             peers = self._peers(model)
             generator = torch_stream(self.settings.seed, "meta", self.job.download.round, self.job.client)
-            trains = self.job.stage is TRAIN and len(peers.places) > 1
+            trains = self.trains and len(peers.places) > 1
             for _ in range(self.own.meta_steps if trains else 0):
                 self._meta_step(peers, model, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
@@ -114,13 +114,13 @@ class FedHAMClient(RoundClient):
 
     def train(self, start: Params) -> Outcome:
         """R5, R6: train from h_i, or through it; keep what is personal and the meta-model, which no message holds."""
-        kept = {name: t for name, t in self.memory.items() if name.startswith((META, SEEN))}
+        remembered = {n: t for n, t in self.kept.tensors.items() if n.startswith((META, SEEN))}
         if not isinstance(start, Hybrid):
             after = self.fit(start)
-            return Outcome(after, after, {**kept, **{name: after[name] for name in self.split.personal}})
+            return Outcome(after, after, {**remembered, **{name: after[name] for name in self.split.personal}})
         after = self.fit(start, gradient_term=self._through(start), samples=self.parts[0])
         own = self._own_model(start, after)
-        return Outcome(own, after, {**own, **kept, **self._meta_state()})
+        return Outcome(own, after, {**own, **remembered, **self._meta_state()})
 
     def _through(self, start: Hybrid) -> GradientTerm | None:
         """R5: with B2, descend w_i and not h_i: dL/dw_i = beta_i dL/dh_i, and h_i moves by beta_i times w_i's step."""
@@ -172,14 +172,14 @@ class FedHAMClient(RoundClient):
         if not self.has_pool:
             settings = dataclasses.replace(settings, uniform_penalty=0.0)
         meta = MetaModels(settings, groups if settings.unit == "layer" else 1)
-        kept = {name.removeprefix(META): t for name, t in self.memory.items() if name.startswith(META)}
+        kept = {name.removeprefix(META): t for name, t in self.kept.tensors.items() if name.startswith(META)}
         if kept:
             meta.load(kept)
             meta.widen(peers)
             return meta
-        if self.has_learned:
+        if self.kept.must_be_there:
             log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
-            self.restarted = True
+            self.kept.restarted = True
         meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)
         return meta
 

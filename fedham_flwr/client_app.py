@@ -87,11 +87,12 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
             client=identify(context.node_config),
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
-            classes=len(data.classes),
+            classes=data.outputs,
             counts=data.counts(),
             labels=tuple(data.label_counts("train")),
             name=data.name,
             meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
+            target=data.target,
         )
     )
 
@@ -103,7 +104,9 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     params = FlowerClient(client).work(stage)
     metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
-    return wire.write_upload(client.job.client, params, client.examples, metrics, client.extras, client.restarted, age)
+    return wire.write_upload(
+        client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age
+    )
 
 
 def _open_client(stage: Stage, message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
@@ -111,10 +114,10 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     began = time.perf_counter()
     download = wire.read_download(message.content)
     data = _open_data(context, settings)
-    if data.shape != download.shape or len(data.classes) > download.classes:
+    if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(
-            f"client {identify(context.node_config)} has samples of shape {data.shape} and {len(data.classes)} "
-            f"classes, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
+            f"client {identify(context.node_config)} has samples of shape {data.shape} and {data.outputs} "
+            f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
     trainer = _trainer(

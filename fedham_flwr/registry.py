@@ -9,10 +9,11 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object
 from fedham_flwr.core.methods import Method
 
-METHODS: dict[str, str | Method] = {
-    name: f"fedham_flwr.algorithms.{name}:METHOD"
-    for name in ("local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer")
-}
+BUILT_IN = (
+    "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
+    "fedala",
+)  # fmt: skip
+METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""
 
 

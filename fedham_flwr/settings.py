@@ -22,12 +22,18 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.core.methods import Method, NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
+from fedham_flwr.data.batches import Target
 from fedham_flwr.data.clients import DataSettings
 from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
-from fedham_flwr.training.trainer import LocalTraining
+from fedham_flwr.training import metrics
+from fedham_flwr.training.local import LocalTraining, training_faults
+from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.metrics import Metric
+from fedham_flwr.training.optim import GIVEN, OPTIMIZERS
+from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
@@ -40,6 +46,7 @@ MOST = 3.4e38
 PositiveInt = Annotated[int, Gt(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeInt = Annotated[int, Ge(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
 
 
 def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
@@ -48,7 +55,7 @@ def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
     def check(value: str) -> str:
         if value in names or is_path(value) or (setting == "model" and value.startswith(TORCHVISION)):
             return value
-        quoted = [f"'{name}'" for name in names]
+        quoted = [f"'{name}'" for name in (*names, *([f"{TORCHVISION}<name>"] if setting == "model" else []))]
         raise ValueError(f"wanted {', '.join(quoted)} or an import path 'package.module:Object'")
 
     return check
@@ -68,6 +75,7 @@ class Settings(BaseModel):
     dataset: Annotated[str, MinLen(1)] = "digits"
     feature_column: str = ""
     label_column: str = ""
+    target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
     alpha: PositiveFloat = 0.1
@@ -89,16 +97,32 @@ class Settings(BaseModel):
     client_timeout: PositiveFloat = 120.0
     round_timeout: PositiveFloat = 3600.0
     evaluate_every: PositiveInt = 10
+    metrics: str = "auto"
+    selection_metric: str = "auto"
     novel_clients: NonNegativeInt = 0
     novel_steps: PositiveInt = 50
     novel_turns: PositiveInt = 10
     max_examples_per_client: NonNegativeInt = 0
     clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
+    local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
+    loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"
+    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
+    class_weights: Literal["none", "balanced"] = "none"
+    optimizer: Annotated[str, AfterValidator(_one_of("optimizer", OPTIMIZERS))] = "sgd"
     learning_rate: PositiveFloat = 0.02
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    weight_decay: Annotated[float, Ge(0)] = 0.0
+    nesterov: bool = False
+    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
+    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
+    weight_decay: NonNegativeFloat = 0.0
+    max_grad_norm: NonNegativeFloat = 0.0
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    warmup_rounds: NonNegativeInt = 0
+    schedule_every: PositiveInt = 10
+    schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
+    min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
@@ -112,7 +136,8 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
-        found = faults(self.dp, self.strategy, averaging)
+        found = faults(self.dp, self.strategy, averaging) + metrics.faults(self.metrics, self.selection_metric)
+        found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -152,13 +177,34 @@ class Settings(BaseModel):
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
+            target=self.target,
         )
+
+    def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
+        """The metrics of the run, beside the loss.
+
+        Args:
+            target: what is learned.
+            outputs: numbers that the network gives for a prediction.
+
+        Raises:
+            UserError: a metric does not fit the target, or leads to none.
+        """
+        if self.metrics == "auto":
+            return metrics.chosen("auto", target, outputs)
+        names = self.metrics.split()
+        sections = {section_of(name): self.section(section_of(name)) for name in names}
+        return metrics.chosen(self.metrics, target, outputs, sections)
 
     def section(self, name: str) -> Any:
         """The settings of a method, a network or an object of a user's, by the name of their section; None without."""
         return (
             getattr(self, name.replace("-", "_"), None) if name.replace("-", "_") not in Settings.model_fields else None
         )
+
+    def _own_of(self, path: str) -> Any:
+        """The settings of an object that an import path names; None for a built-in name."""
+        return self.section(section_of(path)) if is_path(path) else None
 
     @property
     def own(self) -> Any:
@@ -172,10 +218,37 @@ class Settings(BaseModel):
         own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
         return NetworkSettings(own, needs.second_head, needs.graft or GraftSettings())
 
-    def local_training(self) -> LocalTraining:
-        """What local training needs to know."""
+    def _schedule(self) -> Schedule:
+        return Schedule(
+            self.schedule,
+            self.num_server_rounds,
+            self.warmup_rounds,
+            self.schedule_every,
+            self.schedule_factor,
+            self.min_learning_rate,
+        )
+
+    def local_training(self, round_number: int) -> LocalTraining:
+        """What local training in a round needs to know.
+
+        Args:
+            round_number: from 1; what comes after the last round has the last round's learning rate.
+        """
         return LocalTraining(
-            self.local_epochs, self.batch_size, self.learning_rate, self.momentum, self.weight_decay, self.augment
+            local_epochs=self.local_epochs,
+            batch_size=self.batch_size,
+            learning_rate=rate(self._schedule(), self.learning_rate, round_number),
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            augment=self.augment,
+            steps=self.local_steps,
+            optimizer=self.optimizer,
+            nesterov=self.nesterov,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            max_grad_norm=self.max_grad_norm,
+            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
+            optimizer_settings=self._own_of(self.optimizer),
         )
 
 
@@ -271,7 +344,8 @@ def _sections(raw: Mapping[str, Value]) -> tuple[dict[str, type], list[str]]:
                 continue
             try:
                 found = registry.method(name) if setting == "strategy" else load_object(setting, name)
-                given = found.settings if isinstance(found, Method) else settings_class(found)
+                otherwise = GIVEN if setting == "optimizer" else ()
+                given = found.settings if isinstance(found, Method) else settings_class(found, otherwise)
             except UserError as error:
                 faults.append(str(error))
                 continue

@@ -19,12 +19,17 @@ from fedham_flwr.mixing.pool import Pool
 
 @final
 class AMNStrategy(RoundStrategy):
-    """The pool of the clients' models, and a meta-model for each client that weighs who is mixed into it."""
+    """The pool of the clients' models, and a meta-model for each client that weighs who is mixed into it.
+
+    Raises:
+        UserError: local training is not by plain SGD.
+    """
 
     own: AMNSettings
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
+        self.settings.local_training(1).check_plain('strategy="amn"')
         self._pool, self._projections, self._meta = self._empty()
 
     def add_clients(self, clients: Sequence[str]) -> None:
@@ -49,7 +54,7 @@ class AMNStrategy(RoundStrategy):
         own = pool.bank.rows(clients)
         looked = self._meta.attend(own, self._projections.seen(), own, pool.allowed(clients))
         weights = by_group(looked.effective(own), len(pool.bank.groups))
-        training = self.settings.local_training()
+        training = self.settings.local_training(round_number)
         reach = torch.tensor([training.reach(upload.examples) for upload in uploads.values()], dtype=torch.float64)
         scores = pool.absorb({client: upload.params for client, upload in uploads.items()}, weights)  # R5
         self._projections.update(clients)

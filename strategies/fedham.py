@@ -28,7 +28,7 @@ class FedHAMStrategy(RoundStrategy):
     """The pool of the clients' models, which it sends (`peers`) or mixes by rows that the clients send (`mediated`).
 
     Raises:
-        UserError: B2 without the transport that it needs.
+        UserError: B2 without the transport that it needs; B2 or `mediated` without plain SGD.
     """
 
     own: FedHAMSettings
@@ -37,6 +37,10 @@ class FedHAMStrategy(RoundStrategy):
         super().__init__(setup)
         if (self.own.transport, self.own.base_objective) == ("mediated", "own"):
             raise UserError('fedham.base-objective="own" needs fedham.transport="peers", not "mediated"')
+        if self.own.base_objective == "own":
+            self._check_plain('fedham.base-objective="own"')
+        if self.own.transport == "mediated":
+            self._check_plain('fedham.transport="mediated"')
         self._mediated = torch.tensor(self.own.transport == "mediated")
         self._rows: dict[str, Tensor] = {}  # [L, N] of the clients that were asked last
         self._pool, self._projections = self._empty()
@@ -50,6 +54,8 @@ class FedHAMStrategy(RoundStrategy):
             return
         if not len(self._scored) and (self.own.transport, self.own.base_objective) == ("auto", "hybrid"):
             self._mediated.fill_(len(new) > MOST_PEERS)
+            if self._mediated:
+                self._check_plain(f'fedham.transport="auto" is "mediated" with {len(new)} clients, which')
         self._projections.add(new)
         self._last = pad(self._last, (0, len(new), 0, 0, 0, len(new)))
         self._scored = pad(self._scored, (0, len(new)))
@@ -151,6 +157,9 @@ class FedHAMStrategy(RoundStrategy):
         self.add_clients(read_clients(state))
         self._pool.load(state, self.state_dict())
         self._projections.update_all()
+
+    def _check_plain(self, what: str) -> None:
+        self.settings.local_training(1).check_plain(what)
 
     def _empty(self) -> tuple[Pool, Projections]:
         pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))

@@ -18,15 +18,22 @@ from fedham_flwr.fedtp.generator import Generator
 
 @final
 class FedTPStrategy(RoundStrategy):
-    """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention."""
+    """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention.
+
+    Raises:
+        UserError: FedRoD's losses with settings of another one.
+    """
 
     own: FedTPSettings
 
     def __init__(self, setup: Setup) -> None:
+        fedtp.check_model(setup.manifest.group_names, setup.settings.model)
         super().__init__(setup)
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
         self._embeddings = Embeddings(self.own)
+        if self.own.head == "fedrod":
+            self.settings.local_training(1).check_task_loss('fedtp.head="fedrod"')
         if self._made:
             draw = torch_stream(self.settings.seed, "generator")
             base = {name: self.first[name] for name in self._made}

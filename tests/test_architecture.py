@@ -129,7 +129,7 @@ def test_a_method_has_its_four_files_and_three_are_read_in_one_sitting(method: s
     parts = [ROOT / folder / f"{method}.py" for folder in ("fedham_flwr/algorithms", "strategies", "clients")]
     assert [str(part) for part in parts if not part.is_file()] == []
     assert (ROOT / "tests" / f"test_{method}.py").is_file()
-    assert sum(len(part.read_text().splitlines()) for part in parts) < 400
+    assert sum(len(part.read_text().splitlines()) for part in parts) < 480
 
 
 def test_the_registry_names_every_method() -> None:
@@ -183,7 +183,13 @@ def test_a_method_is_asked_these_questions_and_no_others() -> None:
     assert sum(map(len, QUESTIONS.values())) <= 17
 
 
-ROUND = {"pfedla": (9, 1500), "fedham": (11, 1800), "fedavg": (9, 1500)}
+@pytest.mark.parametrize("method", ["fedrep", "ditto", "fedala"])
+def test_a_method_is_two_halves_of_a_hundred_lines(method: str) -> None:
+    halves_of = [ROOT / folder / f"{method}.py" for folder in ("strategies", "clients")]
+    assert sum(len(half.read_text().splitlines()) for half in halves_of) <= 110
+
+
+ROUND = {"pfedla": (9, 1500), "fedham": (11, 2100), "fedavg": (9, 1500)}
 """The most files and lines that one round of a method is read in."""
 
 
@@ -277,9 +283,10 @@ def test_nothing_forbidden_is_done(module: str) -> None:
     system = module.endswith("privacy_mod")
     for node in ast.walk(TREES[module]):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}: bare except"
-        assert not dotted(node).startswith(("torch.load", "torch.save", "torch.optim.")), f"{module}: {dotted(node)}"
+        assert not dotted(node).startswith(("torch.save", "torch.optim.")), f"{module}: {dotted(node)}"
         if isinstance(node, ast.Call):
             fault = "" if system and dotted(node.func) in SYSTEM else forbidden_call(node, id(node) in forked)
+            assert dotted(node.func) != "torch.load" or "weights_only=True" in ast.unparse(node), module
             assert not fault, f"{module}, line {node.lineno}: {fault}"
 
 

@@ -44,6 +44,15 @@ message, context = (Path(name).read_bytes() for name in ("message", "context"))
 message = message_from_proto(message_pb2.Message.FromString(message))
 reply = app(message, context_from_proto(message_pb2.Context.FromString(context)))
 found |= {"loaded": [*{*sys.modules} - theirs], "failure": str(reply.content.get("failure", ""))}
+
+import torch
+from fedham_flwr.training import local, optim
+for name in optim.OPTIMIZERS:
+    param = torch.nn.Parameter(torch.ones(2))
+    param.grad = torch.ones(2)
+    torch.nn.utils.clip_grad_norm_([param], 0.5)
+    optim.make([param], local.LocalTraining(1, 1, 0.1, 0.9, 0.1, False, optimizer=name, nesterov=True)).step()
+found["optimised"] = [*{*sys.modules} - theirs]
 print(json.dumps(found))
 """
 
@@ -81,6 +90,10 @@ def test_the_import_of_the_app_loads_nothing_heavy(process: dict[str, Any]) -> N
 
 def test_a_message_loads_nothing_heavy_either(process: dict[str, Any]) -> None:
     assert HEAVY & {*process["loaded"]} == set()
+
+
+def test_no_optimiser_of_the_house_loads_torchs_compiler(process: dict[str, Any]) -> None:
+    assert HEAVY & {*process["optimised"]} == set()
 
 
 def test_a_client_process_does_not_load_the_server_half(process: dict[str, Any]) -> None:

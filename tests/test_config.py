@@ -50,17 +50,17 @@ def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
     assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "torchvision", "dp"} <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
-    assert settings.fedprox.mu == 0.5
-    assert settings.fedper.personal_layers == 3
-    assert settings.fedtp.head == "fedrod"
+    assert settings.section("fedprox").mu == 0.5
+    assert settings.section("fedper").personal_layers == 3
+    assert settings.section("fedtp").head == "fedrod"
 
 
 def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_second_head() -> None:
     given: dict[str, Value] = {"vit.depth": 3, "char-transformer.positions": "learned"}
     networks = parse(given).networks()
-    vit, char_transformer = networks.section("vit"), networks.section("char-transformer")
-    assert (vit.depth, char_transformer.depth) == (3, 2)
-    assert (vit.positions, char_transformer.positions) == ("learned", "learned")
+    vit, char = networks.section("vit"), networks.section("char-transformer")
+    assert (vit.depth, char.depth) == (3, 2)
+    assert (vit.positions, char.positions) == ("learned", "learned")
     heads = [
         parse({"strategy": strategy, "fedtp.head": head}).networks().second_head
         for strategy in ("fedtp", "fedavg")
@@ -79,7 +79,7 @@ def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         settings.seed = 1
     with pytest.raises(AttributeError, match="cannot assign"):
-        settings.fedprox.mu = 1.0  # type: ignore[misc]
+        settings.section("fedprox").mu = 1.0  # type: ignore[misc]
 
 
 def test_the_layers_below_get_what_they_need() -> None:
@@ -87,7 +87,7 @@ def test_the_layers_below_get_what_they_need() -> None:
     assert settings.data().partitioning.seed == 5
     assert settings.data().partitioning.alpha == 2.0
     assert settings.data().fractions.test == 0.5
-    assert settings.local_training().local_epochs == 3
+    assert settings.local_training(1).local_epochs == 3
     text = parse({"sequence-length": 7, "vocabulary": "ab", "min-characters": 9}).data()
     assert (text.sequence_length, text.vocabulary, text.min_characters) == (7, "ab", 9)
 
@@ -127,8 +127,8 @@ WRONG: list[tuple[str, Value, str]] = [
     (
         "model",
         "resnet",
-        "model='resnet': wanted 'auto', 'cnn', 'digits-cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
-        "'char-transformer', 'mlp' or an import path 'package.module:Object'",
+        "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
+        "'char-transformer', 'mlp', 'torchvision:<name>' or an import path 'package.module:Object'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),
@@ -229,9 +229,9 @@ def test_faults_of_several_settings_together_are_reported_with_the_others() -> N
 
 def test_a_whole_number_will_do_for_a_float() -> None:
     settings = parse({"learning-rate": 1, "fedprox.mu": 2})
-    assert (settings.learning_rate, settings.fedprox.mu) == (1.0, 2.0)
+    assert (settings.learning_rate, settings.section("fedprox").mu) == (1.0, 2.0)
     assert isinstance(settings.learning_rate, float)
-    assert isinstance(settings.fedprox.mu, float)
+    assert isinstance(settings.section("fedprox").mu, float)
 
 
 @pytest.mark.parametrize("order", [(1, True, 1.0), (True, 1, 1.0), (1.0, True, 1)])

@@ -43,8 +43,8 @@ def rounds_written_out(given_settings: dict[str, Value], clients: int) -> tuple[
         for k in range(clients):
             data = open_partition(settings.data(), k, clients)
             trainer.load(server)
-            accuracies.append(trainer.evaluate(data, "test").accuracy)
-            trainer.fit(data, settings.local_training(), torch_stream(settings.seed, "batches", number, str(k)))
+            accuracies.append(trainer.evaluate(data, "test").values["accuracy"])
+            trainer.fit(data, settings.local_training(number), torch_stream(settings.seed, "batches", number, str(k)))
             trained.append(trainer.read(list(server)))
             sizes.append(len(data.splits["train"]))
         server = weighted_mean(trained, sizes)

@@ -32,7 +32,7 @@ def test_rounds_are_training_alone_written_out_bit_for_bit(
         trainer = Trainer(models.build("digits-cnn", (1, 8, 8), 10, chosen.seed), torch.device("cpu"), "fp32")
         data = open_partition(chosen.data(), k, 2)
         for number in (1, 2):
-            trainer.fit(data, chosen.local_training(), torch_stream(chosen.seed, "batches", number, str(k)))
+            trainer.fit(data, chosen.local_training(number), torch_stream(chosen.seed, "batches", number, str(k)))
         kept = wire.tensors(context.state.array_records["personal"])
         own = trainer.read(trainer.manifest.names())
         assert all(torch.equal(kept[name], own[name]) for name in own)

@@ -24,7 +24,8 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods, parse
-from fedham_flwr.training.trainer import SGD, Trainer
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 HeldOut = Callable[..., Any]
@@ -289,7 +290,7 @@ def test_its_exported_model_is_the_adapted_one(
     data = open_partition(parse(settings(strategy=strategy, samples_per_client=FEW)).data(), int(NOVEL), 4)
     found = trainer.evaluate(data, "test")
     scored = {(row.phase, row.metric): row.value for row in novel(run.rows) if row.split == "test"}
-    assert (found.accuracy, found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
+    assert (found.values["accuracy"], found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
     assert found.loss != scored["before", "loss"]
 
 

@@ -35,7 +35,6 @@ every_method = pytest.mark.parametrize("strategy", methods())
 
 @pytest.fixture
 def settings(settings: Callable[..., dict[str, Value]]) -> Callable[..., dict[str, Value]]:
-    """Clients with 64 samples: two batches of 32 are an epoch."""
     return lambda **given: settings(**{"samples_per_client": 64, **given})
 
 
@@ -129,7 +128,7 @@ def test_the_exported_model_is_the_one_that_was_scored(
             open_partition(chosen.data(), int(file.stem), 4), "test"
         )
         (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
-        assert scores.accuracy == row.value
+        assert scores.values["accuracy"] == row.value
         assert (label["client"], label["model"]) == (file.stem, network_settings(strategy)["model"])
 
 

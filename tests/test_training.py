@@ -20,7 +20,9 @@ from fedham_flwr.data.batches import augment
 from fedham_flwr.data.clients import ClientData
 from fedham_flwr.models import build
 from fedham_flwr.training import trainer as training
-from fedham_flwr.training.trainer import SGD, LocalTraining, Trainer
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.trainer import Trainer
 
 HOW = LocalTraining(local_epochs=2, batch_size=4, learning_rate=0.1, momentum=0.9, weight_decay=0.01, augment=False)
 PLAIN = replace(HOW, momentum=0.0, weight_decay=0.0)
@@ -303,7 +305,7 @@ def test_evaluation_against_one_sample_at_a_time(count: int) -> None:
         loss += math.log(sum(math.exp(z) for z in logits)) - logits[int(samples.labels[i])]
     scores = trainer.evaluate(samples, "test")
     assert scores.n == count
-    assert scores.accuracy == hits / count
+    assert scores.values["accuracy"] == hits / count
     assert scores.loss == pytest.approx(loss / count, rel=1e-5)
 
 

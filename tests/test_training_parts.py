@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy, dropout
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
 from fedham_flwr.data.clients import ClientData
-from fedham_flwr.training.trainer import LocalTraining, Trainer
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.trainer import Trainer
 
 # ---- which parameters, how many steps, which loss --------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ def test_what_a_method_predicts_is_what_is_scored(count: int) -> None:
     hits = int((samples.labels[samples.splits["test"]] == 1).sum())
     scores = trainer.evaluate(samples, "test", predictor)
     assert scores.n == sum(rows) == count
-    assert scores.accuracy == hits / count
+    assert scores.values["accuracy"] == hits / count
     assert scores.loss == pytest.approx((hits * math.log(2) + (count - hits) * math.log(4)) / count, rel=1e-6)
 
 
@@ -233,7 +234,7 @@ def test_of_a_text_every_position_is_a_prediction(count: int) -> None:
             loss += math.log(sum(map(math.exp, logits))) - logits[following]
     scores = trainer.evaluate(samples, "test")
     assert scores.n == count * T
-    assert scores.accuracy == hits / scores.n
+    assert scores.values["accuracy"] == hits / scores.n
     assert scores.loss == pytest.approx(loss / scores.n, rel=1e-5)
     features, targets = trainer.encode(samples, "test")
     assert features.shape == (count * T, VOCABULARY)

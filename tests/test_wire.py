@@ -289,7 +289,7 @@ def test_the_profile_of_a_text_has_a_shape_of_one_number_and_that_of_a_table_of_
 
 @pytest.mark.parametrize(
     "changes",
-    [{"shape": (8, 8, 3, 1)}, {"classes": 3}, {"counts": {"train": -1}}, {"partitions": -1}, {"labels": (1, -1)}],
+    [{"shape": (8, 8, 3, 1, 1)}, {"classes": 3}, {"counts": {"train": -1}}, {"partitions": -1}, {"labels": (1, -1)}],
 )
 def test_a_profile_that_describes_no_data_set_is_refused(changes: dict[str, Any]) -> None:
     whole = {"client": "a", "partitions": 0, "shape": (1, 8, 8), "classes": 2, "counts": {"train": 4}, "labels": (1, 3)}

@@ -21,9 +21,10 @@ The round
     R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), then w_i <- wt_i, for i in S    `bank.Bank.absorb`
     R6  server: psi_i <- descend by (10)                                            `gradient`, meta_models.py
 
-(h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise. The
-unit is the whole model by default. A client that comes late is mixed into no other client's model, its own included,
-until it has trained once.
+(h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise; eta is
+that of the round, over 1 - momentum. With another optimiser, or gradients that are clipped, it does not, and the run is
+refused. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its own
+included, until it has trained once.
 """
 
 from __future__ import annotations

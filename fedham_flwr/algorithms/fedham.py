@@ -24,8 +24,8 @@ The round
     R7  server: `mediated`: S_ij = <h_i - wt_i, w_j>; then w_i <- wt_i                             `bank.Bank.absorb`
 
 `mediated` takes (h_i - wt_i) / (eta K) for grad L_i(h_i), which it is for one step of SGD; see algorithms/amn.py. B2
-descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i. `meta="aghn"` has two scalars per unit, temperature and gate,
-and unit-norm features, which gives the weights of FedAGHN.
+descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i, by plain SGD too. `meta="aghn"` has two scalars per unit,
+temperature and gate, and unit-norm features, which gives the weights of FedAGHN.
 
 Open in the paper, and how it is read here
     features        R (w_j - pref): R one random sign per scalar, folded into d sums; pref the mean of the pool, since

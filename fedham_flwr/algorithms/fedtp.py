@@ -102,18 +102,19 @@ class FedTPSettings:
     knn_share: Annotated[float, Ge(0), Le(1)] = 0.6
 
 
-def check_model(groups: tuple[str, ...]) -> None:
+def check_model(groups: tuple[str, ...], model: str) -> None:
     """Refuse a model without self-attention.
 
     Args:
         groups: its layer groups.
+        model: its name.
 
     Raises:
         UserError: it has no layer group `attention`.
     """
     if GROUP not in groups:
         raise UserError(
-            f'strategy="fedtp" personalises self-attention, and this model has none, but {", ".join(groups)}: '
+            f'strategy="fedtp" personalises self-attention, and model="{model}" has none: '
             'try model="vit" for images or model="char-transformer" for text'
         )
 
@@ -173,10 +174,10 @@ def nearest_vote(
 def split(manifest: Manifest, settings: FedTPSettings) -> Split:
     """The personal head, if there is one, and with vanilla self-attention stay with the client.
 
-    Raises:
-        UserError: the model has no self-attention.
+    Args:
+        manifest: of a model with self-attention.
+        settings: the method's.
     """
-    check_model(manifest.group_names)
     adapted = manifest.names([GROUP]) if settings.personal == "generated" else ()
     return split_tensors(manifest, manifest.names(personal_groups(manifest.group_names, settings)), adapted)
 

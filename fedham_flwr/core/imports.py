@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def section_of(path: str) -> str:
     return path.rpartition(":")[2].rpartition(".")[2].lower().replace("_", "-")
 
 
-def settings_class(obj: Any) -> type | None:
+def settings_class(obj: Any, given: Collection[str] = ()) -> type | None:
     """The dataclass of an object's own settings; None if it has none.
 
     That is the attribute `Settings`, or the type of its parameter `settings`, or else a dataclass made of its keyword
@@ -94,10 +94,11 @@ def settings_class(obj: Any) -> type | None:
 
     Args:
         obj: a class or a function.
+        given: names of parameters that are given otherwise, and so are no settings of its own.
     """
-    given = getattr(obj, "Settings", None)
-    if dataclasses.is_dataclass(given) and isinstance(given, type):
-        return given
+    own = getattr(obj, "Settings", None)
+    if dataclasses.is_dataclass(own) and isinstance(own, type):
+        return own
     parameters, types = _signature(obj)
     declared = types.get("settings")
     if dataclasses.is_dataclass(declared) and isinstance(declared, type):
@@ -105,7 +106,7 @@ def settings_class(obj: Any) -> type | None:
     fields = [
         (name, type(parameter.default), dataclasses.field(default=parameter.default))
         for name, parameter in parameters.items()
-        if type(parameter.default) in SCALARS
+        if type(parameter.default) in SCALARS and name not in given
     ]
     return dataclasses.make_dataclass("Settings", fields, frozen=True) if fields else None
 

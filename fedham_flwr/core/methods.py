@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from fedham_flwr.core.parameters import Manifest
+import torch
+
+from fedham_flwr.core.parameters import LayerGroup, Manifest
 
 
 class Split(NamedTuple):
@@ -43,6 +45,23 @@ def split_tensors(manifest: Manifest, personal: tuple[str, ...], adapted: tuple[
     """
     kept = set(personal)
     return Split(tuple(name for name in manifest.names() if name not in kept), tuple(personal), adapted)
+
+
+def describe_split(manifest: Manifest, split: Split) -> str:
+    """What is shared and what is personal, in layer groups and scalars."""
+    parts = []
+    for what, chosen in (("shared", set(split.shared)), ("personal", set(split.personal))):
+        groups = [_part(group, chosen) for group in manifest.groups if chosen & set(group.names)]
+        scalars = sum(torch.Size(manifest.shapes[name]).numel() for name in chosen)
+        parts.append(f"{what}: {', '.join(groups) or 'nothing'}" + (f" ({scalars:,} scalars)" if scalars else ""))
+    return "; ".join(parts)
+
+
+def _part(group: LayerGroup, chosen: set[str]) -> str:
+    """A layer group's name, and what of it is meant if it is not all of it."""
+    if chosen >= set(group.names):
+        return group.name
+    return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"
 
 
 class NetworkNeeds(NamedTuple):

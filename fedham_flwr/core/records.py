@@ -20,7 +20,7 @@ class Row(NamedTuple):
     split: str  # train | validation | test
     model: str  # global | personal
     phase: str  # before | after local training
-    metric: str  # accuracy (a fraction) | loss (mean per sample, in nats) | perplexity (of texts)
+    metric: str  # by name, as `training.metrics` lists them; loss is the mean per sample
     value: float
     n: int  # images, or characters of texts
     population: str = MEMBER  # member | novel; before and after an adaptation, for a novel client

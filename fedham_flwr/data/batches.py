@@ -5,8 +5,11 @@
 | image | uint8 [N, H, W, C] and int64 [N] | float32 [b, C, H, W] in -1..1 | int64 [b], classes | (C, H, W) |
 | text | uint8 [N, T + 1], codes of characters | int64 [b, T] | int64 [b, T], the next characters | (T,) |
 | table | float32 [N, F], NaN: missing; int64 [N] | float32 [b, 2, F], values and gaps | int64 [b], classes | (2, F) |
+| array | float32 [N, ...] | the same | int64 [b], classes | (...) |
 
-A kind is told by the number of dimensions and the type of its stored features, so nothing but the tensors travels.
+A kind is told by the number of dimensions and the type of its stored features, but for arrays, which are declared. The
+labels of all but texts may also be uint8 or bool [N, k], for k labels of which each sample has some, or float32 [N] or
+[N, k], for values: their type tells what is to be learned, the target.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 
-Kind = Literal["image", "text", "table"]
+Kind = Literal["image", "text", "table", "array"]
+Target = Literal["class", "multi-label", "value", "next-token"]
+"""What is to be learned: one of K classes, which of k labels, k numbers (regression), or each next character."""
 
 
 def kind_of(features: Tensor) -> Kind:
@@ -34,9 +39,32 @@ def kind_of(features: Tensor) -> Kind:
     raise ValueError(f"features of {features.dim()} dimensions and type {features.dtype} are of no known kind")
 
 
-def sample_shape(features: Tensor) -> tuple[int, ...]:
-    """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a row of a table."""
-    kind = kind_of(features)
+def target_of(targets: Tensor) -> Target:
+    """What is to be learned, told by targets as a network is given them (any number of samples).
+
+    Raises:
+        ValueError: they are of no known kind.
+    """
+    dimensions = targets.dim()
+    if targets.dtype == torch.int64 and dimensions in (1, 2):
+        return "class" if dimensions == 1 else "next-token"
+    if targets.dtype in (torch.uint8, torch.bool) and dimensions == 2:
+        return "multi-label"
+    if targets.dtype == torch.float32 and dimensions in (1, 2):
+        return "value"
+    raise ValueError(f"targets of {dimensions} dimensions and type {targets.dtype} are of no known kind")
+
+
+def sample_shape(features: Tensor, kind: Kind | None = None) -> tuple[int, ...]:
+    """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a row of a table.
+
+    Args:
+        features: as they are stored.
+        kind: of the data; by default told by the features.
+    """
+    kind = kind or kind_of(features)
+    if kind == "array":
+        return tuple(features.shape[1:])
     if kind == "text":
         return (features.shape[1] - 1,)
     if kind == "table":
@@ -45,18 +73,22 @@ def sample_shape(features: Tensor) -> tuple[int, ...]:
     return channels, height, width
 
 
-def inputs_and_targets(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def inputs_and_targets(features: Tensor, labels: Tensor, kind: Kind | None = None) -> tuple[Tensor, Tensor]:
     """What a network is fed and what it should say, of samples as they are stored; on the device that they are on.
 
     Args:
-        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1]; table: float32 [b, F], NaN where missing.
-        labels: int64 [b]; of a text, they say nothing.
+        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1]; table: float32 [b, F], NaN where missing; array:
+            float32 [b, ...].
+        labels: as stored; of a text, they say nothing.
+        kind: of the data; by default told by the features.
 
     Returns:
         image: float32 [b, C, H, W] in -1..1 and the labels; text: int64 [b, T] twice, characters and those after them;
-        table: float32 [b, 2, F] as of `with_gaps`, and the labels.
+        table: float32 [b, 2, F] as of `with_gaps`, and the labels; array: both as they are.
     """
-    kind = kind_of(features)
+    kind = kind or kind_of(features)
+    if kind == "array":
+        return features, labels
     if kind == "text":
         return features[:, :-1].long(), features[:, 1:].long()
     return with_gaps(features) if kind == "table" else to_float(features), labels
@@ -69,7 +101,7 @@ def check_augment(kind: Kind) -> None:
         UserError: the data are of another kind.
     """
     if kind != "image":
-        what = "a table" if kind == "table" else kind
+        what = {"table": "a table", "array": "arrays of numbers"}.get(kind, kind)
         raise UserError(f"augment is true, but it shifts and mirrors images, and the data set is {what}; set it false.")
 
 

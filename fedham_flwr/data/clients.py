@@ -27,12 +27,12 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.seeding import stream
-from fedham_flwr.data.batches import Kind, kind_of, sample_shape
+from fedham_flwr.data.batches import Kind, Target, kind_of, sample_shape, target_of
 from fedham_flwr.data.class_tables import Indices, read_table, table_owners
 from fedham_flwr.data.columns import Columns
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.data.kinds import text as texts
-from fedham_flwr.data.partitions import Fractions, Partitioning, partition, split, split_in_order
+from fedham_flwr.data.partitions import Fractions, Partitioning, check_classless, partition, split, split_in_order
 from fedham_flwr.data.sources import content_key, decode
 
 SPLITS = ("train", "validation", "test")
@@ -47,7 +47,8 @@ class DataSettings:
         dataset: digits, a local folder or file, or a name on the Hugging Face Hub.
         feature_column: empty: the only image column, else the column called text; a table's columns, with blanks
             between.
-        label_column: empty: the only class-label column; of a text: there is none.
+        label_column: empty: the only class-label column; of a text: there is none. Of values and labels to be had
+            several at a time there may be several columns, with blanks between.
         client_column: names the client of each sample; read by the natural partitioner only.
         sequence_length: text: characters of one sample, T.
         vocabulary: text: its characters, in the order of their codes; empty: the 100 of `string.printable`.
@@ -55,6 +56,7 @@ class DataSettings:
         partitioning: who holds which sample.
         fractions: of each client's samples, for validation and test.
         cache_dir: empty: fedham-flwr in the user's cache folder.
+        target: what is to be learned: auto, class, multi-label, value or next-token.
     """
 
     dataset: str = "digits"
@@ -67,6 +69,7 @@ class DataSettings:
     partitioning: Partitioning = field(default_factory=Partitioning)
     fractions: Fractions = field(default_factory=Fractions)
     cache_dir: str = ""
+    target: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,16 @@ class ClientData:
 
     Attributes:
         features: uint8 [N, H, W, C] of images, [N, T + 1] of text, float32 [N, F] of a table, standardised, and NaN
-            where a value is missing; all samples of the data set, mapped from disk: index it, never copy it whole.
-        labels: int64 [N]; of text: zeros.
+            where a value is missing, float32 [N, ...] of arrays; all samples of the data set, mapped from disk: index
+            it, never copy it whole.
+        labels: int64 [N], classes; of text: zeros. Or uint8 or bool [N, k], which labels a sample has; or float32 [N]
+            or [N, k], values.
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
-        classes: K names; of text: the characters of the vocabulary.
+        classes: K names; of text: the characters of the vocabulary; of multi-label data the k labels, of values their
+            k names, or none.
         name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
+        kind: what the samples are; by default told by the features.
     """
 
     features: Tensor
@@ -89,23 +96,40 @@ class ClientData:
     classes: tuple[str, ...]
     name: str
     scaling: tables.Scaling | None = None
+    kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
 
-    @property
-    def kind(self) -> Kind:
-        """What the samples are."""
-        return kind_of(self.features)
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", kind_of(self.features))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a table."""
-        return sample_shape(self.features)
+        return sample_shape(self.features, self.kind)
+
+    @property
+    def target(self) -> Target:
+        """What is to be learned."""
+        return "next-token" if self.kind == "text" else target_of(self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for one prediction: K classes, k labels, or k values."""
+        if self.target in ("class", "next-token"):
+            return len(self.classes)
+        return self.labels.shape[1] if self.labels.dim() == 2 else 1
 
     def counts(self) -> dict[str, int]:
         """Samples per split."""
         return {name: len(indices) for name, indices in self.splits.items()}
 
     def label_counts(self, which: str) -> list[int]:
-        """How often each of the K classes is a target in this split: once per sample, or T times in a text."""
+        """How often each of the K classes is a target in this split: once per sample, or T times in a text.
+
+        Nothing where there are no classes, but values or several labels.
+        """
+        if self.target in ("value", "multi-label"):
+            return []
         index = self.splits[which]
         targets = self.features[index][:, 1:].flatten() if self.kind == "text" else self.labels[index]
         return torch.bincount(targets, minlength=len(self.classes)).tolist()
@@ -133,7 +157,9 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
     of_text = {"min-characters": settings.min_characters} if _meta(data)["kind"] == "text" else {}
 
     def deal() -> tuple[list[str], list[Indices]]:
-        labels, meta = _array(data / "labels.npy"), _meta(data)
+        labels, meta = _classes(data), _meta(data)
+        if meta.get("target"):
+            check_classless(how, f'target="{meta["target"]}"')
         names: list[str] = meta.get("owners", [])
         owners = _array(data / "owners.npy") if names else None
         if of_text:
@@ -182,7 +208,7 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
         meta = _meta(data)
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
-        if meta["kind"] == "table":
+        if meta["kind"] == "table" or meta.get("target"):
             tables.check_classes(path, meta["classes"], meta["declared"])
         return [name], [np.arange(len(_array(data / "labels.npy")))]
 
@@ -196,13 +222,14 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
 def _data_folder(settings: DataSettings, source: str, client_column: str) -> Path:
     """The folder with the samples of this source, as arrays."""
     root = _cache_root(settings.cache_dir)
-    columns = Columns(settings.feature_column, settings.label_column, client_column)
+    columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
+    named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise _unwritable(root, error) from error
-    data = _build(root / f"data-{_key(content, asdict(columns))}", lambda folder: decode(source, columns, folder))
+    data = _build(root / f"data-{_key(content, named)}", lambda folder: decode(source, columns, folder))
     if _meta(data)["kind"] != "text":
         return data
     length, vocabulary = settings.sequence_length, settings.vocabulary
@@ -235,7 +262,13 @@ def _split(settings: DataSettings, data: Path, part: Indices, name: str) -> dict
     if _meta(data)["kind"] == "text":
         return split_in_order(part, settings.fractions, name)
     rng = stream(settings.partitioning.seed, "split", client=name)
-    return split(part, _array(data / "labels.npy"), settings.fractions, rng, name)
+    return split(part, _classes(data), settings.fractions, rng, name)
+
+
+def _classes(data: Path) -> Indices:
+    """The class of each sample; the same for all where there are no classes."""
+    labels: Indices = _array(data / "labels.npy")
+    return np.zeros(len(labels), dtype=np.int64) if _meta(data).get("target") else labels
 
 
 def _build(folder: Path, fill: Callable[[Path], None]) -> Path:

@@ -23,11 +23,15 @@ _NUMBER = re.compile(r"u?int\d+|float\d+|bool|null|ClassLabel")  # null: a colum
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns asked for by name; empty: found by their type (client: none). `feature` may name several."""
+    """The columns asked for by name; empty: found by their type (client: none). `feature` may name several.
+
+    So may `label`, where `target` is value or multi-label.
+    """
 
     feature: str = ""
     label: str = ""
     client: str = ""
+    target: str = "auto"
 
 
 def kind_of_column(feature: Any) -> str:
@@ -82,7 +86,7 @@ def table_columns(data: datasets.Dataset, columns: Columns) -> list[str]:
     Raises:
         UserError: one of them isn't there, is there twice, holds no numbers, or is the client column.
     """
-    names = [columns.feature] if columns.feature in data.features else columns.feature.split()
+    names = several(data, columns.feature)
     if len(names) == 1 and (names[0] not in data.features or kind_of_column(data.features[names[0]]) in ALONE):
         return []
     for number, name in enumerate(names):
@@ -94,6 +98,17 @@ def table_columns(data: datasets.Dataset, columns: Columns) -> list[str]:
             raise UserError(f"feature-column names '{name}', which is the client-column: it is the same in all rows.")
         _check_number(name, kind_of_column(data.features[name]))
     return names
+
+
+def several(data: datasets.Dataset, setting: str) -> list[str]:
+    """The columns that a setting names, with blanks between; a name with blanks of its own is one column."""
+    return [setting] if setting in data.features else setting.split()
+
+
+def is_number(data: datasets.Dataset, column: str) -> bool:
+    """Whether a column holds numbers: integers, floats, truth values."""
+    kind = kind_of_column(data.features[column])
+    return bool(_NUMBER.fullmatch(kind)) and kind not in ("null", "ClassLabel")
 
 
 def _check_number(name: str, kind: str) -> None:

@@ -92,11 +92,8 @@ def partition(
     if how.partitioner not in (*_BY_LABEL, *_BY_OWNER):
         known = ", ".join((*_BY_LABEL, *_BY_OWNER))
         raise UserError(f"partitioner is '{how.partitioner}', but must be one of {known}.")
-    if ordered and how.partitioner not in _WITHOUT_LABELS:
-        raise UserError(
-            f"partitioner is '{how.partitioner}', which deals by class labels, but a text has none; use "
-            f"{' or '.join(_WITHOUT_LABELS)}."
-        )
+    if ordered:
+        check_classless(how, "a text")
     if clients < 1 or len(labels) < 2 * clients:
         raise UserError(
             f"{len(labels)} samples cannot be dealt to {clients} clients, at least 2 each; use fewer clients."
@@ -122,6 +119,23 @@ def partition(
     assert len(parts) == clients
     assert len(np.unique(everyone)) == len(everyone), "a sample is held by two clients"
     return parts
+
+
+def check_classless(how: Partitioning, what: str) -> None:
+    """Refuse partitioners that deal by class, for data without classes.
+
+    Args:
+        how: the partitioner.
+        what: the data, in words.
+
+    Raises:
+        UserError: the partitioner deals by class.
+    """
+    if how.partitioner in PARTITIONERS and how.partitioner not in _WITHOUT_LABELS:
+        raise UserError(
+            f"partitioner is '{how.partitioner}', which deals by class labels, but {what} has none; use "
+            f"{' or '.join(_WITHOUT_LABELS)}."
+        )
 
 
 def split(

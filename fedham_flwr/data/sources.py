@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data import targets
 from fedham_flwr.data.columns import (
     Columns,
     codes_of,
@@ -157,6 +158,8 @@ def _decode_digits(columns: Columns, folder: Path) -> None:
             raise UserError(f"{setting}-column is '{wanted}', but the digits have only the columns image and label.")
     if columns.client:
         raise UserError(f"client-column is '{columns.client}', but the digits have only the columns image and label.")
+    if columns.target not in ("auto", "class"):
+        raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
     digits = load_digits()
     np.save(folder / "features.npy", np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None])
     np.save(folder / "labels.npy", digits.target.astype(np.int64))
@@ -244,30 +247,43 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
 
 
 def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
-    meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
+    targets.check(columns, "images")
+    if columns.target in targets.CLASSLESS:
+        meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
+    else:
+        meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
     images.decode(data, feature, folder / "features.npy")
     return meta | {"kind": "image"}
 
 
 def _decode_table(data: datasets.Dataset, table: Sequence[str], columns: Columns, folder: Path) -> dict[str, Any]:
-    label = find_label_of_table(data, columns, table)
-    meta = _decode_labels(data, label, columns, folder)
+    targets.check(columns, "a table")
+    if columns.target in targets.CLASSLESS:
+        meta = targets.decode(data, columns, table, folder) | _write_owners(data, columns, folder)
+    else:
+        label = find_label_of_table(data, columns, table)
+        meta = _decode_labels(data, label, columns, folder)
+        meta["declared"] = kind_of_column(data.features[label]) == "ClassLabel"
     decoded = tables.decode(data, table, folder / "features.npy")
-    declared = kind_of_column(data.features[label]) == "ClassLabel"
-    return meta | {"kind": "table", "columns": [asdict(column) for column in decoded], "declared": declared}
+    return meta | {"kind": "table", "columns": [asdict(column) for column in decoded]}
 
 
 def _decode_labels(data: datasets.Dataset, label: str, columns: Columns, folder: Path) -> dict[str, Any]:
     """Write whose each row is and its class; the meta data that go with them."""
     labels, classes = label_codes(data, label)
-    owners, names = _owners(data, columns.client)
     np.save(folder / "labels.npy", labels)
+    return {"classes": classes} | _write_owners(data, columns, folder)
+
+
+def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:
+    owners, names = _owners(data, columns.client)
     if owners is not None:
         np.save(folder / "owners.npy", owners)
-    return {"classes": classes} | names
+    return dict(names)
 
 
 def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
+    targets.check(columns, "texts")
     if columns.label:
         raise UserError(
             f"label-column is '{columns.label}', but of the texts in '{feature}' the next character is predicted, "

@@ -39,6 +39,7 @@ from torch import Tensor
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.threads import one_thread
 from fedham_flwr.federation.wire import Upload
+from fedham_flwr.training.metrics import known
 
 MOST_EXAMPLES = 2**53
 """No data set has more samples, and a float64, in which shares are computed, holds every whole number up to here."""
@@ -64,11 +65,10 @@ def check_report(upload: Upload) -> None:
         what = f"the score {row.metric} on {row.split} is {row.value}"
         if not math.isfinite(row.value):
             raise ValueError(what)
-        least, most = {"accuracy": (0.0, 1.0), "loss": (0.0, math.inf), "perplexity": (1.0, math.inf)}.get(
-            row.metric, (-math.inf, math.inf)
-        )
+        least, most = known(row.metric).least, known(row.metric).most
         if not least - ROUNDING <= row.value <= most + ROUNDING:
-            raise ValueError(f"{what}, wanted {f'{least:g} to {most:g}' if most < math.inf else f'at least {least:g}'}")
+            wanted = f"{least:g} to {most:g}" if most < math.inf else f"at least {least:g}"
+            raise ValueError(f"{what}, wanted {wanted if least > -math.inf else f'at most {most:g}'}")
         if not 1 <= row.n <= MOST_EXAMPLES:
             raise ValueError(f"the sample count of {row.split} is {row.n}, wanted 1 to {MOST_EXAMPLES}")
     for purpose, seconds in upload.seconds.items():

@@ -12,7 +12,6 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,8 +26,11 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
 from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
-from fedham_flwr.state.store import ClientState, StateLostError, StateNotFoundError
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Samples, Scores, Trainer
+from fedham_flwr.state.memory import Memory
+from fedham_flwr.state.store import ClientState
+from fedham_flwr.training.local import Samples
+from fedham_flwr.training.metrics import Scores
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Trainer
 
 log = logging.getLogger("fedham_flwr")
 
@@ -72,7 +74,7 @@ class RoundClient:
         metrics: scores and seconds so far.
         extras: tensors of the method's own that are sent with the reply.
         recalled: the model to start from has something that the client kept.
-        restarted: the client has trained before, and what it had learned for itself was lost and starts again.
+        kept: what the client remembers.
     """
 
     own: Any
@@ -84,7 +86,7 @@ class RoundClient:
         self.split = job.method.split(job.trainer.manifest, self.own)
         self.metrics: dict[str, bool | bytes | float | int | str] = {}
         self.extras: Params = {}
-        self.restarted = False
+        self.kept = Memory(job.state, job.client, job.download.has_trained, self.settings.lost_state)
         self._loaded: Params | None = None  # the model that the trainer holds
         self.recalled = False
 
@@ -140,9 +142,9 @@ class RoundClient:
         Args:
             model: all tensors to start from.
             only: names of the parameters to train, by whole layer groups; by default all.
-            epochs: by default those of the settings.
+            epochs: by default those of the settings, or their steps.
             steps: by default as many as the epochs make. A novel client takes `novel-steps` steps in any case.
-            learning_rate: by default that of the settings.
+            learning_rate: by default that of the settings in this round.
             loss: a method's own, of the model, inputs and targets; by default that of the task.
             gradient_term: a method's own term of the gradient, see `training.trainer.GradientTerm`.
             samples: in place of the client's data.
@@ -156,19 +158,21 @@ class RoundClient:
             UserError: training diverged.
         """
         job = self.job
+        if epochs is not None and steps is None:
+            steps = 0  # the epochs that are given go before the steps of the settings
         given: dict[str, Any] = {"local_epochs": epochs, "steps": steps, "learning_rate": learning_rate}
         if job.stage in (MEET, ADAPT):
             given["steps"] = self.settings.novel_steps
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
-        training = self.settings.local_training()
+        training = self.settings.local_training(job.download.round)
         training = dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None})
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
         with self.clock("train"):
             self.load(model)
             self._loaded = None
             job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only)
-        self._loaded = read_checked(job.trainer)
+        self._loaded = job.trainer.read_checked()
         return self._loaded
 
     def outcome(self, after: Params) -> Outcome:
@@ -188,59 +192,40 @@ class RoundClient:
             A tensor for each parameter, on the model's device; valid until the next step.
         """
         self.load(model)
-        return self.job.trainer.gradient(samples, "train", count, generator)
+        loss = self.settings.local_training(self.job.download.round).loss
+        return self.job.trainer.gradient(samples, "train", count, generator, loss)
 
     def score(self, model: Params, split: str) -> Scores:
         """The scores of a model on one of the client's splits, with the method's predictor."""
         with self.clock("evaluate"):
             self.load(model)
-            return self.job.trainer.evaluate(self.job.data, split, self.predictor())
+            measured = self.settings.measured(self.job.data.target, self.job.download.classes)
+            return self.job.trainer.evaluate(self.job.data, split, self.predictor(), measured)
 
     def on_device(self, model: Params) -> Params:
         """A model's parameters where the trainer computes, as a gradient term needs them."""
         return {name: model[name].to(self.job.trainer.device) for name in self.job.trainer.parameter_names}
 
     def recall(self, names: Sequence[str], first: Mapping[str, torch.Tensor] | None = None) -> Params:
-        """Tensors that the client kept; one that has never trained has the first ones.
+        """Tensors that the client kept; one that has never trained has the first ones. See `state.memory.Memory`.
 
         Args:
             names: of tensors of the model, or of the method's own.
             first: what a client starts with; by default the model's first tensors.
-
-        Raises:
-            UserError: what a client that has trained had learned for itself is lost, and `lost-state` is refuse.
-            StateLostError: shared tensors are lost; the server has them and sends them when it hears of it.
         """
         first = self.job.trainer.initial if first is None else first
-        if not names:
-            return {}
-        self.recalled = True
-        try:
-            kept = self.job.state.load()
-        except StateNotFoundError as error:
-            return self._without(names, error, first)
-        if missing := [name for name in names if name not in kept]:
-            what = f"client {self.job.client} has not kept {', '.join(missing)}"
-            kept |= self._without(missing, StateNotFoundError(what), first)
-        return {name: kept[name] for name in names}
-
-    @cached_property
-    def memory(self) -> Params:
-        """All that was kept; nothing before the first round."""
-        try:
-            return self.job.state.load()
-        except StateNotFoundError:
-            return {}
-
-    @property
-    def has_learned(self) -> bool:
-        """Whether this client must have kept something, so that it is lost if nothing is there."""
-        return self.job.download.has_trained or self.job.state.was_set_aside()
+        self.recalled = self.recalled or bool(names)
+        return self.kept.recall(names, first, self.split.shared, self.job.trainer.manifest.buffers)
 
     @property
     def received_names(self) -> tuple[str, ...]:
         """Names of the shared tensors that came, in the model's order."""
         return tuple(name for name in self.split.shared if name in self.job.download.params)
+
+    @property
+    def trains(self) -> bool:
+        """Whether what training makes of the model is sent and kept, and not only scored."""
+        return self.job.stage is TRAIN
 
     @property
     def examples(self) -> int:
@@ -271,40 +256,3 @@ class RoundClient:
         if model is not self._loaded:
             self.job.trainer.load(model)
             self._loaded = model
-
-    def _without(self, names: Sequence[str], error: StateNotFoundError, first: Mapping[str, torch.Tensor]) -> Params:
-        """What a client starts with that has not kept these tensors."""
-        if self.has_learned:
-            lost = f"{error}, though it has trained in this training"
-            if set(names) & set(self.split.shared):
-                raise StateLostError(lost) from error
-            if set(names) <= set(self.job.trainer.manifest.buffers):
-                log.warning("%s: its running statistics start again", lost)  # training mends them
-            elif self.settings.lost_state == "refuse":
-                raise UserError(f"{lost}: what it had learned is lost ({_few(names)}); {error.ways}") from error
-            else:
-                log.warning(
-                    "%s: what it had learned is lost (%s), and it starts again from the first tensors",
-                    lost,
-                    _few(names),
-                )
-            self.restarted = True
-        return {name: first[name] for name in names}
-
-
-def read_checked(trainer: Trainer) -> Params:
-    """All tensors of a trained model.
-
-    Raises:
-        UserError: a tensor is not finite; nothing of it may be kept or sent.
-    """
-    model = trainer.read(trainer.manifest.names())
-    for name, tensor in model.items():
-        if not parameters.all_finite(tensor):
-            raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
-    return model
-
-
-def _few(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + rest

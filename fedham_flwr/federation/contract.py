@@ -1,8 +1,6 @@
-"""The contract of a method: what its two halves are asked, and the values that pass between them and the rounds.
+"""The contract of a method: the values that pass between its halves and the rounds, and what it may answer.
 
-The server half (`rounds.RoundStrategy`) plans what each client starts from and merges what comes back. The client half
-(`client.RoundClient`) puts its starting model together and trains it. A method that needs more answers one of the
-protocols below.
+`rounds.RoundStrategy` and `client.RoundClient` say what each half is asked.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,9 +14,6 @@ from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.models import export
-
-MOST_NATS = 700.0
-"""A mean loss beyond this has no perplexity that a float could hold."""
 
 
 class FlowerClient(NumPyClient):
@@ -144,22 +140,17 @@ class FlowerClient(NumPyClient):
         self._export("after", asked)
 
     def _score(self, model: str, phase: str) -> None:
-        data = self._job.data
-        with self.half.clock("evaluate"):
-            predictor = self.half.predictor()
+        data, half = self._job.data, self.half
+        measured = half.settings.measured(data.target, self._job.download.classes)
+        with half.clock("evaluate"):
+            predictor = half.predictor()
         for split in ("validation", "test"):
             if not len(data.splits[split]):
                 continue
-            with self.half.clock("evaluate"):
-                scores = self._job.trainer.evaluate(data, split, predictor)
-            key = f"{split}/{model}/{phase}"
-            self.half.metrics |= {
-                f"{key}/accuracy": scores.accuracy,
-                f"{key}/loss": scores.loss,
-                f"n/{split}": scores.n,
-            }
-            if data.kind == "text":
-                self.half.metrics[f"{key}/perplexity"] = math.exp(min(scores.loss, MOST_NATS))
+            with half.clock("evaluate"):
+                scores = self._job.trainer.evaluate(data, split, predictor, measured)
+            half.metrics |= {f"{split}/{model}/{phase}/{name}": value for name, value in scores.values.items()}
+            half.metrics[f"n/{split}"] = scores.n
 
     def _export(self, phase: str, asked: bool = False) -> None:
         download, job = self._job.download, self._job

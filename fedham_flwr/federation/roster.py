@@ -189,13 +189,15 @@ def read_reply(reply: Message) -> RecordDict:
 
 
 def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
-    """The shape of a sample that all clients share, as `batches` has it, and the number of classes.
+    """The shape of a sample that all clients share, as `batches` has it, and the number of outputs.
 
     Raises:
-        UserError: two clients have samples of different shapes, or mean different things by a class or a column.
+        UserError: two clients have samples of different shapes, learn something else, or mean different things by a
+            class or a column.
     """
     first = profiles[0]
     for other in profiles:
+        _agree_on_target(first, other)
         _agree_on_meanings(first, other)
         if other.shape != first.shape:
             raise UserError(
@@ -204,6 +206,20 @@ def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
                 "(2, columns) of tables"
             )
     return first.shape, max(profile.classes for profile in profiles)
+
+
+def _agree_on_target(first: wire.Profile, other: wire.Profile) -> None:
+    """The same target, and of labels and values equally many."""
+    if other.target != first.target:
+        raise UserError(
+            f"client {first.client} has {first.target} targets and client {other.client} has {other.target} targets: "
+            "all clients must learn the same"
+        )
+    if first.target in ("multi-label", "value") and other.classes != first.classes:
+        raise UserError(
+            f"client {first.client} has {first.classes} {first.target} targets a sample and client {other.client} has "
+            f"{other.classes}: all clients must learn the same"
+        )
 
 
 def _agree_on_meanings(first: wire.Profile, other: wire.Profile) -> None:

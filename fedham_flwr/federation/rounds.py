@@ -7,13 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import LayerGroup, Params
+from fedham_flwr.core.methods import describe_split
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
 from fedham_flwr.federation.exchange import Exchange
@@ -101,12 +101,7 @@ class RoundStrategy(Strategy, ABC):
 
     def describe(self) -> str:
         """What is shared and what is personal, in layer groups and scalars: one sentence."""
-        parts = []
-        for what, chosen in (("shared", set(self.split.shared)), ("personal", set(self.split.personal))):
-            groups = [_part(group, chosen) for group in self.manifest.groups if chosen & set(group.names)]
-            scalars = sum(torch.Size(self.manifest.shapes[name]).numel() for name in chosen)
-            parts.append(f"{what}: {', '.join(groups) or 'nothing'}" + (f" ({scalars:,} scalars)" if scalars else ""))
-        return f"{self.settings.strategy}  {'; '.join(parts)}"
+        return f"{self.settings.strategy}  {describe_split(self.manifest, self.split)}"
 
     # ---- the rounds ------------------------------------------------------------------------------------------------
 
@@ -119,9 +114,9 @@ class RoundStrategy(Strategy, ABC):
         Raises:
             UserError: too few clients, or too few good replies in a round.
         """
-        nothing, closing = ArrayRecord(), self.rounds + 1
+        closing = self.rounds + 1
         for number in range(self.progress.done + 1, closing):
-            self._merge(number, self._exchange.ask(grid, self.configure_train(number, nothing, ConfigRecord(), grid)))
+            self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             if number % self.settings.evaluate_every == 0:
                 self._evaluate(grid, number)
             self.progress.done = number
@@ -146,7 +141,7 @@ class RoundStrategy(Strategy, ABC):
         self._exchange_with(grid, ADAPTED, number, clients)
 
     def _evaluate(self, grid: Grid, number: int) -> None:
-        if messages := list(self.configure_evaluate(number, ArrayRecord(), ConfigRecord(), grid)):
+        if messages := list(self.configure_evaluate(number, None, None, grid)):
             self.aggregate_evaluate(number, self._exchange.ask(grid, messages))
 
     def _checkpoint(self) -> None:
@@ -201,15 +196,8 @@ class RoundStrategy(Strategy, ABC):
 
     # ---- Flower's Strategy -----------------------------------------------------------------------------------------
 
-    def start(
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        *_: object,
-        **__: object,
-    ) -> Result:
-        """Flower's entry point: `run`, for as many rounds as are given here or in the settings.
+    def start(self, grid: Grid, initial_arrays: Any = None, num_rounds: int = 0, *_: Any, **__: Any) -> Result:
+        """Flower's entry point: `run`, for as many rounds as are given here or, if 0, in the settings.
 
         Args:
             grid: the way to the clients.
@@ -219,14 +207,11 @@ class RoundStrategy(Strategy, ABC):
         Returns:
             The server's state as arrays. The scores are with the recorder.
         """
-        if num_rounds is not None:
-            self.rounds = num_rounds
+        self.rounds = num_rounds or self.rounds
         self.run(grid)
         return Result(arrays=wire.tensors_record(self.state_dict()))
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
         """A train message for each client of the round's cohort. `arrays` and `config` are not used.
 
         Raises:
@@ -241,9 +226,7 @@ class RoundStrategy(Strategy, ABC):
             )
         return self._messages(grid, TRAIN, server_round, chosen)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, None]:
         """Check the replies, merge those that pass, and record all. Returns the server's state.
 
         Raises:
@@ -252,31 +235,17 @@ class RoundStrategy(Strategy, ABC):
         self._merge(server_round, replies)
         return wire.tensors_record(self.state_dict()), None
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
+    def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
         """An evaluate message for each client that the round has not scored yet: all of them after the last round."""
         everyone = self._present(grid)
         scored = set() if server_round > self.rounds else set(self._exchange.sent.clients)
         absent = tuple(client for client in everyone if client not in scored)
         return self._messages(grid, EVALUATE, server_round, absent)
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Check and record the scores.
-
-        Raises:
-            UserError: fewer good replies than `min-replies`.
-        """
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
+        """Check and record the scores."""
         self._receive(replies)
-        return None
 
     def summary(self) -> None:
         """Log what is shared and what is personal."""
         log.info("%s", self.describe())
-
-
-def _part(group: LayerGroup, chosen: set[str]) -> str:
-    """A layer group's name, and what of it is meant if it is not all of it."""
-    if chosen >= set(group.names):
-        return group.name
-    return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"

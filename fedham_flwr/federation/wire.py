@@ -1,7 +1,6 @@
 """What crosses the network: Download, Upload and Profile, to and from Flower's RecordDict.
 
-The only file that knows the keys of the records. Every message gets records of its own: Flower shares a RecordDict by
-reference, so one that served two clients would show each what was meant for the other.
+Only this file knows the keys. Every message gets records of its own, since Flower shares a RecordDict by reference.
 """
 
 from __future__ import annotations
@@ -9,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
+from fedham_flwr.data.batches import Target
 
 TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
 EXTRAS, FACTS = "extras", "facts"
@@ -62,7 +63,7 @@ class Download:
         round: number of the round, from 1; the closing evaluation has the number after the last round.
         params: the shared tensors the client starts from; without those that it starts from its own of.
         shape: of one sample, the same for every client: (channels, height, width) of an image, (T,) of a text.
-        classes: number of classes, the same for every client.
+        classes: number of classes, the same for every client; of labels or values where these are learned.
         has_trained: the server has merged an upload of this client, so its personal state must be there.
         closing: this is the evaluation after the last round.
         export: folder for the client's personal model; empty for none.
@@ -118,12 +119,14 @@ class Profile:
     Attributes:
         client: its id.
         partitions: number of clients of the simulation it is part of, 0 on a real node.
-        shape: of one sample: (channels, height, width) of an image, (T,) of a text.
-        classes: number of classes.
+        shape: of one sample: (channels, height, width) of an image, (T,) of a text, any of an array.
+        classes: number of classes; of labels or values where these are learned.
         counts: samples of each split.
-        labels: how often each class is a target in training: once per sample, or T times in a text.
+        labels: how often each class is a target in training: once per sample, or T times in a text; none where there
+            are no classes.
         name: of its data, such as the owner's in a natural partitioning.
         meanings: names of the classes, in their order; of a table, and then of its columns.
+        target: what is learned: class, multi-label, value or next-token.
     """
 
     client: str
@@ -134,6 +137,7 @@ class Profile:
     labels: tuple[int, ...]
     name: str = ""
     meanings: tuple[tuple[str, ...], ...] = ()
+    target: Target = "class"
 
 
 class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process
@@ -296,23 +300,21 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
 
 def write_profile(profile: Profile) -> RecordDict:
     """A client's answer to the query."""
-    return RecordDict(
+    given = ConfigRecord(
         {
-            SENDER: ConfigRecord(
-                {
-                    "client-id": profile.client,
-                    "partitions": profile.partitions,
-                    "shape": list(profile.shape),
-                    "classes": profile.classes,
-                    "splits": list(profile.counts),
-                    "counts": list(profile.counts.values()),
-                    "labels": list(profile.labels),
-                    "name": profile.name,
-                    "meanings": json.dumps(profile.meanings),
-                }
-            )
+            "client-id": profile.client,
+            "partitions": profile.partitions,
+            "shape": list(profile.shape),
+            "classes": profile.classes,
+            "splits": list(profile.counts),
+            "counts": list(profile.counts.values()),
+            "labels": list(profile.labels),
+            "name": profile.name,
+            "meanings": json.dumps(profile.meanings),
+            "target": profile.target,
         }
     )
+    return RecordDict({SENDER: given})
 
 
 def read_profile(content: RecordDict) -> Profile:
@@ -337,9 +339,11 @@ def read_profile(content: RecordDict) -> Profile:
         labels=_ints(given["labels"]),
         name=str(given["name"]),
         meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
+        target=_target(given["target"]),
     )
+    counted = len(profile.labels) == (profile.classes if profile.target in ("class", "next-token") else 0)
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)
-    if len(profile.shape) not in (1, 2, 3) or len(profile.labels) != profile.classes or min(numbers) < 0:
+    if len(profile.shape) not in (1, 2, 3, 4) or not counted or min(numbers) < 0:
         raise ValueError(f"this is not the description of a data set: {profile}")
     return profile
 
@@ -369,6 +373,13 @@ def _extras(content: RecordDict) -> Extras:
 
 def _failure(given: ConfigRecord) -> ClientFailure:
     return ClientFailure(str(given["error"]), bool(given["simulated"]), bool(given.get("lost", False)))
+
+
+def _target(value: object) -> Target:
+    for target in get_args(Target):
+        if value == target:
+            return target  # type: ignore[no-any-return]
+    raise ValueError(f"{value!r} is no target")
 
 
 def _int(value: object) -> int:

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, relu
-from torch.optim.sgd import sgd
 
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params, finite_rows
+from fedham_flwr.training.optim import momentum_step
 
 log = logging.getLogger("fedham_flwr")
 
@@ -114,10 +114,9 @@ class Hypernetworks:
             slopes = torch.autograd.grad(surrogate, mine)
             momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
             with torch.no_grad():
-                sgd(
-                    mine, list(slopes), momenta, weight_decay=0.0, momentum=how.hypernetwork_momentum,
-                    lr=how.hypernetwork_learning_rate, dampening=0.0, nesterov=False, maximize=False,
-                )  # fmt: skip
+                momentum_step(
+                    mine, slopes, momenta, rate=how.hypernetwork_learning_rate, momentum=how.hypernetwork_momentum
+                )
                 seen = [logits(dict(zip(names, mine, strict=True))), *mine, *(v for v in momenta if v is not None)]
                 good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
                 diverged += int((~good).sum())

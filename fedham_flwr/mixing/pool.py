@@ -1,4 +1,4 @@
-"""The pool of the clients' last models, for methods that mix each client's start from it."""
+"""The pool of the clients' last models, from which methods mix each client's start."""
 
 from __future__ import annotations
 
@@ -112,11 +112,7 @@ class Pool:
         return {**self.bank.state_dict(), "ready": self.ready, "learned": self.learned}
 
     def load(self, state: Mapping[str, Tensor], own: Params) -> None:
-        """Copy a server's state into its live tensors, of which the pool's are a part.
-
-        Args:
-            state: to continue from.
-            own: the live tensors.
+        """Copy a server's state into its live tensors `own`, of which the pool's are a part.
 
         Raises:
             ValueError: it is not of this model and these settings, or a model in it is not finite.

@@ -26,8 +26,8 @@ from fedham_flwr.models.transformer import Transformer
 from fedham_flwr.models.vit import ViT, ViTSettings
 
 MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer | MLP]] = {
-    "cnn": CNN,
     "digits-cnn": DigitsCNN,
+    "cnn": CNN,
     "lenet": LeNet,
     "lenet-bn": LeNetBN,
     "transfer-cnn": TransferCNN,

@@ -24,18 +24,19 @@ from fedham_flwr.reporting.summary import digest, final, selected
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.settings import Settings
+from fedham_flwr.training.metrics import ACCURACY, Metric, selection
 
 log = logging.getLogger("fedham_flwr")
 
 
 def describe(profile: wire.Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
+    classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
     return {
         "client": profile.client,
         "name": profile.name,
         **profile.counts,
-        "classes": sum(n > 0 for n in profile.labels),
-        "train-labels": list(profile.labels),
+        **(classes if profile.labels else {}),
     }
 
 
@@ -54,6 +55,8 @@ class Journal:
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
+    _measured: tuple[Metric, ...] = (ACCURACY,)
+    _headline: Metric = ACCURACY
     _strategy: RoundStrategy | None = None
     _model: str = ""
     _validated: set[str] = field(default_factory=set)
@@ -61,6 +64,17 @@ class Journal:
     _records: list[RoundRecord] = field(default_factory=list)
     _progress: report.Progress | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
+
+    def measures(self, measured: tuple[Metric, ...]) -> None:
+        """The clients will measure this.
+
+        Args:
+            measured: the run's metrics.
+
+        Raises:
+            UserError: the setting `selection-metric` names none of them.
+        """
+        self._measured, self._headline = measured, selection(self.settings.selection_metric, measured)
 
     def started(self, strategy: RoundStrategy, model: str) -> None:
         """The clients are there and the first round can begin.
@@ -76,7 +90,9 @@ class Journal:
     def __enter__(self) -> Journal:
         """Show the progress."""
         rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
-        self._progress = self._stack.enter_context(report.Progress(rounds, self.settings.strategy))
+        self._progress = self._stack.enter_context(
+            report.Progress(rounds, self.settings.strategy, metric=self._headline)
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -103,7 +119,7 @@ class Journal:
         self._progress.failed(record.failures)
         if record.kind not in ("train", "personal"):
             return
-        values = report.line_values(rows, len(record.cohort), record.replies, _waited(record))
+        values = report.line_values(rows, len(record.cohort), record.replies, _waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
         else:
@@ -171,7 +187,7 @@ class Journal:
             self._draw(rows)
         except OSError as reason:
             raise self._unwritable(reason) from reason
-        report.final_table({"final": final(rows), "selected": selected(rows, self._validated)})
+        report.final_table(self._statistics(rows), metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
         report.last_line(self.directory.path)
@@ -196,11 +212,16 @@ class Journal:
 
     def _draw(self, rows: Sequence[Row]) -> None:
         path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
-        learning_curves(rows, path / "learning-curves.png", *what)
-        client_bars(rows, path / "clients.png", *what)
+        learning_curves(rows, path / "learning-curves.png", *what, self._headline)
+        client_bars(rows, path / "clients.png", *what, self._headline)
         if weights := read_weights(path):
             heat_maps(latest(weights), path / "mixing-weights.png", *what)
             self_weight_curves(weights, path / "self-weights.png", *what)
+
+    def _statistics(self, rows: Sequence[Row]) -> dict[str, list[dict[str, float | int | str]]]:
+        """Of the last round, and of the one that validation chooses."""
+        chosen = selected(rows, self._validated, self._headline, self._measured)
+        return {"final": final(rows, self._measured), "selected": chosen}
 
     def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
         now = time.perf_counter()
@@ -219,8 +240,8 @@ class Journal:
             "num-rounds": len(rounds),
             "resumed-from": list(self.resumed),
             "failures": sum(len(record.failures) for record in self._records),
-            "final": final(rows),
-            "selected": selected(rows, self._validated),
+            "selection-metric": self._headline.name,
+            **self._statistics(rows),
             "seconds": {
                 "start-up": (self._ready or now) - self.began,
                 "per-round": sum(rounds) / len(rounds) if rounds else None,

@@ -1,4 +1,4 @@
-"""Two pictures of a run: how the accuracy grew, and what each client ended with.
+"""Two pictures of a run: how a metric changed from round to round, and what each client ended with.
 
 Both read rows (`results.Row`) only, so that they can be drawn again from a run directory. A series is a
 (model, phase); it has the same colour in both pictures. Novel clients, which are scored once, are in neither.
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedham_flwr.core.records import MEMBER, Row
+from fedham_flwr.training.metrics import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,8 +31,10 @@ _VERTICAL, _LABELLED = 30, 60  # most clients as upright bars; most as bars with
 _SPACE = 0.8  # of the distance between two clients, taken by their bars
 
 
-def learning_curves(rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "") -> Path | None:
-    """Draw test accuracy over rounds as a PNG: the mean over clients, and the band of the middle 80 % of them.
+def learning_curves(
+    rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "", metric: Metric = ACCURACY
+) -> Path | None:
+    """Draw a metric on the test split over rounds as a PNG: mean over clients, and the band of the middle 80 % of them.
 
     A round in which only some clients were evaluated shows these.
 
@@ -40,31 +43,35 @@ def learning_curves(rows: Sequence[Row], path: Path, strategy: str = "", dataset
         path: The PNG to write.
         strategy: For the title.
         dataset: For the title.
+        metric: That is drawn; accuracy by default.
 
     Returns:
-        `path`, or None when `rows` hold no test accuracy and nothing was written.
+        `path`, or None when `rows` hold no test score of it and nothing was written.
     """
     from matplotlib.ticker import MaxNLocator
 
-    table = _accuracies(rows)
+    table = _scores(rows, metric)
     if not table:
         return None
     figure, axes = new_figure((10.0, 5.6))
     for series in _ordered(table):
         _draw_curve(axes, series, table[series])
     axes.set_xlabel("round")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(f"test {metric.name}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len({number for rounds in table.values() for number in rounds}) == 1:
         axes.set_xlim(axes.get_xlim()[0] - 0.5, axes.get_xlim()[1] + 0.5)
     low, high = axes.get_ylim()
-    axes.set_ylim(max(low, -0.02), min(high, 1.02))
+    margin = 0.02 if metric.bounded else 0.02 * (high - low)
+    axes.set_ylim(max(low, metric.least - margin), min(high, metric.most + margin))
     note = "line: mean over clients; band: 10th to 90th percentile"
     return finish_figure(figure, axes, path, _title(table, strategy, dataset), note)
 
 
-def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "") -> Path | None:
-    """Draw each client's test accuracy in the last measured round as a PNG, sorted by the personal model's.
+def client_bars(
+    rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "", metric: Metric = ACCURACY
+) -> Path | None:
+    """Draw each client's test score in the last measured round as a PNG, from the personal model's best to its worst.
 
     Up to 60 clients are bars with their names (lying when more than 30), more are sorted curves.
 
@@ -73,33 +80,34 @@ def client_bars(rows: Sequence[Row], path: Path, strategy: str = "", dataset: st
         path: The PNG to write.
         strategy: For the title.
         dataset: For the title.
+        metric: That is drawn; accuracy by default.
 
     Returns:
-        `path`, or None when `rows` hold no test accuracy and nothing was written.
+        `path`, or None when `rows` hold no test score of it and nothing was written.
     """
-    measured = _accuracies(rows)
+    measured = _scores(rows, metric)
     if not measured:
         return None
     last = max(number for rounds in measured.values() for number in rounds)
     table = {series: rounds[last] for series, rounds in measured.items() if last in rounds}
-    clients = _sorted_clients(table)
+    clients = _sorted_clients(table, metric)
     lying = _VERTICAL < len(clients) <= _LABELLED
     figure, axes = new_figure((10.0, 2.2 + 0.22 * len(clients)) if lying else (10.0, 5.6))
     if len(clients) > _LABELLED:
-        _draw_sorted(axes, table, clients)
+        _draw_sorted(axes, table, clients, metric)
         note = "each series sorted by itself; level line and number: mean over clients"
     else:
-        _draw_bars(axes, table, clients, lying)
+        _draw_bars(axes, table, clients, lying, metric)
         note = "dashed line and number: mean over clients"
     title = _title({key: {last: values} for key, values in table.items()}, strategy, dataset)
     return finish_figure(figure, axes, path, f"{title}, round {last}", note)
 
 
-def _accuracies(rows: Iterable[Row]) -> dict[Series, dict[int, dict[str, float]]]:
-    """Test accuracies of the members as series -> round -> client -> value."""
+def _scores(rows: Iterable[Row], metric: Metric) -> dict[Series, dict[int, dict[str, float]]]:
+    """Test scores of the members as series -> round -> client -> value."""
     table: dict[Series, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if (row.population, row.split, row.metric) == (MEMBER, "test", "accuracy"):
+        if (row.population, row.split, row.metric) == (MEMBER, "test", metric.name):
             table[row.model, row.phase][row.round][row.client] = row.value
     return table
 
@@ -195,14 +203,35 @@ def _draw_curve(axes: "Axes", series: Series, rounds: Mapping[int, Mapping[str, 
     axes.plot(numbers, means, color=color, ls=dashes, marker=marker, ms=size, lw=2, label=" ".join(series))
 
 
-def _sorted_clients(table: Mapping[Series, Mapping[str, float]]) -> list[str]:
+def _sorted_clients(table: Mapping[Series, Mapping[str, float]], metric: Metric = ACCURACY) -> list[str]:
     """Clients from the best to the worst in the first series of the legend; without a value there, at the end."""
     first = table[_ordered(table)[0]]
     clients = {client for values in table.values() for client in values}
-    return sorted(clients, key=lambda client: (-first.get(client, -1.0), len(client), client))
+    sign, none = -1 if metric.higher else 1, -np.inf if metric.higher else np.inf
+    return sorted(clients, key=lambda client: (sign * first.get(client, none), len(client), client))
 
 
-def _draw_bars(axes: "Axes", table: Mapping[Series, Mapping[str, float]], clients: Sequence[str], lying: bool) -> None:
+def _limits(table: Mapping[Series, Mapping[str, float]], metric: Metric) -> tuple[float, float]:
+    """Of the axis of scores: the whole range of a fraction, else from 0, where bars begin, to the farthest value."""
+    if metric.bounded:
+        return 0.0, 1.0
+    values = [value for scores in table.values() for value in scores.values()]
+    low, high = min(0.0, *values), max(0.0, *values)
+    room = 0.05 * (high - low) or 1.0
+    return low - (room if low < 0 else 0.0), high + (room if high > 0 or low == 0 else 0.0)
+
+
+def _mean_label(series: Series, mean: float, metric: Metric) -> str:
+    return f"{' '.join(series)}  {f'{mean:.3f}' if metric.bounded else f'{mean:.4g}'}"
+
+
+def _draw_bars(
+    axes: "Axes",
+    table: Mapping[Series, Mapping[str, float]],
+    clients: Sequence[str],
+    lying: bool,
+    metric: Metric,
+) -> None:
     """A group of bars per client, with the mean of each series as a dashed line across."""
     from matplotlib.patheffects import withStroke
 
@@ -214,31 +243,34 @@ def _draw_bars(axes: "Axes", table: Mapping[Series, Mapping[str, float]], client
         mean = float(np.nanmean(values))
         at = places + (index - (len(table) - 1) / 2) * width
         bars: Any = axes.barh if lying else axes.bar
-        bars(at, values, width, color=color, label=f"{' '.join(series)}  {mean:.3f}")
+        bars(at, values, width, color=color, label=_mean_label(series, mean, metric))
         line = (axes.axvline if lying else axes.axhline)(mean, color=color, ls="--", lw=1.6)
         line.set_path_effects([withStroke(linewidth=3.4, foreground="white")])  # else lost on bars of its own colour
     names = [client if len(client) <= 16 else client[:15] + "…" for client in clients]
     crowded = not lying and sum(map(len, names)) > 90
+    limits, what = _limits(table, metric), f"test {metric.name}"
     if lying:
         axes.set_yticks(places, names, parse_math=False)
-        axes.set(xlim=(0, 1), ylim=(len(clients) - 0.4, -0.6), xlabel="test accuracy", ylabel="client")
+        axes.set(xlim=limits, ylim=(len(clients) - 0.4, -0.6), xlabel=what, ylabel="client")
     else:
         axes.set_xticks(
             places, names, parse_math=False, rotation=60 if crowded else 0, ha="right" if crowded else "center"
         )
-        axes.set(ylim=(0, 1), xlim=(-0.6, len(clients) - 0.4), xlabel="client", ylabel="test accuracy")
+        axes.set(ylim=limits, xlim=(-0.6, len(clients) - 0.4), xlabel="client", ylabel=what)
     axes.grid(visible=False, axis="y" if lying else "x")
 
 
-def _draw_sorted(axes: "Axes", table: Mapping[Series, Mapping[str, float]], clients: Sequence[str]) -> None:
-    """One falling curve per series: how many clients reach which accuracy."""
+def _draw_sorted(
+    axes: "Axes", table: Mapping[Series, Mapping[str, float]], clients: Sequence[str], metric: Metric
+) -> None:
+    """One curve per series, from the best client to the worst: how many clients reach which score."""
     for series in _ordered(table):
         color, dashes, _ = _style(series)
-        values = np.sort(list(table[series].values()))[::-1]
+        values = np.sort(list(table[series].values()))[:: -1 if metric.higher else 1]
         mean = float(values.mean())
-        label = f"{' '.join(series)}  {mean:.3f}"
+        label = _mean_label(series, mean, metric)
         axes.plot(np.arange(1, len(values) + 1), values, color=color, ls=dashes, lw=2, label=label)
         axes.axhline(mean, color=color, ls="--", lw=1.0)
-    axes.set(
-        xlim=(1, len(clients)), ylim=(0, 1.02), xlabel="clients, from the best to the worst", ylabel="test accuracy"
-    )
+    low, high = (0, 1.02) if metric.bounded else _limits(table, metric)
+    what = f"test {metric.name}"
+    axes.set(xlim=(1, len(clients)), ylim=(low, high), xlabel="clients, from the best to the worst", ylabel=what)

@@ -11,13 +11,18 @@ import numpy as np
 import torch
 
 from fedham_flwr.core.records import MEMBER, Row, check_rows
+from fedham_flwr.training.metrics import ACCURACY, Metric, known
 
 
-def score(rows: Iterable[Row]) -> list[dict[str, float | int | str]]:
+def score(rows: Iterable[Row], measured: Sequence[Metric] = ()) -> list[dict[str, float | int | str]]:
     """Statistics over clients of each (round, population, model, phase, split, metric), in this order.
 
     `mean` counts every client once, `weighted-mean` every sample once; `std` is over clients (divided by their
     number); `worst-decile` is the mean of the worst tenth of the clients, rounded up to whole clients.
+
+    Args:
+        rows: Of a run.
+        measured: The run's metrics, which say of those of the user's own which values are worse.
 
     Raises:
         ValueError: A client has two values for the same thing.
@@ -25,25 +30,35 @@ def score(rows: Iterable[Row]) -> list[dict[str, float | int | str]]:
     groups: dict[tuple[int, str, str, str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         groups[row.round, row.population, row.model, row.phase, row.split, row.metric].append(row)
-    return [_score_group(groups[key]) for key in sorted(groups)]
+    return [_score_group(groups[key], measured) for key in sorted(groups)]
 
 
-def final(rows: Sequence[Row]) -> list[dict[str, float | int | str]]:
-    """Statistics of the last round in `rows`; empty without rows."""
+def final(rows: Sequence[Row], measured: Sequence[Metric] = ()) -> list[dict[str, float | int | str]]:
+    """Statistics of the last round in `rows`; empty without rows.
+
+    Args:
+        rows: As for `score`.
+        measured: As for `score`.
+    """
     last = max((row.round for row in rows), default=0)
-    return score(row for row in rows if row.round == last)
+    return score((row for row in rows if row.round == last), measured)
 
 
-def selected(rows: Sequence[Row], clients: set[str]) -> list[dict[str, float | int | str]]:
+def selected(
+    rows: Sequence[Row], clients: set[str], by: Metric = ACCURACY, measured: Sequence[Metric] = ()
+) -> list[dict[str, float | int | str]]:
     """Statistics of the round that validation chooses, for each (model, phase) of the members on its own.
 
-    The candidates are the rounds in which every one of `clients` has a validation accuracy; the highest mean over
-    the samples of these clients wins, the earliest of equals. Without a candidate it is the last round in which
+    The candidates are the rounds in which every one of `clients` has a validation score; the best mean over the
+    samples of these clients wins, the earliest of equals. Without a candidate it is the last round in which
     this (model, phase) appears, and `chosen-on` says so.
 
     Args:
         rows: The rows of a run.
-        clients: The clients that have validation samples.
+        clients: The clients that have validation samples. Those for whom the metric is not defined in any round do
+            not count.
+        by: The metric of that score, the highest or the lowest of which is the best.
+        measured: As for `score`.
     """
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
@@ -51,9 +66,10 @@ def selected(rows: Sequence[Row], clients: set[str]) -> list[dict[str, float | i
             groups[row.model, row.phase].append(row)
     entries = []
     for key in sorted(groups):
-        chosen, reason = _choose(groups[key], clients)
+        chosen, reason = _choose(groups[key], clients, by)
         entries += [
-            {**entry, "chosen-on": reason} for entry in score(row for row in groups[key] if row.round == chosen)
+            {**entry, "chosen-on": reason}
+            for entry in score((row for row in groups[key] if row.round == chosen), measured)
         ]
     return entries
 
@@ -76,26 +92,32 @@ def digest(tensors: Mapping[str, torch.Tensor], rows: Iterable[Row]) -> str:
     return sha.hexdigest()
 
 
-def _choose(rows: Sequence[Row], clients: set[str]) -> tuple[int, str]:
+def _choose(rows: Sequence[Row], clients: set[str], by: Metric) -> tuple[int, str]:
     """The round that validation prefers among `rows` of one (model, phase), and on what it was chosen."""
     measured: dict[int, list[Row]] = defaultdict(list)
+    evaluated = {row.client for row in rows if (row.split, row.metric) == ("validation", "loss")}
+    undefined = evaluated - {row.client for row in rows if (row.split, row.metric) == ("validation", by.name)}
+    clients = clients - undefined
     for row in rows:
-        if row.split == "validation" and row.metric == "accuracy" and row.client in clients:
+        if row.split == "validation" and row.metric == by.name and row.client in clients:
             measured[row.round].append(row)
     means = {
-        number: _score_group(group)["weighted-mean"] for number, group in measured.items() if len(group) == len(clients)
+        number: float(_score_group(group, [by])["weighted-mean"])
+        for number, group in measured.items()
+        if len(group) == len(clients)
     }
     if not means:
         return max(row.round for row in rows), "last round"
-    return max(means, key=lambda number: (means[number], -number)), "validation"
+    sign = 1 if by.higher else -1
+    return max(means, key=lambda number: (sign * means[number], -number)), "validation"
 
 
-def _score_group(rows: Sequence[Row]) -> dict[str, float | int | str]:
+def _score_group(rows: Sequence[Row], measured: Sequence[Metric]) -> dict[str, float | int | str]:
     """The statistics of rows that differ in client, value and n only."""
     check_rows(rows, rows[0].round)
     values = np.array([row.value for row in rows], dtype=np.float64)
     weights = np.array([row.n for row in rows], dtype=np.float64)
-    ordered = np.sort(values) if rows[0].metric == "accuracy" else np.sort(values)[::-1]
+    ordered = np.sort(values) if known(rows[0].metric, measured).higher else np.sort(values)[::-1]
     total = float(weights.sum())
     what = {name: getattr(rows[0], name) for name in ("round", "population", "model", "phase", "split", "metric")}
     return what | {

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fedham_flwr.core.records import MEMBER, NOVEL, Failure, Row
+from fedham_flwr.training.metrics import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,9 @@ def make_console() -> "Console":
     return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
 
 
-def line_values(rows: Iterable[Row], cohort: int, replies: int, seconds: float) -> dict[str, float]:
+def line_values(
+    rows: Iterable[Row], cohort: int, replies: int, seconds: float, metric: Metric = ACCURACY
+) -> dict[str, float]:
     """What `Progress.round` shows of one round.
 
     Args:
@@ -47,13 +50,14 @@ def line_values(rows: Iterable[Row], cohort: int, replies: int, seconds: float) 
         cohort: Clients asked.
         replies: Clients that gave a usable reply.
         seconds: Duration of the round.
+        metric: That is shown.
 
     Returns:
-        Mean test accuracy over clients under `<model> <phase>`, then `cohort`, `replies` and `seconds`.
+        Its mean on the test split over clients under `<model> <phase>`, then `cohort`, `replies` and `seconds`.
     """
     groups: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        if row.split == "test" and row.metric == "accuracy":
+        if row.split == "test" and row.metric == metric.name:
             groups[f"{row.model} {row.phase}"].append(row.value)
     means = {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
     return means | {"cohort": cohort, "replies": replies, "seconds": seconds}
@@ -71,6 +75,7 @@ class Progress:
         strategy: str,
         console: "Console | None" = None,
         clock: Callable[[], float] = time.monotonic,
+        metric: Metric = ACCURACY,
     ) -> None:
         """Prepare; nothing is shown before the context is entered.
 
@@ -79,7 +84,9 @@ class Progress:
             strategy: Name to show.
             console: Where to write; stdout by default.
             clock: Gives seconds; replaced in tests.
+            metric: That is shown.
         """
+        self._metric = metric
         self._total = total_rounds
         self._strategy = strategy
         self._console = console or make_console()
@@ -116,7 +123,7 @@ class Progress:
         self._durations.append(now - self._last)
         self._last = now
         if self._bar is None:
-            _plain(self._console, f"round {number}/{self._total}  {_line(line_values)}")
+            _plain(self._console, f"round {number}/{self._total}  {self._line(line_values)}")
             return
         recent = self._durations[-_RECENT:]
         each = sum(recent) / len(recent)
@@ -125,7 +132,7 @@ class Progress:
             self._bar.task_ids[0],
             completed=number,
             facts=f"{each:.1f} s/round  {left} left",
-            values=_line({name: value for name, value in line_values.items() if name != "seconds"}),
+            values=self._line({name: value for name, value in line_values.items() if name != "seconds"}),
         )
         self._bar.refresh()
 
@@ -136,7 +143,18 @@ class Progress:
             name: What to call it.
             line_values: As for `round`.
         """
-        _plain(self._console, f"{name}  {_line(line_values)}")
+        _plain(self._console, f"{name}  {self._line(line_values)}")
+
+    def _line(self, values: Mapping[str, float]) -> str:
+        """One line of a round: scores, replies, seconds; what is not known is left out."""
+        scores = {name: value for name, value in values.items() if name not in ("cohort", "replies", "seconds")}
+        named = "" if self._metric == ACCURACY or not scores else f"{self._metric.name}  "
+        parts = [f"{name} {_number(value, self._metric)}" for name, value in scores.items()]
+        if "cohort" in values and "replies" in values:
+            parts.append(f"{values['replies']:.0f} of {values['cohort']:.0f} clients")
+        if "seconds" in values:
+            parts.append(f"{values['seconds']:.1f} s")
+        return named + "  ".join(parts)
 
     def failed(self, failures: Sequence[Failure]) -> None:
         """Print a line for each different error among the failures of an exchange, and count them in the bar."""
@@ -178,19 +196,20 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
 
     Args:
         clients: Of each client its `client` id, the `name` of its data if it has one, its samples in `train`,
-            `validation` and `test`, and its number of `classes`. More than 20 clients are summed up.
+            `validation` and `test`, and its number of `classes`, if it has such. More than 20 clients are summed up.
         console: Where to print; stdout by default.
     """
     from rich.text import Text
 
     console = console or make_console()
-    names = ("train", "validation", "test", "classes")
+    names = ["train", "validation", "test"]
+    names += ["classes"] if any("classes" in client for client in clients) else []
     summed = len(clients) > _MOST_CLIENTS
     table = _table(f"{len(clients)} clients" if summed else "client", *names)
     numbers = {name: [int(str(client[name])) for client in clients] for name in names}
     if summed:
         # Classes are shared between clients, so that their sum means nothing.
-        table.add_row("total", *(str(sum(numbers[name])) for name in names[:3]), "-")
+        table.add_row("total", *(str(sum(numbers[name])) if name != "classes" else "-" for name in names))
         for title, statistic in (("min", min), ("median", median), ("max", max)):
             table.add_row(title, *(f"{statistic(numbers[name]):.12g}" for name in names))
     else:
@@ -205,23 +224,28 @@ def _client(client: Mapping[str, object]) -> str:
     return who if name in ("", who) else f"{who} ({name})"
 
 
-def final_table(summary: Mapping[str, Sequence[Mapping[str, object]]], console: "Console | None" = None) -> None:
-    """Print the test accuracies of a summary: of the last round, and of the round chosen on validation.
+def final_table(
+    summary: Mapping[str, Sequence[Mapping[str, object]]],
+    console: "Console | None" = None,
+    metric: Metric = ACCURACY,
+) -> None:
+    """Print the test scores of a summary: of the last round, and of the round chosen on validation.
 
     Args:
         summary: With the lists `final` and `selected`, as `results` makes them.
         console: Where to print; stdout by default.
+        metric: That is shown.
     """
     console = console or make_console()
     entries = [{**entry, "chosen-on": "last round"} for entry in summary.get("final", [])]
     # Where validation could not choose, the last round stands above already.
     entries += [dict(entry) for entry in summary.get("selected", []) if entry["chosen-on"] != "last round"]
-    shown = [entry for entry in entries if entry["split"] == "test" and entry["metric"] == "accuracy"]
+    shown = [entry for entry in entries if entry["split"] == "test" and entry["metric"] == metric.name]
     if not shown:
-        _plain(console, "no test accuracy was measured")
+        _plain(console, f"no test {metric.name} was measured")
         return
     table = _table(
-        "test accuracy", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
+        f"test {metric.name}", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
     )
     for entry in shown:
         novel = entry.get("population", MEMBER) == NOVEL
@@ -229,7 +253,7 @@ def final_table(summary: Mapping[str, Sequence[Mapping[str, object]]], console: 
             "novel clients" if novel else str(entry["chosen-on"]),
             *(str(entry[name]) for name in ("model", "phase")),
         ]
-        numbers = [_number(entry[name]) for name in ("mean", "weighted-mean", "std", "worst-decile")]
+        numbers = [_number(entry[name], metric) for name in ("mean", "weighted-mean", "std", "worst-decile")]
         table.add_row(*words, *numbers, str(entry["clients"]), str(entry["round"]))
     _print_table(console, table)
 
@@ -255,7 +279,7 @@ def last_line(path: Path, console: "Console | None" = None) -> None:
 
 
 def _bar(console: "Console") -> "Bar":
-    """The live display: the bar with its numbers on one line, the latest accuracies below it."""
+    """The live display: the bar with its numbers on one line, the latest scores below it."""
     from rich import progress
     from rich.text import Text
 
@@ -277,16 +301,6 @@ def _bar(console: "Console") -> "Bar":
         expand=True,
         refresh_per_second=4,
     )
-
-
-def _line(values: Mapping[str, float]) -> str:
-    """One line of a round: accuracies, replies, seconds; what is not known is left out."""
-    parts = [f"{name} {value:.3f}" for name, value in values.items() if name not in ("cohort", "replies", "seconds")]
-    if "cohort" in values and "replies" in values:
-        parts.append(f"{values['replies']:.0f} of {values['cohort']:.0f} clients")
-    if "seconds" in values:
-        parts.append(f"{values['seconds']:.1f} s")
-    return "  ".join(parts)
 
 
 def _who(clients: Sequence[str]) -> str:
@@ -314,8 +328,11 @@ def _value(value: bool | int | float | str) -> str:
     return str(value) if value != "" else '""'
 
 
-def _number(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, int | float) else "-"
+def _number(value: object, metric: Metric) -> str:
+    """Three decimals of a fraction, four digits of what may be of any size."""
+    if not isinstance(value, int | float):
+        return "-"
+    return f"{value:.3f}" if metric.bounded else f"{value:#.4g}".rstrip(".")
 
 
 def _plain(console: "Console", text: str, style: str | None = None) -> None:

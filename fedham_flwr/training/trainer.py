@@ -1,27 +1,27 @@
-"""Local training and evaluation: one SGD loop and one evaluation loop for every method.
+"""Local training and evaluation: one training loop and one evaluation loop for every method.
 
-Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when it is needed. Networks
-run in channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
+Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when needed. Networks run in
+channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from torch.optim.sgd import sgd
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of
+from fedham_flwr.data.batches import Kind, augment, check_augment, inputs_and_targets
+from fedham_flwr.training import losses, optim
+from fedham_flwr.training.local import LocalTraining, Samples, steps
+from fedham_flwr.training.losses import TASK_LOSS, LossSettings
+from fedham_flwr.training.metrics import Measurement, Metric, Scores
+from fedham_flwr.training.modes import seeded, training_only
 
 EVALUATION_BATCH = 256
 """Larger batches leave the processor's caches and are slower."""
@@ -32,92 +32,6 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
 Predictor = Callable[[nn.Module, Tensor], Tensor]
 """What is scored, of the model and a batch of inputs: logits [b, k], or [b, T, k] of texts."""
-
-
-class Samples(Protocol):
-    """What training needs of a client's data (see `data.clients.ClientData`)."""
-
-    @property
-    def features(self) -> Tensor:
-        """Of all samples: uint8 [N, H, W, C] of images, integers [N, T + 1] of texts, float32 [N, F] of tables."""
-        ...
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [N]."""
-        ...
-
-    @property
-    def splits(self) -> Mapping[str, Tensor]:
-        """Split -> int64 [n], the client's sample numbers."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalTraining:
-    """The settings of local training, by their names; with `steps`, for so many, whatever epochs these make."""
-
-    local_epochs: int
-    batch_size: int
-    learning_rate: float
-    momentum: float
-    weight_decay: float
-    augment: bool
-    steps: int = 0
-
-    def reach(self, samples: int) -> float:
-        """How far a constant gradient of length one would carry a model, momentum's run-up left aside.
-
-        Args:
-            samples: of the training split, at least 1.
-        """
-        steps = self.steps or self.local_epochs * math.ceil(samples / self.batch_size)
-        return steps * self.learning_rate / (1 - self.momentum)
-
-
-class Scores(NamedTuple):
-    """Result of one evaluation: accuracy in [0, 1], mean cross-entropy in nats, number of predictions.
-
-    A prediction is one image, one position of a text, or one row of a table.
-    """
-
-    accuracy: float
-    loss: float
-    n: int
-
-
-class SGD:
-    """Torch's stochastic gradient descent with momentum, by its functional form.
-
-    `torch.optim.SGD` does the same, but its constructor imports torch's compiler, which costs more seconds than a
-    small client needs to train; and a client process may live for one message only.
-
-    Args:
-        params: updated in place by `step`; each must have a gradient by then.
-        training: learning rate, momentum and weight decay.
-    """
-
-    def __init__(self, params: list[nn.Parameter], training: LocalTraining) -> None:
-        self._params = params
-        self._settings = training
-        self._momenta: list[Tensor | None] = [None] * len(params)
-        self._fused = params[0].device.type in ("cpu", "cuda")
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """One update from the parameters' gradients."""
-        sgd(
-            list(self._params),
-            [param.grad for param in self._params if param.grad is not None],
-            self._momenta,
-            fused=self._fused,
-            weight_decay=self._settings.weight_decay,
-            momentum=self._settings.momentum,
-            lr=self._settings.learning_rate,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
 
 
 class Trainer:
@@ -154,6 +68,18 @@ class Trainer:
         """Copies of the named tensors, on the CPU."""
         return parameters.read(self._model, names)
 
+    def read_checked(self) -> Params:
+        """Copies of all tensors, after training.
+
+        Raises:
+            UserError: a tensor is not finite; nothing of it may be kept or sent.
+        """
+        model = self.read(self.manifest.names())
+        for name, tensor in model.items():
+            if not parameters.all_finite(tensor):
+                raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
+        return model
+
     def state_dict(self) -> Params:
         """A copy of the whole state on the CPU, integer buffers included, as `load_state_dict` wants it."""
         state = self._model.state_dict()
@@ -172,10 +98,10 @@ class Trainer:
 
         Args:
             samples: the client's data.
-            training: epochs or steps, batch size and the optimiser's settings.
+            training: epochs or steps, batch size, optimiser and loss.
             generator: decides the order of the samples, the augmentation and the dropout.
             gradient_term: a method's own term of the gradient.
-            loss: a method's own loss; by default the mean cross-entropy.
+            loss: a method's own loss; by default that of `training`.
             only: names of the parameters to train, the others stay as they are; by default all. A layer group of which
                 none is trained keeps its running statistics too: it works as in evaluation.
 
@@ -183,22 +109,25 @@ class Trainer:
             UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
         """
         if training.augment:
-            check_augment(kind_of(samples.features))
+            check_augment(samples.kind)
         features, labels, index = self._local(samples, "train")
         named = zip(self.parameter_names, self._params, strict=True)
         trained = [param for name, param in named if only is None or name in only]
-        optimizer = SGD(trained, training)
+        optimizer = optim.make(trained, training)
+        objective = loss or self._loss(training.loss, samples, features, labels, index)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
-        with self._seeded(generator.initial_seed()), self._training_only(trained, only):
-            for number, chosen in _steps(index, training, generator):
+        with seeded(self.device, generator.initial_seed()), training_only(self._model, self.manifest, only):
+            for number, chosen in steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
-                x, y = self._batch(features, labels, chosen)
+                x, y = self._batch(features, labels, chosen, samples.kind)
                 x = augment(x, generator) if training.augment else x
-                mean = self._backward(x, y, loss)
+                mean = self._backward(x, y, objective)
                 if gradient_term is not None:
                     self._add(gradient_term, only)
+                if training.max_grad_norm:
+                    nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
                 optimizer.step()
                 total += mean * len(chosen)
                 seen += len(chosen)
@@ -210,24 +139,28 @@ class Trainer:
         return mean_loss
 
     @torch.no_grad()
-    def evaluate(self, samples: Samples, split: str, predictor: Predictor | None = None) -> Scores:
-        """Accuracy and loss on one split of the client's data; the model's state does not change.
+    def evaluate(
+        self,
+        samples: Samples,
+        split: str,
+        predictor: Predictor | None = None,
+        metrics: Sequence[Metric] | None = None,
+    ) -> Scores:
+        """Scores on one split of the client's data; the model's state does not change.
 
         Args:
             samples: the client's data.
             split: a non-empty split.
             predictor: a method's own way to predict; by default the model.
+            metrics: what to measure beside the loss, see `metrics.chosen`; by default what `auto` stands for.
         """
         predict = predictor or (lambda model, x: model(x))
-        hits = torch.zeros((), dtype=torch.int64, device=self.device)
-        loss, count = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        measurement = Measurement(metrics, self.device)
         for x, y in self._in_order(samples, split):
             with self._autocast():
-                logits = predict(self._model, x)
-            hits += (logits.argmax(-1) == y).sum()
-            loss += cross_entropy(logits.float().flatten(0, -2), y.flatten(), reduction="sum")
-            count += y.numel()
-        return Scores(hits.item() / count, loss.item() / count, count)
+                outputs = predict(self._model, x)
+            measurement.add(outputs, y)
+        return measurement.scores()
 
     @torch.no_grad()
     def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
@@ -250,16 +183,19 @@ class Trainer:
         features, labels, index = self._local(samples, split)
         self._model.eval()
         for chosen in torch.split(index, EVALUATION_BATCH):
-            yield self._batch(features, labels, chosen)
+            yield self._batch(features, labels, chosen, samples.kind)
 
-    def gradient(self, samples: Samples, split: str, count: int, generator: torch.Generator) -> Params:
-        """The gradient of the mean cross-entropy of a batch, as training would see it; the model does not change.
+    def gradient(
+        self, samples: Samples, split: str, count: int, generator: torch.Generator, loss: LossSettings = TASK_LOSS
+    ) -> Params:
+        """The gradient of the mean loss of a batch, as training would see it; the model does not change.
 
         Args:
             samples: the client's data.
             split: a non-empty split.
             count: samples of the batch, without replacement; fewer if the split is smaller.
             generator: on the CPU; draws the batch, and seeds dropout.
+            loss: the settings of the loss; by default the task's.
 
         Returns:
             A tensor for each parameter, by name, on the model's device; valid until the next step.
@@ -267,19 +203,27 @@ class Trainer:
         features, labels, index = self._local(samples, split)
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
-        with self._seeded(int(torch.randint(2**62, (), generator=generator))):
-            x, y = self._batch(features, labels, index[torch.randperm(len(index), generator=generator)[:count]])
-            self._backward(x, y, None)
+        with seeded(self.device, int(torch.randint(2**62, (), generator=generator))):
+            chosen = index[torch.randperm(len(index), generator=generator)[:count]]
+            x, y = self._batch(features, labels, chosen, samples.kind)
+            self._backward(x, y, self._loss(loss, samples, features, labels, index))
         for buffer, was in buffers:
             buffer.copy_(was)
         return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
 
-    def _backward(self, x: Tensor, y: Tensor, loss: Loss | None) -> Tensor:
+    def _loss(self, settings: LossSettings, samples: Samples, features: Tensor, labels: Tensor, index: Tensor) -> Loss:
+        """The loss that the settings name, of samples of which `index` are those trained with."""
+
+        def targets() -> Tensor:
+            parts = torch.split(index, EVALUATION_BATCH)
+            return torch.cat([self._batch(features, labels, some, samples.kind)[1] for some in parts])
+
+        loss = losses.make(settings, targets, self.device)
+        return lambda model, x, y: loss(model(x), y)
+
+    def _backward(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         with self._autocast():
-            if loss is None:
-                mean = cross_entropy(self._model(x).flatten(0, -2), y.flatten())
-            else:
-                mean = loss(self._model, x, y)
+            mean = loss(self._model, x, y)
         for param in self._params:
             param.grad = None
         mean.backward()  # type: ignore[no-untyped-call]
@@ -288,24 +232,8 @@ class Trainer:
     @torch.no_grad()
     def _add(self, term: GradientTerm, only: Collection[str] | None) -> None:
         for name, param in zip(self.parameter_names, self._params, strict=True):
-            if only is None or name in only:
-                assert param.grad is not None
+            if (only is None or name in only) and param.grad is not None:
                 term(name, param, param.grad)
-
-    @contextlib.contextmanager
-    def _training_only(self, trained: Sequence[nn.Parameter], only: Collection[str] | None) -> Iterator[None]:
-        """No gradients but of these parameters, and no new running statistics but with them, for a while."""
-        frozen = [group for group in self.manifest.groups if only is not None and not set(group.parameters) & set(only)]
-        for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
-            self._model.get_submodule(place).eval()
-        others = [param for param in self._params if not any(param is other for other in trained)]
-        for param in others:
-            param.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for param in others:
-                param.requires_grad_(True)
 
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
@@ -315,34 +243,11 @@ class Trainer:
         features, labels = samples.features[index].to(self.device), samples.labels[index].to(self.device)
         return features, labels, torch.arange(len(index))
 
-    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         """Some samples on the model's device, by numbers that may be on another one."""
         chosen = chosen.to(features.device)
         x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
-        return inputs_and_targets(x.to(self.device), y.to(self.device))
+        return inputs_and_targets(x.to(self.device), y.to(self.device), kind)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """Dropout draws from the device's global generator: seed it, and put it back afterwards."""
-        cuda = self.device.type == "cuda"
-        with torch.random.fork_rng(devices=[self.device] if cuda else []):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed(seed)
-            yield
-
-
-def _steps(index: Tensor, training: LocalTraining, generator: torch.Generator) -> Iterator[tuple[int, Tensor]]:
-    """The number of the epoch and the sample numbers of each step."""
-    taken = 0
-    for epoch in itertools.count():
-        if not len(index) or (epoch == training.local_epochs and not training.steps):
-            return
-        for chosen in torch.split(index[torch.randperm(len(index), generator=generator)], training.batch_size):
-            yield epoch, chosen
-            taken += 1
-            if taken == training.steps:
-                return

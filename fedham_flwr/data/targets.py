@@ -1,0 +1,123 @@
+"""Targets that are no class: values (regression) and labels of which a sample has some, out of a data set's columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several, values_of
+
+if TYPE_CHECKING:
+    import datasets
+
+CLASSLESS = ("value", "multi-label")
+"""Targets for which there are no classes to deal by."""
+_LISTS = ("List", "LargeList", "Sequence")
+
+
+def check(columns: Columns, what: str) -> None:
+    """Refuse a target that data of a kind cannot have.
+
+    Args:
+        columns: with the setting `target`.
+        what: the kind: images, a table or texts.
+
+    Raises:
+        UserError: the target is of other data.
+    """
+    wanted = ("next-token",) if what == "texts" else ("class", *CLASSLESS)
+    if columns.target not in ("auto", *wanted):
+        raise UserError(f"target is '{columns.target}', but the data set is {what}; wanted {' or '.join(wanted)}.")
+
+
+def decode(data: datasets.Dataset, columns: Columns, table: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Write the targets: `labels.npy`, float32 [N] or [N, k] of values, uint8 [N, k] of labels; their meta data.
+
+    Args:
+        data: all rows.
+        columns: names the target's.
+        table: columns that are inputs.
+        folder: exists.
+
+    Raises:
+        UserError: no column is named, or one isn't there, is an input, or holds something else.
+    """
+    names = several(data, columns.label) or (["label"] if "label" in data.features else [])
+    if not names:
+        raise UserError(
+            f"target is '{columns.target}' and label-column is empty; name the target's columns, with blanks between."
+        )
+    for number, name in enumerate(names):
+        named(data, "label-column", name)
+        if name in table:
+            raise UserError(f"feature-column names '{name}', which is a label-column; leave it out.")
+        if name in names[:number]:
+            raise UserError(f"label-column names '{name}' twice; name each column once.")
+    if columns.target == "value":
+        np.save(folder / "labels.npy", _values(data, names))
+    elif len(names) == 1 and kind_of_column(data.features[names[0]]) in _LISTS:
+        flags, classes, declared = _lists(data, names[0])
+        np.save(folder / "labels.npy", flags)
+        return {"classes": classes, "target": columns.target, "declared": declared}
+    else:
+        np.save(folder / "labels.npy", _flags(data, names))
+    return {"classes": names, "target": columns.target, "declared": True}
+
+
+def _numbers(data: datasets.Dataset, names: Sequence[str], target: str) -> npt.NDArray[np.float32]:
+    """float32 [N, k]: columns of numbers without gaps."""
+    found = []
+    for name in names:
+        if not is_number(data, name):
+            kind = kind_of_column(data.features[name])
+            raise UserError(f"label-column '{name}' is of kind {kind}, but target={target} needs numbers.")
+        with np.errstate(over="ignore"):
+            found.append(values_of(data, name, "label-column").astype(np.float32))
+        if not np.isfinite(found[-1]).all():
+            row = int(np.argmin(np.isfinite(found[-1])))
+            raise UserError(f"label-column '{name}' is no finite number in row {row}, but every row needs a value.")
+    return np.stack(found, axis=1)
+
+
+def _values(data: datasets.Dataset, names: Sequence[str]) -> npt.NDArray[np.float32]:
+    values = _numbers(data, names, "value")
+    return values[:, 0] if len(names) == 1 else values
+
+
+def _flags(data: datasets.Dataset, names: Sequence[str]) -> npt.NDArray[np.uint8]:
+    flags = _numbers(data, names, "multi-label")
+    if (strange := ~np.isin(flags, (0, 1))).any():
+        row, column = map(int, np.argwhere(strange)[0])
+        raise UserError(
+            f"label-column '{names[column]}' has {flags[row, column]:g} in row {row}, but target=multi-label needs "
+            "columns of 0 and 1, or one column of lists of classes."
+        )
+    return flags.astype(np.uint8)
+
+
+def _lists(data: datasets.Dataset, name: str) -> tuple[npt.NDArray[np.uint8], list[str], bool]:
+    """uint8 [N, k] of a column of lists, the k names, and whether the schema declares them."""
+    inner = data.features[name].feature
+    rows = data.select_columns([name]).with_format("arrow")[:].column(name).to_pylist()
+    if empty := sum(row is None or None in row for row in rows):
+        raise UserError(f"label-column '{name}' has {empty} empty rows, but every row needs a list of classes.")
+    kind = kind_of_column(inner)
+    if kind != "ClassLabel" and not kind.startswith(("int", "uint", "string", "large_string")):
+        raise UserError(f"label-column '{name}' has lists of {kind}, but wanted class numbers, names or class labels.")
+    names: list[Any] = (
+        list(range(len(inner.names))) if kind == "ClassLabel" else sorted({v for row in rows for v in row})
+    )
+    places = {value: place for place, value in enumerate(names)}
+    flags = np.zeros((len(rows), len(names)), dtype=np.uint8)
+    for number, row in enumerate(rows):
+        if strange := [value for value in row if value not in places]:
+            raise UserError(f"label-column '{name}' has the class {strange[0]} in row {number}, which has no name.")
+        flags[number, [places[value] for value in row]] = 1
+    if not names:
+        raise UserError(f"label-column '{name}' has only empty lists: there is nothing to learn.")
+    return flags, list(inner.names) if kind == "ClassLabel" else [str(value) for value in names], kind == "ClassLabel"

@@ -1,0 +1,50 @@
+"""What holds for a model while it is trained: which random numbers dropout draws, and which layers rest."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+
+import torch
+from torch import nn
+
+from fedham_flwr.core.parameters import Manifest
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Dropout draws from the device's global generator: seed it, and put it back afterwards.
+
+    Args:
+        device: where the model computes.
+        seed: of the draws within.
+    """
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextlib.contextmanager
+def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | None) -> Iterator[None]:
+    """No gradients but of these parameters, and no new running statistics but with them, for a while.
+
+    Args:
+        model: in training mode.
+        manifest: the model's.
+        only: names of parameters; None for all.
+    """
+    frozen = [group for group in manifest.groups if only is not None and not set(group.parameters) & set(only)]
+    for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
+        model.get_submodule(place).eval()
+    named = model.named_parameters()
+    others = [param for name, param in named if only is not None and name not in only and param.requires_grad]
+    for param in others:
+        param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for param in others:
+            param.requires_grad_(True)
