@@ -158,8 +158,7 @@ class RoundClient:
             UserError: training diverged.
         """
         job = self.job
-        if epochs is not None and steps is None:
-            steps = 0  # the epochs that are given go before the steps of the settings
+        steps = steps if epochs is None else steps or 0  # epochs that are given go before the steps of the settings
         given: dict[str, Any] = {"local_epochs": epochs, "steps": steps, "learning_rate": learning_rate}
         if job.stage in (MEET, ADAPT):
             given["steps"] = self.settings.novel_steps

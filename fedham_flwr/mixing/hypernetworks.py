@@ -103,7 +103,8 @@ class Hypernetworks:
         Raises:
             UserError: it happens to most clients; those of them that were looked at keep theirs.
         """
-        how, names, diverged = self.how, list(self.params), 0
+        names, diverged = list(self.params), 0
+        rate, momentum = self.how.hypernetwork_learning_rate, self.how.hypernetwork_momentum
         for some, slope in zip(torch.split(rows, SLAB), torch.split(gradient, SLAB), strict=True):
             mine = [self.params[name][some].requires_grad_() for name in names]
             with torch.enable_grad():
@@ -114,9 +115,7 @@ class Hypernetworks:
             slopes = torch.autograd.grad(surrogate, mine)
             momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
             with torch.no_grad():
-                momentum_step(
-                    mine, slopes, momenta, rate=how.hypernetwork_learning_rate, momentum=how.hypernetwork_momentum
-                )
+                momentum_step(mine, slopes, momenta, rate=rate, momentum=momentum)
                 seen = [logits(dict(zip(names, mine, strict=True))), *mine, *(v for v in momenta if v is not None)]
                 good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
                 diverged += int((~good).sum())
@@ -125,10 +124,7 @@ class Hypernetworks:
                     if self.velocity and velocity is not None:
                         self.velocity[name][some[good]] = velocity[good]
         if 2 * diverged > len(rows):
-            raise UserError(
-                "the hypernetworks diverged: lower "
-                f"pfedla.hypernetwork-learning-rate={how.hypernetwork_learning_rate:g}"
-            )
+            raise UserError(f"the hypernetworks diverged: lower pfedla.hypernetwork-learning-rate={rate:g}")
         if diverged:
             log.warning("the hypernetworks of %s clients would have diverged, and stay as they were", diverged)
 

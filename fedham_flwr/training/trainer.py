@@ -123,28 +123,22 @@ class Trainer:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
                 x, y = self._batch(features, labels, chosen, samples.kind)
                 x = augment(x, generator) if training.augment else x
-                mean = self._backward(x, y, objective)
+                batch_mean = self._backward(x, y, objective)
                 if gradient_term is not None:
                     self._add(gradient_term, only)
                 if training.max_grad_norm:
                     nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
                 optimizer.step()
-                total += mean * len(chosen)
+                total += batch_mean * len(chosen)
                 seen += len(chosen)
-        mean_loss = total.item() / max(1, seen)
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"training diverged: the loss is {mean_loss}; lower learning-rate={training.learning_rate:g}"
-            )
-        return mean_loss
+        mean, rate = total.item() / max(1, seen), training.learning_rate
+        if not math.isfinite(mean):
+            raise UserError(f"training diverged: the loss is {mean}; lower learning-rate={rate:g}")
+        return mean
 
     @torch.no_grad()
     def evaluate(
-        self,
-        samples: Samples,
-        split: str,
-        predictor: Predictor | None = None,
-        metrics: Sequence[Metric] | None = None,
+        self, samples: Samples, split: str, predictor: Predictor | None = None, metrics: Sequence[Metric] | None = None
     ) -> Scores:
         """Scores on one split of the client's data; the model's state does not change.
 
