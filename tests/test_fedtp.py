@@ -44,13 +44,10 @@ def test_fedrods_second_head_is_the_last_group_and_personal_while_the_first_is_s
 
 
 def test_a_model_without_self_attention_is_refused() -> None:
-    check_model(GROUPS)
-    message = (
-        r'^strategy="fedtp" personalises self-attention, and this model has none, but conv1, fc1: '
-        r'try model="vit" for images or model="char-transformer" for text$'
-    )
+    check_model(GROUPS, "vit")
+    message = 'strategy="fedtp" personalises self-attention, and model="cnn" has none: try model="vit" for images or'
     with pytest.raises(UserError, match=message):
-        check_model(("conv1", "fc1"))
+        check_model(("conv1", "fc1"), "cnn")
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

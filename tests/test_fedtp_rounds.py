@@ -311,7 +311,6 @@ def test_a_server_that_diverges_names_the_setting_and_the_results_so_far_are_the
 def test_a_model_without_self_attention_is_refused_before_anyone_trains(federate: Federate, model: str) -> None:
     with pytest.raises(
         UserError,
-        match=r'^strategy="fedtp" personalises self-attention, and this model has none, but conv1, conv2, fc1, fc2: '
-        r'try model="vit"',
+        match=rf'^strategy="fedtp" personalises self-attention, and model="{model}" has none: try model="vit"',
     ):
         federate(strategy="fedtp", model=model)

@@ -77,7 +77,7 @@ def test_every_method_learns_from_tables_and_its_models_take_raw_rows(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"strategy": "fedtp"}, r'strategy="fedtp" personalises self-attention, and this model has none, but fc1,'),
+        ({"strategy": "fedtp"}, r'strategy="fedtp" personalises self-attention, and model="auto" has none'),
         ({"strategy": "fedavg", "model": "cnn"}, r'model="cnn" is for images, and the data set is a table of 4'),
         ({"strategy": "fedavg", "augment": True}, r"it shifts and mirrors images, and the data set is a table; set it"),
         ({"strategy": "fedtransfer"}, r'fedtransfer\.frozen="auto" freezes convolutions, and this model has none'),
