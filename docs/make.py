@@ -70,7 +70,9 @@ def method_page(name: str, page: str) -> str:
 def pages() -> dict[Path, str]:
     """What each generated file should hold."""
     folder = ROOT / "docs" / "methods"
-    found = {folder / f"{name}.md": method_page(name, (folder / f"{name}.md").read_text()) for name in registry.BUILT_IN}
+    found = {
+        folder / f"{name}.md": method_page(name, (folder / f"{name}.md").read_text()) for name in registry.BUILT_IN
+    }
     return {ROOT / "docs" / "settings.md": settings_page(), **found}
 
 
