@@ -92,6 +92,7 @@ class Settings(BaseModel):
     class_table: str = ""
     samples_per_client: NonNegativeInt = 0
     client_column: str = ""
+    image_size: NonNegativeInt = 0
     sequence_length: PositiveInt = 80
     vocabulary: str = ""
     min_characters: NonNegativeInt = 0
@@ -132,6 +133,7 @@ class Settings(BaseModel):
     schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
     min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
+    augmentation: Literal["shift-flip", "crop-flip", "randaugment", "trivialaugment", "color"] = "shift-flip"
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     seed: NonNegativeInt = 0
@@ -188,6 +190,7 @@ class Settings(BaseModel):
             cache_dir=self.cache_dir,
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
+            image_size=self.image_size,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
@@ -251,6 +254,7 @@ class Settings(BaseModel):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=self.augment,
+            augmentation=self.augmentation,
             steps=self.local_steps,
             optimizer=self.optimizer,
             nesterov=self.nesterov,

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of, sample_shape, to_float
+from fedham_flwr.data.batches import inputs_and_targets, kind_of, sample_shape, to_float
+from fedham_flwr.training.augment import augment, check_augment
 
 
 def test_images_and_their_labels() -> None:

@@ -276,13 +276,13 @@ def test_files_that_cannot_be_read(cached: Callable[..., DataSettings], tmp_path
         open_partition(cached(tmp_path / "rows.parquet"), 0, 2)
 
 
-def test_sixteen_bits_per_pixel_are_refused(cached: Callable[..., DataSettings], tmp_path: Path) -> None:
+def test_floats_per_pixel_are_refused(cached: Callable[..., DataSettings], tmp_path: Path) -> None:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(np.full((4, 6), 3000, dtype=np.uint16)).save(file, "PNG")
+    Image.fromarray(np.full((4, 6), 0.5, dtype=np.float32)).save(file, "TIFF")
     path = write_rows(tmp_path / "x.parquet", {"picture": [{"bytes": file.getvalue(), "path": None}], "label": [0]})
-    with pytest.raises(UserError, match=r"image 0 has the pixel format I;16, but only 8 bits per channel"):
+    with pytest.raises(UserError, match=r"image 0 has the pixel format F, but only 8 bits per channel"):
         open_partition(cached(path), 0, 1)
 
 

@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy, dropout
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
-from fedham_flwr.data.batches import augment
 from fedham_flwr.data.clients import ClientData
 from fedham_flwr.models import build
 from fedham_flwr.training import trainer as training
+from fedham_flwr.training.augment import augment
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.optim import SGD
 from fedham_flwr.training.trainer import Trainer

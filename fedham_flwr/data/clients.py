@@ -59,6 +59,7 @@ class DataSettings:
         cache_dir: empty: fedham-flwr in the user's cache folder.
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
+        image_size: pixels of a side that images are resized to; 0: as they are.
     """
 
     dataset: str = "digits"
@@ -73,6 +74,7 @@ class DataSettings:
     cache_dir: str = ""
     target: str = "auto"
     own: Any = None
+    image_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,11 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
 def _data_folder(settings: DataSettings, source: str, client_column: str) -> Path:
     """The folder with the samples of this source, as arrays."""
     root = _cache_root(settings.cache_dir)
-    columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
-    named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
+    columns = Columns(
+        settings.feature_column, settings.label_column, client_column, settings.target, settings.image_size
+    )
+    later = asdict(Columns())  # what is as it always was is no part of the key
+    named = {k: v for k, v in asdict(columns).items() if k not in ("target", "image_size") or v != later[k]}
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")

@@ -252,7 +252,7 @@ def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folde
         meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
     else:
         meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
-    images.decode(data, feature, folder / "features.npy")
+    images.decode(data, feature, folder / "features.npy", columns.image_size)
     return meta | {"kind": "image"}
 
 

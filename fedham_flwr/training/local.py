@@ -51,7 +51,8 @@ class LocalTraining:
         learning_rate: of the round.
         momentum: of sgd.
         weight_decay: of every optimiser.
-        augment: whether images are shifted and mirrored.
+        augment: whether training images are changed at random.
+        augmentation: by what; see `training.augment`.
         steps: in place of the epochs, whatever epochs these make; 0 for epochs.
         optimizer: sgd, adam, adamw, or the import path of another.
         nesterov: sgd: the gradient is that of a step ahead.
@@ -70,6 +71,7 @@ class LocalTraining:
     augment: bool
     steps: int = 0
     optimizer: str = "sgd"
+    augmentation: str = "shift-flip"
     nesterov: bool = False
     beta1: float = 0.9
     beta2: float = 0.999

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import Kind, augment, check_augment, inputs_and_targets
+from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import losses, optim
+from fedham_flwr.training.augment import augmented, check_augment
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.metrics import Measurement, Metric, Scores
@@ -122,7 +123,7 @@ class Trainer:
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
                 x, y = self._batch(features, labels, chosen, samples.kind)
-                x = augment(x, generator) if training.augment else x
+                x = augmented(x, generator, training.augmentation) if training.augment else x
                 batch_mean = self._backward(x, y, objective)
                 if gradient_term is not None:
                     self._add(gradient_term, only)
