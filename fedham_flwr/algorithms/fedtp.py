@@ -114,9 +114,8 @@ def check_target(settings: FedTPSettings, target: str) -> None:
     """
     given = ['fedtp.head="fedrod"'] * (settings.head == "fedrod") + ["fedtp.knn=true"] * settings.knn
     if given and target not in ("class", "next-token"):
-        raise UserError(
-            f"{' and '.join(given)} {'are' if len(given) > 1 else 'is'} for classes, and the target is {target}: wanted other settings"
-        )
+        verb = "are" if len(given) > 1 else "is"
+        raise UserError(f"{' and '.join(given)} {verb} for classes, and the target is {target}: wanted other settings")
 
 
 def check_model(groups: tuple[str, ...], model: str) -> None:
