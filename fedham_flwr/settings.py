@@ -84,6 +84,7 @@ class Settings(BaseModel):
     feature_column: str = ""
     label_column: str = ""
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
+    image_size: NonNegativeInt = 0
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
     alpha: PositiveFloat = 0.1
@@ -188,6 +189,7 @@ class Settings(BaseModel):
             cache_dir=self.cache_dir,
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
+            image_size=self.image_size,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
