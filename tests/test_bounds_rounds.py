@@ -122,8 +122,8 @@ def step(made: Any, number: int, bad: Attack | None, clip: bool, looking: Lookin
     uploads = {}
     for client in CLIENTS:
         params = sent(starts[client], number, client, bad)
-        besides = {} if looking is None else {"row": looking.rows(after)[CLIENTS.index(client)].float()}
-        uploads[client] = bounds.capped(Upload(client, params, EXAMPLES[client], (), extras=besides), CAP)
+        extras = {} if looking is None else {"row": looking.rows(after)[CLIENTS.index(client)].float()}
+        uploads[client] = bounds.capped(Upload(client, params, EXAMPLES[client], (), extras=extras), CAP)
         bounds.check_size(params)
     clipped = shorten(after, number, uploads) if clip else ()
     assert clipped == ((BAD,) if clip and bad else ())

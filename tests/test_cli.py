@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedham_flwr.cli import overrides
-from fedham_flwr.cli import run_command as main
+from run_simulation import main, overrides
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -30,8 +29,10 @@ def test_all_wrong_keys_and_values_are_reported_at_once(capsys: pytest.CaptureFi
 
 def test_an_unknown_strategy_is_answered_with_those_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     text = errors(capsys, "-c", 'strategy="fedavgg"')
-    methods = "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer', 'fedrep', "
-    methods += "'ditto', 'fedala' or an import path"
+    methods = (
+        "'local', 'fedavg', 'fedprox', 'fedper', 'pfedla', 'amn', 'fedham', 'fedtp', 'fedtransfer', 'fedrep', 'ditto', "
+        "'fedala' or an import path 'package.module:Object'"
+    )
     assert f"strategy='fedavgg': wanted {methods}" in text
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.settings import Value, defaults, flatten, methods, parse
+from fedham_flwr.settings import Settings, Value, defaults, flatten, methods, parse
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 
@@ -43,6 +43,7 @@ def test_the_keys_have_the_order_of_pyproject() -> None:
 
 def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
     assert parse(written()) == parse({})
+    assert flatten(parse({})) == defaults() | flatten(Settings()) == dict(defaults())
 
 
 def test_a_method_has_its_settings_under_its_name() -> None:

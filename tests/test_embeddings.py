@@ -21,38 +21,38 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def enrolled(*clients: str, **given: Any) -> Embeddings:
+def embeddings_of(*clients: str, **given: Any) -> Embeddings:
     z = Embeddings(FedTPSettings(**(SMALL | given)))
     z.add(clients, [torch_stream(0, "embedding", client=client) for client in clients])
     return z
 
 
 def test_embeddings_start_as_torchs_from_each_clients_own_stream() -> None:
-    z = enrolled("a", "b", "c", embedding_dim=4000)
+    z = embeddings_of("a", "b", "c", embedding_dim=4000)
     assert z.clients == ("a", "b", "c")
     assert float(z.values.std()) == pytest.approx(1, abs=0.05)
     assert float(z.values.mean()) == pytest.approx(0, abs=0.05)
-    other = enrolled("c", "a", embedding_dim=4000)
+    other = embeddings_of("c", "a", embedding_dim=4000)
     assert torch.equal(z.of(["a", "c"]), other.of(["a", "c"]))
     assert not torch.equal(*z.of(["a", "b"]))
     assert z.rows(["c", "a"]).tolist() == [2, 0]
 
 
 def test_clients_that_come_later_change_no_one_else() -> None:
-    z = enrolled("a", "b")
+    z = embeddings_of("a", "b")
     z.step(["b"], drawn(1, 5))
     values, velocity = z.values.clone(), z.velocity.clone()
     z.add(["c", "d"], [torch_stream(0, "embedding", client=client) for client in "cd"])
     assert torch.equal(z.values[:2], values)
     assert torch.equal(z.velocity[:2], velocity)
-    assert torch.equal(z.values[2:], enrolled("d", "c").of(["c", "d"]))
+    assert torch.equal(z.values[2:], embeddings_of("d", "c").of(["c", "d"]))
     assert not bool(z.velocity[2:].any())
     with pytest.raises(AssertionError, match="these clients have embeddings"):
         z.add(["a"], [torch_stream(0, "embedding", client="a")])
 
 
 def test_who_is_absent_does_not_move_where_torchs_dense_sgd_would_move_it() -> None:
-    z = enrolled("a", "b", "c")
+    z = embeddings_of("a", "b", "c")
     table = z.values.clone()
     momenta: list[Tensor | None] = [None]
     how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.03, "dampening": 0.0, "nesterov": False, "maximize": False}
@@ -75,7 +75,7 @@ def test_who_is_absent_does_not_move_where_torchs_dense_sgd_would_move_it() -> N
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_a_step_by_hand_with_and_without_decay(momentum: float) -> None:
     for decay, pulled in ((True, 0.03), (False, 0.0)):
-        z, g = enrolled("a", momentum=momentum), drawn(1, 5)
+        z, g = embeddings_of("a", momentum=momentum), drawn(1, 5)
         start = z.values.clone()
         z.step(["a"], g, decay=decay)
         first = g + pulled * start
@@ -88,14 +88,14 @@ def test_a_step_by_hand_with_and_without_decay(momentum: float) -> None:
 
 
 def test_the_largest_rate_and_decay_are_factors_that_float32_can_hold() -> None:
-    z = enrolled("a", embedding_learning_rate=MOST, weight_decay=MOST)
+    z = embeddings_of("a", embedding_learning_rate=MOST, weight_decay=MOST)
     start = z.values.clone()
     z.step(["a"], torch.zeros(1, 5))
     torch.testing.assert_close(z.values, -1e12 * start)
 
 
 def test_embeddings_that_would_not_be_finite_are_refused() -> None:
-    z = enrolled("a", "b")
+    z = embeddings_of("a", "b")
     values, velocity = z.values.clone(), z.velocity.clone()
     with pytest.raises(UserError, match=r"^the embeddings diverged: lower fedtp\.embedding-learning-rate=0\.1$"):
         z.step(["b", "a"], torch.tensor([[0.0] * 5, [0, float("inf"), 0, 0, 0]]))

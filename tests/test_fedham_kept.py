@@ -36,7 +36,7 @@ both = pytest.mark.parametrize("how", [PEERS, MEDIATED], ids=["peers", "mediated
 
 
 def server(clients: int = 4, **given: Value) -> Any:
-    """A method's server half with its clients enrolled: server(strategy="amn", **{"amn.unit": "layer"})."""
+    """A method's server half with its clients added: server(strategy="amn", **{"amn.unit": "layer"})."""
     settings = parse({"device": "cpu", **given})
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
     made = build_strategy(settings, DIGITS, initial, Task((1, 8, 8), 10))
@@ -121,10 +121,12 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[st
     everyone = (*names(4), "late")
     made.add_clients(everyone)
     assert made._pool.allowed(everyone)[:, 4].tolist() == [False] * 5
-    starts = made.plan(3, everyone) if how is PEERS else {}
-    asked = made.questions(3, everyone) if how is MEDIATED else {c: s.extras for c, s in starts.items()}
+    if how is MEDIATED:
+        asked = made.questions(3, everyone)
+    else:
+        asked = {client: start.extras for client, start in made.plan(3, everyone).items()}
     assert asked["late"].facts["place"] == (4,)
-    assert all(besides.facts["ready"] == (1, 1, 1, 1, 0) for besides in asked.values())
+    assert all(extras.facts["ready"] == (1, 1, 1, 1, 0) for extras in asked.values())
     if how is PEERS:
         assert asked["0"].facts["peers"] == (1, 2, 3)
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)

@@ -238,11 +238,11 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
     run = federate(**how, grid=Watching)
     sent = [set(record) for m in run.grid.seen for record in m.content.array_records.values()]
     assert not {name for names_ in sent for name in names_ if name.startswith(("meta/", "seen/"))}
-    besides = {n for m in run.grid.seen if "extras" in m.content.array_records for n in m.content["extras"]}
+    extras = {n for m in run.grid.seen if "extras" in m.content.array_records for n in m.content["extras"]}
     if how is TRANSPORTS[1]:
-        assert besides == {"projections", "scores", "row"}
+        assert extras == {"projections", "scores", "row"}
     else:
-        assert besides == {"row"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
+        assert extras == {"row"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
         for m in run.grid.seen:  # nobody is sent its own model again
             if m.metadata.message_type == "train" and "facts" in m.content.config_records:
                 place = m.content["facts"]["place"][0]

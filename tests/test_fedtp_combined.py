@@ -148,10 +148,10 @@ def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make)
     model, data = client.job.trainer._model, client.job.data
     x, y = inputs_and_targets(data.features[data.splits["train"]], data.labels[data.splits["train"]])
     model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
-    objective = client.loss()
-    assert objective is not None
+    loss = client.loss()
+    assert loss is not None
     rest = {name: param for name, param in model.named_parameters() if name not in SECOND}
-    slopes = torch.autograd.grad(objective(model, x, y), list(rest.values()))
+    slopes = torch.autograd.grad(loss(model, x, y), list(rest.values()))
     counts = torch.bincount(y, minlength=10).float()
     alone = torch.autograd.grad(balanced_cross_entropy(model.classify(model.features(x)), y, counts), [*rest.values()])
     assert all(torch.equal(one, other) for one, other in zip(slopes, alone, strict=True))

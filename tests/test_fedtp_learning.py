@@ -82,7 +82,7 @@ def uploads_of(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
 
 
 def server(clients: str = "0123", **given: Value) -> Any:
-    """The method's server half with its clients enrolled."""
+    """The method's server half with its clients added."""
     made = server_half({"strategy": "fedtp", "device": "cpu", **SMALL, **given})
     made.add_clients(tuple(clients))
     return made
@@ -174,7 +174,7 @@ def test_novel_clients_learn_each_as_if_alone_by_the_whole_way_that_they_went_an
     phi = {n.removeprefix("generator/"): t.double() for n, t in both.state_dict().items() if n.startswith("generator/")}
     z = start[1].double().requires_grad_()
     made = generated(phi, z, 2)
-    fresh = server("012345", **decay).plan(3, ("4", "5"))["5"].params
+    fresh = planned(server("012345", **decay).plan(3, ("4", "5")))["5"]
     total = sum((made[name] * (fresh[name] - sent["5"].params[name]).double()).sum() for name in W)
     (slope,) = torch.autograd.grad(total, [z])
     assert torch.allclose(one._embeddings.of("5")[0].double(), z.detach() - 3.0 * slope, rtol=1e-4, atol=1e-6)

@@ -17,7 +17,7 @@ from fedham_flwr.algorithms.fedtransfer import FedTransferSettings, frozen_group
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, read
-from fedham_flwr.federation.contract import Task
+from fedham_flwr.federation.contract import Outcome, Task
 from fedham_flwr.federation.stages import PERSONAL
 from fedham_flwr.federation.wire import tensors
 from fedham_flwr.server_app import build_strategy
@@ -39,7 +39,7 @@ def built(name: str = "transfer-cnn", shape: tuple[int, ...] = (3, 32, 32), **gi
 
 
 def frozen(strategy: FedTransferStrategy) -> tuple[str, ...]:
-    return frozen_groups(strategy.manifest.groups, strategy.settings.fedtransfer)
+    return frozen_groups(strategy.manifest.groups, strategy.own)
 
 
 def exported(run: Any, client: str) -> Params:
@@ -226,10 +226,10 @@ def test_a_client_that_fails_in_the_personal_stage_is_named_and_the_others_have_
 ) -> None:
     train = FedTransferClient.train
 
-    def failing(self: FedTransferClient, *given: Any) -> Any:
+    def failing(self: FedTransferClient, start: Params) -> Outcome:
         if self.job.client == "2" and self.job.stage is PERSONAL:
             raise UserError("the battery is empty")
-        return train(self, *given)
+        return train(self, start)
 
     monkeypatch.setattr(FedTransferClient, "train", failing)
     run = federate(strategy="fedtransfer")

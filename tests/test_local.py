@@ -9,7 +9,8 @@ import torch
 from faults import break_app, tampered
 
 from fedham_flwr import models
-from fedham_flwr.algorithms.local import personal_groups
+from fedham_flwr.algorithms.local import METHOD
+from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation import wire
@@ -17,8 +18,9 @@ from fedham_flwr.settings import Value, parse
 from fedham_flwr.training.trainer import Trainer
 
 
-def test_every_group_is_personal() -> None:
-    assert personal_groups(["a", "b"]) == ("a", "b")
+def test_every_tensor_is_personal() -> None:
+    manifest = Manifest.of(models.build("lenet-bn", (1, 16, 16), 10, 0))
+    assert METHOD.split(manifest, None) == ((), manifest.names(), ())
 
 
 def test_rounds_are_training_alone_written_out_bit_for_bit(

@@ -30,7 +30,7 @@ LENET, LENET_BN = ("lenet", (1, 28, 28)), ("lenet-bn", (3, 32, 32))
 def server(
     model: tuple[str, tuple[int, ...]] = DIGITS, clients: int = 4, strategy: str = "pfedla", **given: Value
 ) -> Any:
-    """A method's server half with its clients enrolled; keys without the method's name: retained_layers=1."""
+    """A method's server half with its clients added; keys without the method's name: retained_layers=1."""
     keys = {f"pfedla.{name.replace('_', '-')}": value for name, value in given.items()}
     settings = parse({"strategy": strategy, "device": "cpu", **keys})
     network = models.build(model[0], model[1], 10, 0)

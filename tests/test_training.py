@@ -200,18 +200,17 @@ def test_bf16_gets_near_fp32_and_keeps_fp32_parameters() -> None:
     assert half.evaluate(samples, "test").loss == pytest.approx(full.evaluate(samples, "test").loss, rel=0.05)
 
 
-def test_the_term_is_asked_for_each_parameter_in_each_step_and_decides_it() -> None:
+def test_the_gradient_term_is_called_once_per_step_and_parameter_and_decides_the_step() -> None:
     trainer, seen = lenet(), []
 
     def term(name: str, param: Tensor, gradient: Tensor) -> None:
         assert bool(gradient.isfinite().all())
-        assert param.shape == gradient.shape == trainer.manifest.shapes[name]
-        seen.append(name)
+        seen.append((name, tuple(param.shape), tuple(gradient.shape)))
         gradient.fill_(1.0)
 
     trainer.fit(data(10, side=16), PLAIN, generator(), term)
-    steps = 2 * math.ceil(10 / 4)
-    assert seen == [*trainer.parameter_names] * steps
+    steps, shapes = 2 * math.ceil(10 / 4), trainer.manifest.shapes
+    assert seen == [(name, shapes[name], shapes[name]) for name in trainer.parameter_names] * steps
     wanted = {name: trainer.initial[name] - 0.1 * steps for name in trainer.parameter_names}
     assert gap(trainer.read(trainer.parameter_names), wanted) <= 1e-6
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.stages import STAGES, Stage
 from fedham_flwr.federation.wire import ClientFailure, Download, Extras, Profile
 
 Spoil = Callable[[RecordDict], object]
@@ -101,7 +103,7 @@ def test_scores_of_a_text_arrive_with_their_perplexity_and_are_of_a_member() -> 
 
 
 @pytest.mark.parametrize("restarted", [True, False])
-def test_what_a_method_sends_besides_arrives_apart_from_the_model(restarted: bool) -> None:
+def test_what_a_method_sends_along_arrives_apart_from_the_model(restarted: bool) -> None:
     row = {"row": torch.tensor([[0.25, 0.75]])}
     back = wire.read_upload(sent(wire.write_upload("0", tree(), 1, {}, row, restarted)), 2)
     assert same(back.params, tree())
@@ -119,6 +121,12 @@ def test_a_tensor_that_many_clients_get_is_serialised_once() -> None:
     assert len(made) == 3
     assert one.array_records["extras"]["0/w"].data is other.array_records["extras"]["0/w"].data
     assert one.array_records["tensors"]["w"].data is not other.array_records["tensors"]["w"].data
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_is_itself_in_a_process_that_ray_sends_it_to(stage: Stage) -> None:
+    """Stages are told apart by identity, and Ray's workers get the apps, which hold them, as bytes."""
+    assert pickle.loads(pickle.dumps(stage)) is stage
 
 
 def test_the_reply_to_an_evaluation_has_rows_and_no_tensors() -> None:

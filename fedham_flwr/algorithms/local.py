@@ -19,19 +19,8 @@ Every w_k starts from the same initialisation, the one that the federated method
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fedham_flwr.core.methods import Method, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
-
-
-def personal_groups(groups: Sequence[str]) -> tuple[str, ...]:
-    """All layer groups stay with the client.
-
-    Args:
-        groups: the model's layer groups.
-    """
-    return tuple(groups)
 
 
 def split(manifest: Manifest, _settings: None) -> Split:

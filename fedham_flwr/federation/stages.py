@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from flwr.app import MessageType
@@ -28,6 +29,10 @@ class Stage(NamedTuple):
     planned: bool = True
     population: str = MEMBER
 
+    def __reduce__(self) -> tuple[Callable[[str], Stage], tuple[str]]:
+        """The table's own object in each of Ray's processes too: stages are told apart by identity."""
+        return named, (self.name,)
+
 
 QUERY = Stage("query", f"{MessageType.QUERY}.before", "reply", planned=False)
 """What a method asks its clients before a round can be planned."""
@@ -43,3 +48,9 @@ ADAPTED = Stage("adapted", f"{MessageType.EVALUATE}.adapted", "assess_adapted", 
 """Novel clients: scored after the turns."""
 
 STAGES = (QUERY, TRAIN, EVALUATE, PERSONAL, MEET, ADAPT, ADAPTED)
+
+
+def named(name: str) -> Stage:
+    """The stage of this name."""
+    (stage,) = (stage for stage in STAGES if stage.name == name)
+    return stage
