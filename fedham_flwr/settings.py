@@ -94,7 +94,6 @@ class Settings(BaseModel):
     class_table: str = ""
     samples_per_client: NonNegativeInt = 0
     client_column: str = ""
-    image_size: NonNegativeInt = 0
     sequence_length: PositiveInt = 80
     vocabulary: str = ""
     min_characters: NonNegativeInt = 0
@@ -265,7 +264,6 @@ class Settings(BaseModel):
             max_grad_norm=self.max_grad_norm,
             loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
             optimizer_settings=self._own_of(self.optimizer),
-            augmentation=self.augmentation,
             augmentation_settings=self._own_of(self.augmentation),
         )
 

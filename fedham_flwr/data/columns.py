@@ -25,15 +25,13 @@ _NUMBER = re.compile(r"u?int\d+|float\d+|bool|null|ClassLabel")  # null: a colum
 class Columns:
     """The columns asked for by name; empty: found by their type (client: none). `feature` may name several.
 
-    So may `label`, where `target` is value or multi-label. Images are resized to squares of `image_size` pixels if it
-    is above 0.
+    So may `label`, where `target` is value or multi-label.
     """
 
     feature: str = ""
     label: str = ""
     client: str = ""
     target: str = "auto"
-    image_size: int = 0
 
 
 def kind_of_column(feature: Any) -> str:

@@ -72,7 +72,6 @@ class LocalTraining:
     augment: bool
     steps: int = 0
     optimizer: str = "sgd"
-    augmentation: str = "shift-flip"
     nesterov: bool = False
     beta1: float = 0.9
     beta2: float = 0.999

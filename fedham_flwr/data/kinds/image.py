@@ -73,7 +73,6 @@ def _write_blocks(path: Path, rows: int, blocks: Blocks) -> bool:
 def _image_blocks(data: datasets.Dataset, column: str, mode: str, side: int) -> Blocks:
     """Decoded images, uint8 [b, H, W, C]; with mode L (grey), it stops short at the first image in colour."""
     import datasets
-    from PIL import Image
 
     feature = data.features[column]
     encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
