@@ -21,6 +21,7 @@ from fedham_flwr.core.methods import Method
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
+from fedham_flwr.resume.continuing import complete
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
@@ -105,7 +106,8 @@ def simulate(
         backend: in-process (one client after the other), or ray (as many at a time as there are processors).
         verbose: whether the run's progress is printed.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
-            `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object.
+            `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
+            a list too. With `resume` all others are those of that run.
 
     Raises:
         UserError: as a run on the command line says it.
@@ -117,6 +119,8 @@ def simulate(
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None:
             given[setting] = _named_by(setting, value)
+    if given.get("resume"):
+        given = complete(str(given["resume"]), given)
     if type(clients) is not int or clients < 1:
         raise UserError(f"clients={clients!r} must be a whole number above 0")
     if backend not in ("in-process", "ray"):

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
+import tomllib
 from pathlib import Path
 
 import pytest
 
+import run_simulation
+from fedham_flwr import cli
+from fedham_flwr.cli import main as fedham
 from fedham_flwr.cli import overrides
 from fedham_flwr.cli import run_command as main
+from fedham_flwr.settings import defaults
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -98,3 +104,82 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert str(Path("nowhere").absolute()) in error
+
+
+# ---- the command fedham ----------------------------------------------------------------------------------------------
+
+
+def test_the_later_of_several_options_wins_and_sections_are_joined(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('strategy = "fedper"\nseed = 4\n[fedtp]\nrank = 2\n')
+    assert overrides([str(tmp_path / "base.toml"), 'strategy="local" fedtp.head="fedper"']) == {
+        "strategy": "local", "seed": 4, "fedtp.rank": 2, "fedtp.head": "fedper",
+    }  # fmt: skip
+
+
+def test_fedham_alone_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--help"]):
+        assert fedham(arguments) == 0
+        assert "fedham run" in capsys.readouterr().out
+    assert fedham(["rnu"]) == 2
+    assert capsys.readouterr().err.startswith("error: 'rnu' is no command\nusage: fedham run")
+
+
+def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedham(["settings"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" = ")[0] for line in lines] == list(defaults())
+    assert tomllib.loads("\n".join(lines))["alpha"] == 0.1  # can be copied
+    assert [line for line in lines if line.startswith("alpha")] == [
+        "alpha = 0.1                       # dirichlet: concentration, > 0; small is skewed"
+    ]
+    for arguments in (["settings", "fedper"], ["settings", "--section", "fedper"]):
+        assert fedham(arguments) == 0
+        assert capsys.readouterr().out.startswith("fedper.personal-layers = 1  ")
+    assert fedham(["settings", "fedpre"]) == 1
+    assert capsys.readouterr().err.startswith("error: there is no section fedpre: wanted one of ")
+    assert fedham(["settings", "--sections"]) == 2
+    assert "is no command" in capsys.readouterr().err
+
+
+def test_without_pyproject_settings_have_no_remarks(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "cli.py"))
+    assert fedham(["settings", "fedper"]) == 0
+    assert capsys.readouterr().out == "fedper.personal-layers = 1\n"
+
+
+def test_fedham_run_is_the_simulation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fedham(["run", "--num-supernodes", "0"]) == 1
+    assert "--num-supernodes 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        fedham(["run", "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: fedham run ")
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before, codes = signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(run_simulation.os, "_exit", codes.append)
+    monkeypatch.setattr(run_simulation.sys, "argv", ["fedham"])
+    try:
+        run_simulation._end_at_once()
+        signal.raise_signal(signal.SIGINT)
+        assert codes == [130]
+        assert run_simulation.fedham() == 0  # from here on it can be caught
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capfd.readouterr().err == "interrupted\n"
+
+
+def test_an_interrupt_of_a_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert main([]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
