@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from torch import nn
 
 from fedham_flwr.core.errors import UserError
@@ -20,7 +21,8 @@ from fedham_flwr.core.methods import Method
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
-from fedham_flwr.settings import OBJECTS, parse
+from fedham_flwr.sections import OBJECTS
+from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
 
 if TYPE_CHECKING:
@@ -111,12 +113,14 @@ def simulate(
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     given = _flat({"strategy": strategy, **settings})
     if task is not None:
-        given |= _brought(task)
+        given = _joined(given, _brought(task))
     for setting in OBJECTS:
-        if (value := given.get(setting)) is not None and not isinstance(value, str):
-            given[setting] = given_path(value, value.name if isinstance(value, Method) else "")
-    if clients < 1:
-        raise UserError(f"clients={clients} must be above 0")
+        if (value := given.get(setting)) is not None:
+            given[setting] = _named_by(setting, value)
+    if type(clients) is not int or clients < 1:
+        raise UserError(f"clients={clients!r} must be a whole number above 0")
+    if backend not in ("in-process", "ray"):
+        raise UserError(f"backend={backend!r}: wanted 'in-process' or 'ray'")
     if backend == "ray":
         _check_importable(given)
     parse(given)
@@ -143,9 +147,27 @@ def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
         key = name.replace("_", "-")
         if isinstance(value, Mapping):
             flat |= {f"{key}.{inner.replace('_', '-')}": given for inner, given in value.items()}
+        elif isinstance(value, np.generic):
+            flat[key] = value.item()
         else:
             flat[key] = str(value) if isinstance(value, Path) else value
     return flat
+
+
+def _named_by(setting: str, value: Any) -> str:
+    """What stands for an object in the settings: its name or its path; of several metrics those of all."""
+    if isinstance(value, str):
+        return value
+    if setting == "metrics" and isinstance(value, list | tuple):
+        return " ".join(_named_by(setting, each) for each in value)
+    if setting == "model" and isinstance(value, nn.Module):
+        raise UserError(
+            f"model is a {type(value).__name__} that is made already, and wanted is its class or a function that makes "
+            "it, since each client has one"
+        )
+    if not callable(value) and not isinstance(value, Method):
+        raise UserError(f"{setting} is {type(value).__name__}, and wanted is a name, an import path or an object")
+    return given_path(value, value.name if isinstance(value, Method) else "" if _named(value) else setting)
 
 
 def _brought(task: Task | str) -> dict[str, Any]:
@@ -154,12 +176,16 @@ def _brought(task: Task | str) -> dict[str, Any]:
         return {"task": task}
     if not isinstance(task, Task):
         raise UserError(f"task is {type(task).__name__}, and wanted is a Task, a module's name or an import path")
-    parts = {part: getattr(task, part) for part in SETTINGS}
-    return {
-        SETTINGS[part]: value if isinstance(value, str) else given_path(value, "" if _named(value) else part)
-        for part, value in parts.items()
-        if value is not None
-    }
+    brought = {setting: getattr(task, part) for part, setting in SETTINGS.items()}
+    return {setting: _named_by(setting, value) for setting, value in brought.items() if value is not None}
+
+
+def _joined(given: dict[str, Any], brought: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with what a task brings; given both ways is a fault."""
+    for setting in brought:
+        if setting in given:
+            raise UserError(f"{setting} is given, and the task brings it too: wanted one of them")
+    return {**given, **brought}
 
 
 def _named(value: Any) -> bool:
@@ -170,8 +196,8 @@ def _named(value: Any) -> bool:
 def _check_importable(given: Mapping[str, Any]) -> None:
     """Refuse what other processes would not find."""
     for setting in OBJECTS:
-        if is_of_this_process(str(given.get(setting, ""))):
-            name = str(given[setting]).rpartition(".")[2]
+        for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
+            name = path.rpartition(".")[2]
             raise UserError(
                 f'{setting}={name} is defined in this script or notebook, where the workers of backend="ray" do not '
                 'find it: wanted an object of a module, or backend="in-process"'

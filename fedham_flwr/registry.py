@@ -1,8 +1,13 @@
-"""Which object a name stands for: the methods, by their names or by the import path of a user's own."""
+"""Which object a name stands for: the methods, by their names, an entry point or the import path of a user's own."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import re
+import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from fedham_flwr.core.errors import UserError
@@ -15,6 +20,22 @@ BUILT_IN = (
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""
+GROUP = "fedham_flwr.methods"
+"""The entry points by which installed packages give their methods names."""
+
+
+@lru_cache(maxsize=1)
+def _entry_points() -> dict[str, str]:
+    """Name -> import path, of the packages that are installed."""
+    return {found.name: found.value for found in importlib.metadata.entry_points(group=GROUP)}
+
+
+def is_entry_point(name: str) -> bool:
+    """Whether an installed package has a method of this name; a built-in one comes first."""
+    return name not in METHODS and bool(_NAME.fullmatch(name)) and name in _entry_points()
+
+
+_NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
 def method(name: str) -> Method:
@@ -23,7 +44,7 @@ def method(name: str) -> Method:
     Raises:
         UserError: there is no such method, or the object is no `Method`.
     """
-    found = METHODS.get(name, name)
+    found = _entry_points()[name] if is_entry_point(name) else METHODS.get(name, name)
     if isinstance(found, str):
         if not is_path(found):
             raise UserError(
@@ -37,8 +58,37 @@ def method(name: str) -> Method:
 
 @lru_cache(maxsize=64)
 def half(given: str | type) -> Any:
-    """The class of a method's half, which may be given by its import path."""
-    return load_object("strategy", given) if isinstance(given, str) else given
+    """The class of a method's half, which may be given by its import path.
+
+    Raises:
+        UserError: it cannot be imported, for instance because a folder `clients` of a user's is found in place of ours.
+    """
+    if not isinstance(given, str):
+        return given
+    if given.partition(".")[0] in ("strategies", "clients"):
+        check_ours(given.partition(".")[0])
+    return load_object("strategy", given)
+
+
+def check_ours(package: str) -> None:
+    """Refuse to go on where another package has the name of one of ours.
+
+    Args:
+        package: strategies or clients.
+
+    Raises:
+        UserError: that of a user's is found first.
+    """
+    ours = Path(__file__).resolve().parents[1] / package
+    try:
+        found = getattr(importlib.import_module(package), "__file__", None)
+    except Exception:  # whatever a user's own module raises
+        found = getattr(sys.modules.get(package), "__file__", None) or f"{package}, which cannot be imported,"
+    if found is None or Path(found).resolve().parent != ours:
+        raise UserError(
+            f"{found or package} is found in place of the {package} of fedham-flwr ({ours}): wanted another name for "
+            "it, or another directory to start from"
+        )
 
 
 def register(name: str, declared: Method) -> None:
@@ -49,8 +99,12 @@ def register(name: str, declared: Method) -> None:
         declared: the method.
 
     Raises:
-        UserError: the name is a built-in method's.
+        UserError: the name is a built-in method's, or cannot be one; or this is no method.
     """
     if name in BUILT_IN:
         raise UserError(f"{name} is a built-in method: wanted another name")
+    if not _NAME.fullmatch(name):
+        raise UserError(f"{name!r} is no name for a method: wanted small letters, digits and hyphens")
+    if not isinstance(declared, Method):
+        raise UserError(f"{name} is {type(declared).__name__}, and wanted is a fedham_flwr.Method")
     METHODS[name] = declared

@@ -7,7 +7,6 @@ two together. They are parsed once, at the door of either app; below that, funct
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +18,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, cre
 
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
-from fedham_flwr.core.methods import Method, NetworkNeeds
+from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
 from fedham_flwr.data.batches import Target
 from fedham_flwr.data.clients import DataSettings
@@ -28,26 +27,19 @@ from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.sections import advice, built_in, sections_of
 from fedham_flwr.task import expand
 from fedham_flwr.training import metrics
 from fedham_flwr.training.augment import AUGMENTATIONS
 from fedham_flwr.training.local import LocalTraining, training_faults
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.optim import GIVEN, OPTIMIZERS
+from fedham_flwr.training.optim import OPTIMIZERS
 from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
-CALLED_WITH = {
-    "optimizer": GIVEN,
-    "dataset": ("client", "clients", "seed", "data_path"),
-    "partitioner": ("labels", "clients", "seed"),
-}
-"""What objects are called with beside their own settings, where these names may have defaults."""
-OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation")
-"""Settings that may name an object by its import path, whose own settings become a section."""
 MOST = 3.4e38
 """No number is larger: what becomes a tensor must not overflow."""
 
@@ -62,6 +54,8 @@ def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
 
     def check(value: str) -> str:
         if value in names or is_path(value) or (setting == "model" and value.startswith(TORCHVISION)):
+            return value
+        if setting == "strategy" and registry.is_entry_point(value):
             return value
         quoted = [f"'{name}'" for name in (*names, *([f"{TORCHVISION}<name>"] if setting == "model" else []))]
         raise ValueError(f"wanted {', '.join(quoted)} or an import path 'package.module:Object'")
@@ -276,17 +270,22 @@ def parse(raw: Mapping[str, Value]) -> Settings:
             the wrong type or out of range, each with what was wanted.
     """
     given = expand(raw)
-    return _parse(tuple(sorted(given.items(), key=lambda item: item[0])), tuple(type(given[k]) for k in sorted(given)))
+    if strange := [key for key, value in given.items() if type(value) not in (bool, int, float, str)]:
+        wrong = [f"{key}={given[key]!r}: wanted a truth value, a number or a text" for key in strange]
+        raise UserError("settings: " + "; ".join(wrong))
+    types, named = tuple(type(given[k]) for k in sorted(given)), tuple(registry.METHODS.items())
+    return _parse(tuple(sorted(given.items(), key=lambda item: item[0])), types, named)
 
 
 @lru_cache(maxsize=8)
-def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...]) -> Settings:
-    # The types are part of the cache's key: 1, 1.0 and True are equal, and only one of them is a batch size.
+def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...], _methods: tuple[object, ...]) -> Settings:
+    # The types are part of the cache's key: 1, 1.0 and True are equal, and only one of them is a batch size. So are the
+    # methods, to which a program may add.
     raw = dict(items)
-    sections, faults = _sections(raw)
+    sections, faults = sections_of(raw, [name.replace("_", "-") for name in Settings.model_fields])
     model = _with_sections(tuple(sections.items()))
     known = flatten(model())
-    faults += [_unknown(key, value, list(known)) for key, value in items if key not in known]
+    faults += [_unknown(key, value, list(known), raw) for key, value in items if key not in known]
     good = {key: value for key, value in items if key in known}
     faults += [
         f"{key}={good.pop(key)!r}: wanted at most 3.4e38 in size, what a 32-bit float can hold"
@@ -333,16 +332,14 @@ def flatten(settings: Settings) -> dict[str, Value]:
     return flat
 
 
-@lru_cache(maxsize=1)
 def defaults() -> Mapping[str, Value]:
-    """Every key of the built-in settings with its default."""
+    """Every key of the settings, without those of a user's objects, with its default."""
+    return _defaults(tuple(registry.METHODS.items()))
+
+
+@lru_cache(maxsize=2)
+def _defaults(_methods: tuple[object, ...]) -> Mapping[str, Value]:
     return flatten(_with_sections(tuple(built_in().items()))())
-
-
-def built_in() -> dict[str, type]:
-    """The sections of the built-in methods and networks, and the dataclass of each."""
-    methods = {name: registry.method(name).settings for name in registry.METHODS}
-    return {name: given for name, given in {**methods, **NETWORKS}.items() if given is not None}
 
 
 @lru_cache(maxsize=16)
@@ -352,38 +349,15 @@ def _with_sections(sections: tuple[tuple[str, type], ...]) -> type[Settings]:
     return create_model("Settings", __base__=Settings, **fields)
 
 
-def _sections(raw: Mapping[str, Value]) -> tuple[dict[str, type], list[str]]:
-    """The sections of the built-in objects and of those that the settings name by import path; and what is wrong."""
-    sections, faults = built_in(), []
-    for setting in OBJECTS:
-        for name in str(raw.get(setting, "")).split() if setting == "metrics" else [str(raw.get(setting, ""))]:
-            if not is_path(name):
-                continue
-            try:
-                found = registry.method(name) if setting == "strategy" else load_object(setting, name)
-                given = (
-                    found.settings if isinstance(found, Method) else settings_class(found, CALLED_WITH.get(setting, ()))
-                )
-            except UserError as error:
-                faults.append(str(error))
-                continue
-            if given is not None:
-                sections[section_of(name)] = given
-    return sections, faults
-
-
 def methods() -> tuple[str, ...]:
-    """Names of the built-in methods."""
+    """Names of the methods."""
     return tuple(registry.METHODS)
 
 
-def _unknown(key: str, value: Value, known: list[str]) -> str:
-    spelled = key.replace("_", "-")
-    near = [k for k in known if k.startswith(f"{spelled}.")] or difflib.get_close_matches(
-        spelled, known, n=1, cutoff=0.5
-    )
-    advice = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
-    return f"there is no key {key} (given {value!r}): {advice}"
+def _unknown(key: str, value: Value, known: list[str], settings: Mapping[str, Value]) -> str:
+    core, others = [k for k in known if "." not in k], [k for k in known if "." in k]
+    chosen = {section_of(str(settings.get(which, defaults()[which]))) for which in ("strategy", "model")}
+    return f"there is no key {key} (given {value!r}): {advice(key, core, others, chosen)}"
 
 
 def _key(place: tuple[int | str, ...]) -> str:

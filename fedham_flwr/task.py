@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import load_module, load_object
+from fedham_flwr.core.imports import is_path, load_module, load_object
 
 SETTINGS: Mapping[str, str] = {
     "build_model": "model",
@@ -40,12 +40,27 @@ class Task:
     optimizer: Any = None
 
 
-GIVEN = SimpleNamespace()
-"""Objects of this process that have no import path of their own, such as those of a notebook, by name."""
+class _Given:
+    """Objects of this process that have no import path of their own, such as those of a notebook."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise UserError(
+            "an object was defined in a script or notebook, in another process: wanted one of a module, or that it is "
+            "given again"
+        )
+
+
+GIVEN = _Given()
+"""By `n1`, `n2`, ..., each with one object by its name."""
 
 
 def given_path(obj: Any, name: str = "") -> str:
     """An import path of an object: its own, or one by which this process, and no other, finds it.
+
+    Two objects never have the same, since what a path has led to is remembered: a function that is defined anew in a
+    notebook has another one.
 
     Args:
         obj: a class, a function or any other object.
@@ -53,14 +68,21 @@ def given_path(obj: Any, name: str = "") -> str:
     """
     module, qualified = getattr(obj, "__module__", ""), getattr(obj, "__qualname__", "")
     found: Any = sys.modules.get(module) if module != "__main__" else None
-    for part in qualified.split("."):
+    for part in str(qualified).split("."):
         found = getattr(found, part, None)
-    if found is obj:
-        return f"{module}:{qualified}"
-    name = name or getattr(obj, "__name__", type(obj).__name__)
+    path = f"{module}:{qualified}"
+    if found is obj and found is not None and is_path(path):
+        return path
+    name = name or str(getattr(obj, "__name__", type(obj).__name__))
     name = name if name.isidentifier() else "given"
-    setattr(GIVEN, name, obj)
-    return f"{__name__}:GIVEN.{name}"
+    # Counted by name: the first `build` of a program is the same in its next process, which may resume the run.
+    number = 1
+    while (place := vars(GIVEN).setdefault(f"n{number}", SimpleNamespace())) and hasattr(place, name):
+        if getattr(place, name) is obj:
+            break
+        number += 1
+    setattr(place, name, obj)
+    return f"{__name__}:GIVEN.n{number}.{name}"
 
 
 def is_of_this_process(path: str) -> bool:

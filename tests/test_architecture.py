@@ -24,7 +24,7 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "settings", "task"},
+    {"registry", "sections", "settings", "task"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "client_app", "runners"},

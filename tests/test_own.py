@@ -238,7 +238,7 @@ def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture
 
 
 def test_no_clients_and_wrong_tasks_are_refused() -> None:
-    with pytest.raises(UserError, match="clients=0 must be above 0"):
+    with pytest.raises(UserError, match="clients=0 must be a whole number above 0"):
         simulate(clients=0)
     with pytest.raises(UserError, match="task is int, and wanted is a Task"):
         simulate(task=3)  # type: ignore[arg-type]

@@ -24,6 +24,8 @@ PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 BUILT_IN = ("torchvision:",)
 """Prefixes of names that look like an import path and are the package's own."""
 SCALARS = (bool, int, float, str)
+SETTING_NAMES = ("task", "strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation")
+"""Settings that an object may be named like, such as a task's function `loss`."""
 
 
 def is_path(name: str) -> bool:
@@ -90,7 +92,16 @@ def source_digest(path: str) -> str:
 
 
 def section_of(path: str) -> str:
-    """The section of an object's own settings: its name in lower case, `mymodels:MyNet` -> mynet."""
+    """The section of an object's own settings: its name in lower case, `mymodels:MyNet` -> mynet.
+
+    That of a task's function `loss` is own-loss, since loss is a setting.
+    """
+    name = short_name(path)
+    return f"own-{name}" if name in SETTING_NAMES else name
+
+
+def short_name(path: str) -> str:
+    """An object's own name in lower case, `mymodels:MyNet` -> mynet."""
     return path.rpartition(":")[2].rpartition(".")[2].lower().replace("_", "-")
 
 
@@ -103,20 +114,36 @@ def settings_class(obj: Any, given: Collection[str] = ()) -> type | None:
     Args:
         obj: a class or a function.
         given: names of parameters that are given otherwise, and so are no settings of its own.
+
+    Raises:
+        UserError: the dataclass can be no section: it is not frozen, or a field has no default or one of another type.
     """
     own = getattr(obj, "Settings", None)
     if dataclasses.is_dataclass(own) and isinstance(own, type):
-        return own
+        return _section_class(own)
     parameters, types = _signature(obj)
     declared = types.get("settings")
     if dataclasses.is_dataclass(declared) and isinstance(declared, type):
-        return declared
+        return _section_class(declared)
     fields = [
         (name, type(parameter.default), dataclasses.field(default=parameter.default))
         for name, parameter in parameters.items()
         if type(parameter.default) in SCALARS and name not in given
     ]
     return dataclasses.make_dataclass("Settings", fields, frozen=True) if fields else None
+
+
+def _section_class(own: type) -> type:
+    """The dataclass, if its fields can be settings."""
+    if not own.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise UserError(f"{own.__qualname__} holds settings and can be changed: wanted @dataclass(frozen=True)")
+    for field in dataclasses.fields(own):
+        if type(field.default) not in SCALARS:
+            found = "no default" if field.default is dataclasses.MISSING else f"the default {field.default!r}"
+            raise UserError(
+                f"{own.__qualname__}.{field.name} is a setting and has {found}: wanted a bool, int, float or str"
+            )
+    return own
 
 
 def call(setting: str, obj: Callable[..., Any], settings: object = None, **given: Any) -> Any:

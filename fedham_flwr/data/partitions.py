@@ -108,7 +108,8 @@ def partition(
             "train and one to test."
         )
     if is_path(how.partitioner):
-        parts = deal_by_function(how.partitioner, how.own, labels, clients, how.seed)
+        others = {"alpha": how.alpha, "num_classes_per_partition": how.classes_per_client}
+        parts = deal_by_function(how.partitioner, how.own, labels, clients, how.seed, **others)
     elif how.partitioner in _BY_OWNER:
         parts = _BY_OWNER[how.partitioner](owners, clients)
     else:

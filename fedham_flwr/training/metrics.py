@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.core.errors import UserError, first_line
-from fedham_flwr.core.imports import call, is_path, load_object, section_of
+from fedham_flwr.core.imports import call, is_path, load_object, section_of, short_name
 from fedham_flwr.data.batches import Target, target_of
 from fedham_flwr.training import scores
 from fedham_flwr.training.targets import loss_terms, predictions, task_loss
@@ -203,7 +203,7 @@ def check(measured: Sequence[Metric], target: Target, outputs: int) -> None:
 
 
 def _short(name: str) -> str:
-    return section_of(name) if is_path(name) else name
+    return short_name(name) if is_path(name) else name
 
 
 def _own(path: str, target: Target, outputs: int, settings: object) -> Metric:
