@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import json
 import re
-import tomllib
 from pathlib import Path
 
 from fedham_flwr import registry

@@ -255,6 +255,7 @@ class Settings(BaseModel):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=self.augment,
+            augmentation=self.augmentation,
             steps=self.local_steps,
             optimizer=self.optimizer,
             nesterov=self.nesterov,
@@ -263,7 +264,6 @@ class Settings(BaseModel):
             max_grad_norm=self.max_grad_norm,
             loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
             optimizer_settings=self._own_of(self.optimizer),
-            augmentation=self.augmentation,
             augmentation_settings=self._own_of(self.augmentation),
         )
 

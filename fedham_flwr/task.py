@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import ModuleType, SimpleNamespace
@@ -51,7 +52,10 @@ def given_path(obj: Any, name: str = "") -> str:
         name: what to call it; by default its own name.
     """
     module, qualified = getattr(obj, "__module__", ""), getattr(obj, "__qualname__", "")
-    if qualified and "<" not in qualified and module not in ("__main__", "builtins", ""):
+    found: Any = sys.modules.get(module) if module != "__main__" else None
+    for part in qualified.split("."):
+        found = getattr(found, part, None)
+    if found is obj:
         return f"{module}:{qualified}"
     name = name or getattr(obj, "__name__", type(obj).__name__)
     name = name if name.isidentifier() else "given"

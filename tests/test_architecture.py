@@ -28,7 +28,7 @@ LEVELS = (
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "client_app", "runners"},
-    {"simulate", "cli"},
+    {"library", "cli"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""

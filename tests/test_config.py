@@ -176,7 +176,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(key: str, nearest: str) 
 
 def test_a_key_like_no_other_is_answered_with_the_list_of_keys() -> None:
     text = complaint({"qqqq": 1})
-    assert text.startswith("settings: there is no key qqqq (given 1): the keys are strategy, dataset, ")
+    assert text.startswith("settings: there is no key qqqq (given 1): the keys are strategy, task, dataset, ")
     assert all(key in text for key in defaults())
 
 

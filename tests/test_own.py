@@ -148,7 +148,13 @@ def test_sensor_windows_are_classified() -> None:
 
 
 def test_one_pair_is_split_and_classes_have_names() -> None:
-    run = simulate("fedper", dataset="own_objects:words", model=linear, clients=2, **{**SHORT, "num_server_rounds": 20})
+    run = simulate(
+        "fedper",
+        dataset="own_objects:words",
+        model=linear,
+        clients=2,
+        **{**SHORT, "num_server_rounds": 20, "learning_rate": 0.1},
+    )
     assert last(run, "accuracy") > 0.9
     assert set(run.rows["split"]) == {"validation", "test"}
 

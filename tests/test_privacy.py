@@ -129,7 +129,7 @@ def test_what_is_shown_and_stored_at_the_end_of_a_run() -> None:
 @pytest.mark.parametrize("strategy", [method for method in methods() if method not in AVERAGING])
 def test_methods_that_do_not_average_are_refused(strategy: str) -> None:
     message = (
-        rf"dp.epsilon=2 is for methods that average \(fedavg, fedprox, fedper, fedtransfer\), and "
+        rf"dp.epsilon=2 is for methods that average \({', '.join(AVERAGING)}\), and "
         rf'strategy="{strategy}" does not: wanted one of these, or dp.epsilon=0.0'
     )
     with pytest.raises(UserError, match=message):

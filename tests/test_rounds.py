@@ -109,6 +109,8 @@ def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: st
     elif strategy == "fedham":  # keeps its own model, which it sends, and its meta-model
         assert {name for name in kept if not name.startswith("meta/")} == everything
         assert {"meta/query", "meta/key", "meta/query2", "meta/key2", "meta/gate"} <= kept
+    elif strategy in ("ditto", "fedala"):  # tensors of their own beside the model's
+        assert {name.partition("/")[0] for name in kept} == ({"private"} if strategy == "ditto" else {"own", "weight"})
     else:
         assert kept == everything - shared
 
@@ -355,8 +357,7 @@ def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str,
 
 
 def test_a_node_that_has_gone_is_named_with_flowers_reason(federate: Federate) -> None:
-    """Flower answers for it, and such an answer comes from no node."""
-
+    # Flower answers for it, and such an answer comes from no node.
     class Gone(InProcessGrid):
         def _answer(self, message: Message) -> Message:
             if (message.metadata.group_id, message.metadata.dst_node_id) == ("2", next(iter(self.contexts))):
@@ -372,13 +373,12 @@ def test_a_node_that_has_gone_is_named_with_flowers_reason(federate: Federate) -
 def test_a_client_whose_data_are_of_another_kind_than_the_runs_says_so(
     settings: Callable[..., dict[str, Value]],
 ) -> None:
-    """As one that comes late: nobody has asked it before the first round."""
     grid = InProcessGrid(make_client_app(settings(strategy="fedavg")), 1)
     (node,) = grid.get_node_ids()
     for shape, classes in (((2, 13), 10), ((1, 8, 8), 4)):
         content = wire.write_download(wire.Download(3, {}, shape, classes))
         (reply,) = grid.send_and_receive([Message(content, node, "evaluate", group_id="3")])
-        with pytest.raises(wire.ClientFailure, match=rf"samples of shape \(1, 8, 8\) and 10 classes, .* and {classes}"):
+        with pytest.raises(wire.ClientFailure, match=rf"samples of shape \(1, 8, 8\) and 10 outputs, .* and {classes}"):
             wire.read_upload(reply.content, 3)
 
 

@@ -22,7 +22,7 @@ CHEAP: dict[str, Value] = {
     "batch-size": 64, "evaluate-every": 9, "fedham.transport": "mediated",
     "fedham.feature-dim": 4, "amn.feature-dim": 4, "pfedla.hidden-dim": 4, "fedtp.hidden-dim": 4,
 }  # fmt: skip
-AVERAGED = ("fedavg", "fedprox")
+AVERAGED = ("fedavg", "fedprox", "ditto", "fedala")
 MIXED = tuple(method for method in methods() if method not in (*AVERAGED, "fedtransfer"))
 
 

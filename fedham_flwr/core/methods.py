@@ -92,6 +92,7 @@ class Method:
         personal_stage: after the last round each client trains a model of its own, in place of the last evaluation; the
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
+        name: what `simulate` calls a method that it is given as an object, and the section of its settings.
     """
 
     strategy: str | type
@@ -103,3 +104,4 @@ class Method:
     mixes: bool = False
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
+    name: str = "method"

@@ -114,7 +114,7 @@ def simulate(
         given |= _brought(task)
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None and not isinstance(value, str):
-            given[setting] = given_path(value)
+            given[setting] = given_path(value, value.name if isinstance(value, Method) else "")
     if clients < 1:
         raise UserError(f"clients={clients} must be above 0")
     if backend == "ray":

@@ -1,0 +1,42 @@
+"""Windows of a sensor [n, channels, time], and a 1-D convolution: a task, used as `task="sensors"`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+
+def load_data(client: int, clients: int, seed: int, windows: int = 120) -> dict[str, Any]:
+    """What a client's sensor has recorded; here it is made: three kinds of movement, at a pace of the client's own.
+
+    Args:
+        client: its number.
+        clients: how many there are.
+        seed: the run's.
+        windows: how many; a setting, `-c 'load-data.windows=200'`.
+    """
+    draw = np.random.default_rng([seed, client])
+    kinds = draw.integers(0, 3, windows)
+    time = np.linspace(0, 2 * np.pi, 32)
+    pace = 1 + 0.3 * client / clients
+    waves = np.sin(pace * (1 + kinds[:, None]) * time + draw.uniform(0, 1, (windows, 1)))
+    inputs = np.stack([waves, np.gradient(waves, axis=1)], axis=1) + draw.normal(0, 0.2, (windows, 2, 32))
+    cut = windows * 2 // 3
+    inputs = inputs.astype("float32")
+    return {"train": (inputs[:cut], kinds[:cut]), "test": (inputs[cut:], kinds[cut:])}
+
+
+def build_model(shape: tuple[int, ...], outputs: int, width: int = 16) -> nn.Module:
+    """A 1-D convolution over time.
+
+    Args:
+        shape: (channels, time).
+        outputs: number of classes.
+        width: channels of the convolution; a setting, `-c 'build-model.width=32'`.
+    """
+    return nn.Sequential(
+        nn.Conv1d(shape[0], width, 5, padding=2), nn.ReLU(), nn.AdaptiveMaxPool1d(4), nn.Flatten(),
+        nn.Linear(4 * width, outputs),
+    )  # fmt: skip
