@@ -139,9 +139,9 @@ def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkS
         model = build_torchvision(name, shape, outputs, own)
     if not isinstance(model, nn.Module):
         raise UserError(f'model="{name}" gives {type(model).__name__}, and wanted is a torch.nn.Module')
-    if not any(p.is_floating_point() for p in model.parameters()):
-        raise UserError(f'model="{name}" has no parameters to train')
     _try(name, model, shape, outputs)
+    if not any(param.requires_grad for param in model.parameters()):
+        raise UserError(f'model="{name}" has no parameters to train')
     return model
 
 

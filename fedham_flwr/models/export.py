@@ -75,7 +75,7 @@ def load(path: str | Path) -> nn.Module:
         `tables.read_scaling(path).inputs(rows)` makes them.
 
     Raises:
-        UserError: there is no such file, or none that a run has left.
+        UserError: there is no such file, or none that a run has left, or its network is no longer what it was.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -90,7 +90,11 @@ def load(path: str | Path) -> nn.Module:
         )
     shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
     model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:  # of torch, in several lines
+        why = " ".join(str(error).split())
+        raise UserError(f'{path} does not fit model="{name}" as it is now: {why}') from error
     return model.eval()
 
 
