@@ -18,6 +18,7 @@ from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup, Task
 from fedham_flwr.federation.exchange import Recorder
@@ -32,7 +33,7 @@ from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_sta
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
-from fedham_flwr.training import losses, metrics, optim
+from fedham_flwr.training import augment, losses, metrics, optim
 
 log = logging.getLogger("fedham_flwr")
 
@@ -137,6 +138,7 @@ def prepare(
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     training = settings.local_training(1)
     optim.check(list(model.parameters()), training)
+    augment.check(training, _kind(settings, profiles[0].target, shape), shape)
     losses.check(training.loss, torch.zeros(2, classes), EXAMPLES[profiles[0].target](classes))
     manifest = manifest_of(model, models.trial_batches(shape))
     strategy = build_strategy(
@@ -157,6 +159,15 @@ def prepare(
         start_from(settings, strategy, network)
     journal.started(strategy, network)
     return strategy
+
+
+def _kind(settings: Settings, target: str, shape: tuple[int, ...]) -> Kind:
+    """The kind of the clients' data, as far as it can be told from here: a user's own may be images or arrays."""
+    if target == "next-token":
+        return "text"
+    if len(shape) == 3:
+        return "image"
+    return "array" if is_path(settings.dataset) else "table"
 
 
 def build_strategy(

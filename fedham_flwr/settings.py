@@ -30,6 +30,7 @@ from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION
 from fedham_flwr.task import expand
 from fedham_flwr.training import metrics
+from fedham_flwr.training.augment import AUGMENTATIONS
 from fedham_flwr.training.local import LocalTraining, training_faults
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.metrics import Metric
@@ -45,7 +46,7 @@ CALLED_WITH = {
     "partitioner": ("labels", "clients", "seed"),
 }
 """What objects are called with beside their own settings, where these names may have defaults."""
-OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics")
+OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation")
 """Settings that may name an object by its import path, whose own settings become a section."""
 MOST = 3.4e38
 """No number is larger: what becomes a tensor must not overflow."""
@@ -84,6 +85,7 @@ class Settings(BaseModel):
     feature_column: str = ""
     label_column: str = ""
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
+    image_size: NonNegativeInt = 0
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
     alpha: PositiveFloat = 0.1
@@ -132,6 +134,7 @@ class Settings(BaseModel):
     schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
     min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
+    augmentation: Annotated[str, AfterValidator(_one_of("augmentation", AUGMENTATIONS))] = "shift-flip"
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     seed: NonNegativeInt = 0
@@ -188,6 +191,7 @@ class Settings(BaseModel):
             cache_dir=self.cache_dir,
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
+            image_size=self.image_size,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
@@ -251,6 +255,7 @@ class Settings(BaseModel):
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             augment=self.augment,
+            augmentation=self.augmentation,
             steps=self.local_steps,
             optimizer=self.optimizer,
             nesterov=self.nesterov,
@@ -259,6 +264,7 @@ class Settings(BaseModel):
             max_grad_norm=self.max_grad_norm,
             loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
             optimizer_settings=self._own_of(self.optimizer),
+            augmentation_settings=self._own_of(self.augmentation),
         )
 
 

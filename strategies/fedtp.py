@@ -21,7 +21,7 @@ class FedTPStrategy(RoundStrategy):
     """A mean of everything but self-attention, and a hypernetwork that makes each client's self-attention.
 
     Raises:
-        UserError: FedRoD's losses with settings of another one.
+        UserError: FedRoD's losses with settings of another one, or what is for classes where there are none.
     """
 
     own: FedTPSettings
@@ -29,6 +29,7 @@ class FedTPStrategy(RoundStrategy):
     def __init__(self, setup: Setup) -> None:
         fedtp.check_model(setup.manifest.group_names, setup.settings.model)
         super().__init__(setup)
+        fedtp.check_target(self.own, next((p.target for p in setup.roster.profiles.values()), "class"))
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
         self._embeddings = Embeddings(self.own)

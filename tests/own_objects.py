@@ -114,3 +114,26 @@ def all_to_all(labels: Any, clients: int) -> list[Any]:
 TASK = Task(build_model=plain, load_data=waves)
 NOTHING = Task()
 NUMBER = 3
+
+
+def inverted(batch: Tensor) -> Tensor:
+    """An augmentation."""
+    return 1 - batch
+
+
+class Darker:
+    """An augmentation with a setting."""
+
+    def __init__(self, factor: float = 0.5) -> None:
+        self.factor = factor
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        return batch * self.factor
+
+
+def cut(batch: Tensor) -> Tensor:
+    return batch[:, :, 1:]
+
+
+def two_at_a_time(batch: Tensor, other: Tensor) -> Tensor:
+    return batch + other

@@ -1,4 +1,4 @@
-"""Each kind of data: how stored samples become inputs and targets; scaling and augmenting images."""
+"""Each kind of data: how stored samples become inputs and targets; scaling images."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.batches import augment, check_augment, inputs_and_targets, kind_of, sample_shape, to_float
+from fedham_flwr.data.batches import inputs_and_targets, kind_of, sample_shape, to_float
 
 
 def test_images_and_their_labels() -> None:
@@ -46,14 +45,6 @@ def test_features_of_no_kind(features: torch.Tensor) -> None:
         kind_of(features)
 
 
-def test_only_images_are_augmented() -> None:
-    check_augment("image")
-    with pytest.raises(UserError, match=r"augment is true, but it shifts and mirrors images, and the data set is text"):
-        check_augment("text")
-    with pytest.raises(UserError, match=r"augment is true, .* and the data set is a table; set it false"):
-        check_augment("table")
-
-
 @pytest.mark.parametrize("shape", [(1, 8, 8, 1), (2, 4, 6, 3)])
 def test_to_float(shape: tuple[int, ...]) -> None:
     batch = (torch.arange(int(np.prod(shape))) * 5 % 256).to(torch.uint8).reshape(shape)
@@ -63,24 +54,3 @@ def test_to_float(shape: tuple[int, ...]) -> None:
     expected = batch.numpy().transpose(0, 3, 1, 2) / 127.5 - 1
     assert np.abs(x.numpy() - expected).max() < 1e-7
     assert to_float(torch.tensor([[[[0]], [[255]]]], dtype=torch.uint8)).flatten().tolist() == [-1.0, 1.0]
-
-
-@pytest.mark.parametrize(("height", "width", "channels", "pad"), [(8, 6, 1, 1), (32, 32, 3, 4), (40, 16, 2, 4)])
-def test_augment_against_a_loop(height: int, width: int, channels: int, pad: int) -> None:
-    batch = to_float((torch.arange(6 * height * width * channels) % 251 + 1).to(torch.uint8).view(6, height, width, -1))
-    moved = augment(batch, torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(1)
-    shifts = torch.randint(0, 2 * pad + 1, (2, 6, 1), generator=generator).squeeze(2).T - pad
-    mirrored = torch.randint(0, 2, (6, 1), generator=generator).bool().flatten()
-    expected = torch.full_like(batch, -1)
-    for i in range(6):
-        for y in range(height):
-            for x in range(width):
-                from_y = y + int(shifts[i, 0])
-                from_x = (width - 1 - x if mirrored[i] else x) + int(shifts[i, 1])
-                if 0 <= from_y < height and 0 <= from_x < width:
-                    expected[i, :, y, x] = batch[i, :, from_y, from_x]
-    assert torch.equal(moved, expected)
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    assert 0 < int(mirrored.sum()) < 6
-    assert len(shifts.unique(dim=0)) > 1

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from run_simulation import main, overrides
+from fedham_flwr.cli import overrides
+from fedham_flwr.cli import run_command as main
 
 
 def errors(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

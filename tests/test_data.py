@@ -89,7 +89,7 @@ import numpy as np
 from fedham_flwr.data import clients as data
 
 def race(cold, number):
-    def decode(source, columns, folder):
+    def decode(source, columns, folder, side):
         (cold / f"decoded-{number}").touch()
         time.sleep(0.2)
         np.save(folder / "features.npy", np.zeros((9, 2, 2, 1), dtype=np.uint8))
@@ -137,7 +137,7 @@ def test_two_processes_warm_and_cold(tmp_path: Path, cache_dir: Path, monkeypatc
 def test_a_folder_left_half_written_is_not_read(
     cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str, columns: object, folder: Path) -> None:
+    def fail(source: str, columns: object, folder: Path, side: int) -> None:
         (folder / "features.npy").write_bytes(b"half")
         raise UserError("no more")
 

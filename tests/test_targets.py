@@ -15,6 +15,8 @@ from conftest import Outcome
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy, cross_entropy
 
+from fedham_flwr.algorithms import fedtp
+from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import inputs_and_targets, sample_shape, target_of
@@ -286,6 +288,20 @@ def test_what_does_not_fit_is_refused_before_the_first_round(
 ) -> None:
     with pytest.raises(UserError, match=message):
         federate(clients=3, target="value", label_column="target", **small, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"head": "fedrod"}, r'fedtp\.head="fedrod" is for classes, and the target is value'),
+        ({"head": "fedrod", "knn": True}, r'fedtp\.head="fedrod" and fedtp\.knn=true are for classes'),
+    ],
+)
+def test_what_fedtp_does_with_classes_only(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        fedtp.check_target(FedTPSettings(**given), "value")
+    fedtp.check_target(FedTPSettings(**given), "next-token")
+    fedtp.check_target(FedTPSettings(), "value")
 
 
 def validation_means(run: Outcome, metric: str) -> dict[int, float]:

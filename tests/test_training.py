@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy, dropout
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
-from fedham_flwr.data.batches import augment
 from fedham_flwr.data.clients import ClientData
 from fedham_flwr.models import build
-from fedham_flwr.training import trainer as training
+from fedham_flwr.training import augment
+from fedham_flwr.training.augment import shift_flip
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.optim import SGD
 from fedham_flwr.training.trainer import Trainer
@@ -322,9 +322,9 @@ def test_images_are_augmented_in_training_and_never_in_evaluation(monkeypatch: p
 
     def counted(x: Tensor, draws: torch.Generator) -> Tensor:
         sizes.append(len(x))
-        return augment(x, draws)
+        return shift_flip(x, draws)
 
-    monkeypatch.setattr(training, "augment", counted)
+    monkeypatch.setattr(augment, "shift_flip", counted)
     samples, with_it, without = data(11, 9), linear(), linear()
     without.fit(samples, HOW, generator())
     assert not sizes

@@ -102,6 +102,22 @@ class FedTPSettings:
     knn_share: Annotated[float, Ge(0), Le(1)] = 0.6
 
 
+def check_target(settings: FedTPSettings, target: str) -> None:
+    """Refuse what is defined for classes only.
+
+    Args:
+        settings: the method's.
+        target: what is learned, as `data.batches.Target` has it.
+
+    Raises:
+        UserError: FedRoD's balanced loss or the vote of neighbours, without classes.
+    """
+    given = ['fedtp.head="fedrod"'] * (settings.head == "fedrod") + ["fedtp.knn=true"] * settings.knn
+    if given and target not in ("class", "next-token"):
+        verb = "are" if len(given) > 1 else "is"
+        raise UserError(f"{' and '.join(given)} {verb} for classes, and the target is {target}: wanted other settings")
+
+
 def check_model(groups: tuple[str, ...], model: str) -> None:
     """Refuse a model without self-attention.
 

@@ -7,6 +7,7 @@ the network: on a SuperNode the module must be there already.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import inspect
@@ -145,6 +146,53 @@ def call(setting: str, obj: Callable[..., Any], settings: object = None, **given
             f"{', '.join(given)}, or defaults"
         )
     return obj(**{each: value for each, value in given.items() if each in parameters})
+
+
+def load_function(setting: str, path: str, own: Any, wanted: str) -> Callable[..., Any]:
+    """The function that an import path names: the object, or what it makes if it is a class or needs no argument.
+
+    Args:
+        setting: the setting that has this value, for the error.
+        path: the import path.
+        own: the settings of the object, which it is made or called with; None without.
+        wanted: what it should be, for the error.
+
+    Raises:
+        UserError: there is no such object, it cannot make a function, or it is none.
+    """
+    found, what = load_object(setting, path), f'{setting}="{path}"'
+    if callable(found) and _makes(found):
+        try:
+            found = call(setting, found, own)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's own code raises
+            raise UserError(f"{what} cannot be made: {type(error).__name__}: {first_line(error)}") from error
+    elif callable(found) and own is not None:
+        found = functools.partial(found, **_keywords(found, own))
+    if not callable(found):
+        raise UserError(f"{what} gives {type(found).__name__}, and wanted is {wanted}")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _makes(found: Any) -> bool:
+    """Whether an object makes a function, and is none itself."""
+    if isinstance(found, type):
+        return True
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):
+        return False
+    others = [p for p in parameters.values() if p.name != "settings" and p.kind is not p.VAR_KEYWORD]
+    return not any(p.default is p.empty or p.kind is p.VAR_POSITIONAL for p in others)
+
+
+def _keywords(found: Callable[..., Any], own: Any) -> dict[str, object]:
+    """A function's own settings as the arguments by which it takes them."""
+    if "settings" in inspect.signature(found).parameters:
+        return {"settings": own}
+    return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
 
 
 def _signature(obj: Any) -> tuple[Mapping[str, inspect.Parameter], Mapping[str, Any]]:

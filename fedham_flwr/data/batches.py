@@ -19,8 +19,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fedham_flwr.core.errors import UserError
-
 Kind = Literal["image", "text", "table", "array"]
 Target = Literal["class", "multi-label", "value", "next-token"]
 """What is to be learned: one of K classes, which of k labels, k numbers (regression), or each next character."""
@@ -94,17 +92,6 @@ def inputs_and_targets(features: Tensor, labels: Tensor, kind: Kind | None = Non
     return with_gaps(features) if kind == "table" else to_float(features), labels
 
 
-def check_augment(kind: Kind) -> None:
-    """Images can be augmented, nothing else.
-
-    Raises:
-        UserError: the data are of another kind.
-    """
-    if kind != "image":
-        what = {"table": "a table", "array": "arrays of numbers"}.get(kind, kind)
-        raise UserError(f"augment is true, but it shifts and mirrors images, and the data set is {what}; set it false.")
-
-
 def with_gaps(rows: Tensor) -> Tensor:
     """float32 [b, F], NaN where a value is missing -> [b, 2, F]: the values with 0 for NaN, then 1 where it was NaN."""
     return torch.stack([rows.nan_to_num(nan=0.0), rows.isnan().to(rows.dtype)], dim=1)
@@ -113,31 +100,3 @@ def with_gaps(rows: Tensor) -> Tensor:
 def to_float(batch: Tensor) -> Tensor:
     """uint8 [b, H, W, C] in 0..255 -> float32 [b, C, H, W] in -1..1, in channels_last memory (as it lies already)."""
     return batch.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def augment(batch: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """Shift each image by up to `pad` pixels in each direction, and mirror every second one, at random.
-
-    What is shifted in is -1, the minimum of the scaled range: black. Small images are shifted by an eighth of their
-    height at most, but by 1 pixel at least: 4 pixels of 32, 1 of 8.
-
-    Args:
-        batch: float32 [b, C, H, W] in -1..1, as `to_float` gives it.
-        generator: on the CPU; draws rows, then columns, then mirrorings.
-        pad: pixels, at least 0.
-
-    Returns:
-        A new tensor like `batch`, in channels_last memory.
-    """
-    b, channels, height, width = batch.shape
-    pad = min(pad, max(1, height // 8))
-    down, right = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator)
-    mirrored = torch.randint(0, 2, (b, 1), generator=generator, dtype=torch.bool)
-    rows = down + torch.arange(height)  # [b, H], of the padded image
-    columns = right + torch.where(mirrored, torch.arange(width).flip(0), torch.arange(width))  # [b, W]
-    padded = torch.nn.functional.pad(batch.permute(0, 2, 3, 1), (0, 0, pad, pad, pad, pad), value=-1.0)
-    # One flat list of pixel numbers: picking whole pixels is 3 times as fast as indexing with three arrays.
-    first = torch.arange(b)[:, None, None] * padded.shape[1]
-    pixels = (first + rows[:, :, None]) * padded.shape[2] + columns[:, None, :]
-    picked = padded.reshape(-1, channels).index_select(0, pixels.flatten().to(batch.device))
-    return picked.view(b, height, width, channels).permute(0, 3, 1, 2)

@@ -59,6 +59,7 @@ class DataSettings:
         cache_dir: empty: fedham-flwr in the user's cache folder.
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
+        image_size: pixels of the square that images are resized to; 0: they stay as they are.
     """
 
     dataset: str = "digits"
@@ -73,6 +74,7 @@ class DataSettings:
     cache_dir: str = ""
     target: str = "auto"
     own: Any = None
+    image_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,13 +232,16 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
     """The folder with the samples of this source, as arrays."""
     root = _cache_root(settings.cache_dir)
     columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
+    side = settings.image_size
+    # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
+    named |= {"image-size": side} if side else {}
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise _unwritable(root, error) from error
-    data = _build(root / f"data-{_key(content, named)}", lambda folder: decode(source, columns, folder))
+    data = _build(root / f"data-{_key(content, named)}", lambda folder: decode(source, columns, folder, side))
     if _meta(data)["kind"] != "text":
         return data
     length, vocabulary = settings.sequence_length, settings.vocabulary

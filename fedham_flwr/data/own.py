@@ -41,6 +41,10 @@ def open_own(settings: DataSettings, client: int, clients: int, data_path: str =
         UserError: the function fails, or what it returns is no data.
     """
     what = f'dataset="{settings.dataset}"'
+    if settings.image_size:
+        raise UserError(
+            f"image-size={settings.image_size} resizes images when they are decoded, and {what} brings arrays: set 0"
+        )
     load = load_object("dataset", settings.dataset)
     given = {"client": client, "clients": clients, "seed": settings.partitioning.seed, "data_path": data_path}
     try:

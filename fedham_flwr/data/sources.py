@@ -15,7 +15,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
@@ -123,33 +123,47 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(source: str, columns: Columns, folder: Path) -> None:
+def decode(source: str, columns: Columns, folder: Path, side: int = 0) -> None:
     """Write the arrays and the meta data of a source into this folder, which exists and is empty.
+
+    Args:
+        source: the `dataset` setting.
+        columns: which columns are what.
+        folder: where.
+        side: pixels of the square that images are resized to; 0: they stay as they are.
 
     Raises:
         UserError: the source can't be read or reached, or its columns aren't what is needed.
         OSError: the folder can't be written.
     """
     if source == "digits":
-        _decode_digits(columns, folder)
+        _decode_digits(columns, folder, side)
         return
     path = local_path(source)
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
         splits = _load_hub(source) if path is None else _load_local(path, copy)
-        _decode_rows(_merge(splits, source), columns, folder)
+        _decode_rows(_merge(splits, source), columns, folder, side)
 
 
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path) -> None:
-    if table := table_columns(data, columns):
+def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: int) -> None:
+    table = table_columns(data, columns)
+    feature = "" if table else find_feature(data, columns)
+    image = bool(feature) and kind_of_column(data.features[feature]) == "Image"
+    if side and not image:
+        raise UserError(
+            f"image-size={side} resizes images, and the data set is {'a table' if table else 'text'}: set 0."
+        )
+    if table:
         meta = _decode_table(data, table, columns, folder)
+    elif image:
+        meta = _decode_images(data, feature, columns, folder, side)
     else:
-        feature = find_feature(data, columns)
-        meta = _DECODERS[kind_of_column(data.features[feature])](data, feature, columns, folder)
+        meta = _decode_texts(data, feature, columns, folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _decode_digits(columns: Columns, folder: Path) -> None:
+def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
     """scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -161,7 +175,8 @@ def _decode_digits(columns: Columns, folder: Path) -> None:
     if columns.target not in ("auto", "class"):
         raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
     digits = load_digits()
-    np.save(folder / "features.npy", np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None])
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    np.save(folder / "features.npy", images.resized(pixels, side)[..., None])
     np.save(folder / "labels.npy", digits.target.astype(np.int64))
     (folder / "meta.json").write_text(json.dumps({"classes": [str(i) for i in range(10)], "kind": "image"}))
 
@@ -243,16 +258,16 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
     return merged
 
 
-# ---- kinds of data: for each type of feature column, what writes the folder and returns its meta data ---------------
+# ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
 
 
-def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
+def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path, side: int) -> dict[str, Any]:
     targets.check(columns, "images")
     if columns.target in targets.CLASSLESS:
         meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
     else:
         meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
-    images.decode(data, feature, folder / "features.npy")
+    images.decode(data, feature, folder / "features.npy", side)
     return meta | {"kind": "image"}
 
 
@@ -292,13 +307,6 @@ def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder
     owners, names = _owners(data, columns.client)
     characters = texts.join(values_of(data, feature, "feature-column"), owners, folder)
     return {"kind": "text", "characters": characters} | names
-
-
-_DECODERS: dict[str, Callable[[Any, str, Columns, Path], dict[str, Any]]] = {
-    "Image": _decode_images,
-    "string": _decode_texts,
-    "large_string": _decode_texts,
-}
 
 
 def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:

@@ -51,7 +51,7 @@ class LocalTraining:
         learning_rate: of the round.
         momentum: of sgd.
         weight_decay: of every optimiser.
-        augment: whether images are shifted and mirrored.
+        augment: whether batches are augmented.
         steps: in place of the epochs, whatever epochs these make; 0 for epochs.
         optimizer: sgd, adam, adamw, or the import path of another.
         nesterov: sgd: the gradient is that of a step ahead.
@@ -60,6 +60,8 @@ class LocalTraining:
         max_grad_norm: a longer gradient is shortened to it; 0 for none.
         loss: the settings of the loss.
         optimizer_settings: of an optimiser that has settings of its own; None without.
+        augmentation: how, one of `augment.AUGMENTATIONS` or the import path of another.
+        augmentation_settings: of an augmentation that has settings of its own; None without.
     """
 
     local_epochs: int
@@ -76,6 +78,8 @@ class LocalTraining:
     max_grad_norm: float = 0.0
     loss: LossSettings = TASK_LOSS
     optimizer_settings: object = None
+    augmentation: str = "shift-flip"
+    augmentation_settings: object = None
 
     def reach(self, samples: int) -> float:
         """How far a constant gradient of length one would carry a model by sgd, momentum's run-up left aside.
@@ -134,6 +138,10 @@ def training_faults(training: LocalTraining, schedule: Schedule, full: float) ->
         full: the learning rate without it.
     """
     found, loss = [], training.loss
+    if training.augmentation != "shift-flip" and not training.augment:
+        found.append(
+            f'augmentation="{training.augmentation}" says how, and augment=False that nothing is: set augment=true'
+        )
     if training.nesterov and (training.optimizer != "sgd" or not training.momentum):
         found.append(
             f'nesterov=True needs optimizer="sgd" with momentum, not optimizer="{training.optimizer}" with '

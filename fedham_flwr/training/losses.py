@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +104,9 @@ def make(settings: LossSettings, targets: Callable[[], Tensor], device: torch.de
 
 def _own(settings: LossSettings, device: torch.device) -> TargetLoss:
     """The user's."""
-    found, name = _find(settings)
     what = f'loss="{settings.name}"'
+    found = imports.load_function("loss", settings.name, settings.own, "a function of (outputs, targets)")
+    name = settings.name.rpartition(":")[2].rpartition(".")[2]
     if isinstance(found, nn.Module):
         found = found.to(device)
 
@@ -124,45 +122,6 @@ def _own(settings: LossSettings, device: torch.device) -> TargetLoss:
         return mean
 
     return loss
-
-
-def _find(settings: LossSettings) -> tuple[Callable[..., Any], str]:
-    """The object that is named, or what it makes if it is a class or wants nothing but settings; and its name."""
-    found, what = imports.load_object("loss", settings.name), f'loss="{settings.name}"'
-    name = getattr(found, "__name__", type(found).__name__)
-    if callable(found) and _makes(found):
-        try:
-            found = imports.call("loss", found, settings.own)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the user's own code raises
-            raise UserError(f"{what} cannot be made: {type(error).__name__}: {first_line(error)}") from error
-    elif callable(found) and settings.own is not None:
-        found = partial(found, **_keywords(found, settings.own))
-    if not callable(found):
-        raise UserError(f"{what} gives {type(found).__name__}, and wanted is a function of (outputs, targets)")
-    return found, name
-
-
-def _makes(found: Any) -> bool:
-    """Whether an object makes a loss, and is none itself."""
-    if isinstance(found, type):
-        return True
-    if isinstance(found, nn.Module):
-        return False
-    try:
-        parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):
-        return False
-    others = [p for p in parameters.values() if p.name != "settings" and p.kind is not p.VAR_KEYWORD]
-    return not any(p.default is p.empty or p.kind is p.VAR_POSITIONAL for p in others)
-
-
-def _keywords(found: Callable[..., Any], own: Any) -> dict[str, object]:
-    """A function's own settings as the arguments by which it takes them."""
-    if "settings" in inspect.signature(found).parameters:
-        return {"settings": own}
-    return {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
 
 
 def check(settings: LossSettings, outputs: Tensor, targets: Tensor) -> None:

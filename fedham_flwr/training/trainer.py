@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import Kind, augment, check_augment, inputs_and_targets
-from fedham_flwr.training import losses, optim
+from fedham_flwr.data.batches import Kind, inputs_and_targets
+from fedham_flwr.training import augment, losses, optim
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.metrics import Measurement, Metric, Scores
@@ -108,8 +108,7 @@ class Trainer:
         Raises:
             UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
         """
-        if training.augment:
-            check_augment(samples.kind)
+        augmented = augment.make(training, samples.kind)
         features, labels, index = self._local(samples, "train")
         named = zip(self.parameter_names, self._params, strict=True)
         trained = [param for name, param in named if only is None or name in only]
@@ -122,8 +121,7 @@ class Trainer:
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
                 x, y = self._batch(features, labels, chosen, samples.kind)
-                x = augment(x, generator) if training.augment else x
-                batch_mean = self._backward(x, y, objective)
+                batch_mean = self._backward(augmented(x, generator), y, objective)
                 if gradient_term is not None:
                     self._add(gradient_term, only)
                 if training.max_grad_norm:
