@@ -58,8 +58,8 @@ def settings_page() -> str:
         section = key.rpartition(".")[0]
         parts.setdefault(section_title(section) if section else under[key].capitalize(), []).append(key)
     intro = (
-        "Generated from the code by `python docs/make.py`. `fedham settings` prints every setting with its default, and "
-        "`fedham settings fedprox` those of one section. An object of yours has a section of its own: see [your "
+        "Generated from the code by `python docs/make.py`. `fedham settings` prints every setting with its default, "
+        "and `fedham settings fedprox` those of one section. An object of yours has a section of its own: see [your "
         "model](model.md)."
     )
     tables = [f"## {title}\n\n{table(keys)}" for title, keys in parts.items()]
