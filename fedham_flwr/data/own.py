@@ -29,8 +29,8 @@ def open_own(settings: DataSettings, client: int, clients: int, data_path: str =
     such pair, which is then split by `validation-fraction` and `test-fraction`; a `datasets.Dataset` with the columns
     `inputs` and `targets`, or `image` and `label`, or those that `feature-column` and `label-column` name, stands
     for a pair, and a `DatasetDict` for a mapping. Inputs are floats of any shape, or uint8 [n, H, W, C] of images.
-    Targets are whole numbers or texts [n] of classes, bool or uint8 [n, k] of labels, or floats [n] or [n, k]. "classes"
-    in the mapping names the classes, in the order of their numbers; it is needed where a client lacks some,
+    Targets are whole numbers or texts [n] of classes, bool or uint8 [n, k] of labels, or floats [n] or [n, k].
+    "classes" in the mapping names the classes, in the order of their numbers; it is needed where a client lacks some,
     and targets are texts.
 
     Args:
