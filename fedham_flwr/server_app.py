@@ -140,7 +140,8 @@ def prepare(
     optim.check(list(model.parameters()), training)
     augment.check(training, _kind(settings, profiles[0].target, shape), shape)
     losses.check(training.loss, torch.zeros(2, classes), EXAMPLES[profiles[0].target](classes))
-    manifest = manifest_of(model, models.trial_batches(shape))
+    manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
+    report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
     strategy = build_strategy(
         settings,
         manifest,
@@ -150,7 +151,6 @@ def prepare(
         journal,
         saved[0].progress() if saved else None,
     )
-    network = models.resolve(settings.model, shape)
     if saved:
         go_on(strategy, *saved, network, journal.directory, simulated=bool(profiles[0].partitions))
     report.data_table(journal.write_clients(strategy))

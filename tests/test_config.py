@@ -66,7 +66,7 @@ def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_sec
         for strategy in ("fedtp", "fedavg")
         for head in ("shared", "fedper", "fedrod")
     ]
-    assert heads == [False, False, True, False, False, False]
+    assert heads == ["", "", 'fedtp.head="fedrod"', "", "", ""]
 
 
 @pytest.mark.parametrize("method", methods())

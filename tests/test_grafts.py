@@ -13,10 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.models import MODELS, GraftSettings, NetworkSettings, TransferCNNSettings, build
+from fedham_flwr.models import MODELS, NetworkSettings, build
 from fedham_flwr.models.cbam import CBAM
+from fedham_flwr.models.cnn import TransferCNNSettings
 from fedham_flwr.models.export import label, load
-from fedham_flwr.models.grafts import BLOCKS, GAINS, NEEDS_MAP, Graftable, Place
+from fedham_flwr.models.grafts import BLOCKS, GAINS, NEEDS_MAP, Graftable, GraftSettings, Place
 
 CONVOLUTIONAL = [name for name, model in MODELS.items() if issubclass(model, Graftable)]
 KINDS = ("cbam", "se", "adapter")

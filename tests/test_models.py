@@ -11,9 +11,11 @@ from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.models import MODELS, MLPSettings, NetworkSettings, TransferCNNSettings, build, resolve
+from fedham_flwr.models import MODELS, NetworkSettings, build, resolve
+from fedham_flwr.models.cnn import TransferCNNSettings
 from fedham_flwr.models.export import label, load
 from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.mlp import MLPSettings
 
 # 28 x 28 and 32 x 32 from the sources named in the modules; the digits network counted by hand:
 # 9*16+16 + 16*9*32+32 + 32*2*2*64+64 + 64*10+10
@@ -153,7 +155,7 @@ def test_the_network_of_tables_has_no_place_for_a_graft_and_no_second_head() -> 
     with pytest.raises(UserError, match=r'fedtransfer.attention="adapter" is grafted .* model="mlp" has no place for'):
         build("mlp", (2, 13), 2, 0, NetworkSettings.of(graft=GraftSettings("adapter")))
     with pytest.raises(UserError, match=r'fedtp.head="fedrod" gives a Transformer a second head, and model="mlp" is'):
-        build("mlp", (2, 13), 2, 0, NetworkSettings.of(second_head=True))
+        build("mlp", (2, 13), 2, 0, NetworkSettings.of(second_head='fedtp.head="fedrod"'))
 
 
 def test_an_exported_network_of_tables_has_its_sizes(tmp_path: Path) -> None:

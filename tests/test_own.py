@@ -9,15 +9,12 @@ from typing import Any
 
 import own_objects
 import pytest
-import torch
 from own_objects import Wide, linear, slopes, tags, waves
 from torch import nn
 
 import fedham_flwr
 from fedham_flwr import Task, load_model, simulate
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.models.grouping import find_groups, manifest_of
 from fedham_flwr.reporting import journal
 from fedham_flwr.settings import parse
 
@@ -90,52 +87,6 @@ def test_a_mistake_is_a_sentence_before_the_first_round(
     with pytest.raises(UserError, match=sentence):
         federate(**{"strategy": "fedavg", **given})
     assert not list((tmp_path / "results").glob("*/*/rounds.jsonl"))
-
-
-class Crossed(nn.Module):
-    """Runs its layers in another order than it defines them, and one of them never."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last, self.unused, self.first = nn.Linear(4, 2), nn.Linear(9, 9), nn.Linear(3, 4)
-        self.norm = nn.BatchNorm1d(4, affine=False)
-        self.tied = self.first
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.last(self.norm(self.tied(x)))
-        return logits
-
-
-def test_groups_come_in_the_order_of_execution_with_statistics_beside_the_layer_before() -> None:
-    groups = find_groups(Crossed(), [torch.zeros(2, 3)])
-    assert [group.name for group in groups] == ["first", "last", "unused"]
-    assert groups[0].buffers == ("norm.running_mean", "norm.running_var")
-    assert Manifest.of(Crossed(), groups).group_names == ("first", "last", "unused")
-
-
-def test_a_model_that_does_not_run_has_groups_in_the_order_of_definition() -> None:
-    assert [group.name for group in find_groups(Crossed(), [torch.zeros(2, 99)])] == ["last", "unused", "first"]
-
-
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vgg11_bn", "efficientnet_b0", "convnext_tiny"])
-def test_the_groups_of_a_torchvision_network_are_a_partition(name: str) -> None:
-    import torchvision
-
-    with torch.device("meta"):
-        model = torchvision.models.get_model(name, num_classes=7)
-    manifest = manifest_of(model, [torch.zeros(2, 3, 32, 32, device="meta")])
-    assert set(manifest.names()) >= {name for name, _ in model.named_parameters()}
-    assert len(manifest.group_names) == len(set(manifest.group_names)) > 10
-
-
-def test_a_torchvision_network_is_personalised(federate: Federate) -> None:
-    run = federate(
-        strategy="fedper", model="torchvision:resnet18", num_server_rounds=1, samples_per_client=16, clients=2,
-        **{"torchvision.norm": "group"},
-    )  # fmt: skip
-    assert not {name for name in run.state if name.startswith("fc") or "running" in name}
-    assert tuple(run.state["conv1.weight"].shape) == (64, 1, 3, 3)
-    assert load_model(run.path / "model" / "0.safetensors")(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------

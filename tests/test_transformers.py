@@ -32,7 +32,7 @@ NETWORKS = ("vit", "char-transformer")
 def small(name: str, personal_head: bool = False, seed: int = 0, **changed: Any) -> Any:
     """A small network, with settings of its own changed."""
     how = NetworkSettings.of(
-        personal_head,
+        "a setting" if personal_head else "",
         vit=ViTSettings(**(SIZES | changed)),
         char_transformer=CharTransformerSettings(**(SIZES | changed)),
     )
@@ -335,7 +335,7 @@ def test_a_second_head_is_refused_where_there_is_none(name: str) -> None:
     chosen = "cnn" if name == "auto" else name
     wanted = rf'^fedtp.head="fedrod" gives a Transformer a second head, and model="{chosen}" is none: try model="vit"'
     with pytest.raises(UserError, match=wanted):
-        build(name, (3, 32, 32), 10, 0, NetworkSettings.of(second_head=True))
+        build(name, (3, 32, 32), 10, 0, NetworkSettings.of(second_head='fedtp.head="fedrod"'))
 
 
 WRITTEN = [(name, head) for name in NETWORKS for head in (False, True)] + [("digits-cnn", False), ("auto", False)]
@@ -347,7 +347,7 @@ def test_a_written_model_is_loaded_again(name: str, personal_head: bool, positio
     shape, classes = data_of("vit" if name in ("digits-cnn", "auto") else name)
     sizes = SIZES | {"positions": positions, "dropout": 0.5}
     vit, char = ViTSettings(**sizes, patch_size=2), CharTransformerSettings(**sizes)
-    how = NetworkSettings.of(personal_head, vit=vit, char_transformer=char)
+    how = NetworkSettings.of("a setting" if personal_head else "", vit=vit, char_transformer=char)
     model = build(name, shape, classes, 7, how)
     if personal_head:
         nn.init.normal_(model.get_parameter("personal_head.weight"))
@@ -385,4 +385,4 @@ def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
 def test_the_networks_are_named_classes_for_their_kind() -> None:
     assert isinstance(small("vit"), ViT)
     assert isinstance(small("char-transformer"), CharTransformer)
-    assert (ViT.kind, CharTransformer.kind) == ("image", "text")
+    assert (ViT.dimensions, CharTransformer.dimensions) == (3, 1)

@@ -200,7 +200,7 @@ def split(manifest: Manifest, settings: FedTPSettings) -> Split:
 
 def network(settings: FedTPSettings) -> NetworkNeeds:
     """With fedrod a second head."""
-    return NetworkNeeds(second_head=settings.head == "fedrod")
+    return NetworkNeeds(second_head='fedtp.head="fedrod"' if settings.head == "fedrod" else "")
 
 
 METHOD = Method("strategies.fedtp:FedTPStrategy", "clients.fedtp:FedTPClient", split, FedTPSettings, network=network)

@@ -68,11 +68,11 @@ class NetworkNeeds(NamedTuple):
     """What a method wants of the network beside its shared layers.
 
     Attributes:
-        second_head: a personal head beside the shared one (a Transformer of ours).
+        second_head: the setting that asks for a personal head beside the shared one, as it is written; empty: none.
         graft: kind of the block that is inserted, and its settings (`models.grafts.GraftSettings`); None for none.
     """
 
-    second_head: bool = False
+    second_head: str = ""
     graft: Any = None
 
 

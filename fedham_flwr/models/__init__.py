@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.core.seeding import derive
-from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
-from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN, TransferCNNSettings
+from fedham_flwr.models.char_transformer import CharTransformer
+from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN
 from fedham_flwr.models.grafts import Graftable, GraftSettings
 from fedham_flwr.models.lenet import LeNet, LeNetBN
-from fedham_flwr.models.mlp import MLP, MLPSettings
+from fedham_flwr.models.mlp import MLP
+from fedham_flwr.models.network import Network
 from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings, build_torchvision
-from fedham_flwr.models.transformer import Transformer
-from fedham_flwr.models.vit import ViT, ViTSettings
+from fedham_flwr.models.vit import ViT
 
-MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer | MLP]] = {
+MODELS: dict[str, type[Network]] = {
     "digits-cnn": DigitsCNN,
     "cnn": CNN,
     "lenet": LeNet,
@@ -36,10 +36,7 @@ MODELS: dict[str, type[CNN | LeNet | TransferCNN | Transformer | MLP]] = {
     "mlp": MLP,
 }
 NETWORKS: Mapping[str, type] = {
-    "vit": ViTSettings,
-    "char-transformer": CharTransformerSettings,
-    "transfer-cnn": TransferCNNSettings,
-    "mlp": MLPSettings,
+    **{name: kind.Settings for name, kind in MODELS.items() if kind.Settings is not None},
     "torchvision": TorchvisionSettings,
 }
 """The networks that have settings of their own, and the dataclass of these."""
@@ -55,16 +52,16 @@ class NetworkSettings:
 
     Attributes:
         sections: the settings of networks, by the name of their section.
-        second_head: whether the method needs a personal head beside the shared one; only Transformers have it.
+        second_head: the setting that asks for a personal head beside the shared one, as it is written; empty: none.
         graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
     """
 
     sections: tuple[tuple[str, Any], ...] = ()
-    second_head: bool = False
+    second_head: str = ""
     graft: GraftSettings = field(default_factory=GraftSettings)
 
     @classmethod
-    def of(cls, second_head: bool = False, graft: GraftSettings | None = None, **sections: Any) -> NetworkSettings:
+    def of(cls, second_head: str = "", graft: GraftSettings | None = None, **sections: Any) -> NetworkSettings:
         """These settings, with sections by keyword: `NetworkSettings.of(mlp=MLPSettings(5, 1))`."""
         named = tuple((name.replace("_", "-"), given) for name, given in sections.items())
         return cls(named, second_head, graft or GraftSettings())
@@ -120,9 +117,8 @@ def build(
         if name not in MODELS:
             return _foreign(name, shape, outputs, settings)
         kind = MODELS[name]
-        if issubclass(kind, ViT | CharTransformer):
-            return kind(shape, outputs, own, settings.second_head)
-        model = kind(shape, outputs) if own is None else kind(shape, outputs, own)  # type: ignore[call-arg]
+        head = {"personal_head": True} if settings.second_head else {}
+        model: nn.Module = call("model", kind, own, shape=shape, outputs=outputs, **head)
         if isinstance(model, Graftable):
             model.graft(settings.graft)
         return model
@@ -131,9 +127,10 @@ def build(
 def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> nn.Module:
     """A network of torchvision's or of a user's, tried on a batch of zeros."""
     if settings.second_head or settings.graft.kind != "none":
-        what = "a second head" if settings.second_head else f"the block {settings.graft.kind!r}"
+        what = "a second head" if settings.second_head else "a block"
+        asks = settings.second_head or f'{settings.graft.setting("attention")}="{settings.graft.kind}"'
         raise UserError(
-            f'model="{name}" has no place for {what}, which the method wants: wanted a network of this package'
+            f'model="{name}" has no place for {what}, which {asks} asks for: wanted a network of this package'
         )
     own = settings.section(name)
     if is_path(name):
@@ -142,9 +139,9 @@ def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkS
         model = build_torchvision(name, shape, outputs, own)
     if not isinstance(model, nn.Module):
         raise UserError(f'model="{name}" gives {type(model).__name__}, and wanted is a torch.nn.Module')
-    if not any(p.is_floating_point() for p in model.parameters()):
-        raise UserError(f'model="{name}" has no parameters to train')
     _try(name, model, shape, outputs)
+    if not any(param.requires_grad for param in model.parameters()):
+        raise UserError(f'model="{name}" has no parameters to train')
     return model
 
 
@@ -181,37 +178,32 @@ def trial_batches(shape: tuple[int, ...]) -> list[Tensor]:
 
 
 def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None:
+    """Refuse data, a graft or a head that a built-in network is not for."""
     model, graft = MODELS[name], settings.graft
-    _check_kind(name, shape)
+    if model.dimensions != len(shape):
+        raise UserError(_of_another_kind(name, shape))
     if not issubclass(model, Graftable) and graft.kind != "none":
         raise UserError(
             f'{graft.setting("attention")}="{graft.kind}" is grafted behind a layer of a convolutional network, and '
             f'model="{name}" has no place for it: wanted {graft.setting("attention")}="none" or a convolutional network'
         )
-    if issubclass(model, Transformer):
-        return
-    if settings.second_head:
+    if settings.second_head and not model.two_heads:
         raise UserError(
-            f'fedtp.head="fedrod" gives a Transformer a second head, and model="{name}" is none: '
+            f'{settings.second_head} gives a Transformer a second head, and model="{name}" is none: '
             'try model="vit" for images or model="char-transformer" for text'
         )
-    if issubclass(model, MLP):
-        return
-    smallest = settings.section(name).smallest if issubclass(model, TransferCNN) else model.smallest
-    if min(shape[1:]) < smallest:
+    smallest = model.least(settings.section(name))
+    if len(shape) == 3 and min(shape[1:]) < smallest:
         raise UserError(
             f'model="{name}" needs images of at least {smallest} x {smallest} pixels, and the data set '
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
 
 
-def _check_kind(name: str, shape: tuple[int, ...]) -> None:
-    dimensions = {"char-transformer": 1, "mlp": 2}.get(name, 3)
-    if dimensions == len(shape):
-        return
-    what = {1: "text", 2: "tables", 3: "images"}[dimensions]
+def _of_another_kind(name: str, shape: tuple[int, ...]) -> str:
+    what = {1: "text", 2: "tables", 3: "images"}[MODELS[name].dimensions]
     if len(shape) == 3:
         size = " x ".join(map(str, shape[1:]))
-        raise UserError(f'model="{name}" is for {what}, and the data set is images of {size} pixels: try model="auto"')
+        return f'model="{name}" is for {what}, and the data set is images of {size} pixels: try model="auto"'
     given = f"text, {shape[0]} characters a sample" if len(shape) == 1 else f"a table of {shape[1]} columns"
-    raise UserError(f'model="{name}" is for {what}, and the data set is {given}: try model="{resolve("auto", shape)}"')
+    return f'model="{name}" is for {what}, and the data set is {given}: try model="{resolve("auto", shape)}"'

@@ -56,21 +56,22 @@ class CharTransformer(Transformer):
 
     Args:
         shape: (T,), the length of the texts it trains on; with learned positions they may be shorter, not longer.
-        classes: number of characters there can be.
-        how: its settings.
+        outputs: number of characters there can be.
+        settings: its own.
         personal_head: whether there is a personal head.
     """
 
-    kind: ClassVar[Literal["image", "text"]] = "text"
+    dimensions: ClassVar[int] = 1
+    Settings: ClassVar[type | None] = CharTransformerSettings
 
     def __init__(
-        self, shape: tuple[int, ...], classes: int, how: CharTransformerSettings, personal_head: bool = False
+        self, shape: tuple[int, ...], outputs: int, settings: CharTransformerSettings, personal_head: bool = False
     ) -> None:
         super().__init__()
-        self.scale = how.width**-0.5
-        self.embedding = CharEmbedding(shape[0], classes, how)
-        self.blocks = nn.ModuleList(PostNormLayer(how) for _ in range(how.depth))
-        self.add_heads(how.width, classes, bias=False, personal=personal_head)
+        self.scale = settings.width**-0.5
+        self.embedding = CharEmbedding(shape[0], outputs, settings)
+        self.blocks = nn.ModuleList(PostNormLayer(settings) for _ in range(settings.depth))
+        self.add_heads(settings.width, outputs, bias=False, personal=personal_head)
 
     def features(self, x: Int64[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Each character after the last layer, normalised; it has seen itself and those before it."""

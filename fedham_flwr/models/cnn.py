@@ -29,7 +29,7 @@ class CNN(Graftable):
     kernel: ClassVar[int] = 5
     padding: ClassVar[int] = 0
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         channels, height, width = shape
         first, second, hidden = self.widths
@@ -37,7 +37,7 @@ class CNN(Graftable):
         self.conv2 = nn.Conv2d(first, second, self.kernel, padding=self.padding)
         lost = self.kernel - 1 - 2 * self.padding
         self.fc1 = nn.Linear(second * after_convs(height, lost) * after_convs(width, lost), hidden)
-        self.fc2 = nn.Linear(hidden, classes)
+        self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""
@@ -79,11 +79,6 @@ class TransferCNNSettings:
 
     padding: Annotated[int, Ge(0), Le(2)] = 0
 
-    @property
-    def smallest(self) -> int:
-        """Side of the smallest images, in pixels: 16, 10 or 4. One pixel is left of them after both poolings."""
-        return 16 - 6 * self.padding
-
 
 class TransferCNN(Graftable):
     """conv5x5 64, pool, conv5x5 128, pool, fc 1024, fc 256, fc k: the network of federated transfer learning.
@@ -95,22 +90,30 @@ class TransferCNN(Graftable):
 
     Args:
         shape: (channels, height, width) of one image.
-        classes: number of outputs.
-        how: its settings.
+        outputs: of the last layer.
+        settings: its own.
     """
 
+    Settings: ClassVar[type | None] = TransferCNNSettings
     widths: ClassVar[tuple[int, int, int, int]] = (64, 128, 1024, 256)
 
-    def __init__(self, shape: tuple[int, ...], classes: int, how: TransferCNNSettings = TransferCNNSettings()) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, settings: TransferCNNSettings = TransferCNNSettings()
+    ) -> None:
         super().__init__()
         channels, height, width = shape
         first, second, hidden1, hidden2 = self.widths
-        lost = 4 - 2 * how.padding
-        self.conv1 = nn.Conv2d(channels, first, 5, padding=how.padding)
-        self.conv2 = nn.Conv2d(first, second, 5, padding=how.padding)
+        lost = 4 - 2 * settings.padding
+        self.conv1 = nn.Conv2d(channels, first, 5, padding=settings.padding)
+        self.conv2 = nn.Conv2d(first, second, 5, padding=settings.padding)
         self.fc1 = nn.Linear(second * after_convs(height, lost) * after_convs(width, lost), hidden1)
         self.fc2 = nn.Linear(hidden1, hidden2)
-        self.fc3 = nn.Linear(hidden2, classes)
+        self.fc3 = nn.Linear(hidden2, outputs)
+
+    @classmethod
+    def least(cls, settings: TransferCNNSettings) -> int:
+        """Side of the smallest images, in pixels: 16, 10 or 4. One pixel is left of them after both poolings."""
+        return 16 - 6 * settings.padding
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""

@@ -50,11 +50,12 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
     name = resolve(name, shape)
     network: dict[str, object] = {}
     if (own := settings.section(name)) is not None:
-        network[_key(name)] = dataclasses.asdict(own)
+        network[_key(name)] = dataclasses.asdict(_without_file(own))
     if settings.second_head:
         network["personal_head"] = True
     if settings.graft.kind != "none":
-        network["graft"] = dataclasses.asdict(settings.graft)
+        graft = dataclasses.asdict(settings.graft)
+        network["graft"] = {key: value for key, value in graft.items() if key != "section"}
     numbers = ",".join(map(str, shape))
     return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
 
@@ -65,13 +66,16 @@ def load(path: str | Path) -> nn.Module:
     Args:
         path: `<run>/model/<client>.safetensors`.
 
+    A network of a user's own is built by what the file names: its module is imported here, and has to be there. Open no
+    file of strangers that names one.
+
     Returns:
         The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
         pixel / 127.5 - 1, texts as int64 [b, length], the characters' places in the vocabulary, and rows of a table as
         `tables.read_scaling(path).inputs(rows)` makes them.
 
     Raises:
-        UserError: there is no such file, or none that a run has left.
+        UserError: there is no such file, or none that a run has left, or its network is no longer what it was.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -86,7 +90,11 @@ def load(path: str | Path) -> nn.Module:
         )
     shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
     model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
-    model.load_state_dict(load_file(path))
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:  # of torch, in several lines
+        why = " ".join(str(error).split())
+        raise UserError(f'{path} does not fit model="{name}" as it is now: {why}') from error
     return model.eval()
 
 
@@ -94,11 +102,16 @@ def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     """The inverse of what `label` writes; what is not there has its default."""
     kind = settings_class(load_object("model", name)) if is_path(name) else NETWORKS.get(_key(name).replace("_", "-"))
     own = kind(**network.get(_key(name), {})) if kind else None
-    if isinstance(own, TorchvisionSettings):
-        own = dataclasses.replace(own, weights="")  # the file's are its own
+    own = _without_file(own) if own else None
     section = _key(name).replace("_", "-")
     graft = GraftSettings(**network.get("graft", {}))
-    return NetworkSettings(((section, own),) if own else (), network.get("personal_head", False), graft)
+    head = "personal_head" if network.get("personal_head") else ""
+    return NetworkSettings(((section, own),) if own else (), head, graft)
+
+
+def _without_file(own: Any) -> Any:
+    """A network's settings, but for the file of its first weights: an exported model has its own."""
+    return dataclasses.replace(own, weights="") if isinstance(own, TorchvisionSettings) else own
 
 
 def _key(name: str) -> str:

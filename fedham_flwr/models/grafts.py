@@ -12,11 +12,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from annotated_types import Gt
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, module_group
 from fedham_flwr.models.cbam import CBAM, Adapter, SqueezeExcitation
+from fedham_flwr.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,18 @@ class GraftSettings:
         reduction: how many times fewer neurons than channels there are in the middle of its bottleneck.
         insertion: identity: the network's outputs are at first what they were, bit for bit. plain: the block as its
             authors have it, with torch's random numbers; CBAM then lets about a quarter of the features through.
+        section: of the settings `attention` and `graft-after` that ask for it, for errors.
     """
 
     kind: Literal["none", "cbam", "se", "adapter"] = "none"
     after: str = "auto"
     reduction: Annotated[int, Gt(0)] = 16
     insertion: Literal["identity", "plain"] = "identity"
+    section: str = "fedtransfer"
 
     def setting(self, name: str) -> str:
         """The full name of a setting of the method that grafts, for an error."""
-        return f"fedtransfer.{name}"
+        return f"{self.section}.{name}"
 
 
 class Place(NamedTuple):
@@ -64,7 +67,7 @@ bias instead, for maps near 1, the sigmoid would be flat, and the block would ha
 """
 
 
-class Graftable(nn.Module):
+class Graftable(Network):
     """A network with declared places, onto which one block can be grafted.
 
     A subclass declares `places`, passes what it computes there through `after`, and its groups through `with_graft`.
@@ -108,13 +111,13 @@ class Graftable(nn.Module):
             return maps[-1]
         if how.after not in places:
             raise UserError(
-                f'fedtransfer.graft-after="{how.after}" names no layer group that this network has a place behind: '
-                f"wanted auto or one of {', '.join(places)}"
+                f'{how.setting("graft-after")}="{how.after}" names no layer group that this network has a place '
+                f"behind: wanted auto or one of {', '.join(places)}"
             )
         if how.kind in NEEDS_MAP and how.after not in maps:
             raise UserError(
-                f'fedtransfer.graft-after="{how.after}" is a place without a feature map, which fedtransfer.attention='
-                f'"{how.kind}" needs: wanted auto or one of {", ".join(maps)}'
+                f'{how.setting("graft-after")}="{how.after}" is a place without a feature map, which '
+                f'{how.setting("attention")}="{how.kind}" needs: wanted auto or one of {", ".join(maps)}'
             )
         return how.after
 

@@ -27,7 +27,7 @@ class LeNet(Graftable):
     smallest: ClassVar[int] = 16
     batch_norm: ClassVar[bool] = False
 
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
         super().__init__()
         channels, height, width = shape
         self.conv1 = nn.Conv2d(channels, 16, 5)
@@ -36,7 +36,7 @@ class LeNet(Graftable):
         self.bn2 = nn.BatchNorm2d(32) if self.batch_norm else nn.Identity()
         self.fc1 = nn.Linear(32 * after_convs(height) * after_convs(width), 120)
         self.fc2 = nn.Linear(120, 84)
-        self.fc3 = nn.Linear(84, classes)
+        self.fc3 = nn.Linear(84, outputs)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of images."""

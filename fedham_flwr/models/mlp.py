@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from annotated_types import Ge, Gt
 from jaxtyping import Float
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from fedham_flwr.core.parameters import LayerGroup, module_group
+from fedham_flwr.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,28 @@ class MLPSettings:
     depth: Annotated[int, Ge(0)] = 2
 
 
-class MLP(nn.Module):
+class MLP(Network):
     """fc1, fc2, ..., head: hidden layers with ReLU, and a linear one, over the values of a row and where it has gaps.
 
     6,018 parameters for 13 columns and 2 classes with the default settings.
 
     Args:
         shape: (2, F).
-        classes: number of outputs.
-        how: its settings.
+        outputs: of the head.
+        settings: its own.
     """
 
-    def __init__(self, shape: tuple[int, ...], classes: int, how: MLPSettings = MLPSettings()) -> None:
+    dimensions: ClassVar[int] = 2
+    Settings: ClassVar[type | None] = MLPSettings
+
+    def __init__(self, shape: tuple[int, ...], outputs: int, settings: MLPSettings = MLPSettings()) -> None:
         super().__init__()
-        self._hidden = tuple(f"fc{number + 1}" for number in range(how.depth))
+        self._hidden = tuple(f"fc{number + 1}" for number in range(settings.depth))
         size = shape[0] * shape[1]
         for name in self._hidden:
-            self.add_module(name, nn.Linear(size, how.width))
-            size = how.width
-        self.head = nn.Linear(size, classes)
+            self.add_module(name, nn.Linear(size, settings.width))
+            size = settings.width
+        self.head = nn.Linear(size, outputs)
 
     def forward(self, x: Float[Tensor, "b 2 f"]) -> Float[Tensor, "b k"]:
         """Logits of a batch of rows, as `batches.with_gaps` makes them."""

@@ -20,6 +20,8 @@ TORCHVISION = "torchvision:"
 """What the names of torchvision's networks begin with."""
 SMALL = 64
 """Images of fewer pixels a side get the small stem."""
+COUNTER = "num_batches_tracked"
+"""Of batch normalisation: an integer that changes nothing."""
 GROUPS = 32
 """Of group normalisation, as in Wu and He, "Group Normalization", ECCV 2018; fewer where they do not divide evenly."""
 
@@ -54,6 +56,30 @@ def build_torchvision(name: str, shape: tuple[int, ...], outputs: int, settings:
     """
     import torchvision
 
+    model = _untrained(name, shape, outputs)
+    small = settings.stem == "small" or (settings.stem == "auto" and max(shape[1:]) < SMALL)
+    if small and isinstance(model, torchvision.models.ResNet):
+        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+        model.maxpool = nn.Identity()
+    if settings.norm == "group":
+        _replace_norms(model)
+    tensors = _read(name, Path(settings.weights).expanduser()) if settings.weights else {}
+    first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    fits = f"{first}.weight" in tensors and tensors[f"{first}.weight"].shape[1:2] == shape[:1]
+    if fits:  # the weights are of such images already
+        _take_channels(model, first, shape[0])
+    if tensors:
+        _load(name, model, tensors, settings.weights)
+    if not fits:
+        _take_channels(model, first, shape[0])
+    return model
+
+
+def _untrained(name: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """The network as torchvision makes it, for images of three channels."""
+    import torchvision
+
     wanted = name.removeprefix(TORCHVISION)
     known = torchvision.models.list_models(module=torchvision.models)
     if wanted not in known:
@@ -71,21 +97,10 @@ def build_torchvision(name: str, shape: tuple[int, ...], outputs: int, settings:
         extra["image_size"] = shape[1]
     try:
         model: nn.Module = torchvision.models.get_model(wanted, weights=None, num_classes=outputs, **extra)
-    except ValueError as error:
+    except (ValueError, AssertionError) as error:  # by AssertionError vision Transformers refuse a size
         raise UserError(
             f'model="{name}" does not fit images of {shape[1]} x {shape[2]}: {first_line(error)}'
         ) from error
-    small = settings.stem == "small" or (settings.stem == "auto" and max(shape[1:]) < SMALL)
-    if small and isinstance(model, torchvision.models.ResNet):
-        model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
-    if settings.norm == "group":
-        _replace_norms(model)
-    if settings.weights:
-        _load(name, model, settings.weights)
-    if shape[0] != 3:
-        _take_channels(model, shape[0])
     return model
 
 
@@ -99,29 +114,28 @@ def _replace_norms(model: nn.Module) -> None:
                 setattr(parent, child, nn.GroupNorm(groups, channels))
 
 
-def _take_channels(model: nn.Module, channels: int) -> None:
-    """A first convolution for so many channels, whose weights are the mean over the three colours."""
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            given: dict[str, Any] = {
-                "stride": module.stride, "padding": module.padding, "dilation": module.dilation,
-                "bias": module.bias is not None,
-            }  # fmt: skip
-            new = nn.Conv2d(channels, module.out_channels, module.kernel_size, **given)  # type: ignore[arg-type]
-            mean = module.weight.detach().mean(1, keepdim=True)
-            new.weight.data.copy_(mean.expand_as(new.weight) * (3 / channels))
-            if new.bias is not None and module.bias is not None:
-                new.bias.data.copy_(module.bias.detach())
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
-            return
+def _take_channels(model: nn.Module, name: str, channels: int) -> None:
+    """A first convolution, of this name, for so many channels; its weights are the mean over the three colours."""
+    module = model.get_submodule(name)
+    assert isinstance(module, nn.Conv2d)
+    if module.in_channels == channels:
+        return
+    given: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    given["bias"] = module.bias is not None
+    new = nn.Conv2d(channels, module.out_channels, module.kernel_size, **given)  # type: ignore[arg-type]
+    mean = module.weight.detach().mean(1, keepdim=True)
+    new.weight.data.copy_(mean.expand_as(new.weight) * (module.in_channels / channels))
+    if new.bias is not None and module.bias is not None:
+        new.bias.data.copy_(module.bias.detach())
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
 
 
-def _load(name: str, model: nn.Module, path: str) -> None:
-    """Weights of a file; a head of another size stays random, and that is said."""
-    file = Path(path).expanduser()
-    tensors = _read(name, file)
+def _load(name: str, model: nn.Module, tensors: dict[str, Tensor], path: str) -> None:
+    """Take the weights of a file; a head of another size stays random, and that is said."""
     own = model.state_dict()
+    counters = {key: tensor for key, tensor in own.items() if key.endswith(COUNTER)}  # that a file need not have
+    tensors = counters | tensors
     head = [key for key in tensors if key in own and tensors[key].shape != own[key].shape]
     if unknown := sorted(tensors.keys() ^ own.keys()):
         raise UserError(

@@ -18,6 +18,7 @@ from torch.nn.functional import gelu, linear, relu
 
 from fedham_flwr.core.parameters import LayerGroup, module_group
 from fedham_flwr.models.kernels import attend, drop
+from fedham_flwr.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -138,17 +139,16 @@ def sinusoids(tokens: int, width: int, device: torch.device) -> Float[Tensor, "n
 # ---- networks --------------------------------------------------------------------------------------------------------
 
 
-class Transformer(nn.Module):
+class Transformer(Network):
     """An embedding, layers, a head, and a personal head if one is asked for.
 
     A subclass makes `embedding` and `blocks`, then calls `add_heads`; it may have a module `norm`.
 
     Attributes:
-        kind: of the data it is for.
         scale: of the logits.
     """
 
-    kind: ClassVar[Literal["image", "text"]]
+    two_heads: ClassVar[bool] = True
     scale: float = 1.0
     embedding: nn.Module
     blocks: nn.ModuleList

@@ -8,7 +8,7 @@ since nothing else of it is used: the same function for less work.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from annotated_types import Gt
@@ -73,27 +73,29 @@ class ViT(Transformer):
 
     Args:
         shape: (channels, height, width) of one image.
-        classes: number of outputs.
-        how: its settings.
+        outputs: of the head.
+        settings: its own.
         personal_head: whether there is a personal head.
 
     Raises:
         UserError: the patches do not fit the images.
     """
 
-    kind: ClassVar[Literal["image", "text"]] = "image"
+    Settings: ClassVar[type | None] = ViTSettings
 
-    def __init__(self, shape: tuple[int, ...], classes: int, how: ViTSettings, personal_head: bool = False) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, settings: ViTSettings, personal_head: bool = False
+    ) -> None:
         super().__init__()
-        if shape[1] % how.patch_size or shape[2] % how.patch_size:
+        if shape[1] % settings.patch_size or shape[2] % settings.patch_size:
             raise UserError(
-                f"vit.patch-size={how.patch_size} does not divide images of {shape[1]} x {shape[2]} pixels: wanted a "
-                "divisor of both"
+                f"vit.patch-size={settings.patch_size} does not divide images of {shape[1]} x {shape[2]} pixels: "
+                "wanted a divisor of both"
             )
-        self.embedding = PatchEmbedding(shape, how)
-        self.blocks = nn.ModuleList(PreNormLayer(how) for _ in range(how.depth))
-        self.norm = nn.LayerNorm(how.width)
-        self.add_heads(how.width, classes, bias=True, personal=personal_head)
+        self.embedding = PatchEmbedding(shape, settings)
+        self.blocks = nn.ModuleList(PreNormLayer(settings) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(settings.width)
+        self.add_heads(settings.width, outputs, bias=True, personal=personal_head)
 
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The CLS token after the last layer, normalised."""

@@ -8,12 +8,16 @@ from collections.abc import Collection, Iterator
 import torch
 from torch import nn
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest
+
+ONE_VALUE = "Expected more than 1 value per channel"
+"""How torch's batch normalisation refuses a batch of one sample, of which it would learn no variance."""
 
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Dropout draws from the device's global generator: seed it, and put it back afterwards.
+    """Dropout and transforms draw from the device's global generator: seed it, and put it back afterwards.
 
     Args:
         device: where the model computes.
@@ -35,6 +39,9 @@ def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | 
         model: in training mode.
         manifest: the model's.
         only: names of parameters; None for all.
+
+    Raises:
+        UserError: a batch is too small for batch normalisation.
     """
     frozen = [group for group in manifest.groups if only is not None and not set(group.parameters) & set(only)]
     for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
@@ -45,6 +52,14 @@ def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | 
         param.requires_grad_(False)
     try:
         yield
+    except ValueError as error:  # of torch's batch normalisation, which it refuses in training only
+        if ONE_VALUE not in str(error):
+            raise
+        raise UserError(
+            "batch normalisation needs two values per channel or more, and a batch, such as the last of an epoch, has "
+            "one sample of one pixel there: change batch-size, or take a model with another normalisation "
+            '(torchvision.norm="group")'
+        ) from error
     finally:
         for param in others:
             param.requires_grad_(True)

@@ -1,0 +1,29 @@
+"""What a built-in network says of itself, by which it is chosen and refused."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+
+class Network(nn.Module):
+    """A built-in network, called with those of `shape`, `outputs`, `settings` and `personal_head` that it names.
+
+    Attributes:
+        dimensions: of a sample: 3 of an image, 1 of a text, 2 of a row of a table.
+        smallest: side of the smallest images, in pixels.
+        two_heads: whether it can have a personal head beside the shared one.
+        Settings: the dataclass of its settings; None without.
+    """
+
+    dimensions: ClassVar[int] = 3
+    smallest: ClassVar[int] = 1
+    two_heads: ClassVar[bool] = False
+    Settings: ClassVar[type | None] = None
+
+    @classmethod
+    def least(cls, settings: Any) -> int:
+        """Side of the smallest images with such settings, in pixels."""
+        del settings
+        return cls.smallest
