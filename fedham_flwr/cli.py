@@ -24,22 +24,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["run"]:
         return run_command(given[1:], "fedham run")
-    if given[:1] == ["settings"] and len(given) < 3:
-        return settings_command(given[1] if len(given) == 2 else "")
+    if given[:1] == ["settings"]:
+        section = given[2:] if given[1:2] == ["--section"] else given[1:]
+        if len(section) < 2 and not "".join(section).startswith("-"):
+            return settings_command("".join(section))
     asked = not given or given[0] in ("-h", "--help")
     (sys.stdout if asked else sys.stderr).write(HELP if asked else f"error: {' '.join(given)!r} is no command\n{HELP}")
     return 0 if asked else 2
 
 
 def settings_command(section: str) -> int:
-    """Print every setting with its default, or those of one section."""
-    chosen = {key: value for key, value in defaults().items() if not section or key.startswith(f"{section}.")}
+    """Print every setting with its default and what it does, or those of one section."""
+    known = defaults()
+    chosen = {key: value for key, value in known.items() if not section or key.rpartition(".")[0] == section}
     if not chosen:
-        sections = dict.fromkeys(key.partition(".")[0] for key in defaults() if "." in key)
+        sections = dict.fromkeys(key.partition(".")[0] for key in known if "." in key)
         sys.stderr.write(f"error: there is no section {section}: wanted one of {', '.join(sections)}\n")
         return 1
-    sys.stdout.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in chosen.items()))
+    said = remarks()
+    for key, value in chosen.items():
+        line = f"{key} = {json.dumps(value)}"
+        sys.stdout.write(f"{line:<32}  # {said[key]}\n" if said.get(key) else f"{line}\n")
     return 0
+
+
+def remarks() -> dict[str, str]:
+    """What pyproject.toml, or its copy in an installed package, says of each setting; nothing if there is neither."""
+    here = Path(__file__).parent
+    file = next((file for file in (here / "settings.toml", here.parent / "pyproject.toml") if file.is_file()), None)
+    text = file.read_text(encoding="utf-8") if file else ""
+    part = text.partition("[tool.flwr.app.config]")[2].partition("# ---- the gates")[0]
+    found: dict[str, str] = {}
+    key = ""
+    for line in part.splitlines():
+        if match := re.match(r"([a-z][\w.-]*) = .*?(?:  +# (.*)|(?<=\") # (.*))?$", line):
+            key = match[1]
+            found[key] = match[2] or match[3] or ""
+        elif key and (more := re.match(r" +# (.*)", line)):
+            found[key] += f" {more[1]}"
+        else:
+            key = ""
+    return {name: " ".join(remark.split()) for name, remark in found.items()}
 
 
 def run_command(arguments: Sequence[str] | None = None, program: str | None = None) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
+import importlib.util
 import re
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -45,6 +44,9 @@ def method(name: str) -> Method:
         UserError: there is no such method, or the object is no `Method`.
     """
     found = _entry_points()[name] if is_entry_point(name) else METHODS.get(name, name)
+    if name in BUILT_IN:
+        check_ours("strategies")
+        check_ours("clients")
     if isinstance(found, str):
         if not is_path(found):
             raise UserError(
@@ -61,15 +63,14 @@ def half(given: str | type) -> Any:
     """The class of a method's half, which may be given by its import path.
 
     Raises:
-        UserError: it cannot be imported, for instance because a folder `clients` of a user's is found in place of ours.
+        UserError: it cannot be imported.
     """
     if not isinstance(given, str):
         return given
-    if given.partition(".")[0] in ("strategies", "clients"):
-        check_ours(given.partition(".")[0])
     return load_object("strategy", given)
 
 
+@lru_cache(maxsize=2)
 def check_ours(package: str) -> None:
     """Refuse to go on where another package has the name of one of ours.
 
@@ -80,10 +81,8 @@ def check_ours(package: str) -> None:
         UserError: that of a user's is found first.
     """
     ours = Path(__file__).resolve().parents[1] / package
-    try:
-        found = getattr(importlib.import_module(package), "__file__", None)
-    except Exception:  # whatever a user's own module raises
-        found = getattr(sys.modules.get(package), "__file__", None) or f"{package}, which cannot be imported,"
+    spec = importlib.util.find_spec(package)
+    found = spec.origin if spec else None
     if found is None or Path(found).resolve().parent != ours:
         raise UserError(
             f"{found or package} is found in place of the {package} of fedham-flwr ({ours}): wanted another name for "

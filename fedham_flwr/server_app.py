@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedham_flwr import models
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation import wire
@@ -92,7 +92,7 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
         directory = RunDirectory(old)
     else:
         directory = RunDirectory.create(
-            settings.results_dir, settings.strategy.replace(":", "-"), settings.seed, flatten(settings)
+            settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings)
         )
     if left is not None:
         left(directory.path)

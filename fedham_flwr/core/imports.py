@@ -126,11 +126,18 @@ def settings_class(obj: Any, given: Collection[str] = ()) -> type | None:
     if dataclasses.is_dataclass(declared) and isinstance(declared, type):
         return _section_class(declared)
     fields = [
-        (name, type(parameter.default), dataclasses.field(default=parameter.default))
+        (name, type(parameter.default), parameter.default)
         for name, parameter in parameters.items()
         if type(parameter.default) in SCALARS and name not in given
     ]
-    return dataclasses.make_dataclass("Settings", fields, frozen=True) if fields else None
+    return _keyword_class(tuple(fields)) if fields else None
+
+
+@functools.lru_cache(maxsize=64)
+def _keyword_class(fields: tuple[tuple[str, type, Any], ...]) -> type:
+    """One class for the same parameters, so that settings that are parsed again are equal."""
+    given = [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields]
+    return dataclasses.make_dataclass("Settings", given, frozen=True)
 
 
 def _section_class(own: type) -> type:
