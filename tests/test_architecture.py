@@ -191,7 +191,7 @@ def test_a_method_is_asked_these_questions_and_no_others() -> None:
 @pytest.mark.parametrize("method", ["fedrep", "ditto", "fedala"])
 def test_a_method_is_two_halves_of_a_hundred_lines(method: str) -> None:
     halves_of = [ROOT / folder / f"{method}.py" for folder in ("strategies", "clients")]
-    assert sum(len(half.read_text().splitlines()) for half in halves_of) <= 110
+    assert sum(len(half.read_text().splitlines()) for half in halves_of) <= 100
 
 
 ROUND = {"pfedla": (9, 1500), "fedham": (11, 2100), "fedavg": (9, 1500)}
