@@ -9,7 +9,8 @@ What follows for everybody else. Let b be a bad client, which may send anything,
 starts from in the next round with what it would start from if b had sent back what it started from, with as many
 examples. All norms are L2; "group l" means a layer group's part; rounding to float32 (2^-24 of the model) comes on top.
 
-    fedavg, fedprox, fedper, fedrep, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client` caps it)
+    fedavg, fedprox, fedper, fedrep, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client`
+        caps it)
     pfedla   max_l alpha_i^{l,b} C: the hypernetwork of i learns from the models that were
         mixed, and so not yet from b's; alpha_i is the same in both cases
     fedham, amn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the update, t_l
