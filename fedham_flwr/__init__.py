@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from fedham_flwr.federation.client import RoundClient
     from fedham_flwr.federation.contract import Outcome, Setup, Start
     from fedham_flwr.federation.rounds import RoundStrategy
-    from fedham_flwr.library import Run, simulate
     from fedham_flwr.models.export import load as load_model
     from fedham_flwr.registry import register
     from fedham_flwr.server_app import make_server_app
+    from fedham_flwr.simulation import Run, simulate
     from fedham_flwr.task import Task
     from strategies.averaging import AveragingStrategy
 
@@ -30,7 +30,7 @@ _PLACES = {
     "Outcome": "fedham_flwr.federation.contract",
     "RoundClient": "fedham_flwr.federation.client",
     "RoundStrategy": "fedham_flwr.federation.rounds",
-    "Run": "fedham_flwr.library",
+    "Run": "fedham_flwr.simulation",
     "Setup": "fedham_flwr.federation.contract",
     "Split": "fedham_flwr.core.methods",
     "Start": "fedham_flwr.federation.contract",
@@ -39,7 +39,7 @@ _PLACES = {
     "make_client_app": "fedham_flwr.client_app",
     "make_server_app": "fedham_flwr.server_app",
     "register": "fedham_flwr.registry",
-    "simulate": "fedham_flwr.library",
+    "simulate": "fedham_flwr.simulation",
     "split_groups": "fedham_flwr.core.methods",
     "split_tensors": "fedham_flwr.core.methods",
 }

@@ -28,7 +28,7 @@ LEVELS = (
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "client_app", "runners"},
-    {"library", "cli"},
+    {"simulation", "cli"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
@@ -288,10 +288,9 @@ def test_nothing_forbidden_is_done(module: str) -> None:
     system = module.endswith("privacy_mod")
     for node in ast.walk(TREES[module]):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{module}: bare except"
-        assert not dotted(node).startswith(("torch.save", "torch.optim.")), f"{module}: {dotted(node)}"
+        assert not dotted(node).startswith(("torch.load", "torch.save", "torch.optim.")), f"{module}: {dotted(node)}"
         if isinstance(node, ast.Call):
             fault = "" if system and dotted(node.func) in SYSTEM else forbidden_call(node, id(node) in forked)
-            assert dotted(node.func) != "torch.load" or "weights_only=True" in ast.unparse(node), module
             assert not fault, f"{module}, line {node.lineno}: {fault}"
 
 

@@ -88,7 +88,7 @@ def test_settings_in_a_page_are_accepted(page: Path, tmp_path: Path, monkeypatch
         given = overrides([text])
         if folder == tmp_path:
             given |= own_modules(page, given, tmp_path)
-        parse(given)
+        assert parse(given).strategy == given.get("strategy", "fedper")
 
 
 def own_modules(page: Path, given: dict[str, Value], folder: Path) -> dict[str, Value]:

@@ -198,7 +198,7 @@ def test_the_server_knows_directions_and_a_client_its_scores_without_torchmetric
         "    m = Measurement(chosen('auto', target, 2), torch.device('cpu')); m.add(torch.eye(2), y); m.scores()\n"
         "assert 'torchmetrics' not in sys.modules and 'sklearn' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 
 # ---- a user's own ---------------------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ def test_a_method_that_needs_plain_sgd_refuses_others_at_its_start(
 
 @pytest.mark.parametrize("method", [method for method, _ in METHODS])
 def test_it_takes_nesterov_schedules_and_local_steps(method: dict[str, Value]) -> None:
-    made({**method, "nesterov": True, "schedule": "cosine", "warmup-rounds": 2, "local-steps": 3})
+    strategy = made({**method, "nesterov": True, "schedule": "cosine", "warmup-rounds": 2, "local-steps": 3})
+    assert strategy.settings.local_training(1).nesterov
 
 
 def test_fedham_refuses_when_auto_becomes_mediated() -> None:

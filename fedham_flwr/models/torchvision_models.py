@@ -34,7 +34,7 @@ class TorchvisionSettings:
         stem: of ResNets: small (a 3x3 convolution without stride, and no pooling), original (7x7 with stride 2, and
             pooling), or auto: small for images below 64 pixels. Other networks keep theirs.
         norm: batch, or group in place of batch normalisation, which needs no running statistics.
-        weights: a safetensors file, or a file of `torch.save` with a state dict; empty: random.
+        weights: a safetensors file with a state dict; empty: random.
     """
 
     stem: Literal["auto", "small", "original"] = "auto"
@@ -64,7 +64,7 @@ def build_torchvision(name: str, shape: tuple[int, ...], outputs: int, settings:
         model.maxpool = nn.Identity()
     if settings.norm == "group":
         _replace_norms(model)
-    tensors = _read(name, Path(settings.weights).expanduser()) if settings.weights else {}
+    tensors = _read(Path(settings.weights).expanduser()) if settings.weights else {}
     first = next(key for key, module in model.named_modules() if isinstance(module, nn.Conv2d))
     fits = f"{first}.weight" in tensors and tensors[f"{first}.weight"].shape[1:2] == shape[:1]
     if fits:  # the weights are of such images already
@@ -152,23 +152,19 @@ def _load(name: str, model: nn.Module, tensors: dict[str, Tensor], path: str) ->
     model.load_state_dict({key: own[key] if key in head else tensor for key, tensor in tensors.items()})
 
 
-def _read(name: str, file: Path) -> dict[str, Tensor]:
-    import torch
+def _read(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which is data and never code."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
         raise UserError(f'torchvision.weights="{file}": there is no such file ({file.absolute()})')
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        given = torch.load(file, map_location="cpu", weights_only=True)  # refuses anything but tensors
-    except (OSError, SafetensorError, RuntimeError, ValueError, EOFError) as error:
-        raise UserError(f'torchvision.weights="{file}" cannot be read: {first_line(error)}') from error
-    except Exception as error:  # of the unpickler, which refuses what is no tensor
+    if file.suffix != ".safetensors":
         raise UserError(
-            f'torchvision.weights="{file}" is no file of weights for {name}: {first_line(error)}'
-        ) from error
-    if not isinstance(given, dict) or not all(isinstance(value, Tensor) for value in given.values()):
-        raise UserError(f'torchvision.weights="{file}" holds no state dict; wanted names and tensors')
-    return given
+            f'torchvision.weights="{file}" is no .safetensors file: write one of a state dict with '
+            "safetensors.torch.save_file"
+        )
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f'torchvision.weights="{file}" cannot be read: {first_line(error)}') from error
