@@ -122,23 +122,23 @@ def prepare(strategy: str, folder: Path) -> None:
     from fedham_flwr.runners.in_process import InProcessGrid
 
     folder.mkdir()
-    how = flatten(parse(settings(strategy, folder.parent)))
-    deal(how, CLIENTS)
+    options = flatten(parse(settings(strategy, folder.parent)))
+    deal(options, CLIENTS)
     nodes = [{"state-dir": str(folder / "state")}] * CLIENTS
-    grid, server = InProcessGrid(make_client_app(how), CLIENTS, node_configs=nodes), server_half(how)
+    grid, server = InProcessGrid(make_client_app(options), CLIENTS, node_configs=nodes), server_half(options)
     server.aggregate_train(1, grid.send_and_receive(server.configure_train(1, ArrayRecord(), ConfigRecord(), grid)))
     messages = server.configure_train(2, ArrayRecord(), ConfigRecord(), grid)
     (mine,) = (message for message in messages if message.metadata.dst_node_id == server.setup.roster.nodes["0"])
     grid.push_messages([mine])
     context = grid.contexts[server.setup.roster.nodes["0"]]
     context.state.clear()  # a restarted SuperNode has none: all is in the state-dir
-    context.run_config = dict(how)
+    context.run_config = dict(options)
     (folder / "message").write_bytes(message_to_proto(mine).SerializeToString())
     (folder / "context").write_bytes(context_to_proto(context).SerializeToString())
     (folder / "state").rename(folder / "state-before")
 
 
-def server_half(how: Mapping[str, Value]) -> RoundStrategy:
+def server_half(options: Mapping[str, Value]) -> RoundStrategy:
     """The server half of the method, with all clients."""
     from fedham_flwr import models
     from fedham_flwr.core.parameters import Manifest, read
@@ -146,7 +146,7 @@ def server_half(how: Mapping[str, Value]) -> RoundStrategy:
     from fedham_flwr.federation.contract import Task
     from fedham_flwr.server_app import build_strategy
 
-    chosen = parse(how)
+    chosen = parse(options)
     data = open_partition(chosen.data(), 0, CLIENTS)
     network = models.build(chosen.model, data.shape, len(data.classes), chosen.seed, chosen.networks())
     manifest, task = Manifest.of(network), Task(data.shape, len(data.classes), training="cold-start")

@@ -122,8 +122,8 @@ def source(given: Path | None, images: int | None, folder: Path) -> Path:
 
 def deal(settings: Mapping[str, Value], clients: int) -> list[int]:
     """Training samples of each client. Decodes the images, which is then no part of what is measured."""
-    how = parse(settings).data()
-    return [open_partition(how, number, clients).counts()["train"] for number in range(clients)]
+    chosen = parse(settings).data()
+    return [open_partition(chosen, number, clients).counts()["train"] for number in range(clients)]
 
 
 def machine(folder: Path) -> str:

@@ -77,22 +77,22 @@ def plain_network(rank: int, clients: int) -> Any:
     import torch
     from torch import nn
 
-    how, size = settings(rank), math.prod(SHAPE)
+    chosen, size = settings(rank), math.prod(SHAPE)
 
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.z = nn.Parameter(torch.randn(clients, how.embedding_dim))
-            trunk: list[nn.Module] = [nn.Linear(how.embedding_dim, how.hidden_dim)]
-            for _ in range(how.hidden_layers):
-                trunk += [nn.ReLU(), nn.Linear(how.hidden_dim, how.hidden_dim)]
+            self.z = nn.Parameter(torch.randn(clients, chosen.embedding_dim))
+            trunk: list[nn.Module] = [nn.Linear(chosen.embedding_dim, chosen.hidden_dim)]
+            for _ in range(chosen.hidden_layers):
+                trunk += [nn.ReLU(), nn.Linear(chosen.hidden_dim, chosen.hidden_dim)]
             self.trunk = nn.Sequential(*trunk)
             self.heads = nn.ModuleList(self.head() for _ in range(LAYERS))
 
         def head(self) -> nn.Module:
             if not rank:
-                return nn.Linear(how.hidden_dim, size)
-            return nn.Sequential(nn.Linear(how.hidden_dim, rank, bias=False), nn.Linear(rank, size))
+                return nn.Linear(chosen.hidden_dim, size)
+            return nn.Sequential(nn.Linear(chosen.hidden_dim, rank, bias=False), nn.Linear(rank, size))
 
         def forward(self) -> list[torch.Tensor]:
             codes = self.trunk(self.z)
@@ -105,8 +105,8 @@ def plain_pass(network: Any, slopes: Sequence[Any], variant: str) -> Callable[[]
     """Forward, backward and a step of the optimiser, which is made here."""
     import torch
 
-    how = settings(0)
-    rule = {"lr": how.learning_rate, "momentum": how.momentum, "weight_decay": how.weight_decay}
+    chosen = settings(0)
+    rule = {"lr": chosen.learning_rate, "momentum": chosen.momentum, "weight_decay": chosen.weight_decay}
     optimizer = torch.optim.SGD(network.parameters(), **rule, **VARIANTS[variant])
 
     def run() -> None:

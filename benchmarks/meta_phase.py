@@ -121,11 +121,11 @@ def watch_parts(watch: Stopwatch) -> None:
 
 def settings(precision: str, data: Path, folder: Path) -> dict[str, Value]:
     """All that differ from the defaults."""
-    how: dict[str, Value] = {**COMMON, **METHODS["fedham-peers"], "partitioner": "iid", "precision": precision}
-    return how | {"dataset": str(data), "cache-dir": str(folder / "cache"), "min-replies": 1}
+    chosen: dict[str, Value] = {**COMMON, **METHODS["fedham-peers"], "partitioner": "iid", "precision": precision}
+    return chosen | {"dataset": str(data), "cache-dir": str(folder / "cache"), "min-replies": 1}
 
 
-def measure(how: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Turn]:
+def measure(chosen: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Turn]:
     """One client's turns, but for the first."""
     from flwr.app import ArrayRecord, ConfigRecord
 
@@ -134,10 +134,10 @@ def measure(how: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Tu
     from fedham_flwr.federation.wire import read_upload
     from fedham_flwr.runners.in_process import InProcessGrid
 
-    data, turns = open_partition(parse(how).data(), 0, CLIENTS), []
-    held_out = round(parse(how).section("fedham").meta_share * (count := data.counts()["train"]))
-    grid = InProcessGrid(watch.timed("client", make_client_app(how)), CLIENTS)  # type: ignore[arg-type]
-    strategy = server(how, data.shape, len(data.classes))
+    data, turns = open_partition(parse(chosen).data(), 0, CLIENTS), []
+    held_out = round(parse(chosen).section("fedham").meta_share * (count := data.counts()["train"]))
+    grid = InProcessGrid(watch.timed("client", make_client_app(chosen)), CLIENTS)  # type: ignore[arg-type]
+    strategy = server(chosen, data.shape, len(data.classes))
     for number in range(1, repeats + 2):
         messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
         mine = [message for message in messages if message.metadata.dst_node_id == strategy.roster.nodes["0"]]
@@ -149,7 +149,7 @@ def measure(how: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list[Tu
     return turns[1:]
 
 
-def server(how: Mapping[str, Value], shape: tuple[int, ...], classes: int) -> Any:
+def server(chosen: Mapping[str, Value], shape: tuple[int, ...], classes: int) -> Any:
     """The server half with a different model of every client in its pool."""
     import torch
 
@@ -159,10 +159,10 @@ def server(how: Mapping[str, Value], shape: tuple[int, ...], classes: int) -> An
     from fedham_flwr.federation.wire import Upload
     from fedham_flwr.server_app import build_strategy
 
-    network, names = models.build(str(how["model"]), shape, classes, 0), tuple(map(str, range(CLIENTS)))
+    network, names = models.build(str(chosen["model"]), shape, classes, 0), tuple(map(str, range(CLIENTS)))
     manifest = Manifest.of(network)
     start = read(network, manifest.names())
-    strategy = build_strategy(parse(how), manifest, start, Task(shape, classes))
+    strategy = build_strategy(parse(chosen), manifest, start, Task(shape, classes))
     strategy.add_clients(names)
     draw = torch.Generator().manual_seed(0)
     row = {"row": torch.full((len(manifest.groups), CLIENTS), 1 / CLIENTS)}

@@ -108,11 +108,11 @@ def plan(given: argparse.Namespace, folder: Path) -> dict[Case, Setup]:
 
 def settings(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, Value]:
     """All settings of a run that differ from the defaults, but the results' folder."""
-    how: dict[str, Value] = {**COMMON, **SPLITS[case.split], **METHODS[case.method]}
-    how |= {"dataset": str(given.data), "cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
-    how |= {"num-server-rounds": given.rounds, "seed": case.seed}
+    setup: dict[str, Value] = {**COMMON, **SPLITS[case.split], **METHODS[case.method]}
+    setup |= {"dataset": str(given.data), "cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
+    setup |= {"num-server-rounds": given.rounds, "seed": case.seed}
     own = {"fedham.transport": "--methods", "partitioner": "--splits", "samples-per-client": "--samples"}
-    return how | overrides(given.c, {**RESERVED, **own})
+    return setup | overrides(given.c, {**RESERVED, **own})
 
 
 def prepare(given: argparse.Namespace, folder: Path) -> None:
@@ -166,10 +166,10 @@ def weights(results: Mapping[Case, Result], given: argparse.Namespace) -> list[s
 def heading(results: Mapping[Case, Result], split: str, given: argparse.Namespace) -> str:
     """What a split is, and how many images its clients had."""
     case = next(case for case in results if case.split == split)
-    how = parse(settings(case, given, Path()))
+    setup = parse(settings(case, given, Path()))
     what = {
-        "dirichlet": f"Dirichlet, alpha {how.alpha:g}",
-        "pathological": f"Pathological, {how.classes_per_client} classes to a client",
+        "dirichlet": f"Dirichlet, alpha {setup.alpha:g}",
+        "pathological": f"Pathological, {setup.classes_per_client} classes to a client",
     }
     seeds = {case.seed: images(result.path) for case, result in results.items() if case.split == split}
     held = [count for counts in seeds.values() for count in counts]
@@ -187,15 +187,16 @@ def images(run: Path) -> list[int]:
 def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     """What was run, and where."""
     case, result = next(iter(results.items()))
-    how = parse(settings(case, given, Path()))
+    setup = parse(settings(case, given, Path()))
     most = f"at most {given.samples:,} images a client" if given.samples else "all images"
     return (
         f"{given.rounds} rounds (PFLlib: 2000), {most} (PFLlib: all, about 3000), train and test merged, of which "
-        f"{how.test_fraction:.0%} to test on; seeds {', '.join(map(str, given.seeds))}. Network `{how.model}`, batch "
-        f"{how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g} (PFLlib: none; it stands for some "
-        f"of the rounds that are missing), local epochs {how.local_epochs}, {how.precision}. All clients take part. "
-        "The methods' own settings are the defaults; of these, FedHAM's meta data and penalty were chosen by the test "
-        "accuracy of single runs with seed 10 (fedham-meta-data.md), pFedLA's learning rate in another setting. "
-        f"Given besides: {given.c or 'nothing'}.\n"
+        f"{setup.test_fraction:.0%} to test on; seeds {', '.join(map(str, given.seeds))}. Network `{setup.model}`, "
+        f"batch {setup.batch_size}, SGD {setup.learning_rate:g}, momentum {setup.momentum:g} (PFLlib: none; it stands "
+        f"for some of the rounds that are missing), local epochs {setup.local_epochs}, {setup.precision}. "
+        "All clients take part. The methods' own settings are the defaults; of these, FedHAM's meta data and penalty "
+        "were chosen by the test accuracy of single runs with seed 10 (fedham-meta-data.md), pFedLA's learning rate in "
+        "another setting. "
+        f"Also given: {given.c or 'nothing'}.\n"
         f"{machine(result.path)}"
     )

@@ -103,12 +103,12 @@ def plan(given: argparse.Namespace, folder: Path) -> dict[Case, Setup]:
 
 def settings(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, Value]:
     """All settings of a run that differ from the defaults, but the results' folder."""
-    how: dict[str, Value] = {**COMMON, **TASKS[case.split], **METHODS[case.method]}
-    how |= {"dataset": str(given.text if case.split == "shakespeare" else given.data)}
-    how |= {"cache-dir": str(folder / "cache"), "num-server-rounds": given.rounds, "seed": case.seed}
+    setup: dict[str, Value] = {**COMMON, **TASKS[case.split], **METHODS[case.method]}
+    setup |= {"dataset": str(given.text if case.split == "shakespeare" else given.data)}
+    setup |= {"cache-dir": str(folder / "cache"), "num-server-rounds": given.rounds, "seed": case.seed}
     if given.samples:
-        how["samples-per-client"] = given.samples
-    return how | overrides(given.c, {**RESERVED, "partitioner": "--splits"})
+        setup["samples-per-client"] = given.samples
+    return setup | overrides(given.c, {**RESERVED, "partitioner": "--splits"})
 
 
 def prepare(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001  # as for every comparison
@@ -150,29 +150,29 @@ def accuracies(results: Mapping[Case, Result], split: str, last: int) -> str:
 def heading(results: Mapping[Case, Result], split: str, given: argparse.Namespace) -> str:
     """What a task is: data, network, training."""
     case, result = next((case, result) for case, result in results.items() if case.split == split)
-    how = parse(settings(case, given, Path()))
+    setup = parse(settings(case, given, Path()))
     clients = json.loads((result.path / "clients.json").read_text())
     held = [client["train"] + client["validation"] + client["test"] for client in clients]
-    network = how.section("vit") if how.model == "vit" else how.section("char_transformer")
-    what = "windows of " + f"{how.sequence_length} characters" if how.model == "char-transformer" else "images"
-    patch = f", patches of {how.section('vit').patch_size}" if how.model == "vit" else ""
+    network = setup.section("vit") if setup.model == "vit" else setup.section("char_transformer")
+    what = "windows of " + f"{setup.sequence_length} characters" if setup.model == "char-transformer" else "images"
+    patch = f", patches of {setup.section('vit').patch_size}" if setup.model == "vit" else ""
     return (
         f"## {WHAT[split]}\n\nA client has {min(held)} to {max(held)} {what} (seed {case.seed}); "
-        f"{how.novel_clients} of {len(clients)} clients are novel and adapt in {how.novel_steps} local steps (`fedtp`: "
-        f"{how.novel_turns} turns of them). `{how.model}`: width {network.width}, depth "
+        f"{setup.novel_clients} of {len(clients)} clients are novel and adapt in {setup.novel_steps} local steps "
+        f"(`fedtp`: {setup.novel_turns} turns of them). `{setup.model}`: width {network.width}, depth "
         f"{network.depth}, heads {network.heads} of {network.head_dim}, hidden {network.hidden_dim}{patch}, dropout "
-        f"{network.dropout:g}. Batch {how.batch_size}, SGD {how.learning_rate:g}, momentum {how.momentum:g}, epochs "
-        f"{how.local_epochs}."
+        f"{network.dropout:g}. Batch {setup.batch_size}, SGD {setup.learning_rate:g}, momentum {setup.momentum:g}, "
+        f"epochs {setup.local_epochs}."
     )
 
 
 def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     """What was run, and where."""
     case, result = next(iter(results.items()))
-    how = parse(settings(case, given, Path()))
+    setup = parse(settings(case, given, Path()))
     return (
-        f"{given.rounds} rounds (paper: 1500), seeds {', '.join(map(str, given.seeds))}, {how.precision}; official "
-        f"splits merged, of which each client keeps {how.test_fraction:.0%} to test on, of texts the last. All clients "
-        f"but the novel ones take part in each round. The methods' own settings are the defaults. Given besides: "
+        f"{given.rounds} rounds (paper: 1500), seeds {', '.join(map(str, given.seeds))}, {setup.precision}; official "
+        f"splits merged, of which each client keeps {setup.test_fraction:.0%} to test on, of texts the last. All "
+        f"clients but the novel ones take part in each round. The methods' own settings are the defaults. Also given: "
         f"{given.c or 'nothing'}.\n{machine(result.path)}"
     )

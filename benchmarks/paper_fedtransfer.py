@@ -125,17 +125,17 @@ def settings(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, V
     """All settings of a run that differ from the defaults, but the results' folder and where it starts from."""
     share = TASKS[case.split.removeprefix(f"{given.dataset}-")]
     data = given.data if given.dataset == "cifar10" else given.cifar100
-    how: dict[str, Value] = {**COMMON, **COLUMNS[given.dataset], "owner-share": share, "dataset": str(data)}
-    how |= {"cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
-    how |= {"num-server-rounds": given.rounds, "seed": case.seed, "strategy": "fedavg"}
+    chosen: dict[str, Value] = {**COMMON, **COLUMNS[given.dataset], "owner-share": share, "dataset": str(data)}
+    chosen |= {"cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
+    chosen |= {"num-server-rounds": given.rounds, "seed": case.seed, "strategy": "fedavg"}
     own = {"partitioner": "--tasks", "owner-share": "--tasks", "samples-per-client": "--samples"}
     own |= {f"fedtransfer.{key}": "--methods" for variant in VARIANTS.values() for key in variant}
     own |= {"fedtransfer.personal-epochs": "--personal-epochs", "resume": "--folder"}
-    how |= overrides(given.c, {**RESERVED, **own})
+    chosen |= overrides(given.c, {**RESERVED, **own})
     if case.method == "fedavg":  # not made anew for a setting of the personal stage
-        return {key: value for key, value in how.items() if not key.startswith("fedtransfer.")}
-    how |= {f"fedtransfer.{key}": value for key, value in VARIANTS[case.method].items()}
-    return how | {"strategy": "fedtransfer", "fedtransfer.personal-epochs": given.personal_epochs}
+        return {key: value for key, value in chosen.items() if not key.startswith("fedtransfer.")}
+    chosen |= {f"fedtransfer.{key}": value for key, value in VARIANTS[case.method].items()}
+    return chosen | {"strategy": "fedtransfer", "fedtransfer.personal-epochs": given.personal_epochs}
 
 
 def prepare(given: argparse.Namespace, folder: Path) -> None:  # noqa: ARG001  # as for every comparison
@@ -176,14 +176,14 @@ def heading(task: str, given: argparse.Namespace) -> str:
 
 def parameters(method: str, given: argparse.Namespace) -> tuple[int, int]:
     """How many parameters the client's own block has, and how many the last stage trains in all."""
-    how = parse(settings(Case(split_name(given.tasks[0], given), method, 0), given, Path()))
-    model = models.build(how.model, (3, 32, 32), CLASSES[given.dataset], 0, how.networks())
+    chosen = parse(settings(Case(split_name(given.tasks[0], given), method, 0), given, Path()))
+    model = models.build(chosen.model, (3, 32, 32), CLASSES[given.dataset], 0, chosen.networks())
     manifest = Manifest.of(model)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}  # without running statistics
     if method == "fedavg":
         return 0, sum(sizes.values())
-    block = manifest.names(block_groups(how.section("fedtransfer")))
-    frozen = manifest.names(frozen_groups(manifest.groups, how.section("fedtransfer")))
+    block = manifest.names(block_groups(chosen.section("fedtransfer")))
+    frozen = manifest.names(frozen_groups(manifest.groups, chosen.section("fedtransfer")))
     return sum(sizes.get(name, 0) for name in block), sum(n for name, n in sizes.items() if name not in frozen)
 
 
@@ -192,16 +192,17 @@ def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
     from pyarrow.parquet import ParquetFile
 
     case, result = next(iter(results.items()))
-    how = parse(settings(case._replace(method="fed_t"), given, Path()))
-    rate = how.section("fedtransfer").learning_rate or how.learning_rate
-    images = sum(ParquetFile(file).metadata.num_rows for file in Path(how.dataset).glob("**/*.parquet"))
+    chosen = parse(settings(case._replace(method="fed_t"), given, Path()))
+    rate = chosen.section("fedtransfer").learning_rate or chosen.learning_rate
+    images = sum(ParquetFile(file).metadata.num_rows for file in Path(chosen.dataset).glob("**/*.parquet"))
     dealt = f"at most {given.samples:,} to a client" if given.samples else "all dealt"
     return (
         f"{NAMES[given.dataset]}, {images:,} images, official splits merged; {dealt}, "
-        f"{how.test_fraction:.0%} of each client's to test on. `{how.model}`, padding "
-        f"{how.section('transfer_cnn').padding}, "
-        f"{how.precision}, batch {how.batch_size}, momentum {how.momentum:g}. Phase one: {given.rounds} rounds of "
-        f"FedAvg, all three clients in each, local epochs {how.local_epochs}, SGD {how.learning_rate:g}. Personal "
-        f"stage: local epochs {given.personal_epochs}, SGD {rate:g}. Seeds {', '.join(map(str, given.seeds))}. The "
-        f"paper gives none of these numbers. Given besides: {given.c or 'nothing'}.\n{machine(result.path)}"
+        f"{chosen.test_fraction:.0%} of each client's to test on. `{chosen.model}`, padding "
+        f"{chosen.section('transfer_cnn').padding}, "
+        f"{chosen.precision}, batch {chosen.batch_size}, momentum {chosen.momentum:g}. Phase one: {given.rounds} "
+        f"rounds of FedAvg, all three clients in each, local epochs {chosen.local_epochs}, SGD "
+        f"{chosen.learning_rate:g}. Personal stage: local epochs {given.personal_epochs}, SGD {rate:g}. "
+        f"Seeds {', '.join(map(str, given.seeds))}. The paper gives none of these numbers. "
+        f"Also given: {given.c or 'nothing'}.\n{machine(result.path)}"
     )

@@ -80,13 +80,13 @@ def plan(given: argparse.Namespace, folder: Path) -> dict[Case, Setup]:
 
 def settings(case: Case, given: argparse.Namespace, folder: Path) -> dict[str, Value]:
     """All settings of a run that differ from the defaults, but the results' folder."""
-    how: dict[str, Value] = {**COMMON, **METHODS[case.method], "seed": case.seed, "num-server-rounds": given.rounds}
-    how |= {"cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
+    chosen: dict[str, Value] = {**COMMON, **METHODS[case.method], "seed": case.seed, "num-server-rounds": given.rounds}
+    chosen |= {"cache-dir": str(folder / "cache"), "samples-per-client": given.samples}
     if case.split == "pairs":
-        how |= {"dataset": str(folder / "pairs"), "partitioner": "natural", "client-column": "client"}
+        chosen |= {"dataset": str(folder / "pairs"), "partitioner": "natural", "client-column": "client"}
     else:
-        how |= {"dataset": str(given.data), "partitioner": "noniid-1", "classes-per-client": 4}
-    return how | overrides(given.c, {**RESERVED, "pfedla.retained-layers": "--methods"})
+        chosen |= {"dataset": str(given.data), "partitioner": "noniid-1", "classes-per-client": 4}
+    return chosen | overrides(given.c, {**RESERVED, "pfedla.retained-layers": "--methods"})
 
 
 def prepare(given: argparse.Namespace, folder: Path) -> None:
@@ -140,7 +140,7 @@ def facts(results: Mapping[Case, Result], given: argparse.Namespace) -> str:
         "client, LeNet with batch normalisation, batch 32, SGD 0.01, 10 local epochs; learning rate of the "
         f"hypernetworks {rate:g} (the paper states none; the default, 1, was the best of 0.1, 0.3, 1 and 3 by the test "
         "accuracy of one run each on *pairs* with seed 10, and no other method was tuned). "
-        f"Given besides: {given.c or 'nothing'}.\n"
+        f"Also given: {given.c or 'nothing'}.\n"
         f"{machine(result.path)}\n\n"
         "Test accuracy in percent, mean over clients, then mean ± standard deviation over seeds. *Before* is the model "
         "that the server sent, or the client kept, *after* the same after local training. The closing evaluation "

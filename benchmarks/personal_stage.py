@@ -60,9 +60,9 @@ def ours(program: str, precision: str, data: Images) -> Callable[[], None]:
     """An epoch by the project's loop."""
     model = models.build("transfer-cnn", SHAPE, CLASSES, 0, chosen(program).networks())
     trainer = Trainer(model, torch.device("cpu"), precision)
-    how, draw = LocalTraining(1, BATCH, RATE, MOMENTUM, 0.0, augment=False), torch.Generator().manual_seed(0)
+    settings, draw = LocalTraining(1, BATCH, RATE, MOMENTUM, 0.0, augment=False), torch.Generator().manual_seed(0)
     names = trained(program, trainer.manifest)
-    return lambda: (trainer.fit(data, how, draw, only=names), None)[1]
+    return lambda: (trainer.fit(data, settings, draw, only=names), None)[1]
 
 
 def plain(program: str, precision: str, data: Images) -> Callable[[], None]:
@@ -124,8 +124,8 @@ def stage(data: Path, samples: int, folder: Path) -> list[list[str]]:
     for name in (FED_T, FED_T_A):
         here = folder / name
         here.mkdir()
-        how = {**common, **GIVEN[name], "strategy": "fedtransfer", "fedtransfer.personal-epochs": EPOCHS}
-        list(simulate({**how, "resume": str(start)}, CLIENTS, here))
+        settings = {**common, **GIVEN[name], "strategy": "fedtransfer", "fedtransfer.personal-epochs": EPOCHS}
+        list(simulate({**settings, "resume": str(start)}, CLIENTS, here))
         (lines,) = (file.read_text() for file in (here / "results").glob("*/*/rounds.jsonl"))
         (record,) = map(json.loads, lines.splitlines())
         work = sum(value for part, value in record["seconds"].items() if part.startswith("clients-"))

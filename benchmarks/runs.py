@@ -231,8 +231,8 @@ def run_one(text: str, clients: int) -> None:
     from fedham_flwr.runners.in_process import run_in_process
     from fedham_flwr.server_app import make_server_app
 
-    how = json.loads(text)
-    run_in_process(make_server_app(how), make_client_app(how), clients)
+    settings = json.loads(text)
+    run_in_process(make_server_app(settings), make_client_app(settings), clients)
 
 
 if __name__ == "__main__":

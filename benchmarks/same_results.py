@@ -79,7 +79,7 @@ VARIANTS = {
         | .attention=adapter .learning-rate=0.01 | .attention=cbam .insertion=plain | novel .attention=cbam
         | images model=transfer-cnn .attention=cbam | rows .frozen=fc1""",
 }
-"""Method -> its cases besides the one with default settings. A key that begins with a dot is the method's own."""
+"""Method -> its cases other than the one with default settings. A key that begins with a dot is the method's own."""
 CONTINUED = ("fedper novel", "pfedla", "fedham", "fedham .transport=mediated", "fedtp vit")
 """Settings of runs that are cut back to the checkpoint in their middle, and continued."""
 STARTS = {"fedtransfer-start": "fedavg", "fedtransfer-start-own": "fedper"}
@@ -118,7 +118,7 @@ class Case(NamedTuple):
     Attributes:
         name: of the case.
         settings: the method, then what differs from `WORDS["base"]`, as in `VARIANTS`.
-        how: a run; one that starts from another, or goes on with one that is cut back; or the load of its model.
+        kind: a run; one that starts from another, or goes on with one that is cut back; or the load of its model.
         source: the case, further up, whose run it takes.
         foreign: whether AFTER takes that of BEFORE.
         like: the case of BEFORE whose result it must have; empty: the same.
@@ -126,7 +126,7 @@ class Case(NamedTuple):
 
     name: str
     settings: str = ""
-    how: Literal["run", "start", "continue", "load"] = "run"
+    kind: Literal["run", "start", "continue", "load"] = "run"
     source: str = ""
     foreign: bool = False
     like: str = ""
@@ -257,10 +257,10 @@ class Checkout:
         results, options = own / "results", ["--backend", "in-process"]
         try:
             source = _the_run((self.before if case.foreign else self.folder) / case.source) if case.source else None
-            if case.how == "load":
+            if case.kind == "load":
                 printed = self._python(own, ["-c", LOAD, f"{source}/model/0.safetensors"])
                 return Result(digest=printed.split()[-1])
-            if case.how == "continue" and source is not None:
+            if case.kind == "continue" and source is not None:
                 run = shutil.copytree(source, results / source.parent.name / source.name)
                 _, newest = sorted((run / "checkpoints").iterdir())
                 shutil.rmtree(newest)
@@ -329,7 +329,7 @@ def save(file: Path, results: Mapping[str, Result], wanted: Sequence[Case], fold
     """Write BEFORE's results, and beside them those of its runs that AFTER takes."""
     kept = file.with_name(f"{file.name}.runs")
     shutil.rmtree(kept, ignore_errors=True)
-    whole = {case.source for case in wanted if case.foreign and case.how != "load"}
+    whole = {case.source for case in wanted if case.foreign and case.kind != "load"}
     for name in whole | {case.source for case in wanted if case.foreign}:
         unused = ("*.png",) if name in whole else ("*.png", "checkpoints", "clients", "server.*", "[1-9].safetensors")
         shutil.copytree(folder / name, kept / name, ignore=shutil.ignore_patterns(*unused))
@@ -375,7 +375,7 @@ def main() -> int:
     if strange := [path for path in given.checkouts if not (path / "run_simulation.py").is_file()]:
         parser.error(f"{strange[0]} has no run_simulation.py")
     paths, wanted = [path.resolve() for path in given.checkouts], chosen(given.only)
-    own = [case for case in wanted if case.how == "load" or not case.foreign]
+    own = [case for case in wanted if case.kind == "load" or not case.foreign]
     with tempfile.TemporaryDirectory() as temporary:
         folder = (given.folder or Path(temporary)).resolve()
         (folder / "inputs").mkdir(parents=True)

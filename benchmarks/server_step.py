@@ -92,9 +92,9 @@ def build(method: str, clients: int, top_k: int) -> Any:
 
     network = models.build("cnn", SHAPE, CLASSES, 0)
     manifest = Manifest.of(network)
-    how: dict[str, Value] = {"strategy": method, "device": "cpu", "pfedla.top-k-peers": top_k}
-    how |= {"pfedla.hypernetwork-learning-rate": 1e-6, "amn.learning-rate": 1e-6}  # for uploads that are noise
-    settings = parse({**how, "fedham.transport": "mediated"})
+    chosen: dict[str, Value] = {"strategy": method, "device": "cpu", "pfedla.top-k-peers": top_k}
+    chosen |= {"pfedla.hypernetwork-learning-rate": 1e-6, "amn.learning-rate": 1e-6}  # for uploads that are noise
+    settings = parse({**chosen, "fedham.transport": "mediated"})
     strategy = build_strategy(settings, manifest, read(network, manifest.names()), Task(SHAPE, CLASSES))
     strategy.add_clients(tuple(map(str, range(clients))))
     draw = torch.Generator().manual_seed(0)

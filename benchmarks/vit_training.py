@@ -91,8 +91,8 @@ def network(case: Case) -> Any:
     from fedham_flwr import models
     from fedham_flwr.models.vit import ViTSettings
 
-    how = models.NetworkSettings.of(vit=ViTSettings(**NETWORKS[case.network].settings))
-    return models.build("vit", SHAPE, CLASSES, 0, how)
+    settings = models.NetworkSettings.of(vit=ViTSettings(**NETWORKS[case.network].settings))
+    return models.build("vit", SHAPE, CLASSES, 0, settings)
 
 
 def ours(case: Case, client: int) -> Callable[[int], None]:

@@ -131,7 +131,7 @@ class FedHAMStrategy(RoundStrategy):
         """
         wanted = {"row"} if (stage == "query") == bool(self._mediated) else set()
         if tensors.keys() != wanted:
-            raise ValueError(f"tensors besides the model are {sorted(tensors)}, wanted {sorted(wanted)}")
+            raise ValueError(f"tensors other than the model's are {sorted(tensors)}, wanted {sorted(wanted)}")
         shape = (self._projections.units, len(self._pool.bank.clients))
         for row in tensors.values():
             if tuple(row.shape) != shape or row.dtype != torch.float32:

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 HOW = LocalTraining(local_epochs=1, batch_size=4, learning_rate=0.1, momentum=0.9, weight_decay=0.0, augment=True)
 
 
-def how(name: str) -> LocalTraining:
+def settings(name: str) -> LocalTraining:
     return replace(HOW, augmentation=name)
 
 
@@ -35,7 +35,7 @@ def pictures(count: int = 6, channels: int = 3, side: int = 16) -> Tensor:
 
 def changed(name: str, batch: Tensor, seed: int = 1, kind: Kind = "image", **own: Any) -> Tensor:
     """What local training with this seed makes of a batch."""
-    given = replace(how(name), augmentation_settings=own["settings"] if own else None)
+    given = replace(settings(name), augmentation_settings=own["settings"] if own else None)
     with seeded(CPU, seed):
         return make(given, kind)(batch, torch.Generator().manual_seed(seed))
 
@@ -99,7 +99,7 @@ def test_the_global_generator_is_as_it_was_after_training() -> None:
             nn.init.constant_(param, 0.1)
         before = torch.get_rng_state()
         trainer = Trainer(model, CPU, "fp32", make_manifest(model))
-        trainer.fit(data, how("randaugment"), torch.Generator().manual_seed(9))
+        trainer.fit(data, settings("randaugment"), torch.Generator().manual_seed(9))
         assert torch.equal(torch.get_rng_state(), before)
         ends.append(trainer.state_dict())
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
@@ -149,9 +149,9 @@ def test_only_images_are_augmented() -> None:
     with pytest.raises(UserError, match=r"augment is true, .* and the data set is a table; set it false"):
         make(HOW, "table")
     with pytest.raises(UserError, match=r"it changes images, and the data set is arrays of numbers; set it false"):
-        make(how("color"), "array")
+        make(settings("color"), "array")
     with pytest.raises(UserError, match=r"it changes images, and the data set is text; set it false"):
-        make(how("own_objects:inverted"), "text")
+        make(settings("own_objects:inverted"), "text")
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_only_images_are_augmented() -> None:
 )
 def test_a_mistake_is_a_sentence(name: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        check(how(name), "image", (3, 16, 16))
+        check(settings(name), "image", (3, 16, 16))
 
 
 def test_images_of_two_channels_are_refused_where_colours_are_wanted() -> None:
-    check(how("randaugment"), "image", (1, 8, 8))
+    check(settings("randaugment"), "image", (1, 8, 8))
     with pytest.raises(
         UserError, match=r'augmentation="color" cannot be called with a batch of shape \[2, 2, 8, 8\]: '
     ):
-        check(how("color"), "image", (2, 8, 8))
+        check(settings("color"), "image", (2, 8, 8))
 
 
 def test_a_setting_without_effect_is_refused() -> None:

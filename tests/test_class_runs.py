@@ -54,8 +54,8 @@ def by_table(tmp_path: Path) -> DataSettings:
 
 
 def deal(settings: DataSettings, path: Path, clients: int = 3, **given: Any) -> list[ClientData]:
-    how = replace(settings.partitioning, class_table=str(path), **given)
-    return [open_partition(replace(settings, partitioning=how), number, clients) for number in range(clients)]
+    chosen = replace(settings.partitioning, class_table=str(path), **given)
+    return [open_partition(replace(settings, partitioning=chosen), number, clients) for number in range(clients)]
 
 
 def held(clients: list[ClientData]) -> list[tuple[str, list[int]]]:
@@ -184,8 +184,8 @@ def test_a_federation_of_class_owners(
     federate: Callable[..., Any], settings: Callable[..., dict[str, Value]], cache_dir: Path, share: float
 ) -> None:
     run = federate(clients=3, strategy="fedavg", partitioner="class-owners", owner_share=share)
-    how = DataSettings(cache_dir=str(cache_dir), partitioning=Partitioning("class-owners", owner_share=share))
-    dealt = [open_partition(how, number, 3) for number in range(3)]
+    chosen = DataSettings(cache_dir=str(cache_dir), partitioning=Partitioning("class-owners", owner_share=share))
+    dealt = [open_partition(chosen, number, 3) for number in range(3)]
     amounts = np.array([counts for _, counts in held(dealt)])
     assert amounts.sum(axis=0).tolist() == DIGITS.tolist()
     own, common = np.floor(DIGITS * share + 0.5), DIGITS - np.floor(DIGITS * share + 0.5)

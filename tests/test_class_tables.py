@@ -330,5 +330,5 @@ def test_the_settings_of_a_table_go_together() -> None:
         match=r"class-table='t\.toml' is read by partitioner=\"class-table\" only, but partitioner is \"iid\"",
     ):
         parse({"partitioner": "iid", "class-table": "t.toml"})
-    how = parse({"partitioner": "class-table", "class-table": "t.toml", "owner-share": 0.5}).data().partitioning
-    assert (how.partitioner, how.class_table, how.owner_share) == ("class-table", "t.toml", 0.5)
+    settings = parse({"partitioner": "class-table", "class-table": "t.toml", "owner-share": 0.5}).data().partitioning
+    assert (settings.partitioner, settings.class_table, settings.owner_share) == ("class-table", "t.toml", 0.5)

@@ -61,16 +61,23 @@ print(json.dumps(found))
 def process(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[str, Any]:
     """What a process finds that trains one client of FedPer in its first round, and keeps its state on disk."""
     folder = tmp_path_factory.mktemp("process")
-    how: dict[str, Value] = {"strategy": "fedper", "model": "digits-cnn", "cache-dir": str(cache_dir), "device": "cpu"}
-    open_partition(parse(how).data(), 0, CLIENTS)  # decoded here: who decodes loads what decoding takes
-    grid = InProcessGrid(make_client_app(how), CLIENTS, node_configs=[{"state-dir": str(folder / "state")}] * CLIENTS)
+    settings: dict[str, Value] = {
+        "strategy": "fedper",
+        "model": "digits-cnn",
+        "cache-dir": str(cache_dir),
+        "device": "cpu",
+    }
+    open_partition(parse(settings).data(), 0, CLIENTS)  # decoded here: who decodes loads what decoding takes
+    grid = InProcessGrid(
+        make_client_app(settings), CLIENTS, node_configs=[{"state-dir": str(folder / "state")}] * CLIENTS
+    )
     node, model = next(iter(grid.contexts)), network("fedper")
     manifest = Manifest.of(model)
     shared = manifest.names(manifest.group_names[:-1])
     download = wire.Download(1, read(model, shared), (1, 8, 8), 10, training="trial")
     message = grid.create_message(wire.write_download(download), "train", node, "1")
     grid.push_messages([message])
-    grid.contexts[node].run_config = dict(flatten(parse(how)))
+    grid.contexts[node].run_config = dict(flatten(parse(settings)))
     (folder / "message").write_bytes(message_to_proto(message).SerializeToString())
     (folder / "context").write_bytes(context_to_proto(grid.contexts[node]).SerializeToString())
     environment = os.environ | {"PYTHONPATH": str(ROOT), "FLWR_TELEMETRY_ENABLED": "0", "OMP_NUM_THREADS": "1"}

@@ -186,9 +186,9 @@ def test_a_partition_that_is_not_there(cached: Callable[..., DataSettings], numb
 
 @pytest.mark.parametrize("column", ["feature_column", "label_column", "client_column"])
 def test_digits_have_two_columns(cached: Callable[..., DataSettings], column: str) -> None:
-    how = Partitioning("natural")
+    settings = Partitioning("natural")
     with pytest.raises(UserError, match=rf"{column.replace('_', '-')} is 'x', but the digits have only the columns"):
-        open_partition(cached(partitioning=how, **{column: "x"}), 0, 2)
+        open_partition(cached(partitioning=settings, **{column: "x"}), 0, 2)
 
 
 def test_settings_of_text_mean_nothing_to_images(cached: Callable[..., DataSettings]) -> None:

@@ -55,13 +55,26 @@ def test_who_is_absent_does_not_move_where_torchs_dense_sgd_would_move_it() -> N
     z = embeddings_of("a", "b", "c")
     table = z.values.clone()
     momenta: list[Tensor | None] = [None]
-    how = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.03, "dampening": 0.0, "nesterov": False, "maximize": False}
+    settings = {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.03,
+        "dampening": 0.0,
+        "nesterov": False,
+        "maximize": False,
+    }
     cohorts = (["a", "b", "c"], ["c", "a"], ["a", "c"])
     for turn, cohort in enumerate(cohorts):
         gradient = drawn(len(cohort), 5, seed=turn)
         before = z.of(["b"]), z.velocity[z.rows(["b"])]
         z.step(cohort, gradient)
-        sgd([table], [torch.zeros_like(table).index_copy(0, z.rows(cohort), gradient)], momenta, foreach=False, **how)
+        sgd(
+            [table],
+            [torch.zeros_like(table).index_copy(0, z.rows(cohort), gradient)],
+            momenta,
+            foreach=False,
+            **settings,
+        )
         if "b" not in cohort:
             assert torch.equal(z.of(["b"]), before[0])
             assert torch.equal(z.velocity[z.rows(["b"])], before[1])

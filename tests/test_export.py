@@ -51,9 +51,9 @@ def test_a_file_of_the_first_version_opens(
 
 
 def test_a_network_of_a_users_has_its_path_and_settings_in_the_file(tmp_path: Path) -> None:
-    how = NetworkSettings.of(wide=own_objects.WideSettings(5))
-    model = build("own_objects:Wide", (1, 4, 4), 3, 0, how)
-    written = label("own_objects:Wide", (1, 4, 4), 3, how)
+    settings = NetworkSettings.of(wide=own_objects.WideSettings(5))
+    model = build("own_objects:Wide", (1, 4, 4), 3, 0, settings)
+    written = label("own_objects:Wide", (1, 4, 4), 3, settings)
     assert written["model"] == "own_objects:Wide"
     assert json.loads(written["network"]) == {"wide": {"width": 5}}
     path = write_model(tmp_path, "0", model.state_dict(), written)
@@ -66,8 +66,8 @@ def test_a_network_of_a_users_has_its_path_and_settings_in_the_file(tmp_path: Pa
 
 
 def test_a_network_of_torchvisions_is_built_anew_without_its_first_weights(tmp_path: Path) -> None:
-    how = NetworkSettings.of(torchvision=TorchvisionSettings(norm="group"))
-    model = build("torchvision:resnet18", (1, 8, 8), 3, 0, how)
+    settings = NetworkSettings.of(torchvision=TorchvisionSettings(norm="group"))
+    model = build("torchvision:resnet18", (1, 8, 8), 3, 0, settings)
     files = NetworkSettings.of(torchvision=TorchvisionSettings(norm="group", weights="/home/a/secret.pt"))
     written = label("torchvision:resnet18", (1, 8, 8), 3, files)
     assert "secret" not in str(written)

@@ -29,15 +29,15 @@ def settings(meta: str = "attention", bias: bool = False, **given: Any) -> Atten
     return AttentionSettings(**{"meta": meta, "peer_bias": bias, "feature_dim": D, "key_dim": K, **given})
 
 
-def started(how: AttentionSettings, units: int, peers: int) -> dict[str, Tensor]:
+def started(chosen: AttentionSettings, units: int, peers: int) -> dict[str, Tensor]:
     """Meta-models of all peers as at the start, in float64."""
-    psi = [amn.initial(how, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
+    psi = [amn.initial(chosen, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
     return {name: torch.stack([one[name] for one in psi]).double() for name in psi[0]}
 
 
-def learned(how: AttentionSettings, units: int, peers: int, seed: int) -> dict[str, Tensor]:
+def learned(chosen: AttentionSettings, units: int, peers: int, seed: int) -> dict[str, Tensor]:
     """Meta-models in which nothing is 0, so that every tensor has a gradient."""
-    psi = started(how, units, peers)
+    psi = started(chosen, units, peers)
     return {n: t + 0.5 * noise(*t.shape, seed=seed + at) for at, (n, t) in enumerate(sorted(psi.items()))}
 
 
@@ -325,8 +325,8 @@ def test_7_the_change_by_one_step_of_training_teaches_what_the_gradient_does(
     moved = {}
     for surrogate in (False, True):
         scale = eta if surrogate else 1.0
-        how = settings(meta, bias, optimizer=optimizer, learning_rate=rate / scale if optimizer == "sgd" else rate)
-        meta_models = MetaModels(how, 2)
+        chosen = settings(meta, bias, optimizer=optimizer, learning_rate=rate / scale if optimizer == "sgd" else rate)
+        meta_models = MetaModels(chosen, 2)
         meta_models.add([torch.Generator().manual_seed(i) for i in range(4)], 4)
         for number in range(3):
             rows = meta_models.attend(everyone, made.p, made.own, made.allowed)

@@ -32,7 +32,7 @@ from fedham_flwr.settings import Value, parse
 
 Federate = Callable[..., Any]
 PEERS, MEDIATED = TRANSPORTS[:2]
-both = pytest.mark.parametrize("how", [PEERS, MEDIATED], ids=["peers", "mediated"])
+both = pytest.mark.parametrize("options", [PEERS, MEDIATED], ids=["peers", "mediated"])
 
 
 def server(clients: int = 4, **given: Value) -> Any:
@@ -60,12 +60,12 @@ class Forgetting(InProcessGrid):
 
 @both
 def test_a_client_that_lost_its_meta_model_starts_it_again_and_says_so(
-    federate: Federate, caplog: pytest.LogCaptureFixture, how: dict[str, Value]
+    federate: Federate, caplog: pytest.LogCaptureFixture, options: dict[str, Value]
 ) -> None:
-    run = federate(**how, grid=Forgetting, num_server_rounds=3, checkpoint_every=0)
+    run = federate(**options, grid=Forgetting, num_server_rounds=3, checkpoint_every=0)
     assert run.summary["failures"] == 0
     said = {(r["round"], r["kind"]): (r["restored"], r["restarted"]) for r in run.records}
-    if how is PEERS:  # it lost its model too, which the server has
+    if options is PEERS:  # it lost its model too, which the server has
         assert said == {(1, "train"): ([], []), (2, "train"): (["0"], ["0"]), (3, "train"): ([], []),
                         (4, "evaluate"): ([], [])}  # fmt: skip
     else:
@@ -91,10 +91,10 @@ def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -
 
 @both
 def test_on_a_node_the_meta_model_is_written_through(
-    settings: Callable[..., dict[str, Value]], tmp_path: Path, how: dict[str, Value]
+    settings: Callable[..., dict[str, Value]], tmp_path: Path, options: dict[str, Value]
 ) -> None:
     """A client whose process ends finds it in its state-dir, and nothing starts again."""
-    chosen = settings(**how)
+    chosen = settings(**options)
     configs = [{"client-id": f"site-{i}", "state-dir": str(tmp_path / f"state-{i}")} for i in range(4)]
     grid = InProcessGrid(make_client_app(chosen), 4, node_configs=configs)
     initial = read(models.build("digits-cnn", (1, 8, 8), 10, 0), DIGITS.names())
@@ -107,35 +107,35 @@ def test_on_a_node_the_meta_model_is_written_through(
     file = tmp_path / "state-2" / "trial" / "site-2.safetensors"
     kept = load_file(file)
     assert {"meta/key", "meta/gate", "meta/first/key", "meta/steps"} <= kept.keys()
-    assert kept["meta/steps"].item() == (15 if how is PEERS else 2)
+    assert kept["meta/steps"].item() == (15 if options is PEERS else 2)
     assert kept["meta/key"].abs().max() > 0
 
 
 @both
-def test_a_late_client_changes_nobodys_weights_until_it_has_trained(how: dict[str, Value]) -> None:
-    made = server(**how)
+def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dict[str, Value]) -> None:
+    made = server(**options)
     for number in (1, 2):
         made.questions(number, names(4))
         starts = dict.fromkeys(names(4), made.first)
-        made.merge(number, with_rows(number, trained(starts, made.first, number), made, how))
+        made.merge(number, with_rows(number, trained(starts, made.first, number), made, options))
     everyone = (*names(4), "late")
     made.add_clients(everyone)
     assert made._pool.allowed(everyone)[:, 4].tolist() == [False] * 5
-    if how is MEDIATED:
+    if options is MEDIATED:
         asked = made.questions(3, everyone)
     else:
         asked = {client: start.extras for client, start in made.plan(3, everyone).items()}
     assert asked["late"].facts["place"] == (4,)
     assert all(extras.facts["ready"] == (1, 1, 1, 1, 0) for extras in asked.values())
-    if how is PEERS:
+    if options is PEERS:
         assert asked["0"].facts["peers"] == (1, 2, 3)
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)
 
 
-def with_rows(number: int, uploads: dict[str, Upload], made: Any, how: dict[str, Value]) -> dict[str, Upload]:
+def with_rows(number: int, uploads: dict[str, Upload], made: Any, options: dict[str, Value]) -> dict[str, Upload]:
     """The uploads as the transport has them, with rows of equal weights."""
     row = {"row": torch.full((L, len(made._pool.bank.clients)), 1 / len(made._pool.bank.clients))}
-    if how is MEDIATED:
+    if options is MEDIATED:
         made.answered(number, {client: Upload(client, {}, 10, (), {}, row) for client in uploads})
         return uploads
     return {client: Upload(client, upload.params, 10, (), {}, row) for client, upload in uploads.items()}
@@ -161,20 +161,20 @@ def test_a_client_that_does_not_answer_is_left_out_of_the_round(federate: Federa
         (lambda t: t["row"].fill_(float("nan")), "has negative weights, or does not sum to 1"),
         (lambda t: t.update(row=t["row"][:, :3]), r"is torch.float32 \(4, 3\), wanted float32 \(4, 4\)"),
         (lambda t: t.update(row=t["row"].double()), "is torch.float64"),
-        (lambda t: t.update(psi=t.pop("row")), r"tensors besides the model are \['psi'\], wanted \['row'\]"),
-        (lambda t: t.clear(), r"tensors besides the model are \[\], wanted \['row'\]"),
+        (lambda t: t.update(psi=t.pop("row")), r"tensors other than the model's are \['psi'\], wanted \['row'\]"),
+        (lambda t: t.clear(), r"tensors other than the model's are \[\], wanted \['row'\]"),
     ],
 )
 def test_a_row_that_is_none_is_refused(
-    federate: Federate, how: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
+    federate: Federate, options: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
 ) -> None:
     def spoil(_message: Message, reply: Message) -> None:
         tensors = wire.tensors(reply.content.array_records["extras"])
         change(tensors)
         reply.content["extras"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
 
-    kind = "train" if how is PEERS else "query.before"
-    run = federate(**how, client_app=tampered(spoil, client=1, kind=kind), num_server_rounds=1)
+    kind = "train" if options is PEERS else "query.before"
+    run = federate(**options, client_app=tampered(spoil, client=1, kind=kind), num_server_rounds=1)
     (failure, *_) = run.records[0]["failures"]
     assert failure["client"] == "1"
     assert re.search(error, failure["error"])

@@ -25,7 +25,7 @@ GROUPS = ("embedding", "attention", "block1", "norm", "head")
 
 
 @pytest.mark.parametrize(
-    ("how", "kept"),
+    ("settings", "kept"),
     [
         (FedTPSettings(), ()),
         (FedTPSettings(personal="vanilla"), ("attention",)),
@@ -33,8 +33,8 @@ GROUPS = ("embedding", "attention", "block1", "norm", "head")
         (FedTPSettings(personal="vanilla", head="fedper"), ("attention", "head")),
     ],
 )
-def test_which_layer_groups_stay_with_the_client(how: FedTPSettings, kept: tuple[str, ...]) -> None:
-    assert personal_groups(GROUPS, how) == kept
+def test_which_layer_groups_stay_with_the_client(settings: FedTPSettings, kept: tuple[str, ...]) -> None:
+    assert personal_groups(GROUPS, settings) == kept
 
 
 def test_fedrods_second_head_is_the_last_group_and_personal_while_the_first_is_shared() -> None:

@@ -41,7 +41,7 @@ every_way = pytest.mark.parametrize("personal", ["generated", "vanilla"])
 CPU = torch.device("cpu")
 
 
-def how(personal: str, head: str = "shared", knn: bool = False) -> dict[str, Value]:
+def options(personal: str, head: str = "shared", knn: bool = False) -> dict[str, Value]:
     chosen = {"fedtp.personal": personal, "fedtp.head": head, "fedtp.knn": knn}
     return {"strategy": "fedtp", **FEW, **SMALL, **chosen, "fedtp.knn-neighbours": 4}
 
@@ -67,12 +67,12 @@ def done() -> dict[tuple[str, str, bool], Any]:
 
 @pytest.fixture
 def combined(federate: Federate, done: dict[tuple[str, str, bool], Any]) -> Combined:
-    """A run as `how` says, watched, of two rounds: combined("vanilla", "fedper", knn=True)."""
+    """A run as `options` says, watched, of two rounds: combined("vanilla", "fedper", knn=True)."""
 
     def run(personal: str, head: str = "shared", knn: bool = False) -> Any:
         key = personal, head, knn
         if key not in done:
-            done[key] = federate(grid=Watching, **how(*key))
+            done[key] = federate(grid=Watching, **options(*key))
         return done[key]
 
     return run
@@ -106,7 +106,7 @@ def test_a_personal_head_is_in_no_message_and_differs_between_clients(
 
 def test_fedrods_personal_head_starts_at_zero_and_leaves_the_shared_start_as_it_is(settings: Make) -> None:
     with_it, without = (
-        client_of(settings(**how("generated", head))).job.trainer.initial for head in ("fedrod", "shared")
+        client_of(settings(**options("generated", head))).job.trainer.initial for head in ("fedrod", "shared")
     )
     assert not any(with_it[name].any() for name in SECOND)
     assert with_it.keys() - without.keys() == set(SECOND)
@@ -115,7 +115,7 @@ def test_fedrods_personal_head_starts_at_zero_and_leaves_the_shared_start_as_it_
 
 def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> None:
     """Several steps, with momentum and decay, that a balanced softmax and an own cross-entropy take side by side."""
-    client = client_of(settings(**how("generated", "fedrod"), learning_rate=0.1, weight_decay=0.01))
+    client = client_of(settings(**options("generated", "fedrod"), learning_rate=0.1, weight_decay=0.01))
     trainer, data, index = client.job.trainer, client.job.data, client.job.data.splits["train"]
     training = client.settings.local_training(1)
     counts = torch.bincount(data.labels[index], minlength=10).float()
@@ -144,7 +144,7 @@ def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> No
 
 
 def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make) -> None:
-    client = client_of(settings(**how("generated", "fedrod")))
+    client = client_of(settings(**options("generated", "fedrod")))
     model, data = client.job.trainer._model, client.job.data
     x, y = inputs_and_targets(data.features[data.splits["train"]], data.labels[data.splits["train"]])
     model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
@@ -155,11 +155,11 @@ def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make)
     counts = torch.bincount(y, minlength=10).float()
     alone = torch.autograd.grad(balanced_cross_entropy(model.classify(model.features(x)), y, counts), [*rest.values()])
     assert all(torch.equal(one, other) for one, other in zip(slopes, alone, strict=True))
-    assert client_of(settings(**how("generated"))).loss() is None
+    assert client_of(settings(**options("generated"))).loss() is None
 
 
 def test_fedrod_predicts_by_both_heads(settings: Make) -> None:
-    client = client_of(settings(**how("generated", "fedrod")))
+    client = client_of(settings(**options("generated", "fedrod")))
     model, data = client.job.trainer._model.eval(), client.job.data
     model.personal_head.bias.data[3] = 50.0
     x, _ = inputs_and_targets(data.features[:5], data.labels[:5])
@@ -172,7 +172,7 @@ def test_a_second_head_needs_a_transformer(federate: Federate) -> None:
     with pytest.raises(
         UserError, match=r'^fedtp.head="fedrod" gives a Transformer a second head, and model="digits-cnn"'
     ):
-        federate(model="digits-cnn", **how("generated", "fedrod"))
+        federate(model="digits-cnn", **options("generated", "fedrod"))
 
 
 # ---- what is left of a run -------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_a_second_head_needs_a_transformer(federate: Federate) -> None:
 def test_the_exported_models_load_and_score_what_the_rows_say(
     combined: Combined, settings: Make, personal: str, head: str
 ) -> None:
-    chosen = parse(settings(**how(personal, head)))
+    chosen = parse(settings(**options(personal, head)))
     run = combined(personal, head)
     for number in range(4):
         trainer = Trainer(export.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
@@ -198,7 +198,7 @@ def test_the_exported_models_load_and_score_what_the_rows_say(
 @every_way
 @pytest.mark.parametrize("head", ["fedper", "fedrod"])
 def test_a_combination_repeats_to_the_same_digest(federate: Federate, personal: str, head: str) -> None:
-    one, other = (federate(grid=grid, **how(personal, head, knn=True)) for grid in (InProcessGrid, Shuffled))
+    one, other = (federate(grid=grid, **options(personal, head, knn=True)) for grid in (InProcessGrid, Shuffled))
     assert one.summary["digest"] == other.summary["digest"]
     assert one.summary["failures"] == 0
 
@@ -207,7 +207,7 @@ def test_a_combination_repeats_to_the_same_digest(federate: Federate, personal: 
 
 
 def test_the_prediction_is_the_softmax_and_the_vote_of_the_nearest_by_hand(settings: Make) -> None:
-    client = client_of(settings(**how("generated", knn=True)) | {"fedtp.knn-share": 0.3})
+    client = client_of(settings(**options("generated", knn=True)) | {"fedtp.knn-share": 0.3})
     trainer, data = client.job.trainer, client.job.data
     predictor = client.predictor()
     assert predictor is not None
@@ -235,7 +235,7 @@ def test_the_prediction_is_the_softmax_and_the_vote_of_the_nearest_by_hand(setti
 def test_what_is_mixed_with_the_vote_is_what_the_network_says_bit_for_bit(
     settings: Make, play: dict[str, Value], head: str, text: bool, bf16: bool
 ) -> None:
-    given = settings(**(play if text else {}), **how("generated", head, knn=True)) | {"fedtp.knn-share": 0.0}
+    given = settings(**(play if text else {}), **options("generated", head, knn=True)) | {"fedtp.knn-share": 0.0}
     client = client_of(given, clients=3)
     trainer, data = client.job.trainer, client.job.data
     model, predictor = trainer._model.eval(), client.predictor()
@@ -253,7 +253,7 @@ def test_what_is_mixed_with_the_vote_is_what_the_network_says_bit_for_bit(
 def test_evaluation_with_neighbours_runs_the_network_once_a_batch(
     settings: Make, monkeypatch: pytest.MonkeyPatch, head: str
 ) -> None:
-    client = client_of(settings(**how("generated", head, knn=True)))
+    client = client_of(settings(**options("generated", head, knn=True)))
     trainer, data = client.job.trainer, client.job.data
     predictor, seen, features = client.predictor(), [], type(trainer._model).features
 
@@ -272,7 +272,7 @@ def test_evaluation_with_neighbours_runs_the_network_once_a_batch(
 def test_neighbours_without_a_share_change_nothing_but_the_last_digits_of_the_loss(
     federate: Federate, combined: Combined, personal: str
 ) -> None:
-    plain, idle = combined(personal), federate(**how(personal, knn=True) | {"fedtp.knn-share": 0.0})
+    plain, idle = combined(personal), federate(**options(personal, knn=True) | {"fedtp.knn-share": 0.0})
     for one, other in zip(plain.rows, idle.rows, strict=True):
         assert (one[:6], one.n) == (other[:6], other.n)
         assert (
@@ -294,7 +294,7 @@ def test_an_exported_model_scores_what_the_rows_say_with_the_clients_own_neighbo
     """The file holds the network; the neighbours are the client's training samples, and no part of it."""
     run = combined("generated", knn=True)
     exported = export.load(run.path / "model" / "2.safetensors").state_dict()
-    client = client_of(settings(**how("generated", knn=True)), 2, params=exported)
+    client = client_of(settings(**options("generated", knn=True)), 2, params=exported)
     found = client.job.trainer.evaluate(client.job.data, "test", client.predictor())
     (row,) = [r for r in run.rows if r[:6] == (3, "2", "test", "personal", "before", "loss")]
     assert found.loss == row.value
@@ -349,7 +349,7 @@ def test_on_text_all_positions_count_and_perplexity_is_that_of_the_loss(
 
 @pytest.mark.parametrize("head", ["fedper", "fedrod"])
 def test_on_text_personal_heads_work_too(federate: Federate, play: dict[str, Value], head: str) -> None:
-    run = federate(clients=3, grid=Watching, **play, **how("generated", head, knn=True))
+    run = federate(clients=3, grid=Watching, **play, **options("generated", head, knn=True))
     assert run.summary["failures"] == 0
     assert last_kept(run)["0"].keys() == ({"head.weight"} if head == "fedper" else set(SECOND))
 

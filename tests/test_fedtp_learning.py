@@ -47,10 +47,10 @@ def test_5_after_one_full_batch_the_step_is_along_the_gradient_of_the_true_loss(
 ) -> None:
     """eta dL(h(z; phi), xi) / d(phi, z), which the first step leaves in the server's velocities."""
     eta = 0.5
-    how = {**SMALL, "fedtp.rank": rank, "fedtp.weight-decay": 0.0, "fedtp.momentum": 0.9}
+    chosen = {**SMALL, "fedtp.rank": rank, "fedtp.weight-decay": 0.0, "fedtp.momentum": 0.9}
     batch = {"batch_size": 1000, "momentum": 0.0, "learning_rate": eta, "num_server_rounds": 1}
-    given = settings(strategy="fedtp", **ALONE, **batch, **how)
-    run = federate(clients=1, strategy="fedtp", **ALONE, **batch, **how)
+    given = settings(strategy="fedtp", **ALONE, **batch, **chosen)
+    run = federate(clients=1, strategy="fedtp", **ALONE, **batch, **chosen)
     start = server_half(given)
     start.add_clients(("0",))
     doubles = {name: t.double() for name, t in state_of(start).items() if not name.startswith("clients")}

@@ -35,8 +35,8 @@ def base() -> Params:
 
 def made(rank: int = 0, double: bool = True, seed: int = 0, **given: Any) -> Generator:
     """A small generator, whose biases of heads are not 0; in float64 unless told."""
-    how = FedTPSettings(**(SMALL | {"rank": rank} | given))
-    h = Generator(how, base(), torch.Generator().manual_seed(seed), CPU)
+    settings = FedTPSettings(**(SMALL | {"rank": rank} | given))
+    h = Generator(settings, base(), torch.Generator().manual_seed(seed), CPU)
     if double:
         h.params = {name: tensor.double() for name, tensor in h.params.items()}
         h.velocity = {name: tensor.double() for name, tensor in h.velocity.items()}
@@ -60,7 +60,7 @@ class Plain(nn.Module):
 
     def __init__(self, h: Generator) -> None:
         super().__init__()
-        self.rank = h.how.rank
+        self.rank = h.settings.rank
         self.hidden, self.heads, self.mixers = nn.ModuleList(), nn.ModuleList(), nn.ParameterList()
         for name, tensor in h.params.items():
             kind = name.partition(".")[0]
@@ -105,15 +105,15 @@ def test_what_it_generates_is_what_torchs_layers_give(rank: int, layers: int) ->
     [(0, 10, 178_215_428), (0, 100, 178_226_948), (8, 0, 87_300 + 6 * (8 * 150 + 1536 * 128 * (8 + 1)))],
 )
 def test_the_papers_sizes(rank: int, clients: int, scalars: int) -> None:
-    how = FedTPSettings(rank=rank)
-    phi = sum(math.prod(shape) for shape in shapes(how, [1536 * 128] * 6).values())
-    assert phi + clients * how.embedding_dim == scalars
+    settings = FedTPSettings(rank=rank)
+    phi = sum(math.prod(shape) for shape in shapes(settings, [1536 * 128] * 6).values())
+    assert phi + clients * settings.embedding_dim == scalars
 
 
 @ranks
 def test_all_tensors_have_the_names_and_shapes_promised(rank: int) -> None:
     h = made(rank)
-    promised = shapes(h.how, [math.prod(shape) for shape in SHAPES.values()])
+    promised = shapes(h.settings, [math.prod(shape) for shape in SHAPES.values()])
     assert {name: tuple(tensor.shape) for name, tensor in h.params.items()} == promised
     assert {name: tuple(tensor.shape) for name, tensor in h.velocity.items()} == promised
     assert not any(bool(tensor.any()) for tensor in h.velocity.values())
@@ -175,8 +175,8 @@ def test_it_starts_from_its_stream_alone() -> None:
 @given(n=st.integers(1, 6), layers=st.integers(0, 3), seed=st.integers(0, 1000))
 def test_the_gradient_is_autograds(rank: int, n: int, layers: int, seed: int) -> None:
     # With learning rate 1 and nothing else a step changes phi by its gradient.
-    how = {"hidden_layers": layers, "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0}
-    h, z, slopes = made(rank, **how), drawn(n, 5, seed=seed), slopes_of(n, seed)
+    settings = {"hidden_layers": layers, "learning_rate": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    h, z, slopes = made(rank, **settings), drawn(n, 5, seed=seed), slopes_of(n, seed)
     before, plain, leaf = copy(h.params), Plain(h), z.clone().requires_grad_()
     surrogate(plain, leaf, slopes).backward()
     torch.testing.assert_close(h.slope(z, slopes), leaf.grad)
@@ -244,12 +244,12 @@ def test_steps_are_those_of_torchs_sgd(rank: int, momentum: float, decay: float)
     plain = Plain(h)
     parameters = list(plain.parameters())
     momenta: list[Tensor | None] = [None] * len(parameters)
-    how = {"lr": 0.1, "momentum": momentum, "weight_decay": decay, "dampening": 0.0}
+    settings = {"lr": 0.1, "momentum": momentum, "weight_decay": decay, "dampening": 0.0}
     for turn in range(3):
         slopes = slopes_of(4, turn)
         gradient = list(torch.autograd.grad(surrogate(plain, z, slopes), parameters))
         with torch.no_grad():
-            sgd(parameters, gradient, momenta, foreach=False, **how, nesterov=False, maximize=False)
+            sgd(parameters, gradient, momenta, foreach=False, **settings, nesterov=False, maximize=False)
         h.step(z, slopes)
     for (name, parameter), velocity in zip(plain.named_parameters(), momenta, strict=True):
         torch.testing.assert_close(h.params[name], parameter.detach())

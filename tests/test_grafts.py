@@ -35,9 +35,9 @@ def shape_of(name: str) -> tuple[int, int, int]:
     return (1, 8, 8) if name == "digits-cnn" else (3, 20, 18)
 
 
-def grafted(name: str, seed: int = 0, **how: Any) -> Graftable:
+def grafted(name: str, seed: int = 0, **settings: Any) -> Graftable:
     """A network with such a graft, in the memory format that training uses."""
-    model = build(name, shape_of(name), CLASSES, seed, NetworkSettings.of(graft=GraftSettings(**how)))
+    model = build(name, shape_of(name), CLASSES, seed, NetworkSettings.of(graft=GraftSettings(**settings)))
     assert isinstance(model, Graftable)
     return model.to(memory_format=torch.channels_last)
 
@@ -229,13 +229,13 @@ def test_the_tables_name_the_same_kinds() -> None:
 @pytest.mark.parametrize("insertion", ["identity", "plain"])
 def test_a_file_gives_the_network_back_with_its_graft(tmp_path: Path, kind: str, place: str, insertion: str) -> None:
     graft = GraftSettings(kind, place, 4, insertion)  # type: ignore[arg-type]
-    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding=1), graft=graft)
-    model = build("transfer-cnn", (3, 10, 12), CLASSES, 7, how)
+    settings = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding=1), graft=graft)
+    model = build("transfer-cnn", (3, 10, 12), CLASSES, 7, settings)
     for parameter in model.parameters():
         parameter.data += 0.01
     model(torch.randn(4, 3, 10, 12, generator=torch.Generator().manual_seed(0)))  # moves the running statistics
     file = tmp_path / "0.safetensors"
-    save_file(model.state_dict(), file, label("transfer-cnn", (3, 10, 12), CLASSES, how))
+    save_file(model.state_dict(), file, label("transfer-cnn", (3, 10, 12), CLASSES, settings))
     x = torch.randn(3, 3, 10, 12, generator=torch.Generator().manual_seed(1))
     assert torch.equal(load(file)(x), model.eval()(x))
 

@@ -28,8 +28,8 @@ def opened(tmp_path: Path) -> Open:
     """All samples of a data set, from a cache of the test's own."""
 
     def open_one(dataset: object, **given: Any) -> ClientData:
-        how = {"partitioning": Partitioning("iid"), "fractions": Fractions(0.0, 0.25)} | given
-        return open_partition(DataSettings(dataset=str(dataset), cache_dir=str(tmp_path / "cache"), **how), 0, 1)
+        settings = {"partitioning": Partitioning("iid"), "fractions": Fractions(0.0, 0.25)} | given
+        return open_partition(DataSettings(dataset=str(dataset), cache_dir=str(tmp_path / "cache"), **settings), 0, 1)
 
     return open_one
 

@@ -75,10 +75,10 @@ def test_bfloat16_on_a_processor_uses_plain_products_and_all_else_torch_s_kernel
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_is_the_naive_loop_with_rows_of_query_key_and_value_in_order(causal: bool) -> None:
-    how = TransformerSettings(width=10, heads=3, head_dim=4)
+    chosen = TransformerSettings(width=10, heads=3, head_dim=4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layer, x = Attention(how, causal, bias=True).double(), torch.randn(2, 7, 10, dtype=torch.float64)
+        layer, x = Attention(chosen, causal, bias=True).double(), torch.randn(2, 7, 10, dtype=torch.float64)
     weight = layer.to_qkv.weight
     gathered = torch.zeros(2, 7, 12, dtype=torch.float64)
     for head in range(3):

@@ -52,8 +52,8 @@ def test_the_cross_entropy_against_a_naive_loop(seed: int, k: int, smoothing: fl
     targets = everything[:6]
     counts = [int((everything == c).sum()) for c in range(k)]
     weights = [20 / (k * n) if n else 0.0 for n in counts] if balance else [1.0] * k
-    how = LossSettings(label_smoothing=smoothing, class_weights="balanced" if balance else "none")
-    loss = losses.make(how, lambda: everything, CPU)
+    options = LossSettings(label_smoothing=smoothing, class_weights="balanced" if balance else "none")
+    loss = losses.make(options, lambda: everything, CPU)
     assert loss(logits, targets).item() == pytest.approx(naive(logits, targets, smoothing, weights), rel=1e-5)
 
 
@@ -74,25 +74,27 @@ def test_balanced_weights_by_hand() -> None:
 # ---- in training -----------------------------------------------------------------------------------------------------
 
 
-def step_of(how: Any, samples: ClientData) -> dict[str, Tensor]:
+def step_of(options: Any, samples: ClientData) -> dict[str, Tensor]:
     """The gradient by which one step over all samples goes."""
     trainer = linear()
     start = trainer.state_dict()
-    trainer.fit(samples, replace(PLAIN, local_epochs=1, batch_size=100, learning_rate=1.0, loss=how), generator())
+    trainer.fit(samples, replace(PLAIN, local_epochs=1, batch_size=100, learning_rate=1.0, loss=options), generator())
     return {name: start[name] - tensor for name, tensor in trainer.state_dict().items()}
 
 
-@pytest.mark.parametrize("how", [BALANCED, LossSettings(label_smoothing=0.2), replace(BALANCED, label_smoothing=0.3)])
-def test_training_descends_it_with_the_counts_of_the_training_split(how: LossSettings) -> None:
+@pytest.mark.parametrize(
+    "options", [BALANCED, LossSettings(label_smoothing=0.2), replace(BALANCED, label_smoothing=0.3)]
+)
+def test_training_descends_it_with_the_counts_of_the_training_split(options: LossSettings) -> None:
     samples = data(11, test=9)
     index = samples.splits["train"]
     x, y = inputs_and_targets(samples.features[index], samples.labels[index])
     counts = torch.tensor([(y == c).sum().item() for c in range(CLASSES)]).float()
-    weights = 11 / (CLASSES * counts) if how.class_weights == "balanced" else None
+    weights = 11 / (CLASSES * counts) if options.class_weights == "balanced" else None
     model = Linear()
-    cross_entropy(model(x), y, weights, label_smoothing=how.label_smoothing).backward()  # type: ignore[no-untyped-call]
+    cross_entropy(model(x), y, weights, label_smoothing=options.label_smoothing).backward()  # type: ignore[no-untyped-call]
     wanted = {name: param.grad for name, param in model.named_parameters() if param.grad is not None}
-    assert gap(step_of(how, samples), wanted) < 1e-6
+    assert gap(step_of(options, samples), wanted) < 1e-6
     assert gap(step_of(TASK_LOSS, samples), wanted) > 1e-3
 
 
@@ -117,10 +119,10 @@ def test_the_loss_of_a_method_goes_before_the_setting() -> None:
     def half(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return cross_entropy(model(x), y) / 2
 
-    samples, how = data(8), replace(PLAIN, local_epochs=1, batch_size=8)
+    samples, options = data(8), replace(PLAIN, local_epochs=1, batch_size=8)
     mine, plain = linear(), linear()
-    mine.fit(samples, replace(how, loss=LossSettings("test_losses:refuses")), generator(), None, half)
-    plain.fit(samples, replace(how, learning_rate=how.learning_rate / 2), generator())
+    mine.fit(samples, replace(options, loss=LossSettings("test_losses:refuses")), generator(), None, half)
+    plain.fit(samples, replace(options, learning_rate=options.learning_rate / 2), generator())
     assert gap(mine.state_dict(), plain.state_dict()) < 1e-7
 
 
@@ -181,7 +183,7 @@ def test_a_function_what_makes_one_and_a_module_are_losses(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["torch.nn:CrossEntropyLoss", "torch.nn.functional:cross_entropy"])
 def test_torchs_losses_work_as_they_are_for_texts_too(name: str) -> None:
-    own, task = (losses.make(how, never, CPU) for how in (LossSettings(name), TASK_LOSS))
+    own, task = (losses.make(options, never, CPU) for options in (LossSettings(name), TASK_LOSS))
     for shape in ((5, 3), (5, 4, 3)):
         logits, targets = torch.randn(shape, generator=generator(), requires_grad=True), torch.ones(shape[:-1]).long()
         assert torch.equal(own(logits, targets), task(logits, targets))

@@ -27,8 +27,14 @@ kinds = pytest.mark.parametrize("meta", ["attention", "aghn"])
 
 def made(clients: int, optimizer: str = "adam", peers: int = 0, seed: int = 0, **given: Any) -> MetaModels:
     """Meta-models with biases in which nothing is 0; the first of three is the same as one that is alone."""
-    how = {"feature_dim": D, "key_dim": K, "peer_bias": True, "learning_rate": RATE, "optimizer": optimizer} | given
-    models = MetaModels(AttentionSettings(**how), UNITS)
+    settings = {
+        "feature_dim": D,
+        "key_dim": K,
+        "peer_bias": True,
+        "learning_rate": RATE,
+        "optimizer": optimizer,
+    } | given
+    models = MetaModels(AttentionSettings(**settings), UNITS)
     models.add([torch.Generator().manual_seed(100 * seed + i) for i in range(clients)], peers or clients)
     for name, tensor in sorted(models.params.items()):
         for i in range(clients):
@@ -58,7 +64,7 @@ def stepped(models: MetaModels, rows: Tensor, p: Tensor, seed: int = 0, scale: f
     looked, scores = look(models, rows, p), scale * random_scores(rows, len(p), seed)
     psi = {name: tensor[rows].double() for name, tensor in models.params.items()}
     as_double = Rows(*(tensor.double() for tensor in looked))
-    slopes = amn.gradient(psi, as_double, rows, scores, models.how.meta)
+    slopes = amn.gradient(psi, as_double, rows, scores, models.settings.meta)
     models.step(rows, looked, rows, scores)
     return {name: slope.float() for name, slope in slopes.items()}
 
@@ -81,12 +87,12 @@ def test_adam_is_torchs_for_each_client_by_itself(meta: str, scale: float) -> No
     theirs = [{n: t[i].clone() for n, t in models.params.items()} for i in range(3)]
     first, second = ([[torch.zeros_like(t) for t in params.values()] for params in theirs] for _ in range(2))
     steps = [[torch.zeros(()) for _ in params] for params in theirs]
-    how = {"beta1": 0.9, "beta2": 0.999, "lr": RATE, "eps": 1e-18, "weight_decay": 0.0}
+    settings = {"beta1": 0.9, "beta2": 0.999, "lr": RATE, "eps": 1e-18, "weight_decay": 0.0}
     for number, who in enumerate(([0, 1, 2], [1], [2, 0], [0, 1, 2], [1, 2])):
         slopes = stepped(models, torch.tensor(who), p, number, scale)
         for at, i in enumerate(who):
             params, grads = list(theirs[i].values()), [slopes[name][at] for name in theirs[i]]
-            adam(params, grads, first[i], second[i], [], steps[i], amsgrad=False, maximize=False, **how)
+            adam(params, grads, first[i], second[i], [], steps[i], amsgrad=False, maximize=False, **settings)
     assert models.moments["steps"].tolist() == [3.0, 4.0, 4.0]
     for i, params in enumerate(theirs):
         for name, param in params.items():
@@ -309,10 +315,10 @@ def of_groups() -> tuple[LayerGroup, ...]:
 
 @pytest.mark.parametrize("unit", ["layer", "model"])
 def test_projections_of_a_model_do_not_depend_on_what_else_is_there(unit: str) -> None:
-    how = AttentionSettings(unit=unit, feature_dim=8)
+    settings = AttentionSettings(unit=unit, feature_dim=8)
     many, few = bank(4), bank(1)
     assert all(torch.equal(many.arrays[group][:1], few.arrays[group]) for group in few.groups)
-    projection, other = Projection(how, many, 3), Projection(how, few, 3)
+    projection, other = Projection(settings, many, 3), Projection(settings, few, 3)
     every = projection.of(many, range(4))
     assert every.shape == (4, 2 if unit == "layer" else 1, 8)
     assert every.dtype == torch.float64
@@ -331,8 +337,8 @@ def test_the_projection_of_a_model_is_the_sum_of_those_of_its_layer_groups() -> 
 
 
 def test_the_seed_decides_the_signs_which_differ_between_layer_groups() -> None:
-    models, how = bank(1, sizes=(6, 6)), AttentionSettings(feature_dim=6)
-    here, there, other = (signs_of(Projection(how, models, seed), models, 6) for seed in (3, 3, 4))
+    models, settings = bank(1, sizes=(6, 6)), AttentionSettings(feature_dim=6)
+    here, there, other = (signs_of(Projection(settings, models, seed), models, 6) for seed in (3, 3, 4))
     assert torch.equal(here, there)
     assert not torch.equal(here, other)
     for unit in (0, 1):

@@ -38,8 +38,8 @@ def test_parameter_counts(name: str, shape: tuple[int, ...], size: int) -> None:
 
 @pytest.mark.parametrize(("padding", "fc1", "total"), [(0, 3_277_824, 3_752_586), (2, 8_389_632, 8_864_394)])
 def test_the_transfer_network_has_the_published_layers(padding: int, fc1: int, total: int) -> None:
-    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
-    manifest = Manifest.of(build("transfer-cnn", (3, 32, 32), 10, 0, how))
+    settings = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
+    manifest = Manifest.of(build("transfer-cnn", (3, 32, 32), 10, 0, settings))
     assert {name: manifest.count([name]) for name in manifest.group_names} == {
         "conv1": 4_864,
         "conv2": 204_928,
@@ -52,14 +52,14 @@ def test_the_transfer_network_has_the_published_layers(padding: int, fc1: int, t
 
 @pytest.mark.parametrize(("padding", "smallest"), [(0, 16), (1, 10), (2, 4)])
 def test_the_transfer_network_takes_images_down_to_one_pixel_of_features(padding: int, smallest: int) -> None:
-    how = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
-    model = build("transfer-cnn", (1, smallest, smallest + 1), 3, 0, how)
+    settings = NetworkSettings.of(transfer_cnn=TransferCNNSettings(padding))
+    model = build("transfer-cnn", (1, smallest, smallest + 1), 3, 0, settings)
     assert model(torch.zeros(2, 1, smallest, smallest + 1)).shape == (2, 3)
     assert model.get_submodule("fc1").in_features == 128
     with pytest.raises(
         UserError, match=rf'model="transfer-cnn" needs images of at least {smallest} x {smallest} pixels'
     ):
-        build("transfer-cnn", (1, smallest, smallest - 1), 3, 0, how)
+        build("transfer-cnn", (1, smallest, smallest - 1), 3, 0, settings)
 
 
 def test_the_transfer_network_rectifies_all_but_its_logits() -> None:
@@ -159,9 +159,9 @@ def test_the_network_of_tables_has_no_place_for_a_graft_and_no_second_head() -> 
 
 
 def test_an_exported_network_of_tables_has_its_sizes(tmp_path: Path) -> None:
-    how = NetworkSettings.of(mlp=MLPSettings(7, 3))
-    model = build("auto", (2, 4), 3, 5, how)
-    save_file(model.state_dict(), tmp_path / "a.safetensors", label("auto", (2, 4), 3, how))
+    settings = NetworkSettings.of(mlp=MLPSettings(7, 3))
+    model = build("auto", (2, 4), 3, 5, settings)
+    save_file(model.state_dict(), tmp_path / "a.safetensors", label("auto", (2, 4), 3, settings))
     again = load(tmp_path / "a.safetensors")
     assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
 

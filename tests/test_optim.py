@@ -52,24 +52,24 @@ CASES: list[tuple[LocalTraining, type[torch.optim.Optimizer], dict[str, Any]]] =
 ]
 
 
-@pytest.mark.parametrize(("how", "theirs", "given"), CASES)
+@pytest.mark.parametrize(("settings", "theirs", "given"), CASES)
 def test_an_optimiser_is_torchs_bit_for_bit(
-    how: LocalTraining, theirs: type[torch.optim.Optimizer], given: dict[str, Any]
+    settings: LocalTraining, theirs: type[torch.optim.Optimizer], given: dict[str, Any]
 ) -> None:
     mine, other, start = params(), params(), params()
-    descend(mine, optim.make(mine, how))
+    descend(mine, optim.make(mine, settings))
     descend(other, theirs(other, **given))
     assert all(torch.equal(a, b) for a, b in zip(mine, other, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(mine, start, strict=True))
 
 
-@pytest.mark.parametrize("how", [PLAIN, replace(HOW, nesterov=True), ADAM, replace(ADAM, optimizer="adamw")])
-def test_a_parameter_without_a_gradient_stays_as_it_is(how: LocalTraining) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, replace(HOW, nesterov=True), ADAM, replace(ADAM, optimizer="adamw")])
+def test_a_parameter_without_a_gradient_stays_as_it_is(settings: LocalTraining) -> None:
     mine, alone, start = params(), params(), params()
-    descend(mine, optim.make(mine, how), count=2, skip=1)
+    descend(mine, optim.make(mine, settings), count=2, skip=1)
     assert torch.equal(mine[1], start[1])
     without = [alone[0], alone[2]]
-    descend(without, optim.make(without, how), count=2)
+    descend(without, optim.make(without, settings), count=2)
     assert torch.equal(mine[0], alone[0])
     assert torch.equal(mine[2], alone[2])
 
@@ -82,16 +82,16 @@ def test_adam_and_adamw_differ_by_where_weight_decay_goes() -> None:
         assert torch.equal(mine[0], other[0]) is same
 
 
-@pytest.mark.parametrize("how", [HOW, ADAM])
-def test_a_gradient_that_comes_later_is_a_first_one(how: LocalTraining) -> None:
+@pytest.mark.parametrize("settings", [HOW, ADAM])
+def test_a_gradient_that_comes_later_is_a_first_one(settings: LocalTraining) -> None:
     late, early = params(), params()
-    optimizer = optim.make(late, how)
+    optimizer = optim.make(late, settings)
     for step in range(4):
         for i, param in enumerate(late):
             param.grad = None if i == 1 and step < 2 else torch.full_like(param, 0.5)
         optimizer.step()
     only = [early[1]]
-    optimizer = optim.make(only, how)
+    optimizer = optim.make(only, settings)
     for _ in range(2):
         only[0].grad = torch.full_like(only[0], 0.5)
         optimizer.step()
@@ -111,9 +111,9 @@ def test_the_hypernetworks_take_the_same_step() -> None:
 # ---- in training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [HOW, ADAM, OWN, replace(ADAM, weight_decay=0.3, optimizer="adamw")])
-def test_an_optimiser_starts_anew_in_each_fit(how: LocalTraining) -> None:
-    once, samples = replace(how, local_epochs=1), data(12)
+@pytest.mark.parametrize("settings", [HOW, ADAM, OWN, replace(ADAM, weight_decay=0.3, optimizer="adamw")])
+def test_an_optimiser_starts_anew_in_each_fit(settings: LocalTraining) -> None:
+    once, samples = replace(settings, local_epochs=1), data(12)
     trainer, fresh = linear(), linear()
     trainer.fit(samples, once, generator(1))
     middle = trainer.state_dict()
@@ -156,13 +156,13 @@ def test_clipping_comes_after_a_gradient_term_and_looks_at_what_is_trained_only(
 
 @pytest.mark.parametrize(("wanted", "sizes"), [(1, [4]), (3, [4, 4, 2]), (5, [4, 4, 2, 4, 4])])
 def test_local_steps_go_on_from_epoch_to_epoch(wanted: int, sizes: list[int]) -> None:
-    how = replace(HOW, local_epochs=7, steps=wanted)
-    taken = list(steps(torch.arange(10), how, generator()))
+    settings = replace(HOW, local_epochs=7, steps=wanted)
+    taken = list(steps(torch.arange(10), settings, generator()))
     assert [len(chosen) for _, chosen in taken] == sizes
     assert [epoch for epoch, _ in taken] == [0, 0, 0, 1, 1][:wanted]
     first = torch.cat([chosen for epoch, chosen in taken if epoch == 0])
     assert len(first.unique()) == len(first)
-    assert how.reach(10) == pytest.approx(wanted * 0.1 / 0.1)
+    assert settings.reach(10) == pytest.approx(wanted * 0.1 / 0.1)
 
 
 def test_local_steps_that_make_the_epochs_are_the_epochs() -> None:
@@ -238,8 +238,8 @@ NOT_ONE = 3
 def test_an_own_class_gets_what_its_signature_names_and_only_what_is_trained() -> None:
     Recording.made.clear()
     trainer, plain = linear(), linear()
-    how = replace(PLAIN, optimizer="test_optim:Recording", learning_rate=0.2)
-    trainer.fit(data(8), how, generator(), None, None, ("fc.bias",))
+    settings = replace(PLAIN, optimizer="test_optim:Recording", learning_rate=0.2)
+    trainer.fit(data(8), settings, generator(), None, None, ("fc.bias",))
     assert Recording.made == [{"params": 1, "learning_rate": 0.2, "betas": (0.9, 0.999), "scale": 0.5}]
     plain.fit(data(8), PLAIN, generator(), None, None, ("fc.bias",))
     assert gap(trainer.state_dict(), plain.state_dict()) < 1e-7
@@ -330,8 +330,10 @@ def test_settings_that_do_not_fit(given: dict[str, Value], sentence: str) -> Non
 
 
 def test_settings_of_an_own_optimiser_are_a_section_without_what_it_is_given() -> None:
-    how = parse({"optimizer": "torch.optim:RMSprop", "rmsprop.alpha": 0.5, "rmsprop.centered": True}).local_training(1)
-    (group,) = optim.make(params(), how).param_groups  # type: ignore[attr-defined]
+    settings = parse(
+        {"optimizer": "torch.optim:RMSprop", "rmsprop.alpha": 0.5, "rmsprop.centered": True}
+    ).local_training(1)
+    (group,) = optim.make(params(), settings).param_groups  # type: ignore[attr-defined]
     assert (group["alpha"], group["centered"], group["lr"], group["momentum"]) == (0.5, True, 0.02, 0.9)
     scaled = parse({"optimizer": "test_optim:Recording", "recording.scale": 0.25}).local_training(1)
     assert optim.make(params(), scaled).scale == 0.25  # type: ignore[attr-defined]
@@ -339,6 +341,12 @@ def test_settings_of_an_own_optimiser_are_a_section_without_what_it_is_given() -
 
 def test_the_settings_reach_local_training() -> None:
     given: dict[str, Value] = {"optimizer": "adamw", "beta1": 0.5, "beta2": 0.6, "max-grad-norm": 2.0, "local-steps": 9}
-    how = parse(given).local_training(1)
-    assert (how.optimizer, how.beta1, how.beta2, how.max_grad_norm, how.steps) == ("adamw", 0.5, 0.6, 2.0, 9)
+    settings = parse(given).local_training(1)
+    assert (settings.optimizer, settings.beta1, settings.beta2, settings.max_grad_norm, settings.steps) == (
+        "adamw",
+        0.5,
+        0.6,
+        2.0,
+        9,
+    )
     assert parse({"nesterov": True}).local_training(1).nesterov

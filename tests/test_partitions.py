@@ -53,9 +53,9 @@ def test_parts_are_disjoint_sorted_and_the_largest_comes_first(partitioner: str)
 @pytest.mark.parametrize("partitioner", BY_LABEL)
 def test_the_seed_decides(partitioner: str) -> None:
     labels = make_labels(60, 70, 80, 90, 100)
-    how = Partitioning(partitioner, alpha=0.5, seed=3)
-    first, again = partition(how, labels, 5), partition(how, labels, 5)
-    other = partition(dataclasses.replace(how, seed=4), labels, 5)
+    chosen = Partitioning(partitioner, alpha=0.5, seed=3)
+    first, again = partition(chosen, labels, 5), partition(chosen, labels, 5)
+    other = partition(dataclasses.replace(chosen, seed=4), labels, 5)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
@@ -324,9 +324,9 @@ def test_fractions_that_leave_nothing(validation: float, test: float) -> None:
 )
 def test_a_client_keeps_at_most_so_many_with_its_classes_in_proportion(most: int, seed: int, partitioner: str) -> None:
     labels = make_labels(60, 70, 80, 90, 100)
-    how = Partitioning(partitioner, seed=seed)
-    whole = partition(how, labels, 6)
-    thinned = partition(dataclasses.replace(how, samples_per_client=most), labels, 6)
+    chosen = Partitioning(partitioner, seed=seed)
+    whole = partition(chosen, labels, 6)
+    thinned = partition(dataclasses.replace(chosen, samples_per_client=most), labels, 6)
     check_basics(thinned, len(labels), 6)
     by_size = sorted(len(part) for part in whole)
     assert sorted(len(part) for part in thinned) == [min(size, most) for size in by_size]
@@ -351,10 +351,12 @@ def test_owners_keep_fewer_too() -> None:
 @pytest.mark.parametrize("partitioner", [*BY_LABEL, "natural"])
 def test_a_limit_that_nobody_reaches_changes_nothing(partitioner: str) -> None:
     labels, owners = make_labels(*[60] * 5), np.repeat([0, 1, 2, 3], [120, 90, 60, 30])
-    how = Partitioning(partitioner, alpha=0.5, seed=3)
-    dealt = {most: partition(dataclasses.replace(how, samples_per_client=most), labels, 4, owners) for most in (0, 300)}
+    chosen = Partitioning(partitioner, alpha=0.5, seed=3)
+    dealt = {
+        most: partition(dataclasses.replace(chosen, samples_per_client=most), labels, 4, owners) for most in (0, 300)
+    }
     largest = max(len(part) for part in dealt[0])
-    dealt[largest] = partition(dataclasses.replace(how, samples_per_client=largest), labels, 4, owners)
+    dealt[largest] = partition(dataclasses.replace(chosen, samples_per_client=largest), labels, 4, owners)
     for parts in (dealt[300], dealt[largest]):
         assert all(np.array_equal(one, other) for one, other in zip(dealt[0], parts, strict=True))
 
@@ -362,8 +364,8 @@ def test_a_limit_that_nobody_reaches_changes_nothing(partitioner: str) -> None:
 def test_what_a_client_keeps_is_drawn_with_the_seed() -> None:
     # One owner of everything: nothing but the choice of samples is left to chance.
     def kept(seed: int) -> list[int]:
-        how = Partitioning("natural", seed=seed, samples_per_client=20)
-        return partition(how, make_labels(60, 40), 1, np.zeros(100))[0].tolist()
+        chosen = Partitioning("natural", seed=seed, samples_per_client=20)
+        return partition(chosen, make_labels(60, 40), 1, np.zeros(100))[0].tolist()
 
     assert kept(0) == kept(0)
     assert kept(0) != kept(1)

@@ -69,13 +69,13 @@ def test_fedham_refuses_when_auto_becomes_mediated() -> None:
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_the_reach_is_the_way_that_a_constant_gradient_goes_in_the_long_run(nesterov: bool) -> None:
-    how = replace(HOW, weight_decay=0.0, nesterov=nesterov, steps=1000)
+    settings = replace(HOW, weight_decay=0.0, nesterov=nesterov, steps=1000)
     (param,) = mine = [nn.Parameter(torch.zeros(1))]
-    optimizer = optim.make(mine, how)
+    optimizer = optim.make(mine, settings)
     for _ in range(1000):
         param.grad = torch.ones(1)
         optimizer.step()
-    assert -param.item() == pytest.approx(how.reach(10), rel=0.01)
+    assert -param.item() == pytest.approx(settings.reach(10), rel=0.01)
 
 
 @pytest.mark.parametrize(

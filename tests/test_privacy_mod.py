@@ -35,10 +35,10 @@ def _a_node() -> None:
 
 
 def sent_by(
-    start: dict[str, np.ndarray], after: dict[str, np.ndarray], kind: str = "train", **how: Value
+    start: dict[str, np.ndarray], after: dict[str, np.ndarray], kind: str = "train", **settings: Value
 ) -> dict[str, np.ndarray] | str:
     """What a client with these settings sends of a model, or the sentence with which it sends nothing."""
-    chosen = parse({"strategy": "fedavg", **ON, **{f"dp.{key.replace('_', '-')}": v for key, v in how.items()}})
+    chosen = parse({"strategy": "fedavg", **ON, **{f"dp.{key.replace('_', '-')}": v for key, v in settings.items()}})
     context = Context(1, 2, {"partition-id": 0}, RecordDict(), {})
     message = Message(RecordDict({"tensors": record_of(start), "instructions": ConfigRecord()}), 2, kind)
     message.metadata.__dict__["_message_id"] = "m"
@@ -74,9 +74,9 @@ def flat(arrays: Any) -> np.ndarray:
 def test_every_number_that_is_sent_has_noise_of_the_right_size(
     epsilon: float, clipping_norm: float, sensitivity: float
 ) -> None:
-    how = {"epsilon": epsilon, "clipping_norm": clipping_norm, "sensitivity": sensitivity}
+    settings = {"epsilon": epsilon, "clipping_norm": clipping_norm, "sensitivity": sensitivity}
     start = model(0)
-    noise = flat(sent_by(start, model(1), **how)) - flat(start)
+    noise = flat(sent_by(start, model(1), **settings)) - flat(start)
     sigma = privacy.noise(PrivacySettings(epsilon, 1e-5, clipping_norm, sensitivity))
     # 40,007 numbers: the deviation is known to one in 283; the clipped update adds C^2 / 40,007 to each square.
     assert np.sqrt(np.mean(noise**2)) == pytest.approx(sigma, rel=0.02)
@@ -88,13 +88,13 @@ def test_every_number_that_is_sent_has_noise_of_the_right_size(
 def test_with_the_weakest_noise_what_is_sent_is_the_clipped_update() -> None:
     start, after = model(0), model(1)
     update = flat(after) - flat(start)
-    how: dict[str, Value] = {"epsilon": 1e6, "clipping_norm": 0.5}
+    settings: dict[str, Value] = {"epsilon": 1e6, "clipping_norm": 0.5}
     sigma = privacy.noise(PrivacySettings(1e6, 1e-5, 0.5))
-    clipped = flat(sent_by(start, after, **how)) - flat(start)
+    clipped = flat(sent_by(start, after, **settings)) - flat(start)
     assert np.linalg.norm(clipped - 0.5 * update / np.linalg.norm(update)) < 1.1 * sigma * 200 + 1e-4
     assert np.linalg.norm(clipped) == pytest.approx(0.5, abs=0.05)
     short = {name: value + np.float32(1e-4) for name, value in start.items()}  # of length 0.02
-    kept = flat(sent_by(start, short, **how)) - flat(start)
+    kept = flat(sent_by(start, short, **settings)) - flat(start)
     assert np.mean(kept) == pytest.approx(1e-4, rel=0.1)
 
 

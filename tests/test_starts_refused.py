@@ -20,10 +20,10 @@ from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.resume.warm_start import read_start
 
 
-def refusal(path: Path | str, **how: object) -> str:
+def refusal(path: Path | str, **settings: object) -> str:
     """The sentence with which a start from there is refused."""
     with pytest.raises(UserError) as caught:
-        start(path, **how)  # type: ignore[arg-type]
+        start(path, **settings)  # type: ignore[arg-type]
     return str(caught.value)
 
 

@@ -196,11 +196,11 @@ def write_rows(path: Path, *rows: dict[str, str]) -> Path:
 def test_a_text_is_the_column_called_text_or_the_one_named(tmp_path: Path) -> None:
     rows = [{"text": said, "notes": note * 9} for said, note in zip(["ab", "cd"] * 4, "xy" * 4, strict=True)]
     path = str(write_rows(tmp_path / "rows.jsonl", *rows))
-    how = {"partitioning": Partitioning("iid"), "cache_dir": str(tmp_path / "cache"), "sequence_length": 3}
-    client = open_partition(DataSettings(path, vocabulary="abcdxy\n", **how), 0, 1)
+    settings = {"partitioning": Partitioning("iid"), "cache_dir": str(tmp_path / "cache"), "sequence_length": 3}
+    client = open_partition(DataSettings(path, vocabulary="abcdxy\n", **settings), 0, 1)
     assert client.features[:2].tolist() == [[0, 1, 6, 2], [2, 3, 6, 0]]  # ab, cd, ab ...
     assert client.classes == tuple("abcdxy\n")
-    client = open_partition(DataSettings(path, "notes", vocabulary="xy\n", **how), 0, 1)
+    client = open_partition(DataSettings(path, "notes", vocabulary="xy\n", **settings), 0, 1)
     assert client.features[2:4].tolist() == [[0, 0, 0, 2], [2, 1, 1, 1]]
 
 
@@ -209,8 +209,8 @@ def test_splits_of_a_text_are_joined_train_first(tmp_path: Path) -> None:
     folder.mkdir()
     for name, said in (("test", "de"), ("train", ["ab", "c"])):
         write_rows(folder / f"{name}.jsonl", *({"text": text} for text in said))
-    how = {"partitioning": Partitioning("iid"), "cache_dir": str(tmp_path / "cache"), "sequence_length": 2}
-    client = open_partition(DataSettings(str(folder), vocabulary="abcde\n", **how), 0, 1)
+    settings = {"partitioning": Partitioning("iid"), "cache_dir": str(tmp_path / "cache"), "sequence_length": 2}
+    client = open_partition(DataSettings(str(folder), vocabulary="abcde\n", **settings), 0, 1)
     assert client.features.tolist() == [[0, 1, 5], [5, 2, 5], [5, 3, 5]]  # ab, c, d, e, of which the last is left out
 
 
@@ -237,9 +237,9 @@ def test_in_order_there_are_two_samples_too() -> None:
 @pytest.mark.parametrize("partitioner", ["natural", "iid"])
 def test_of_ordered_samples_the_first_are_kept(partitioner: str) -> None:
     labels, owners = np.zeros(60, dtype=np.int64), np.arange(60) % 3
-    how = Partitioning(partitioner)
-    whole = partition(how, labels, 3, owners, ordered=True)
-    few = partition(dataclasses.replace(how, samples_per_client=5), labels, 3, owners, ordered=True)
+    settings = Partitioning(partitioner)
+    whole = partition(settings, labels, 3, owners, ordered=True)
+    few = partition(dataclasses.replace(settings, samples_per_client=5), labels, 3, owners, ordered=True)
     assert [part.tolist() for part in few] == [part[:5].tolist() for part in whole]
 
 

@@ -135,8 +135,8 @@ def test_weights_of_colours_are_taken_for_grey_images_and_those_of_grey_images_a
 
 def test_a_model_that_a_run_exported_is_a_file_of_weights(tmp_path: Path) -> None:
     model = made(SMALL, (1, 32, 32), seed=7)
-    shape, how = (1, 32, 32), NetworkSettings.of(torchvision=TorchvisionSettings())
-    path = write_model(tmp_path, "0", model.state_dict(), label(SMALL, shape, 4, how))
+    shape, settings = (1, 32, 32), NetworkSettings.of(torchvision=TorchvisionSettings())
+    path = write_model(tmp_path, "0", model.state_dict(), label(SMALL, shape, 4, settings))
     found = made(SMALL, shape, weights=str(path)).state_dict()
     assert all(torch.equal(tensor, found[key]) for key, tensor in model.state_dict().items())
 

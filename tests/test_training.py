@@ -94,15 +94,15 @@ def test_sgd_is_torchs_bit_for_bit(momentum: float, weight_decay: float) -> None
     assert not torch.equal(ours[0], start)
 
 
-def by_hand(samples: ClientData, how: LocalTraining, seed: int) -> tuple[Params, float]:
+def by_hand(samples: ClientData, settings: LocalTraining, seed: int) -> tuple[Params, float]:
     """Softmax regression with the gradient worked out: dL/dlogits = (p - onehot) / B, in float64."""
     params = [tensor.detach().double() for tensor in Linear().parameters()]
     momenta: list[Tensor] = []
     index, shuffle, total = samples.splits["train"], generator(seed), 0.0
-    for _ in range(how.local_epochs):
+    for _ in range(settings.local_epochs):
         order, total = index[torch.randperm(len(index), generator=shuffle)].tolist(), 0.0
-        for first in range(0, len(order), how.batch_size):
-            batch = order[first : first + how.batch_size]
+        for first in range(0, len(order), settings.batch_size):
+            batch = order[first : first + settings.batch_size]
             x = torch.stack([samples.features[i].flatten().double() / 127.5 - 1 for i in batch])
             p = torch.softmax(x @ params[0].T + params[1], 1)
             error = p.clone()
@@ -110,18 +110,18 @@ def by_hand(samples: ClientData, how: LocalTraining, seed: int) -> tuple[Params,
                 total -= math.log(p[row, samples.labels[i]])
                 error[row, samples.labels[i]] -= 1
             grads = [error.T @ x / len(batch), error.sum(0) / len(batch)]
-            grads = [g + how.weight_decay * w for g, w in zip(grads, params, strict=True)]
-            momenta = [how.momentum * m + g for m, g in zip(momenta, grads, strict=True)] if momenta else grads
-            params = [w - how.learning_rate * m for w, m in zip(params, momenta, strict=True)]
+            grads = [g + settings.weight_decay * w for g, w in zip(grads, params, strict=True)]
+            momenta = [settings.momentum * m + g for m, g in zip(momenta, grads, strict=True)] if momenta else grads
+            params = [w - settings.learning_rate * m for w, m in zip(params, momenta, strict=True)]
     return {"fc.weight": params[0].float(), "fc.bias": params[1].float()}, total / len(index)
 
 
-@pytest.mark.parametrize("how", [HOW, PLAIN, replace(HOW, local_epochs=3, batch_size=100)])
+@pytest.mark.parametrize("settings", [HOW, PLAIN, replace(HOW, local_epochs=3, batch_size=100)])
 @pytest.mark.parametrize("count", [1, 8, 11])
-def test_fit_against_a_loop_by_hand(how: LocalTraining, count: int) -> None:
+def test_fit_against_a_loop_by_hand(settings: LocalTraining, count: int) -> None:
     trainer, samples = linear(), data(count)
-    loss = trainer.fit(samples, how, generator(7))
-    wanted, mean_loss = by_hand(samples, how, 7)
+    loss = trainer.fit(samples, settings, generator(7))
+    wanted, mean_loss = by_hand(samples, settings, 7)
     assert gap(trainer.read(trainer.manifest.names()), wanted) <= 1e-6
     assert loss == pytest.approx(mean_loss, abs=1e-6)
 
@@ -190,9 +190,9 @@ def test_channels_last_gives_what_a_contiguous_model_gives(name: str) -> None:
 
 
 def test_bf16_gets_near_fp32_and_keeps_fp32_parameters() -> None:
-    samples, how = data(12, 9, side=16), replace(PLAIN, learning_rate=0.01)
+    samples, settings = data(12, 9, side=16), replace(PLAIN, learning_rate=0.01)
     full, half = lenet(), lenet("bf16")
-    losses = [trainer.fit(samples, how, generator()) for trainer in (full, half)]
+    losses = [trainer.fit(samples, settings, generator()) for trainer in (full, half)]
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
     assert losses[1] != losses[0]
     assert gap(half.state_dict(), full.state_dict()) <= 0.02

@@ -76,27 +76,33 @@ def test_training_all_by_name_is_training_and_training_one_is_holding_the_others
             gradient.zero_()
 
     samples, (every, whole, one, held) = data(11), (linear() for _ in range(4))
-    how = replace(HOW, weight_decay=0.0)
-    assert every.fit(samples, how, generator(), only=every.parameter_names) == whole.fit(samples, how, generator())
+    settings = replace(HOW, weight_decay=0.0)
+    assert every.fit(samples, settings, generator(), only=every.parameter_names) == whole.fit(
+        samples, settings, generator()
+    )
     assert gap(every.state_dict(), whole.state_dict()) == 0
-    assert one.fit(samples, how, generator(), only=["fc.bias"]) == held.fit(samples, how, generator(), hold_weight)
+    assert one.fit(samples, settings, generator(), only=["fc.bias"]) == held.fit(
+        samples, settings, generator(), hold_weight
+    )
     assert gap(one.state_dict(), held.state_dict()) == 0
     assert gap(one.state_dict(), whole.state_dict()) > 1e-3
 
 
-@pytest.mark.parametrize("how", [PLAIN, replace(PLAIN, learning_rate=1e20)])
-def test_after_an_error_all_parameters_can_be_trained_again(how: LocalTraining) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, replace(PLAIN, learning_rate=1e20)])
+def test_after_an_error_all_parameters_can_be_trained_again(settings: LocalTraining) -> None:
     def fail(*_: object) -> Tensor:
         raise RuntimeError("the objective fails")
 
     trainer, samples = lenet(), data(8, side=16)
-    objective = fail if how is PLAIN else None
-    with pytest.raises(RuntimeError if how is PLAIN else UserError, match=r"the objective fails|training diverged"):
-        trainer.fit(samples, how, generator(), loss=objective, only=["fc1.weight", "fc3.weight"])
+    objective = fail if settings is PLAIN else None
+    with pytest.raises(
+        RuntimeError if settings is PLAIN else UserError, match=r"the objective fails|training diverged"
+    ):
+        trainer.fit(samples, settings, generator(), loss=objective, only=["fc1.weight", "fc3.weight"])
     assert ready(trainer)
 
 
-def batches_of(how: LocalTraining, count: int = 11) -> tuple[list[Tensor], Params, float]:
+def batches_of(settings: LocalTraining, count: int = 11) -> tuple[list[Tensor], Params, float]:
     """The batches of a training, what it leaves, and the loss it reports."""
     seen, trainer = [], linear()
 
@@ -104,7 +110,7 @@ def batches_of(how: LocalTraining, count: int = 11) -> tuple[list[Tensor], Param
         seen.append(x)
         return cross_entropy(model(x), y)
 
-    loss = trainer.fit(data(count), how, generator(), loss=objective)
+    loss = trainer.fit(data(count), settings, generator(), loss=objective)
     return seen, trainer.state_dict(), loss
 
 

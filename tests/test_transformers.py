@@ -31,12 +31,12 @@ NETWORKS = ("vit", "char-transformer")
 
 def small(name: str, personal_head: bool = False, seed: int = 0, **changed: Any) -> Any:
     """A small network, with settings of its own changed."""
-    how = NetworkSettings.of(
+    options = NetworkSettings.of(
         "a setting" if personal_head else "",
         vit=ViTSettings(**(SIZES | changed)),
         char_transformer=CharTransformerSettings(**(SIZES | changed)),
     )
-    return build(name, *data_of(name), seed, how)
+    return build(name, *data_of(name), seed, options)
 
 
 def data_of(name: str) -> tuple[tuple[int, ...], int]:
@@ -66,8 +66,8 @@ def test_the_vision_transformer_has_the_published_size(classes: int, size: int) 
 
 @pytest.mark.parametrize(("depth", "size"), [(1, 354_432), (2, 683_008), (6, 1_997_312)])
 def test_the_language_transformer_has_the_published_size(depth: int, size: int) -> None:
-    how = NetworkSettings.of(char_transformer=CharTransformerSettings(depth=depth))
-    manifest = Manifest.of(build("char-transformer", (64,), 100, 0, how))
+    options = NetworkSettings.of(char_transformer=CharTransformerSettings(depth=depth))
+    manifest = Manifest.of(build("char-transformer", (64,), 100, 0, options))
     assert manifest.count() == size
     assert manifest.count(["attention"]) == depth * 3 * 512 * 128
     assert manifest.count(["embedding"]) == 100 * 128 + 2 * 128  # characters, normalisation
@@ -347,11 +347,11 @@ def test_a_written_model_is_loaded_again(name: str, personal_head: bool, positio
     shape, classes = data_of("vit" if name in ("digits-cnn", "auto") else name)
     sizes = SIZES | {"positions": positions, "dropout": 0.5}
     vit, char = ViTSettings(**sizes, patch_size=2), CharTransformerSettings(**sizes)
-    how = NetworkSettings.of("a setting" if personal_head else "", vit=vit, char_transformer=char)
-    model = build(name, shape, classes, 7, how)
+    options = NetworkSettings.of("a setting" if personal_head else "", vit=vit, char_transformer=char)
+    model = build(name, shape, classes, 7, options)
     if personal_head:
         nn.init.normal_(model.get_parameter("personal_head.weight"))
-    path = write_model(tmp_path, "ward-3", model.state_dict(), {"client": "3"} | label(name, shape, classes, how))
+    path = write_model(tmp_path, "ward-3", model.state_dict(), {"client": "3"} | label(name, shape, classes, options))
     found, x = load(str(path)), inputs("char-transformer" if len(shape) == 1 else "vit")
     assert not found.training
     assert Manifest.of(found).fingerprint() == Manifest.of(model).fingerprint()

@@ -190,11 +190,11 @@ def penalised(scores: Float[Tensor, "n L N"], weights: Float[Tensor, "n L N"], r
     return scores + rho * torch.where(there, (weights * there.sum(-1, keepdim=True)).log(), 0.0)
 
 
-def initial(how: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
+def initial(settings: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
     """A meta-model at the start, with which h_i is the mean of all models; for aghn as in its code, q = 1 and p = 0.05.
 
     Args:
-        how: settings.
+        settings: settings.
         units: L.
         peers: N, itself included.
         generator: for the queries, whose components are of order one. Keys and biases start at 0.
@@ -203,15 +203,15 @@ def initial(how: AttentionSettings, units: int, peers: int, generator: torch.Gen
         gate [L], the logit of 1/N; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
         temperature [L], which is q; bias [L, N] if there is one.
     """
-    if how.meta == "aghn":
+    if settings.meta == "aghn":
         psi = {"gate": torch.full((units,), 0.05).log(), "temperature": torch.ones(units)}
     else:
         psi = {"gate": torch.full((units,), 1 / max(peers, 2)).logit()}
-        shape = (units, how.key_dim, how.feature_dim)
+        shape = (units, settings.key_dim, settings.feature_dim)
         for layer in ("", "2"):
-            psi[f"query{layer}"] = torch.randn(shape, generator=generator) / how.feature_dim**0.5
+            psi[f"query{layer}"] = torch.randn(shape, generator=generator) / settings.feature_dim**0.5
             psi[f"key{layer}"] = torch.zeros(shape)
-    return psi | ({"bias": torch.zeros(units, peers)} if how.peer_bias else {})
+    return psi | ({"bias": torch.zeros(units, peers)} if settings.peer_bias else {})
 
 
 def _looks(psi: Mapping[str, Tensor], mine: Tensor, layer: str, meta: str) -> Tensor:

@@ -10,7 +10,7 @@ Identity card
     lives       psi_i with client i, which never sends it; the pool {w_j} on the server
     down, up    `peers`: M P down; P and a row of N L weights up (N^2 P in all if M = N - 1, and peers see one another)
                 `mediated`: P + N L d + N L down; P + N L up
-    cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds besides
+    cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
 
 The round

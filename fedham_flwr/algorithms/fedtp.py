@@ -6,7 +6,7 @@ else, h(z; phi) the hypernetwork with client embeddings z_i, m_i training sample
 
 Identity card
     shared      xi, every layer group but `attention`; with generated projections h and z_i too, which never travel
-    personal    W_i = h(z_i; phi), or vanilla: W_i itself; `head`: the last linear layer, or one besides it
+    personal    W_i = h(z_i; phi), or vanilla: W_i itself; `head`: the last linear layer, or a second one
     lives       xi, phi, z_i on the server; vanilla W_i and personal heads with the client
     down, up    P scalars each for every client of the cohort and round; vanilla: without W_i
     cost        server: |S| P and 3 |S| |phi| multiply-adds; |phi| + d scalars a client of memory; client: E epochs
@@ -81,7 +81,7 @@ class FedTPSettings:
         embedding_learning_rate: of the embeddings, [0, 1e6]; with both 0, W_i never changes.
         momentum: of both, in [0, 1).
         weight_decay: of both, [0, 1e6].
-        head: shared; fedper (the last layer group stays with the client); fedrod (a personal head besides the shared).
+        head: shared; fedper (the last layer group stays with the client); fedrod (a personal head is added).
         knn: whether evaluation asks the nearest of the client's own training samples.
         knn_neighbours: k.
         knn_share: of the neighbours' vote in the prediction, [0, 1].
@@ -135,15 +135,15 @@ def check_model(groups: tuple[str, ...], model: str) -> None:
         )
 
 
-def personal_groups(groups: tuple[str, ...], how: FedTPSettings) -> tuple[str, ...]:
+def personal_groups(groups: tuple[str, ...], settings: FedTPSettings) -> tuple[str, ...]:
     """Names of the layer groups that stay with the client, in the model's order.
 
     Args:
         groups: the model's, from the input to the output; with fedrod the last one is the personal head.
-        how: the method's settings.
+        settings: the method's settings.
     """
-    kept = {GROUP} if how.personal == "vanilla" else set()
-    if how.head != "shared":
+    kept = {GROUP} if settings.personal == "vanilla" else set()
+    if settings.head != "shared":
         kept.add(groups[-1])
     return tuple(name for name in groups if name in kept)
 

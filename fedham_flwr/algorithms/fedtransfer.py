@@ -86,39 +86,39 @@ class FedTransferSettings:
             )
 
 
-def block_groups(how: FedTransferSettings) -> tuple[str, ...]:
+def block_groups(settings: FedTransferSettings) -> tuple[str, ...]:
     """The layer group of the client's own block, which bears the name of its kind; none for Fed_T."""
-    return () if how.attention == "none" else (how.attention,)
+    return () if settings.attention == "none" else (settings.attention,)
 
 
-def frozen_groups(groups: Sequence[LayerGroup], how: FedTransferSettings) -> tuple[str, ...]:
+def frozen_groups(groups: Sequence[LayerGroup], settings: FedTransferSettings) -> tuple[str, ...]:
     """Names of the layer groups that the personal stage leaves as they are.
 
     Args:
         groups: the model's, from the input to the output.
-        how: `frozen` and `reading`.
+        settings: `frozen` and `reading`.
 
     Raises:
         UserError: there are none to choose by themselves, a name matches nothing, or nothing would be trained.
     """
     names = [group.name for group in groups]
-    if how.frozen == AUTO:
+    if settings.frozen == AUTO:
         low = [group.name for group in groups if group.low_level]
         if not low:
             raise UserError(
                 'fedtransfer.frozen="auto" freezes convolutions, and this model has none: name some of its layer '
                 f"groups {', '.join(names)}, or none"
             )
-        high = [name for name in names if name not in (*low, *block_groups(how))]
-        return tuple(low + high[:1] if how.reading == "F2" else low)
-    frozen = how.frozen.split()
+        high = [name for name in names if name not in (*low, *block_groups(settings))]
+        return tuple(low + high[:1] if settings.reading == "F2" else low)
+    frozen = settings.frozen.split()
     if unknown := [name for name in frozen if name not in names]:
         raise UserError(
-            f'fedtransfer.frozen="{how.frozen}": the model has no layer group {", ".join(unknown)}; wanted some of '
-            f"{', '.join(names)}, with blanks between"
+            f'fedtransfer.frozen="{settings.frozen}": the model has no layer group {", ".join(unknown)}; wanted some '
+            f"of {', '.join(names)}, with blanks between"
         )
     if set(frozen) == set(names):
-        raise UserError(f'fedtransfer.frozen="{how.frozen}" leaves nothing to train: wanted some layer group free')
+        raise UserError(f'fedtransfer.frozen="{settings.frozen}" leaves nothing to train: wanted some layer group free')
     return tuple(name for name in names if name in frozen)
 
 

@@ -65,30 +65,30 @@ class Exchange(Protocol):
         """Ids of the clients that were asked."""
 
 
-def faults(how: PrivacySettings, strategy: str, averaging: Sequence[str]) -> list[str]:
+def faults(settings: PrivacySettings, strategy: str, averaging: Sequence[str]) -> list[str]:
     """What does not fit together, a sentence each.
 
     Args:
-        how: the settings.
+        settings: the settings.
         strategy: the run's method.
         averaging: methods whose server needs nothing of a client but a mean with others, in which noise averages out.
     """
-    if not how.epsilon:
+    if not settings.epsilon:
         return []
     found = []
     if strategy not in averaging:
         found.append(
-            f"dp.epsilon={how.epsilon:g} is for methods that average ({', '.join(averaging)}), and "
+            f"dp.epsilon={settings.epsilon:g} is for methods that average ({', '.join(averaging)}), and "
             f'strategy="{strategy}" does not: wanted one of these, or dp.epsilon=0.0'
         )
-    if not how.clipping_norm:
+    if not settings.clipping_norm:
         found.append(
-            f"dp.epsilon={how.epsilon:g} needs dp.clipping-norm, the length that updates are clipped to, above 0"
+            f"dp.epsilon={settings.epsilon:g} needs dp.clipping-norm, the length that updates are clipped to, above 0"
         )
-    elif 0 < how.sensitivity < how.clipping_norm:
+    elif 0 < settings.sensitivity < settings.clipping_norm:
         found.append(
-            f"dp.sensitivity={how.sensitivity:g} promises too much: an update differs from none by up to "
-            f"dp.clipping-norm={how.clipping_norm:g}: wanted at least that, or 0.0 for twice that"
+            f"dp.sensitivity={settings.sensitivity:g} promises too much: an update differs from none by up to "
+            f"dp.clipping-norm={settings.clipping_norm:g}: wanted at least that, or 0.0 for twice that"
         )
     return found
 
@@ -117,9 +117,9 @@ def strength(epsilon: float, delta: float) -> float:
     return _last(lambda mu: leak(epsilon, mu) <= delta, 0.0, most)
 
 
-def noise(how: PrivacySettings) -> float:
+def noise(settings: PrivacySettings) -> float:
     """sigma, the standard deviation of the noise on every number that is sent."""
-    return (how.sensitivity or 2 * how.clipping_norm) / strength(how.epsilon, how.delta)
+    return (settings.sensitivity or 2 * settings.clipping_norm) / strength(settings.epsilon, settings.delta)
 
 
 def exact_epsilon(mu: float, delta: float) -> float:
@@ -156,55 +156,55 @@ def releases(exchanges: Iterable[Exchange], clients: Iterable[str] = (), interru
     return {client: asked[client] + interruptions for client in sorted({*asked, *clients})}
 
 
-def budget(how: PrivacySettings, counts: dict[str, int]) -> dict[str, object]:
+def budget(settings: PrivacySettings, counts: dict[str, int]) -> dict[str, object]:
     """What a run has spent, for `summary.json`; empty if it had no differential privacy.
 
     Args:
-        how: the run's settings.
+        settings: the run's settings.
         counts: as `releases` gives them.
     """
-    if not how.epsilon:
+    if not settings.epsilon:
         return {}
     return {
-        "epsilon": how.epsilon,
-        "delta": how.delta,
-        "clipping-norm": how.clipping_norm,
-        "sensitivity": how.sensitivity or 2 * how.clipping_norm,
-        "sigma": noise(how),
-        "clients": {client: {"releases": k, **spent(how, k)} for client, k in counts.items()},
+        "epsilon": settings.epsilon,
+        "delta": settings.delta,
+        "clipping-norm": settings.clipping_norm,
+        "sensitivity": settings.sensitivity or 2 * settings.clipping_norm,
+        "sigma": noise(settings),
+        "clients": {client: {"releases": k, **spent(settings, k)} for client, k in counts.items()},
     }
 
 
-def spent(how: PrivacySettings, count: int) -> dict[str, float | None]:
+def spent(settings: PrivacySettings, count: int) -> dict[str, float | None]:
     """Epsilon of so many releases: exact and by zCDP at `dp.delta`, and by basic composition at the delta beside it.
 
     Args:
-        how: the run's settings, with an epsilon.
+        settings: the run's settings, with an epsilon.
         count: k; 0 spends nothing.
     """
-    mu = math.sqrt(count) * strength(how.epsilon, how.delta)
-    basic = count * how.delta < 1  # else it says nothing
+    mu = math.sqrt(count) * strength(settings.epsilon, settings.delta)
+    basic = count * settings.delta < 1  # else it says nothing
     return {
-        "epsilon": exact_epsilon(mu, how.delta) if count else 0.0,
-        "epsilon-zcdp": zcdp_epsilon(mu, how.delta) if count else 0.0,
-        "epsilon-basic": count * how.epsilon if basic else None,
-        "delta-basic": count * how.delta if basic else None,
+        "epsilon": exact_epsilon(mu, settings.delta) if count else 0.0,
+        "epsilon-zcdp": zcdp_epsilon(mu, settings.delta) if count else 0.0,
+        "epsilon-basic": count * settings.epsilon if basic else None,
+        "delta-basic": count * settings.delta if basic else None,
     }
 
 
-def sentence(how: PrivacySettings, counts: dict[str, int]) -> str:
+def sentence(settings: PrivacySettings, counts: dict[str, int]) -> str:
     """What the client that sent most has spent, for the end of a run; empty without differential privacy."""
-    if not how.epsilon or not counts:
+    if not settings.epsilon or not counts:
         return ""
     most = max(counts.values())
-    total = spent(how, most)
+    total = spent(settings, most)
     basic = (
         f"epsilon {total['epsilon-basic']:.4g} at delta {total['delta-basic']:.4g}"
         if total["epsilon-basic"] is not None
         else "nothing, since delta is 1"
     )
     return (
-        f"privacy: at most {most} releases of a client: epsilon {total['epsilon']:.4g} at delta {how.delta:g} "
+        f"privacy: at most {most} releases of a client: epsilon {total['epsilon']:.4g} at delta {settings.delta:g} "
         f"(by zCDP {total['epsilon-zcdp']:.4g}; by basic composition {basic})"
     )
 

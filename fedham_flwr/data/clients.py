@@ -155,35 +155,38 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
         raise UserError(
             f"partition {number} was asked for, but with {clients} clients they go from 0 to {clients - 1}."
         )
-    how = settings.partitioning
-    table = read_table(how.class_table) if how.partitioner == "class-table" else None
-    natural = how.partitioner == "natural"
+    partitioning = settings.partitioning
+    table = read_table(partitioning.class_table) if partitioning.partitioner == "class-table" else None
+    natural = partitioning.partitioner == "natural"
     data = _data_folder(settings, settings.dataset, client_column=settings.client_column if natural else "")
     of_text = {"min-characters": settings.min_characters} if _meta(data)["kind"] == "text" else {}
 
     def deal() -> tuple[list[str], list[Indices]]:
         labels, meta = _classes(data), _meta(data)
         if meta.get("target"):
-            check_classless(how, f'target="{meta["target"]}"')
+            check_classless(partitioning, f'target="{meta["target"]}"')
         names: list[str] = meta.get("owners", [])
         owners = _array(data / "owners.npy") if names else None
         if of_text:
             parts = _deal_text(settings, meta, labels, owners, clients)
         else:
             if table:
-                names, owners = [*table.clients], table_owners(table, meta["classes"], labels, clients, how.seed)
-            parts = partition(how, labels, clients, owners)
+                names, owners = (
+                    [*table.clients],
+                    table_owners(table, meta["classes"], labels, clients, partitioning.seed),
+                )
+            parts = partition(partitioning, labels, clients, owners)
         if owners is None:
             return [str(i) for i in range(clients)], parts
         return [names[owners[part[0]]] for part in parts], parts
 
     # What the table says is part of the key, and where it lies is not: dealt anew when it is edited, not when moved.
     content = [*table.clients.items()] if table else []
-    dealt = asdict(replace(how, class_table=""))
-    if how.own is None:
+    dealt = asdict(replace(partitioning, class_table=""))
+    if partitioning.own is None:
         del dealt["own"]
-    if is_path(how.partitioner):
-        dealt["code"] = source_digest(how.partitioner)  # dealt anew when it changes
+    if is_path(partitioning.partitioner):
+        dealt["code"] = source_digest(partitioning.partitioner)  # dealt anew when it changes
     key = _key(dealt, asdict(settings.fractions), clients, *of_text.items(), *content)
     return _open_client(data, _clients_folder(data, key, settings, deal), number)
 
@@ -192,12 +195,12 @@ def _deal_text(
     settings: DataSettings, meta: Mapping[str, Any], labels: Indices, owners: Indices | None, clients: int
 ) -> list[Indices]:
     """As `partition`, among the owners who have enough text."""
-    how, length, characters = settings.partitioning, settings.sequence_length, meta["characters"]
+    partitioning, length, characters = settings.partitioning, settings.sequence_length, meta["characters"]
     if owners is None:
         texts.check_length(settings.dataset, characters[0], length, clients)
-        return partition(how, labels, clients, ordered=True)
+        return partition(partitioning, labels, clients, ordered=True)
     kept = texts.samples_of_long_texts(characters, owners, length, settings.min_characters, clients)
-    return [kept[part] for part in partition(how, labels[kept], clients, owners[kept], ordered=True)]
+    return [kept[part] for part in partition(partitioning, labels[kept], clients, owners[kept], ordered=True)]
 
 
 def open_node(settings: DataSettings, path: str) -> ClientData:

@@ -69,7 +69,7 @@ class Fractions:
 
 
 def partition(
-    how: Partitioning,
+    partitioning: Partitioning,
     labels: Indices,
     clients: int,
     owners: npt.NDArray[Any] | None = None,
@@ -78,7 +78,7 @@ def partition(
     """Deal the samples to the clients.
 
     Args:
-        how: the partitioner and its settings.
+        partitioning: the partitioner and its settings.
         labels: int64 [n], the class of each sample.
         clients: N >= 1.
         owners: [n], whose each sample is; needed by `natural` and `class-table`, used by no other. Of `class-table`:
@@ -93,32 +93,34 @@ def partition(
     Raises:
         UserError: the data set cannot be dealt in this way to so many clients.
     """
-    if not is_path(how.partitioner) and how.partitioner not in (*_BY_LABEL, *_BY_OWNER):
+    if not is_path(partitioning.partitioner) and partitioning.partitioner not in (*_BY_LABEL, *_BY_OWNER):
         known = ", ".join((*_BY_LABEL, *_BY_OWNER))
-        raise UserError(f"partitioner is '{how.partitioner}', but must be one of {known}.")
+        raise UserError(f"partitioner is '{partitioning.partitioner}', but must be one of {known}.")
     if ordered:
-        check_classless(how, "a text")
+        check_classless(partitioning, "a text")
     if clients < 1 or len(labels) < 2 * clients:
         raise UserError(
             f"{len(labels)} samples cannot be dealt to {clients} clients, at least 2 each; use fewer clients."
         )
-    if how.samples_per_client < 0 or how.samples_per_client == 1:
+    if partitioning.samples_per_client < 0 or partitioning.samples_per_client == 1:
         raise UserError(
-            f"samples-per-client is {how.samples_per_client}, but must be 0 for all samples, or at least 2, one to "
-            "train and one to test."
+            f"samples-per-client is {partitioning.samples_per_client}, but must be 0 for all samples, or at least 2, "
+            "one to train and one to test."
         )
-    if is_path(how.partitioner):
-        others = {"alpha": how.alpha, "num_classes_per_partition": how.classes_per_client}
-        parts = deal_by_function(how.partitioner, how.own, labels, clients, how.seed, **others)
-    elif how.partitioner in _BY_OWNER:
-        parts = _BY_OWNER[how.partitioner](owners, clients)
+    if is_path(partitioning.partitioner):
+        others = {"alpha": partitioning.alpha, "num_classes_per_partition": partitioning.classes_per_client}
+        parts = deal_by_function(
+            partitioning.partitioner, partitioning.own, labels, clients, partitioning.seed, **others
+        )
+    elif partitioning.partitioner in _BY_OWNER:
+        parts = _BY_OWNER[partitioning.partitioner](owners, clients)
     else:
-        parts = _BY_LABEL[how.partitioner](how, labels, clients)
-    if how.samples_per_client and ordered:
-        parts = [np.sort(part)[: how.samples_per_client] for part in parts]
-    elif how.samples_per_client:
-        rng = stream(how.seed, "samples-per-client")
-        parts = [_thin(part, labels, how.samples_per_client, rng) for part in parts]
+        parts = _BY_LABEL[partitioning.partitioner](partitioning, labels, clients)
+    if partitioning.samples_per_client and ordered:
+        parts = [np.sort(part)[: partitioning.samples_per_client] for part in parts]
+    elif partitioning.samples_per_client:
+        rng = stream(partitioning.seed, "samples-per-client")
+        parts = [_thin(part, labels, partitioning.samples_per_client, rng) for part in parts]
     # Flower's simulation serves nodes in the order of their partition id, and the last client to finish sets the length
     # of a round: the largest must start first.
     parts = sorted((np.sort(part).astype(np.int64) for part in parts), key=len, reverse=True)
@@ -128,19 +130,19 @@ def partition(
     return parts
 
 
-def check_classless(how: Partitioning, what: str) -> None:
+def check_classless(partitioning: Partitioning, what: str) -> None:
     """Refuse partitioners that deal by class, for data without classes.
 
     Args:
-        how: the partitioner.
+        partitioning: the partitioner.
         what: the data, in words.
 
     Raises:
         UserError: the partitioner deals by class.
     """
-    if how.partitioner in PARTITIONERS and how.partitioner not in _WITHOUT_LABELS:
+    if partitioning.partitioner in PARTITIONERS and partitioning.partitioner not in _WITHOUT_LABELS:
         raise UserError(
-            f"partitioner is '{how.partitioner}', which deals by class labels, but {what} has none; use "
+            f"partitioner is '{partitioning.partitioner}', which deals by class labels, but {what} has none; use "
             f"{' or '.join(_WITHOUT_LABELS)}."
         )
 
@@ -230,29 +232,29 @@ def _thin(part: Indices, labels: Indices, most: int, rng: np.random.Generator) -
     return np.concatenate([samples[:n] for samples, n in zip(held, kept, strict=True)])
 
 
-def _iid(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _iid(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     from flwr_datasets.partitioner import IidPartitioner
 
     # IidPartitioner cuts the rows as they lie, so they are shuffled first.
-    order = stream(how.seed, "partition").permutation(len(labels))
+    order = stream(partitioning.seed, "partition").permutation(len(labels))
     return _by_library(IidPartitioner(num_partitions=clients), labels, order)
 
 
-def _dirichlet(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _dirichlet(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     from flwr_datasets.partitioner import DirichletPartitioner
 
-    if how.alpha <= 0:
-        raise UserError(f"alpha is {how.alpha}, but the dirichlet partitioner needs a number above 0.")
+    if partitioning.alpha <= 0:
+        raise UserError(f"alpha is {partitioning.alpha}, but the dirichlet partitioner needs a number above 0.")
     least = min(MIN_CLIENT_SAMPLES, len(labels) // (2 * clients))
     order = np.arange(len(labels))
     for attempt in range(DIRICHLET_TRIES):
         partitioner = DirichletPartitioner(
             num_partitions=clients,
             partition_by="label",
-            alpha=how.alpha,
+            alpha=partitioning.alpha,
             min_partition_size=least,
             self_balancing=True,
-            seed=derive(how.seed, "partition", attempt),
+            seed=derive(partitioning.seed, "partition", attempt),
         )
         try:
             # If a class falls to none but clients that are full, the library divides 0 by 0 and goes on with NaN.
@@ -262,7 +264,7 @@ def _dirichlet(how: Partitioning, labels: Indices, clients: int) -> list[Indices
         except (ValueError, ArithmeticError):
             continue
     raise UserError(
-        f"dirichlet with alpha {how.alpha} found no way to give each of {clients} clients at least {least} of "
+        f"dirichlet with alpha {partitioning.alpha} found no way to give each of {clients} clients at least {least} of "
         f"{len(labels)} samples; use fewer clients, a larger alpha, or more data."
     )
 
@@ -276,10 +278,10 @@ def _by_library(partitioner: Partitioner, labels: Indices, order: Indices) -> li
     return [part.with_format("numpy")[:]["index"] for part in parts]
 
 
-def _pathological(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _pathological(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     """Exactly k classes per client, each class cut evenly among its holders; no sample is dropped if N k >= K."""
-    rng = stream(how.seed, "partition")
-    classes, counts, holds = _deal_classes(how, labels, clients, rng)
+    rng = stream(partitioning.seed, "partition")
+    classes, counts, holds = _deal_classes(partitioning, labels, clients, rng)
     holders = holds.sum(axis=0)
     if (counts < holders).any():
         c = int(np.argmax(holders - counts))
@@ -295,10 +297,10 @@ def _pathological(how: Partitioning, labels: Indices, clients: int) -> list[Indi
     return [np.concatenate(part) for part in parts]
 
 
-def _noniid_1(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _noniid_1(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     """The first setting of pFedLA: k random classes per client, as many samples of each, the same for all clients."""
-    rng = stream(how.seed, "partition")
-    classes, counts, holds = _deal_classes(how, labels, clients, rng)
+    rng = stream(partitioning.seed, "partition")
+    classes, counts, holds = _deal_classes(partitioning, labels, clients, rng)
     holders = holds.sum(axis=0)
     each = int((counts[holders > 0] // holders[holders > 0]).min())
     if each == 0:
@@ -306,11 +308,11 @@ def _noniid_1(how: Partitioning, labels: Indices, clients: int) -> list[Indices]
     return hand_out(labels, classes, holds * each, rng)
 
 
-def _noniid_2(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _noniid_2(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     """The second setting of pFedLA: every class at every client, k of them make up `MAJORITY_SHARE` of its samples."""
-    rng = stream(how.seed, "partition")
-    classes, counts, holds = _deal_classes(how, labels, clients, rng)
-    k, others = how.classes_per_client, len(classes) - how.classes_per_client
+    rng = stream(partitioning.seed, "partition")
+    classes, counts, holds = _deal_classes(partitioning, labels, clients, rng)
+    k, others = partitioning.classes_per_client, len(classes) - partitioning.classes_per_client
     if k >= others:
         raise UserError(
             f"classes-per-client is {k}, but for noniid-2 it must be less than half of the {len(classes)} classes."
@@ -325,11 +327,11 @@ def _noniid_2(how: Partitioning, labels: Indices, clients: int) -> list[Indices]
     return hand_out(labels, classes, np.where(holds, many[best], few[best]), rng)
 
 
-def _class_owners(how: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+def _class_owners(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     """A share of each class to the client that owns it, the rest of it to all."""
     classes, counts = np.unique(labels, return_counts=True)
-    amounts = owner_amounts(counts, clients, how.owner_share)
-    return hand_out(labels, classes, amounts, stream(how.seed, "partition"))
+    amounts = owner_amounts(counts, clients, partitioning.owner_share)
+    return hand_out(labels, classes, amounts, stream(partitioning.seed, "partition"))
 
 
 def _class_table(owners: npt.NDArray[Any] | None, clients: int) -> list[Indices]:
@@ -351,7 +353,7 @@ def _natural(owners: npt.NDArray[Any] | None, clients: int) -> list[Indices]:
 
 
 def _deal_classes(
-    how: Partitioning, labels: Indices, clients: int, rng: np.random.Generator
+    partitioning: Partitioning, labels: Indices, clients: int, rng: np.random.Generator
 ) -> tuple[Indices, Indices, npt.NDArray[np.bool_]]:
     """Give each client k classes at random, such that the numbers of holders of any two classes differ by 1 at most.
 
@@ -359,7 +361,7 @@ def _deal_classes(
         The classes [K], their sizes [K], and who holds which: bool [N, K], k true in each row.
     """
     classes, counts = np.unique(labels, return_counts=True)
-    k = how.classes_per_client
+    k = partitioning.classes_per_client
     if not 1 <= k <= len(classes):
         raise UserError(
             f"classes-per-client is {k}, but must be from 1 to {len(classes)}, the classes of the data set."

@@ -37,25 +37,25 @@ def private(settings_of: Callable[[Context], Settings]) -> Callable[[Message, Co
         reply = app(message, context)
         if reply.has_error() or not any(map(len, reply.content.array_records.values())):
             return reply  # there is nothing to protect in a failure, or in scores
-        how = settings_of(context).dp
-        if not how.epsilon:
+        settings = settings_of(context).dp
+        if not settings.epsilon:
             return reply
         try:
-            return protected(message, reply, context, how)
+            return protected(message, reply, context, settings)
         except UserError as error:
             return Message(wire.write_failure(str(error), "partition-id" in context.node_config), reply_to=message)
 
     return mod
 
 
-def protected(message: Message, reply: Message, context: Context, how: PrivacySettings) -> Message:
+def protected(message: Message, reply: Message, context: Context, settings: PrivacySettings) -> Message:
     """A reply with its update clipped and noise in every number of it.
 
     Args:
         message: what the client was sent.
         reply: what its app would send; it is changed.
         context: the client's.
-        how: the run's settings, with an epsilon.
+        settings: the run's settings, with an epsilon.
 
     Raises:
         UserError: this reply cannot be protected.
@@ -64,27 +64,27 @@ def protected(message: Message, reply: Message, context: Context, how: PrivacySe
 
     if message.metadata.message_type != MessageType.TRAIN or set(reply.content.array_records) != {wire.TENSORS}:
         raise UserError(
-            f"dp.epsilon={how.epsilon:g} protects the model in a reply to train, and this reply to "
+            f"dp.epsilon={settings.epsilon:g} protects the model in a reply to train, and this reply to "
             f"{message.metadata.message_type} has {', '.join(reply.content.array_records)}: it is not sent"
         )
     sent, start = reply.content.array_records[wire.TENSORS], message.content.array_records[wire.TENSORS]
     for name, array in sent.items():
         if array.dtype != "float32" or not array.shape:  # Flower's mod adds no noise to an array without axes
             raise UserError(
-                f"dp.epsilon={how.epsilon:g}: {name} is {array.dtype} {tuple(array.shape)}, and only float32 arrays "
-                "with at least one axis can be protected: it is not sent"
+                f"dp.epsilon={settings.epsilon:g}: {name} is {array.dtype} {tuple(array.shape)}, and only float32 "
+                "arrays with at least one axis can be protected: it is not sent"
             )
     if all(name in start and _equal(array, start[name]) for name, array in sent.items()):
         first = next(iter(sent))
         sent[first] = _nudged(start[first])
-    sigma = noise(how)
+    sigma = noise(settings)
     # The numbers by which the mod's own formula, which holds for small epsilons only, comes to this sigma.
-    sensitivity = sigma * how.epsilon / math.sqrt(2 * math.log(1.25 / how.delta))
-    mod = LocalDpMod(how.clipping_norm, sensitivity, how.epsilon, how.delta)
+    sensitivity = sigma * settings.epsilon / math.sqrt(2 * math.log(1.25 / settings.delta))
+    mod = LocalDpMod(settings.clipping_norm, sensitivity, settings.epsilon, settings.delta)
     with _system_randomness(), np.errstate(over="ignore", invalid="ignore"):
         noisy = mod(message, context, lambda *_: reply)
     if noisy.has_error():
-        raise UserError(f"dp.epsilon={how.epsilon:g}: {noisy.error.reason}")
+        raise UserError(f"dp.epsilon={settings.epsilon:g}: {noisy.error.reason}")
     _check(noisy.content.array_records[wire.TENSORS])
     return noisy
 

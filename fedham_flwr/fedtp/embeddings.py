@@ -19,7 +19,7 @@ class Embeddings:
     """z_i of all clients, with the optimiser's state of each: who is not in the cohort does not move.
 
     Args:
-        how: the method's settings.
+        settings: the method's settings.
 
     Attributes:
         clients: ids, in the order of the rows.
@@ -27,11 +27,11 @@ class Embeddings:
         velocity: [N, d]; without momentum it stays 0.
     """
 
-    def __init__(self, how: FedTPSettings) -> None:
-        self.how = how
+    def __init__(self, settings: FedTPSettings) -> None:
+        self.settings = settings
         self.clients: tuple[str, ...] = ()
-        self.values = torch.empty(0, how.embedding_dim)
-        self.velocity = torch.empty(0, how.embedding_dim)
+        self.values = torch.empty(0, settings.embedding_dim)
+        self.velocity = torch.empty(0, settings.embedding_dim)
         self._rows: dict[str, int] = {}
 
     def add(self, clients: Sequence[str], generators: Sequence[torch.Generator]) -> None:
@@ -42,7 +42,7 @@ class Embeddings:
             generators: one for each; its draws depend on nothing else.
         """
         assert not self._rows.keys() & set(clients), "these clients have embeddings"
-        fresh = [torch.randn(1, self.how.embedding_dim, generator=generator) for generator in generators]
+        fresh = [torch.randn(1, self.settings.embedding_dim, generator=generator) for generator in generators]
         self.clients = (*self.clients, *clients)
         self._rows = {client: row for row, client in enumerate(self.clients)}
         self.values = torch.cat([self.values, *fresh])
@@ -69,24 +69,24 @@ class Embeddings:
             UserError: the step leads to embeddings that are not finite; it is not taken.
         """
         rows = self.rows(clients)
-        how, slope = self.how, gradient.to(self.values)
+        settings, slope = self.settings, gradient.to(self.values)
         values, velocity = sgd_step(
-            how, how.embedding_learning_rate, self.values[rows], self.velocity[rows], slope, decay
+            settings, settings.embedding_learning_rate, self.values[rows], self.velocity[rows], slope, decay
         )
         if not all_finite(values):
             raise UserError(
-                f"the embeddings diverged: lower fedtp.embedding-learning-rate={how.embedding_learning_rate:g}"
+                f"the embeddings diverged: lower fedtp.embedding-learning-rate={settings.embedding_learning_rate:g}"
             )
         self.values[rows] = values
-        if self.how.momentum:
+        if self.settings.momentum:
             self.velocity[rows] = velocity
 
 
 def sgd_step(
-    how: FedTPSettings, rate: float, weight: Tensor, velocity: Tensor | None, gradient: Tensor, decay: bool = True
+    settings: FedTPSettings, rate: float, weight: Tensor, velocity: Tensor | None, gradient: Tensor, decay: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The weight and the velocity after a step."""
-    direction = gradient.add(weight, alpha=how.weight_decay) if decay else gradient
+    direction = gradient.add(weight, alpha=settings.weight_decay) if decay else gradient
     if velocity is not None:
-        direction = direction.add(velocity, alpha=how.momentum)
+        direction = direction.add(velocity, alpha=settings.momentum)
     return weight.sub(direction, alpha=rate), direction

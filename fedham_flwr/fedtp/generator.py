@@ -56,7 +56,7 @@ class Generator:
     """h(z; phi), the hypernetwork, with its optimiser's state.
 
     Args:
-        how: the method's settings.
+        settings: the method's settings.
         base: the model's own first values of the target tensors: their names, shapes and order, and with a rank also
             where generated tensors start from.
         generator: for the first values of phi.
@@ -69,19 +69,19 @@ class Generator:
     """
 
     def __init__(
-        self, how: FedTPSettings, base: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
+        self, settings: FedTPSettings, base: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
     ) -> None:
-        self.how = how
+        self.settings = settings
         self.device = device
         self.params: Params = {}
         self._shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
-        for name, shape in shapes(how, [tensor.numel() for tensor in base.values()]).items():
-            self.params[name] = _linear(name, shape, how, generator).to(device)
-        if how.rank:
+        for name, shape in shapes(settings, [tensor.numel() for tensor in base.values()]).items():
+            self.params[name] = _linear(name, shape, settings, generator).to(device)
+        if settings.rank:
             for number, tensor in enumerate(base.values()):
                 self.params[f"{HEAD}{number}.bias"].copy_(tensor.reshape(-1))
         self.velocity: Params = {}
-        if how.momentum:
+        if settings.momentum:
             self.velocity = {name: empty(tensor.shape, tensor).zero_() for name, tensor in self.params.items()}
 
     def generate(self, z: Tensor) -> list[Params]:
@@ -106,7 +106,7 @@ class Generator:
 
         self._each(fill)
         if not all(map(all_finite, made)):
-            raise _diverged(self.how)
+            raise _diverged(self.settings)
         named = {
             name: out.cpu().view(-1, *shape) for out, (name, shape) in zip(made, self._shapes.items(), strict=True)
         }
@@ -125,13 +125,13 @@ class Generator:
         Raises:
             UserError: the gradient or the new trunk is not finite; nothing is changed.
         """
-        how, found = self.how, self._back(z, slopes)
+        settings, found = self.settings, self._back(z, slopes)
         moved = {
-            name: sgd_step(how, how.learning_rate, self.params[name], self.velocity.get(name), g)
+            name: sgd_step(settings, settings.learning_rate, self.params[name], self.velocity.get(name), g)
             for name, g in found.trunk.items()
         }
         if not all(all_finite(weight) for weight, _ in moved.values()):
-            raise _diverged(self.how)
+            raise _diverged(self.settings)
         for name, (weight, velocity) in moved.items():
             self.params[name].copy_(weight)
             if self.velocity:
@@ -142,12 +142,15 @@ class Generator:
             head = self._head(self.params, slab)
             if self.velocity:
                 weight, bias = self._head(self.velocity, slab)
-                ahead = weight.addmm_(slope.T, codes, beta=how.momentum), bias.mul_(how.momentum).add_(slope.sum(0))
+                ahead = (
+                    weight.addmm_(slope.T, codes, beta=settings.momentum),
+                    bias.mul_(settings.momentum).add_(slope.sum(0)),
+                )
             else:
                 ahead = slope.T @ codes, slope.sum(0)
             for tensor, direction in zip(head, ahead, strict=True):
-                direction.add_(tensor, alpha=how.weight_decay)
-                tensor.add_(direction, alpha=-how.learning_rate)
+                direction.add_(tensor, alpha=settings.weight_decay)
+                tensor.add_(direction, alpha=-settings.learning_rate)
 
         self._each(descend)
         return found.embeddings
@@ -172,9 +175,9 @@ class Generator:
     def _codes(self, z: Tensor, params: Mapping[str, Tensor]) -> list[Tensor]:
         """What goes into the heads: [n, h] T times, or [n, r] for each of T."""
         hidden = linear(z, params["hidden.0.weight"], params["hidden.0.bias"])
-        for k in range(1, self.how.hidden_layers + 1):
+        for k in range(1, self.settings.hidden_layers + 1):
             hidden = linear(relu(hidden), params[f"hidden.{k}.weight"], params[f"hidden.{k}.bias"])
-        if not self.how.rank:
+        if not self.settings.rank:
             return [hidden] * len(self._shapes)
         mixed = (linear(hidden, params[f"mixers.{t}"]) for t in range(len(self._shapes)))
         return [REACH * normalize(code, dim=1) for code in mixed]
@@ -193,7 +196,7 @@ class Generator:
             gradients = torch.autograd.grad(inner, [leaf, *trunk.values()])
         # Whatever is not finite in the heads or in the slopes shows in the gradients.
         if not all(map(all_finite, [*codes, *gradients])):
-            raise _diverged(self.how)
+            raise _diverged(self.settings)
         named = dict(zip(trunk, gradients[1:], strict=True))
         return Slopes(flat, [code.detach() for code in codes], gradients[0], named)
 
@@ -225,36 +228,36 @@ class Generator:
         return [lanes[at % LANES][at // LANES] for at in range(len(slabs))]
 
 
-def shapes(how: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def shapes(settings: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of phi.
 
     Args:
-        how: the method's settings.
+        settings: the method's settings.
         sizes: P_t, scalars of each target tensor.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for k in range(how.hidden_layers + 1):
-        found[f"hidden.{k}.weight"] = (how.hidden_dim, how.hidden_dim if k else how.embedding_dim)
-        found[f"hidden.{k}.bias"] = (how.hidden_dim,)
+    for k in range(settings.hidden_layers + 1):
+        found[f"hidden.{k}.weight"] = (settings.hidden_dim, settings.hidden_dim if k else settings.embedding_dim)
+        found[f"hidden.{k}.bias"] = (settings.hidden_dim,)
     for number, size in enumerate(sizes):
-        if how.rank:
-            found[f"mixers.{number}"] = (how.rank, how.hidden_dim)
-        found[f"{HEAD}{number}.weight"] = (size, how.rank or how.hidden_dim)
+        if settings.rank:
+            found[f"mixers.{number}"] = (settings.rank, settings.hidden_dim)
+        found[f"{HEAD}{number}.weight"] = (size, settings.rank or settings.hidden_dim)
         found[f"{HEAD}{number}.bias"] = (size,)
     return found
 
 
-def _linear(name: str, shape: tuple[int, ...], how: FedTPSettings, generator: torch.Generator) -> Tensor:
+def _linear(name: str, shape: tuple[int, ...], settings: FedTPSettings, generator: torch.Generator) -> Tensor:
     """First values as torch's `Linear` has them, of h inputs; mixers are a random projection.
 
     Factorised heads are smaller by as much as their inputs are longer, so that what is generated at first differs from
     the model's own tensors about as much as with dense heads.
     """
-    bound = 1 / math.sqrt(how.embedding_dim if name.startswith("hidden.0.") else how.hidden_dim)
-    if how.rank and name.startswith(HEAD):
+    bound = 1 / math.sqrt(settings.embedding_dim if name.startswith("hidden.0.") else settings.hidden_dim)
+    if settings.rank and name.startswith(HEAD):
         bound /= REACH
     return empty(shape, torch.empty(0)).uniform_(-bound, bound, generator=generator)
 
 
-def _diverged(how: FedTPSettings) -> UserError:
-    return UserError(f"the hypernetwork diverged: lower fedtp.learning-rate={how.learning_rate:g}")
+def _diverged(settings: FedTPSettings) -> UserError:
+    return UserError(f"the hypernetwork diverged: lower fedtp.learning-rate={settings.learning_rate:g}")

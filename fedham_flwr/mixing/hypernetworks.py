@@ -30,7 +30,7 @@ class Hypernetworks:
     """The hypernetworks and embeddings of N clients, stacked, with their optimiser's state.
 
     Args:
-        how: the method's settings.
+        settings: the method's settings.
         layers: L.
 
     Attributes:
@@ -39,8 +39,8 @@ class Hypernetworks:
         velocity: as params with momentum, else empty.
     """
 
-    def __init__(self, how: PFedLASettings, layers: int) -> None:
-        self.how = how
+    def __init__(self, settings: PFedLASettings, layers: int) -> None:
+        self.settings = settings
         self.layers = layers
         self.params: Params = {}
         self.velocity: Params = {}
@@ -60,12 +60,12 @@ class Hypernetworks:
             columns = [(0, 0)] * (tensor.dim() - 3) + [(0, total - known)]
             flat = [n for pair in columns for n in pair]
             grown[name] = pad(tensor, flat) if name.startswith("heads.") else tensor
-        if known and self.how.normaliser == "relu-sum":
+        if known and self.settings.normaliser == "relu-sum":
             for i, generator in enumerate(generators):  # a logit of 0 would never be left
                 column = grown["heads.weight"][:, :, known + i]
                 column.copy_(torch.rand(column.shape, generator=generator))
         self.params = {name: torch.cat([grown[name], added[name]]) if known else added[name] for name in added}
-        if self.how.hypernetwork_momentum:
+        if self.settings.hypernetwork_momentum:
             velocity = {name: torch.zeros_like(tensor) for name, tensor in self.params.items()}
             for name, tensor in self.velocity.items():
                 velocity[name][tuple(slice(size) for size in tensor.shape)] = tensor
@@ -73,17 +73,17 @@ class Hypernetworks:
 
     def _fresh(self, peers: int, own: int, generator: torch.Generator) -> Params:
         """One client's embedding (standard normal) and hypernetwork, hidden layers as torch's `Linear` starts them."""
-        how, params = self.how, {"embedding": torch.randn(self.how.embedding_dim, generator=generator)}
-        width = how.embedding_dim
-        for k in range(how.hidden_layers):
-            params[f"hidden.{k}.weight"] = _uniform((how.hidden_dim, width), width, generator)
-            params[f"hidden.{k}.bias"] = _uniform((how.hidden_dim,), width, generator)
-            width = how.hidden_dim
+        settings, params = self.settings, {"embedding": torch.randn(self.settings.embedding_dim, generator=generator)}
+        width = settings.embedding_dim
+        for k in range(settings.hidden_layers):
+            params[f"hidden.{k}.weight"] = _uniform((settings.hidden_dim, width), width, generator)
+            params[f"hidden.{k}.bias"] = _uniform((settings.hidden_dim,), width, generator)
+            width = settings.hidden_dim
         heads = torch.zeros(self.layers, peers, width)
-        if how.normaliser == "relu-sum":
+        if settings.normaliser == "relu-sum":
             heads = torch.rand(heads.shape, generator=generator)
         bias = torch.zeros(self.layers, peers)
-        bias[:, own] = how.self_bias
+        bias[:, own] = settings.self_bias
         return params | {"heads.weight": heads, "heads.bias": bias}
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class Hypernetworks:
             UserError: it happens to most clients; those of them that were looked at keep theirs.
         """
         names, diverged = list(self.params), 0
-        rate, momentum = self.how.hypernetwork_learning_rate, self.how.hypernetwork_momentum
+        rate, momentum = self.settings.hypernetwork_learning_rate, self.settings.hypernetwork_momentum
         for some, slope in zip(torch.split(rows, SLAB), torch.split(gradient, SLAB), strict=True):
             mine = [self.params[name][some].requires_grad_() for name in names]
             with torch.enable_grad():

@@ -33,13 +33,13 @@ class Projection:
     """(7): R w_j for the models of a bank.
 
     Args:
-        how: feature dimension and unit.
+        settings: feature dimension and unit.
         bank: whose layer groups are projected; all its tensors must be parameters.
         seed: the run's, from which everyone makes the same R.
     """
 
-    def __init__(self, how: AttentionSettings, bank: Bank, seed: int) -> None:
-        self._how = how
+    def __init__(self, settings: AttentionSettings, bank: Bank, seed: int) -> None:
+        self._how = settings
         self._signs = {
             group: torch.randint(0, 2, array.shape[1:], generator=torch_stream(seed, "projection", client=group))
             .mul_(2)
@@ -63,7 +63,7 @@ class MetaModels:
     """psi of n clients, stacked, and the state of their optimiser.
 
     Args:
-        how: settings.
+        settings: settings.
         units: L.
 
     Attributes:
@@ -71,8 +71,8 @@ class MetaModels:
         moments: with adam `first/...` and `second/...`, as params, and steps [n].
     """
 
-    def __init__(self, how: AttentionSettings, units: int) -> None:
-        self.how = how
+    def __init__(self, settings: AttentionSettings, units: int) -> None:
+        self.settings = settings
         self.units = units
         self.params: Params = {}
         self.moments: Params = {}
@@ -84,11 +84,11 @@ class MetaModels:
             generators: one for each; its draws depend on nothing else.
             peers: N with them.
         """
-        fresh = [amn.initial(self.how, self.units, peers, generator) for generator in generators]
+        fresh = [amn.initial(self.settings, self.units, peers, generator) for generator in generators]
         added = {name: torch.stack([one[name] for one in fresh]) for name in fresh[0]}
         self.widen(peers)
         self.params = {name: torch.cat([self.params[name], new]) if self.params else new for name, new in added.items()}
-        if self.how.optimizer == "adam":
+        if self.settings.optimizer == "adam":
             still = {f"{m}/{name}": torch.zeros_like(new) for m in ("first", "second") for name, new in added.items()}
             still["steps"] = torch.zeros(len(generators))
             self.moments = {n: torch.cat([self.moments[n], new]) if self.moments else new for n, new in still.items()}
@@ -108,7 +108,7 @@ class MetaModels:
             own: int64 [n], places of their models among the N.
             allowed: bool [n, N], models that may be mixed.
         """
-        return amn.attend(self._some(rows), p.float(), own, allowed, self.how.meta)
+        return amn.attend(self._some(rows), p.float(), own, allowed, self.settings.meta)
 
     def step(self, rows: Tensor, looked: Rows, own: Tensor, scores: Tensor) -> None:
         """Descend by (10); no other client's meta-model changes.
@@ -125,18 +125,18 @@ class MetaModels:
         Raises:
             UserError: it happens to most clients; no step is taken.
         """
-        if self.how.uniform_penalty:
-            scores = amn.penalised(scores, looked.effective(own).to(scores), self.how.uniform_penalty)
+        if self.settings.uniform_penalty:
+            scores = amn.penalised(scores, looked.effective(own).to(scores), self.settings.uniform_penalty)
         psi = {name: tensor.to(scores) for name, tensor in self._some(rows).items()}
         as_scores = Rows(*(tensor.to(scores) for tensor in looked))
-        slopes = amn.gradient(psi, as_scores, own, scores, self.how.meta)
+        slopes = amn.gradient(psi, as_scores, own, scores, self.settings.meta)
         steps, moments = self._directions(rows, slopes)
-        new = {name: psi[name] - self.how.learning_rate * step for name, step in steps.items()}
+        new = {name: psi[name] - self.settings.learning_rate * step for name, step in steps.items()}
         finite = {name: finite_rows(tensor.float()) for name, tensor in {**new, **moments}.items()}
         good = torch.stack(list(finite.values())).all(0)
         if 2 * int(good.sum()) < len(rows):
             bad = next(name for name, rows_of in finite.items() if not bool(rows_of.all()))
-            raise UserError(f"a meta-model diverged ({bad}): lower learning-rate={self.how.learning_rate:g} of it")
+            raise UserError(f"a meta-model diverged ({bad}): lower learning-rate={self.settings.learning_rate:g} of it")
         if not bool(good.all()):
             log.warning("%s meta-models would have diverged, and stay as they were", int((~good).sum()))
         for name, tensor in new.items():
@@ -158,9 +158,9 @@ class MetaModels:
 
     def _directions(self, rows: Tensor, slopes: Params) -> tuple[Params, Params]:
         """What the learning rate is multiplied with, and the new moments."""
-        if self.how.optimizer == "sgd":
+        if self.settings.optimizer == "sgd":
             return slopes, {}
-        if self.how.optimizer == "normalised":
+        if self.settings.optimizer == "normalised":
             squares = torch.stack([slope.flatten(2).square().sum(-1) for slope in map(_three, slopes.values())])
             length = squares.sum(0).sqrt()  # [n, L]
             return {name: slope / _like(length.clamp_min(SMALL), slope) for name, slope in slopes.items()}, {}

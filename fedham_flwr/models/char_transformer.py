@@ -31,14 +31,16 @@ class CharTransformerSettings(TransformerSettings):
 class CharEmbedding(nn.Module):
     """A vector for each character, plus positions, normalised."""
 
-    def __init__(self, length: int, vocabulary: int, how: CharTransformerSettings) -> None:
+    def __init__(self, length: int, vocabulary: int, settings: CharTransformerSettings) -> None:
         super().__init__()
-        self._dropout = how.dropout
-        self.characters = nn.Embedding(vocabulary, how.width)
+        self._dropout = settings.dropout
+        self.characters = nn.Embedding(vocabulary, settings.width)
         self.positions = (
-            nn.Parameter(nn.init.normal_(torch.empty(length, how.width))) if how.positions == "learned" else None
+            nn.Parameter(nn.init.normal_(torch.empty(length, settings.width)))
+            if settings.positions == "learned"
+            else None
         )
-        self.norm = nn.LayerNorm(how.width, eps=1e-6)
+        self.norm = nn.LayerNorm(settings.width, eps=1e-6)
 
     def forward(self, x: Int64[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """The tokens of a batch of texts."""

@@ -79,27 +79,27 @@ class Graftable(Network):
         """The places by the layer group that they follow, from the input to the output."""
         raise NotImplementedError
 
-    def graft(self, how: GraftSettings) -> None:
+    def graft(self, settings: GraftSettings) -> None:
         """Insert the block, as a submodule named by its kind; once, and after the network's own parameters are drawn.
 
         Args:
-            how: with kind "none" nothing happens.
+            settings: with kind "none" nothing happens.
 
         Raises:
             UserError: there is no such place, or not for such a block.
         """
-        if how.kind == "none":
+        if settings.kind == "none":
             return
-        place = self.place_of(how)
-        block = BLOCKS[how.kind](self.places()[place].channels, how.reduction)
+        place = self.place_of(settings)
+        block = BLOCKS[settings.kind](self.places()[place].channels, settings.reduction)
         gain = 1.0
-        if how.insertion == "identity":
+        if settings.insertion == "identity":
             block.neutral_()
-            gain = GAINS[how.kind]
-        self.add_module(how.kind, block)
-        self._grafted = place, how.kind, gain
+            gain = GAINS[settings.kind]
+        self.add_module(settings.kind, block)
+        self._grafted = place, settings.kind, gain
 
-    def place_of(self, how: GraftSettings) -> str:
+    def place_of(self, settings: GraftSettings) -> str:
         """The layer group that such a graft follows, or would if there were one.
 
         Raises:
@@ -107,19 +107,19 @@ class Graftable(Network):
         """
         places = self.places()
         maps = [name for name, place in places.items() if place.is_map]
-        if how.after == "auto":
+        if settings.after == "auto":
             return maps[-1]
-        if how.after not in places:
+        if settings.after not in places:
             raise UserError(
-                f'{how.setting("graft-after")}="{how.after}" names no layer group that this network has a place '
-                f"behind: wanted auto or one of {', '.join(places)}"
+                f'{settings.setting("graft-after")}="{settings.after}" names no layer group that this network has a '
+                f"place behind: wanted auto or one of {', '.join(places)}"
             )
-        if how.kind in NEEDS_MAP and how.after not in maps:
+        if settings.kind in NEEDS_MAP and settings.after not in maps:
             raise UserError(
-                f'{how.setting("graft-after")}="{how.after}" is a place without a feature map, which '
-                f'{how.setting("attention")}="{how.kind}" needs: wanted auto or one of {", ".join(maps)}'
+                f'{settings.setting("graft-after")}="{settings.after}" is a place without a feature map, which '
+                f'{settings.setting("attention")}="{settings.kind}" needs: wanted auto or one of {", ".join(maps)}'
             )
-        return how.after
+        return settings.after
 
     def after(self, place: str, x: Float[Tensor, "b c *hw"]) -> Float[Tensor, "b c *hw"]:
         """What follows a place: the block's output if it is there, else x itself.

@@ -51,17 +51,17 @@ class Attention(nn.Module):
     """Self-attention of several heads.
 
     Args:
-        how: sizes.
+        settings: sizes.
         causal: whether a token sees only itself and those before it.
         bias: of the output projection; queries, keys and values have none.
     """
 
-    def __init__(self, how: TransformerSettings, causal: bool, bias: bool) -> None:
+    def __init__(self, settings: TransformerSettings, causal: bool, bias: bool) -> None:
         super().__init__()
-        inner = how.heads * how.head_dim
-        self._heads, self._causal = (how.heads, how.head_dim), causal
-        self.to_qkv = nn.Linear(how.width, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, how.width, bias=bias)
+        inner = settings.heads * settings.head_dim
+        self._heads, self._causal = (settings.heads, settings.head_dim), causal
+        self.to_qkv = nn.Linear(settings.width, 3 * inner, bias=False)
+        self.out = nn.Linear(inner, settings.width, bias=bias)
 
     def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
         """What each token gathers from all that it sees; `first_only`: only the first token's, m = 1."""
@@ -80,14 +80,14 @@ class Attention(nn.Module):
 class PreNormLayer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)) with GELU: a layer of the vision Transformer."""
 
-    def __init__(self, how: TransformerSettings) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        self._dropout = how.dropout
-        self.norm1 = nn.LayerNorm(how.width)
-        self.attention = Attention(how, causal=False, bias=True)
-        self.norm2 = nn.LayerNorm(how.width)
-        self.up = nn.Linear(how.width, how.hidden_dim)
-        self.down = nn.Linear(how.hidden_dim, how.width)
+        self._dropout = settings.dropout
+        self.norm1 = nn.LayerNorm(settings.width)
+        self.attention = Attention(settings, causal=False, bias=True)
+        self.norm2 = nn.LayerNorm(settings.width)
+        self.up = nn.Linear(settings.width, settings.hidden_dim)
+        self.down = nn.Linear(settings.hidden_dim, settings.width)
 
     def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
         """The tokens after this layer; `first_only`: only the first one, m = 1."""
@@ -102,14 +102,14 @@ class PreNormLayer(nn.Module):
 class PostNormLayer(nn.Module):
     """norm(x + attention(x)), then norm(x + feed-forward(x)) with ReLU, causal: a layer of the language Transformer."""
 
-    def __init__(self, how: TransformerSettings) -> None:
+    def __init__(self, settings: TransformerSettings) -> None:
         super().__init__()
-        self._dropout = how.dropout
-        self.attention = Attention(how, causal=True, bias=False)
-        self.norm1 = nn.LayerNorm(how.width, eps=1e-6)
-        self.up = nn.Linear(how.width, how.hidden_dim)
-        self.down = nn.Linear(how.hidden_dim, how.width)
-        self.norm2 = nn.LayerNorm(how.width, eps=1e-6)
+        self._dropout = settings.dropout
+        self.attention = Attention(settings, causal=True, bias=False)
+        self.norm1 = nn.LayerNorm(settings.width, eps=1e-6)
+        self.up = nn.Linear(settings.width, settings.hidden_dim)
+        self.down = nn.Linear(settings.hidden_dim, settings.width)
+        self.norm2 = nn.LayerNorm(settings.width, eps=1e-6)
 
     def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         """The tokens after this layer."""
@@ -156,7 +156,7 @@ class Transformer(Network):
     personal_head: nn.Linear | None
 
     def add_heads(self, width: int, classes: int, bias: bool, personal: bool) -> None:
-        """The last linear layer, and one besides it that starts at zero; made last, it moves no other's numbers.
+        """The last linear layer, and a second one that starts at zero; made last, it moves no other's numbers.
 
         Args:
             width: of the features.

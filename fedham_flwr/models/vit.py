@@ -34,16 +34,18 @@ class ViTSettings(TransformerSettings):
 class PatchEmbedding(nn.Module):
     """Patches through one linear layer, behind a CLS token, plus positions."""
 
-    def __init__(self, shape: tuple[int, ...], how: ViTSettings) -> None:
+    def __init__(self, shape: tuple[int, ...], settings: ViTSettings) -> None:
         super().__init__()
         channels, height, width = shape
-        self._patch, self._dropout = how.patch_size, how.dropout
-        tokens = 1 + (height // how.patch_size) * (width // how.patch_size)
-        self.patches = nn.Linear(channels * how.patch_size**2, how.width)
+        self._patch, self._dropout = settings.patch_size, settings.dropout
+        tokens = 1 + (height // settings.patch_size) * (width // settings.patch_size)
+        self.patches = nn.Linear(channels * settings.patch_size**2, settings.width)
         self.positions = (
-            nn.Parameter(nn.init.normal_(torch.empty(tokens, how.width))) if how.positions == "learned" else None
+            nn.Parameter(nn.init.normal_(torch.empty(tokens, settings.width)))
+            if settings.positions == "learned"
+            else None
         )
-        self.cls = nn.Parameter(nn.init.normal_(torch.empty(how.width)))
+        self.cls = nn.Parameter(nn.init.normal_(torch.empty(settings.width)))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of images."""

@@ -66,7 +66,7 @@ def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, 
         path: the setting: a file `x.safetensors` or the directory of a run. `~` is the home directory, and a relative
             path starts at the working directory.
         manifest: of this run's network, for shapes and dtypes.
-        names: the tensors that its clients share; exactly these are wanted, besides counters, which are passed over.
+        names: the tensors that its clients share; exactly these are wanted; counters are passed over.
         model: name of this run's network, `auto` resolved.
         clients: ids of the clients; each needs a model if there is none for all.
 

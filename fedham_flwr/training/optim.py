@@ -91,7 +91,7 @@ class SGD:
 
     def step(self) -> None:
         """One update from the parameters' gradients."""
-        how, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
+        settings, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
         grads = [cast(Tensor, self._params[i].grad) for i in moved]
         momenta = [self._momenta[i] for i in moved]
         if any(momentum is not None for momentum in momenta):  # one that has its first gradient later starts from 0
@@ -100,10 +100,10 @@ class SGD:
             [self._params[i] for i in moved],
             grads,
             momenta,
-            rate=how.learning_rate,
-            momentum=how.momentum,
-            weight_decay=how.weight_decay,
-            nesterov=how.nesterov,
+            rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
             fused=self._fused,
         )
         for i, momentum in zip(moved, momenta, strict=True):
@@ -130,8 +130,8 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """One update from the parameters' gradients."""
-        how, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
-        (adamw if how.optimizer == "adamw" else adam)(
+        settings, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
+        (adamw if settings.optimizer == "adamw" else adam)(
             [self._params[i] for i in moved],
             [cast(Tensor, self._params[i].grad) for i in moved],
             [self._first[i] for i in moved],
@@ -140,10 +140,10 @@ class Adam:
             [self._steps[i] for i in moved],
             fused=self._fused,
             amsgrad=False,
-            beta1=how.beta1,
-            beta2=how.beta2,
-            lr=how.learning_rate,
-            weight_decay=how.weight_decay,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
             eps=EPSILON,
             maximize=False,
         )
