@@ -2,10 +2,8 @@
 
 from typing import final
 
-from torch import Tensor
-
 from fedham_flwr.algorithms.ditto import DittoSettings
-from fedham_flwr.algorithms.fedprox import add_proximal_
+from fedham_flwr.algorithms.fedprox import Proximal
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
@@ -29,11 +27,6 @@ class DittoClient(RoundClient):
     def train(self, start: Params) -> Outcome:
         """R2 in rounds, R3: the private model is held near the global one that came, not the one that it became."""
         received = self.job.download.params
-        anchor = self.on_device(received)
-
-        def term(name: str, param: Tensor, gradient: Tensor) -> None:
-            add_proximal_(param, gradient, anchor[name], self.own.penalty)
-
         sent = self.fit(dict(received), purpose="global") if self.trains else received  # R2
-        private = self.fit(start, gradient_term=term)  # R3
+        private = self.fit(start, gradient_term=Proximal(self.on_device(received), self.own.penalty))  # R3
         return Outcome(sent, private, {PRIVATE + name: tensor for name, tensor in private.items()})

@@ -8,7 +8,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedham_flwr.algorithms.fedham import FedHAMSettings
+from fedham_flwr.algorithms.fedham import FedHAMSettings, Through
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
@@ -16,7 +16,6 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
 from fedham_flwr.training.local import Samples
-from fedham_flwr.training.trainer import GradientTerm
 
 log = logging.getLogger("fedham_flwr")
 
@@ -122,21 +121,13 @@ class FedHAMClient(RoundClient):
         own = self._own_model(start, after)
         return Outcome(own, after, {**own, **remembered, **self._meta_state()})
 
-    def _through(self, start: Hybrid) -> GradientTerm | None:
-        """R5: with B2, descend w_i and not h_i: dL/dw_i = beta_i dL/dh_i, and h_i moves by beta_i times w_i's step."""
+    def _through(self, start: Hybrid) -> Through | None:
+        """R5: with B2, descend w_i and not h_i."""
         if self.own.base_objective == "hybrid":
             return None
-        decay = self.settings.weight_decay
         beta = {name: start.beta[g.name] for g in self.job.trainer.manifest.groups for name in g.parameters}
-        # (1 - beta) c, which weight decay, meant for w_i, must not pull at
         rest = self.on_device({name: start[name] - b * start.own[name] for name, b in beta.items()})
-
-        def through(name: str, _param: Tensor, gradient: Tensor) -> None:
-            gradient.mul_(beta[name] ** 2)
-            if decay:
-                gradient.sub_(rest[name], alpha=decay)
-
-        return through
+        return Through(beta, rest, self.settings.weight_decay)
 
     def _own_model(self, start: Hybrid, after: Params) -> Params:
         """R5: with B2, w_i of the h_i that training left; with B1 the same."""

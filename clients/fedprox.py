@@ -2,7 +2,7 @@
 
 from typing import final
 
-from fedham_flwr.algorithms.fedprox import FedProxSettings, add_proximal_
+from fedham_flwr.algorithms.fedprox import FedProxSettings, Proximal
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
@@ -16,6 +16,4 @@ class FedProxClient(RoundClient):
 
     def train(self, start: Params) -> Outcome:
         """Local training with the proximal term, towards the model that was received."""
-        anchor, mu = self.on_device(start), self.own.mu
-        term = lambda name, param, gradient: add_proximal_(param, gradient, anchor[name], mu)  # noqa: E731
-        return self.outcome(self.fit(start, gradient_term=term))  # R2
+        return self.outcome(self.fit(start, gradient_term=Proximal(self.on_device(start), self.own.mu)))  # R2

@@ -35,6 +35,7 @@ from fedham_flwr.registry import half
 from fedham_flwr.settings import Settings, Value, parse
 from fedham_flwr.state.files import private_folder
 from fedham_flwr.state.store import ClientState, StateLostError
+from fedham_flwr.training.cohort import CohortTrainer, Engine, in_cohort
 from fedham_flwr.training.trainer import Trainer
 
 log = logging.getLogger("fedham_flwr")
@@ -122,7 +123,7 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
-    trainer = _trainer(
+    trainer, engine = _trainer(
         settings.model,
         download.shape,
         download.classes,
@@ -144,7 +145,8 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     )
     download = dataclasses.replace(download, export=str(place.export or ""))
     method = registry.method(settings.strategy)
-    job = Job(client, settings, method, data, trainer, state, download, stage)
+    face = CohortTrainer(engine()) if in_cohort() else trainer
+    job = Job(client, settings, method, data, face, state, download, stage)
     return half(method.client)(job), time.perf_counter() - began
 
 
@@ -208,11 +210,18 @@ def _trainer(
     device: str,
     precision: str,
     seed: int,
-) -> Trainer:
-    """The worker's one model, kept from message to message."""
+) -> tuple[Trainer, Callable[[], Engine]]:
+    """The worker's one model, kept from message to message, and what trains it for many clients at once."""
     model = models.build(name, shape, classes, seed, networks)
     manifest = manifest_of(model, models.trial_batches(shape))
-    return Trainer(model, resolve_device(device), precision, manifest)
+    trainer = Trainer(model, resolve_device(device), precision, manifest)
+
+    @lru_cache(maxsize=1)
+    def engine() -> Engine:
+        inputs = models.trial_batches(shape)[0]
+        return Engine(trainer, model, inputs.to(trainer.device))
+
+    return trainer, engine
 
 
 def _use_assigned_threads() -> None:

@@ -12,7 +12,7 @@ Identity card
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/fedprox.py (FedAvg's)
-    R2  client: w_k <- E epochs of SGD on L_k(w_k) + (mu/2) |w_k - w|^2          clients/fedprox.py, `add_proximal_`
+    R2  client: w_k <- E epochs of SGD on L_k(w_k) + (mu/2) |w_k - w|^2          clients/fedprox.py, `Proximal`
     R3  client: send w_k and m_k                                                clients/fedprox.py
     R4  server: w <- sum_{k in S} m_k w_k / sum_{k in S} m_k                    `fedavg.aggregate`
 
@@ -22,6 +22,7 @@ bit; every client runs the same E epochs instead of reaching a gamma-inexact sol
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.fedavg import split
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.parameters import stack
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,27 @@ def add_proximal_(param: Tensor, gradient: Tensor, anchor: Tensor, mu: float) ->
         mu: weight of the term.
     """
     gradient.add_(param - anchor, alpha=mu)
+
+
+class Proximal:
+    """R2 as a term of the gradient; of several clients at once where the anchor is stacked.
+
+    Args:
+        anchor: w, by name: each tensor as the parameter, or [n, ...] of n clients.
+        mu: weight of the term.
+    """
+
+    def __init__(self, anchor: Mapping[str, Tensor], mu: float) -> None:
+        self._anchor, self._mu = anchor, mu
+
+    def __call__(self, name: str, param: Tensor, gradient: Tensor) -> None:
+        """Change a gradient in place: of one client, or of the first clients of a stack."""
+        anchor = self._anchor[name]
+        add_proximal_(param, gradient, anchor if anchor.shape == param.shape else anchor[: len(param)], self._mu)
+
+    def stacked(self, terms: Sequence[Proximal]) -> Proximal:
+        """One term for several clients, of which this is the first; each has the same weight."""
+        return Proximal(stack([term._anchor for term in terms]), self._mu)
 
 
 METHOD = Method(

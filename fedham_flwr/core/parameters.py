@@ -226,7 +226,13 @@ def merge(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: Sequ
 
 def stack(trees: Sequence[Mapping[str, Tensor]]) -> Params:
     """One tensor [n, ...] per name from n trees with the same names: the bank of the clients' models."""
-    return {name: torch.stack([tree[name] for tree in trees]) for name in trees[0]}
+    stacked: Params = {}
+    for name, first in trees[0].items():
+        same = all(tree[name] is first for tree in trees)
+        stacked[name] = (
+            first.expand(len(trees), *first.shape).clone() if same else torch.stack([tree[name] for tree in trees])
+        )
+    return stacked
 
 
 def weighted_mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Params:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.state.store import ClientState
+from fedham_flwr.training.cohort import CohortTrainer
 from fedham_flwr.training.local import Samples
 from fedham_flwr.training.metrics import Scores
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Trainer
@@ -54,7 +54,7 @@ class Job:
     settings: Settings
     method: Method
     data: ClientData
-    trainer: Trainer
+    trainer: Trainer | CohortTrainer
     state: ClientState
     download: Download
     stage: Stage = TRAIN
@@ -243,10 +243,10 @@ class RoundClient:
     @contextmanager
     def clock(self, purpose: str) -> Iterator[None]:
         """Count the seconds within as the client's, for a purpose."""
-        began = time.perf_counter()
+        began = self.job.trainer.seconds()
         yield
         key = f"seconds/{purpose}"
-        self.metrics[key] = float(self.metrics.get(key, 0.0)) + time.perf_counter() - began
+        self.metrics[key] = float(self.metrics.get(key, 0.0)) + self.job.trainer.seconds() - began
 
     # ---- what the toolbox is made of -----------------------------------------------------------------------------
 

@@ -5,6 +5,9 @@ Shape letters: b batch, n tokens, m tokens that ask, h heads, e head size.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -50,11 +53,44 @@ def drop(x: Float[Tensor, "*s"], rate: float, training: bool) -> Float[Tensor, "
         rate: in [0, 1); on a processor it is rounded to a multiple of 2^-16.
         training: whether to drop at all.
     """
+    if training and rate and _drawn_by:
+        return _drawn_by[-1](x, rate, training, lambda part, generator: _kept(part, rate, generator))
     if not training or rate == 0 or x.device.type != "cpu":
         return dropout(x, rate, training)
-    # Torch draws a Bernoulli number for each element, in a third of a small network's whole step. Here one draw of 64
-    # bits, from the same global generator, is good for four elements.
-    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
+    return x * _kept(x, rate).to(x.dtype).div_(1 - rate)
+
+
+def _kept(x: Tensor, rate: float, generator: torch.Generator | None = None) -> Tensor:
+    """Which elements stay: bool, like x.
+
+    Torch draws a Bernoulli number for each element, in a third of a small network's whole step. Here one draw of 64
+    bits, from the same global generator, is good for four elements.
+    """
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
     draws = words.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in -LEVELS / 2 .. LEVELS / 2 - 1
-    kept = draws >= round(rate * LEVELS) - LEVELS // 2
-    return x * kept.to(x.dtype).div_(1 - rate)
+    return draws >= round(rate * LEVELS) - LEVELS // 2
+
+
+Keep = Callable[[Tensor, torch.Generator], Tensor]
+"""Which elements of a tensor stay, drawn from a generator: bool."""
+Drop = Callable[[Tensor, float, bool, Keep], Tensor]
+"""Dropout of a tensor at a rate, in training or not, by what tells which elements stay."""
+_drawn_by: list[Drop] = []
+
+
+@contextlib.contextmanager
+def drawing(drop: Drop | None) -> Iterator[None]:
+    """Let another function do the dropout of `drop` within, for a batch of which each client draws its own part.
+
+    Args:
+        drop: the function; None for torch's global generator as ever.
+    """
+    if drop is None:
+        yield
+        return
+    _drawn_by.append(drop)
+    try:
+        yield
+    finally:
+        _drawn_by.pop()

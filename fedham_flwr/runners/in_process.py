@@ -97,8 +97,8 @@ class InProcessGrid(Grid):
 
     def _answer(self, message: Message) -> Message:
         node = message.metadata.dst_node_id
-        received = message_from_proto(message_to_proto(message))
-        context = context_from_proto(context_to_proto(self.contexts[node]))
+        received = self._carry(message)
+        context = self._lend(self.contexts[node])
         try:
             reply = self._client_app(received, context)
         except Exception as error:
@@ -107,9 +107,17 @@ class InProcessGrid(Grid):
             log.exception("%s failed at client %s", stage, client)
             reason = f"{stage} failed at client {client}: {type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
-        self.contexts[node] = context_from_proto(context_to_proto(context))
+        self.contexts[node] = self._lend(context)
         reply.metadata.__dict__["_message_id"] = secrets.token_hex(16)
-        return message_from_proto(message_to_proto(reply))
+        return self._carry(reply)
+
+    def _carry(self, message: Message) -> Message:
+        """A message as it arrives."""
+        return message_from_proto(message_to_proto(message))
+
+    def _lend(self, context: Context) -> Context:
+        """A node's context as its app gets it, or leaves it."""
+        return context_from_proto(context_to_proto(context))
 
 
 def run_in_process(server_app: ServerApp, client_app: ClientApp, num_supernodes: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import torch
@@ -84,6 +85,27 @@ class Trainer:
         """A copy of the whole state on the CPU, integer buffers included, as `load_state_dict` wants it."""
         state = self._model.state_dict()
         return {n: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
+
+    def counts(self) -> dict[str, int]:
+        """The integer buffers, of which training batches are counted in batch normalisation."""
+        return {name: int(b) for name, b in self._model.named_buffers() if not b.is_floating_point() and b.dim() == 0}
+
+    def state_of(self, params: Mapping[str, Tensor], counts: Mapping[str, int]) -> Params:
+        """As `state_dict`, of another model of the same network.
+
+        Args:
+            params: every tensor of the manifest.
+            counts: integer buffer -> its number; 0 by default.
+        """
+        self.load(params)
+        state = self.state_dict()
+        for name, count in counts.items():
+            state[name].fill_(count)
+        return state
+
+    def seconds(self) -> float:
+        """A clock for the client's own work."""
+        return time.perf_counter()
 
     def fit(
         self,

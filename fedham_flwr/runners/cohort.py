@@ -1,0 +1,47 @@
+"""A simulation in this process, in which the clients of a round train as one program.
+
+What a client is told and what it says is what it would be across a network; only, it is not written out as bytes and
+read again. `in_process` and Flower's own simulation, which do, are the reference that this is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+
+from fedham_flwr.core.threads import one_thread
+from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
+from fedham_flwr.training.cohort import run_together
+
+
+class CohortGrid(InProcessGrid):
+    """Nodes of a simulation that do their work together when their replies are pulled."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies to messages pushed before; each is given once."""
+        messages = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
+        return run_together([partial(self._answer, message) for message in messages])
+
+    def _carry(self, message: Message) -> Message:
+        return message
+
+    def _lend(self, context: Context) -> Context:
+        return context
+
+
+def run_cohort(server_app: ServerApp, client_app: ClientApp, num_supernodes: int) -> None:
+    """Run both apps to the end in this process.
+
+    Args:
+        server_app: the server's app.
+        client_app: the clients' app.
+        num_supernodes: number of clients.
+    """
+    grid = CohortGrid(client_app, num_supernodes)
+    context = Context(run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
+    with one_thread():
+        server_app(grid, context)

@@ -1,0 +1,349 @@
+"""A network run for many clients at once, each with weights of its own, without a change to the network.
+
+Most layers of a network treat each sample alone and have no weights: they take the samples of all clients as one large
+batch, as it is. The few that have weights are caught as they are called, and carried out client by client in one
+product (`stacked_ops`). Whether that is right for a network is not assumed but tried: once, with two clients and random
+weights, against one at a time. What fails the trial, since it uses weights in another way, looks at values, or mixes
+samples, is tried with `torch.func.vmap`, and runs one at a time if that fails too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from fedham_flwr.core.errors import first_line
+from fedham_flwr.models import kernels
+from fedham_flwr.training import stacked_ops
+
+LOOKS = (
+    torch.Tensor.__bool__,
+    torch.Tensor.item,
+    torch.Tensor.tolist,
+    torch.Tensor.numpy,
+    torch.Tensor.__float__,
+    torch.Tensor.__int__,
+)
+"""What a network does to decide by a value: one client's would decide for all."""
+CLOSE = 1e-7
+TRIED = 3
+"""Samples of a client in the trial; not as many as clients, so that the two cannot be confused."""
+COUNT = "num_batches_tracked"
+"""The one integer buffer that is known: how many batches a batch normalisation has seen."""
+
+
+class NotStackableError(Exception):
+    """A network that cannot be run for many clients at once; the reason, as a clause."""
+
+
+class _Folded(TorchFunctionMode):
+    """Carries out layers that have weights client by client.
+
+    Args:
+        clients: m.
+        real: float32 [m, b], see `stacked_ops.batch_norm`.
+        draws: a generator for each client, for dropout; None where nothing is dropped.
+        sizes: how many samples each client has in the batch.
+    """
+
+    def __init__(
+        self,
+        clients: int,
+        real: Tensor | None,
+        draws: Sequence[torch.Generator] | None,
+        sizes: Sequence[int] | None,
+    ) -> None:
+        super().__init__()
+        self._clients, self._real, self._draws, self._sizes = clients, real, draws, sizes
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        layer = _LAYERS.get(func)
+        if layer is not None:
+            return layer(self, *args, **kwargs)
+        if func in LOOKS:
+            raise NotStackableError("it decides by a value of its input or weights")
+        return func(*args, **kwargs)
+
+    def batch_norm(
+        self,
+        x: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float | None = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if momentum is None:
+            raise NotStackableError("its batch normalisation has no momentum")
+        if training and running_mean is None:
+            momentum = 0.0
+        return stacked_ops.batch_norm(
+            x, running_mean, running_var, weight, bias, training, momentum, eps, self._clients, self._real
+        )
+
+    def layer_norm(
+        self,
+        x: Tensor,
+        normalized_shape: list[int],
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        normed = functional.layer_norm(x, normalized_shape, None, None, eps)
+        return stacked_ops.affine(normed, weight, bias, self._clients, channels=False)
+
+    def group_norm(
+        self,
+        x: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        normed = functional.group_norm(x, num_groups, None, None, eps)
+        return stacked_ops.affine(normed, weight, bias, self._clients, channels=True)
+
+    def embedding(
+        self,
+        index: Tensor,
+        weight: Tensor,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ) -> Tensor:
+        del norm_type
+        if max_norm is not None or padding_idx is not None or scale_grad_by_freq or sparse:
+            raise NotStackableError("its embedding has options beyond the table")
+        return stacked_ops.embedding(index, weight)
+
+    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        del inplace
+
+        def keep(part: Tensor, draw: torch.Generator) -> Tensor:
+            # One at a time, images lie in channels_last memory, and are drawn for in that order.
+            order = torch.channels_last if part.dim() == 4 else torch.contiguous_format
+            return torch.empty_like(part, memory_format=order).bernoulli_(1 - p, generator=draw)
+
+        return self.drop(x, p, training, keep)
+
+    def drop(self, x: Tensor, rate: float, training: bool, keep: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """Dropout by masks that each client draws for itself, as it would alone."""
+        if not training or rate == 0:
+            return x
+        if self._draws is None:
+            return x  # in a trial
+        parts = x.chunk(self._clients)
+        sizes = self._sizes or [len(part) for part in parts]
+        masks = torch.zeros_like(x)
+        for mask, part, size, draw in zip(masks.chunk(self._clients), parts, sizes, self._draws, strict=True):
+            mask[:size] = keep(part[:size].detach(), draw)
+        return x * masks.div_(1 - rate)
+
+    def linear(self, *args: Any, **kwargs: Any) -> Tensor:
+        return stacked_ops.linear(*args, **kwargs)
+
+    def conv2d(self, *args: Any, **kwargs: Any) -> Tensor:
+        return stacked_ops.conv2d(*args, **kwargs)
+
+
+_LAYERS: Mapping[Any, Any] = {
+    functional.linear: _Folded.linear,
+    functional.conv2d: _Folded.conv2d,
+    functional.batch_norm: _Folded.batch_norm,
+    functional.layer_norm: _Folded.layer_norm,
+    functional.group_norm: _Folded.group_norm,
+    functional.embedding: _Folded.embedding,
+    functional.dropout: _Folded.dropout,
+}
+
+
+class StackedNetwork:
+    """A network for many clients at once.
+
+    Args:
+        model: the network, on its device; its own weights are not used.
+        inputs: a batch of any size, such as it is given: only its shape, type and device count.
+        large: multiply-adds of a sample's forward pass from which it is not tried.
+
+    Attributes:
+        way: folded (see above), vmap (`torch.func`), or none.
+        why: why it cannot be run for many at once; empty if it can.
+        products: multiply-adds of one sample's forward pass; 0 where that was not counted.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Tensor, large: float = math.inf) -> None:
+        self._model = model
+        self._running = vmap(self._one, (0, 0), randomness="error")
+        self.way: Literal["folded", "vmap", "none"] = "folded"
+        self.why = ""
+        self.products = _products(model, inputs[:1])
+        if self.products > large:
+            self.way, self.why = "none", f"a sample takes {self.products:,} multiply-adds, enough for one at a time"
+            return
+        reasons = []
+        ways: tuple[Literal["folded", "vmap"], ...] = ("folded", "vmap")
+        for way in ways:
+            self.way = way
+            try:
+                self._try(inputs)
+                return
+            except NotStackableError as error:
+                reasons.append(str(error))
+            except Exception as error:  # whatever a user's network, or torch for it, raises
+                reasons.append(f"{type(error).__name__}: {first_line(error)}")
+        self.way, self.why = "none", "; ".join(dict.fromkeys(reasons))
+
+    def __call__(
+        self,
+        tensors: Mapping[str, Tensor],
+        x: Tensor,
+        real: Tensor | None = None,
+        draws: Sequence[torch.Generator] | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Outputs of a folded batch.
+
+        Args:
+            tensors: parameters and buffers, stacked: [m, ...].
+            x: [m b, ...].
+            real: float32 [m, b], 0 for samples that only fill up; by default none do.
+            draws: a generator for each client, for dropout.
+            sizes: how many samples of each client are no fillers; by default all.
+
+        Returns:
+            [m b, ...].
+        """
+        clients = len(next(iter(tensors.values())))
+        if self.way == "vmap":
+            out: Tensor = self._running(dict(tensors), x.view(clients, -1, *x.shape[1:]))
+            return out.flatten(0, 1)
+        mode = _Folded(clients, real, draws, sizes)
+        with mode, kernels.drawing(mode.drop if draws is not None else None):
+            made: Tensor = functional_call(self._model, dict(tensors), (x,))
+        return made
+
+    @property
+    def masks(self) -> bool:
+        """Whether clients with fewer samples in a batch than others may be filled up."""
+        return self.way == "folded" or not any(isinstance(m, _NORMS) for m in self._model.modules())
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return any(
+            (isinstance(m, _DROPS) and m.p > 0) or bool(getattr(m, "_dropout", 0)) for m in self._model.modules()
+        )
+
+    def _one(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
+        with kernels.drawing(_refuse):
+            made: Tensor = functional_call(self._model, tensors, (x,))
+        return made
+
+    def _try(self, inputs: Tensor) -> None:
+        """Two clients at once against one at a time, in evaluation and in training."""
+        others = [name for name, b in self._model.named_buffers() if not b.is_floating_point()]
+        if strange := [name for name in others if not name.endswith(COUNT)]:
+            raise NotStackableError(f"it counts with whole numbers in {strange[0]}")
+        generator = torch.Generator().manual_seed(1)
+        stacked: dict[str, Tensor] = {}  # not the model's own, which may be a client's that diverged; in float64
+        for name, tensor in self._model.named_parameters():
+            stacked[name] = torch.rand(2, *tensor.shape, generator=generator, dtype=torch.float64).sub_(0.5).mul_(0.4)
+        for name, buffer in self._model.named_buffers():
+            stacked[name] = torch.zeros(2, *buffer.shape, dtype=buffer.dtype)
+            if buffer.is_floating_point():
+                drawn = torch.rand(2, *buffer.shape, generator=generator, dtype=torch.float64)
+                stacked[name] = drawn.add_(0.5)  # above 0, as a variance must be
+        stacked = {name: tensor.to(inputs.device) for name, tensor in stacked.items()}
+        shape = (2 * TRIED, *inputs.shape[1:])
+        x = torch.rand(shape, generator=generator) if inputs.is_floating_point() else torch.zeros(shape)
+        x = x.to(inputs.device, torch.float64 if inputs.is_floating_point() else inputs.dtype)
+        was = self._model.training
+        try:
+            for training in (False, True):
+                self._model.train(training)
+                self._compare(stacked, x)
+        finally:
+            self._model.train(was)
+
+    def _compare(self, stacked: Mapping[str, Tensor], x: Tensor) -> None:
+        alone, together = ({name: t.clone() for name, t in stacked.items()} for _ in range(2))
+        buffers = dict(self._model.named_buffers())
+        leaves = [tensor.requires_grad_() for name, tensor in together.items() if name not in buffers]
+        with torch.enable_grad(), _no_dropout():
+            outputs = self(together, x)
+            found = torch.autograd.grad(outputs.square().sum(), leaves, allow_unused=True)
+        for client, part in enumerate(x.chunk(2)):
+            own = {name: t[client].detach() for name, t in alone.items()}
+            leaves = [tensor.requires_grad_() for name, tensor in own.items() if name not in buffers]
+            with torch.enable_grad(), _no_dropout():
+                output = functional_call(self._model, own, (part,))
+                slopes = torch.autograd.grad(output.square().sum(), leaves, allow_unused=True)
+            pairs = [(outputs.chunk(2)[client], output)]
+            pairs += [(together[n][client], t) for n, t in own.items() if n in buffers]
+            for mine, theirs in zip(found, slopes, strict=True):
+                if (mine is None) != (theirs is None):
+                    raise NotStackableError("some of its weights are used for one client and not for another")
+                pairs += [(mine[client], theirs)] if mine is not None and theirs is not None else []
+            for mine, theirs in pairs:
+                scale = max(1.0, theirs.abs().max().item()) if theirs.numel() else 1.0
+                if mine.shape != theirs.shape or not torch.allclose(mine / scale, theirs / scale, CLOSE, CLOSE):
+                    raise NotStackableError("many clients at once give other numbers than one at a time")
+
+
+_NORMS = nn.modules.batchnorm._BatchNorm
+_DROPS = nn.modules.dropout._DropoutNd
+
+
+class _Counting(TorchFunctionMode):
+    """Counts the multiply-adds of linear layers and convolutions, which are nearly all there are."""
+
+    products = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (functional.linear, functional.conv2d) and len(args) > 1:
+            self.products += out.numel() * args[1][0].numel()
+        return out
+
+
+def _products(model: nn.Module, inputs: Tensor) -> int:
+    """Multiply-adds of the forward pass of these samples; 0 if it fails."""
+    was, counting = model.training, _Counting()
+    model.eval()
+    try:
+        with torch.no_grad(), counting:
+            model(inputs)
+    except Exception:  # whatever a user's network raises: it is tried later
+        return 0
+    finally:
+        model.train(was)
+    return counting.products
+
+
+def _refuse(*_: object) -> Tensor:
+    raise NotStackableError("it drops at random")
+
+
+@contextlib.contextmanager
+def _no_dropout() -> Iterator[None]:
+    """Dropout passes all on."""
+    with _Passing(), kernels.drawing(lambda x, *_: x):
+        yield
+
+
+class _Passing(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is functional.dropout else func(*args, **(kwargs or {}))

@@ -1,0 +1,146 @@
+"""What a client half asks of the engine: to train a model, for a gradient, for scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.training.local import LocalTraining, Samples
+from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.metrics import STREAMED, Metric
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
+
+
+@runtime_checkable
+class StackableTerm(Protocol):
+    """A term of the gradient that can be computed for many clients at once."""
+
+    def __call__(self, name: str, param: Tensor, gradient: Tensor) -> None:
+        """Change a gradient in place: of one client; or, of a stack, of its first clients [m, ...]."""
+        ...
+
+    def stacked(self, others: Sequence[StackableTerm]) -> GradientTerm:
+        """One term for several clients.
+
+        Args:
+            others: the terms of all of them, of this class, in order; this one is the first.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A request to train, with the arguments of `Trainer.fit`.
+
+    Attributes:
+        model: all tensors to start from.
+        samples: the client's data.
+        training: its settings.
+        generator: nothing has been drawn from it yet.
+        gradient_term: a method's own term.
+        loss: a method's own loss.
+        only: names of the parameters to train.
+    """
+
+    model: Params
+    samples: Samples
+    training: LocalTraining
+    generator: torch.Generator
+    gradient_term: GradientTerm | None = None
+    loss: Loss | None = None
+    only: Collection[str] | None = None
+
+    def like(self) -> Hashable:
+        """What must be equal for requests to be carried out together; None for one that is carried out alone."""
+        training = self.training
+        augmented = training.augment and training.augmentation != "shift-flip"
+        if self.loss is not None or training.loss.name != "auto" or ":" in training.optimizer or augmented:
+            return None
+        if self.gradient_term is not None and not isinstance(self.gradient_term, StackableTerm):
+            return None
+        only = None if self.only is None else frozenset(self.only)
+        return "fit", training, only, type(self.gradient_term), *_data(self.samples)
+
+    def size(self) -> int:
+        """Steps that it takes."""
+        count = len(self.samples.splits["train"])
+        if not count:
+            return 0
+        return self.training.steps or self.training.local_epochs * -(-count // self.training.batch_size)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A request for a gradient, with the arguments of `Trainer.gradient`.
+
+    Attributes:
+        model: all tensors.
+        samples: the client's data.
+        split: of them.
+        count: samples of the batch.
+        generator: draws it.
+        loss: settings of the loss.
+    """
+
+    model: Params
+    samples: Samples
+    split: str
+    count: int
+    generator: torch.Generator
+    loss: LossSettings
+
+    def like(self) -> Hashable:
+        """As of `Fit`."""
+        return None if self.loss.name != "auto" else ("gradient", self.loss, *_data(self.samples))
+
+    def size(self) -> int:
+        """Samples of the batch."""
+        return min(self.count, len(self.samples.splits[self.split]))
+
+
+@dataclass(frozen=True)
+class Score:
+    """A request for scores, with the arguments of `Trainer.evaluate`.
+
+    Attributes:
+        model: all tensors.
+        samples: the client's data.
+        split: of them.
+        predictor: a method's own.
+        metrics: what to measure.
+    """
+
+    model: Params
+    samples: Samples
+    split: str
+    predictor: Predictor | None
+    metrics: Sequence[Metric] | None
+
+    def like(self) -> Hashable:
+        """As of `Fit`."""
+        if self.predictor is not None:
+            return None
+        return "score", *_data(self.samples), self.streamed
+
+    @property
+    def streamed(self) -> bool:
+        """Whether sums over the predictions are all that the metrics need."""
+        return self.metrics is not None and all(metric.name in STREAMED for metric in self.metrics)
+
+    def size(self) -> int:
+        """Samples to score."""
+        return len(self.samples.splits[self.split])
+
+
+Request = Fit | Gradient | Score
+
+
+def _data(samples: Samples) -> tuple[Hashable, ...]:
+    """What kind of data samples are, and where they lie."""
+    features, labels = samples.features, samples.labels
+    return samples.kind, features.dtype, features.shape[1:], labels.dtype, labels.shape[1:]

@@ -1,0 +1,87 @@
+"""The optimisers of local training for many clients at once: elementwise, so that stacking changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.adamw import adamw
+
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.optim import EPSILON, FUSED, momentum_step
+
+
+class StackedOptimizer:
+    """SGD, Adam or AdamW of stacked parameters, of which a step may move the first clients only.
+
+    Args:
+        params: tensors [n, ...], changed in place.
+        training: which optimiser, and its settings.
+    """
+
+    def __init__(self, params: Sequence[Tensor], training: LocalTraining) -> None:
+        self._params, self._settings = list(params), training
+        self._first: list[Tensor | None] = [None] * len(self._params)
+        self._second: list[Tensor | None] = [None] * len(self._params)
+        self._steps = [torch.zeros(()) for _ in self._params]
+        self._fused = bool(self._params) and self._params[0].device.type in FUSED
+
+    def step(self, slopes: Sequence[Tensor | None], clients: int) -> None:
+        """One update of the first clients; a parameter without a gradient stays as it is.
+
+        Args:
+            slopes: gradients [clients, ...].
+            clients: m, never more than in the step before.
+        """
+        moved = [place for place, slope in enumerate(slopes) if slope is not None]
+        params = [self._params[place][:clients] for place in moved]
+        grads = [slope for slope in slopes if slope is not None]
+        if self._settings.optimizer == "sgd":
+            self._descend(moved, params, grads, clients)
+        else:
+            self._adapt(moved, params, grads, clients)
+
+    def _descend(self, moved: list[int], params: list[Tensor], grads: list[Tensor], clients: int) -> None:
+        settings, momenta = self._settings, [self._first[place] for place in moved]
+        some: list[Tensor | None] = [None if momentum is None else momentum[:clients] for momentum in momenta]
+        if any(momentum is not None for momentum in some):
+            some = [torch.zeros_like(g) if m is None else m for m, g in zip(some, grads, strict=True)]
+        fresh = [momentum is None for momentum in momenta]
+        momentum_step(
+            params,
+            grads,
+            some,
+            rate=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+            fused=self._fused,
+        )
+        for place, new, momentum in zip(moved, fresh, some, strict=True):
+            if new:
+                self._first[place] = momentum
+
+    def _adapt(self, moved: list[int], params: list[Tensor], grads: list[Tensor], clients: int) -> None:
+        settings = self._settings
+        for place in moved:
+            if self._first[place] is None:
+                self._first[place] = torch.zeros_like(self._params[place])
+                self._second[place] = torch.zeros_like(self._params[place])
+        (adamw if settings.optimizer == "adamw" else adam)(
+            params,
+            grads,
+            [first[:clients] for place in moved if (first := self._first[place]) is not None],
+            [second[:clients] for place in moved if (second := self._second[place]) is not None],
+            [],
+            [self._steps[place] for place in moved],
+            fused=self._fused,
+            amsgrad=False,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )

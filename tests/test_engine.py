@@ -1,0 +1,430 @@
+"""Many clients trained as one program, against one at a time: the same numbers to rounding, whatever the cohort."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedham_flwr.algorithms.fedprox import Proximal
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.batches import Kind
+from fedham_flwr.models import NetworkSettings, build
+from fedham_flwr.models.cnn import DigitsCNN
+from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.models.lenet import LeNet, LeNetBN
+from fedham_flwr.models.mlp import MLP
+from fedham_flwr.training.cohort import CohortTrainer, Engine, in_cohort, run_together
+from fedham_flwr.training.folded import StackedNetwork
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.metrics import METRICS
+from fedham_flwr.training.trainer import Trainer
+
+CPU = torch.device("cpu")
+PLAIN = LocalTraining(2, 8, 0.05, 0.0, 0.0, augment=False)
+MOMENTUM = dataclasses.replace(PLAIN, momentum=0.9, weight_decay=0.01)
+TIGHT, LOOSE = 1e-10, 1e-5
+"""Relative, of a whole tensor, in float64 and in float32, after one round."""
+
+
+class Everything(nn.Module):
+    """Layers that the built-in networks do not have: group and layer normalisation, dropout, a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1, stride=2)
+        self.norm = nn.GroupNorm(2, 8)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
+        self.drop = nn.Dropout(0.3)
+        self.layer = nn.LayerNorm(32)
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        x = self.drop(torch.tanh(self.deep(x)))
+        return self.head(self.layer(nn.functional.max_pool2d(x, 2).flatten(1)))
+
+
+class Words(nn.Module):
+    """An embedding, and its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.words(x).mean(1))
+
+
+class Scaled(nn.Module):
+    """A parameter that no layer of torch's has, so that only `torch.func` can stack it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * self.gain
+
+
+class Deciding(nn.Module):
+    """Looks at its input to decide what to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(5, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
+
+
+NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: MLP((2, 3), 4), (2, 3)),
+    "digits-cnn": (lambda: DigitsCNN((1, 8, 8), 4), (1, 8, 8)),
+    "lenet": (lambda: LeNet((3, 16, 16), 4), (3, 16, 16)),
+    "lenet-bn": (lambda: LeNetBN((1, 16, 16), 4), (1, 16, 16)),
+    "everything": (Everything, (1, 8, 8)),
+    "scaled": (Scaled, (5,)),
+    "deciding": (Deciding, (5,)),
+}
+
+
+@dataclass
+class Data:
+    """A client's samples, in float64 where the network is."""
+
+    features: Tensor
+    labels: Tensor
+    splits: Mapping[str, Tensor]
+    kind: Kind = "array"
+
+
+def dealt(shape: tuple[int, ...], sizes: list[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Data]:
+    """Clients with so many training samples each, all in the same two tensors."""
+    draw = torch.Generator().manual_seed(seed)
+    total = sum(sizes)
+    features = torch.randn(total, *shape, generator=draw, dtype=torch.float64).to(dtype)
+    labels = torch.randint(0, 4, (total,), generator=draw)
+    parts = torch.randperm(total, generator=draw).split(sizes)
+    return [Data(features, labels, {"train": part, "test": part}) for part in parts]
+
+
+def trainer(make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype, precision: str = "fp32") -> Any:
+    """A trainer and an engine of the same network."""
+    torch.manual_seed(0)
+    model = make().to(dtype)
+    inputs = torch.zeros(2, *shape, dtype=dtype)
+    alone = Trainer(model, CPU, precision, manifest_of(model, [inputs]))
+    return alone, Engine(alone, model, inputs)
+
+
+def models(alone: Trainer, count: int) -> list[Params]:
+    """Different models to start from."""
+    draw = torch.Generator().manual_seed(5)
+    return [
+        {n: t + 0.1 * torch.rand(t.shape, generator=draw, dtype=t.dtype) for n, t in alone.initial.items()}
+        for _ in range(count)
+    ]
+
+
+def stream(place: int) -> torch.Generator:
+    return torch.Generator().manual_seed(100 + place)
+
+
+def far(mine: Params, theirs: Params) -> float:
+    """The largest relative distance of a tensor; one that is nearly 0 beside the others is measured by those."""
+    assert mine.keys() == theirs.keys()
+    whole = max(t.norm().item() for t in theirs.values())
+    return max((mine[n] - t).norm().item() / max(t.norm().item(), 1e-3 * whole) for n, t in theirs.items())
+
+
+def one_at_a_time(alone: Trainer, starts: list[Params], data: list[Data], training: LocalTraining, **given: Any) -> Any:
+    found = []
+    for place, (start, samples) in enumerate(zip(starts, data, strict=True)):
+        alone.load(start)
+        mean = alone.fit(samples, training, stream(place), **{k: v[place] for k, v in given.items()})
+        found.append((alone.read(alone.manifest.names()), mean))
+    return found
+
+
+def together(engine: Engine, starts: list[Params], data: list[Data], training: LocalTraining, **given: Any) -> Any:
+    def task(place: int) -> Any:
+        view = CohortTrainer(engine)
+        view.load(starts[place])
+        mean = view.fit(data[place], training, stream(place), **{k: v[place] for k, v in given.items()})
+        return view.read_checked(), mean
+
+    return run_together([lambda place=place: task(place) for place in range(len(data))])  # type: ignore[misc]
+
+
+def check(
+    name: str, sizes: list[int], training: LocalTraining, dtype: torch.dtype = torch.float64, **given: Any
+) -> Engine:
+    """Both ways, compared; the engine, for what it says of itself."""
+    make, shape = NETWORKS[name]
+    most = TIGHT if dtype == torch.float64 else LOOSE
+    alone, engine = trainer(make, shape, dtype)
+    data = dealt(shape, sizes, dtype)
+    starts = models(alone, len(sizes))
+    made = {key: make_each(starts) for key, make_each in given.items()}
+    wanted = one_at_a_time(alone, starts, data, training, **made)
+    found = together(engine, starts, data, training, **made)
+    for (mine, mean), (theirs, loss) in zip(found, wanted, strict=True):
+        assert far(mine, theirs) < most
+        assert mean == pytest.approx(loss, rel=1e-5)  # both are summed in float32
+    return engine
+
+
+UNEQUAL = [30, 17, 8, 3, 24, 9, 16]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_trains_as_one_at_a_time(name: str) -> None:
+    engine = check(name, [size + 1 if name == "lenet-bn" and size % 8 == 1 else size for size in UNEQUAL], MOMENTUM)
+    assert engine.network.way == {"scaled": "vmap", "deciding": "none"}.get(name, "folded")
+    assert (engine.together == 0) == (name == "deciding")
+    assert (engine.alone == {}) == (name != "deciding")
+
+
+TRAININGS = {
+    "plain": PLAIN,
+    "nesterov": dataclasses.replace(MOMENTUM, nesterov=True),
+    "adam": dataclasses.replace(PLAIN, optimizer="adam", learning_rate=0.01, weight_decay=0.1),
+    "adamw": dataclasses.replace(PLAIN, optimizer="adamw", learning_rate=0.01, weight_decay=0.1),
+    "clipped": dataclasses.replace(MOMENTUM, max_grad_norm=0.3),
+    "steps": dataclasses.replace(MOMENTUM, steps=5),
+    "smooth": dataclasses.replace(PLAIN, loss=LossSettings(label_smoothing=0.2)),
+    "balanced": dataclasses.replace(PLAIN, loss=LossSettings(class_weights="balanced")),
+    "both": dataclasses.replace(PLAIN, loss=LossSettings(label_smoothing=0.2, class_weights="balanced")),
+}
+
+
+@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
+def test_every_way_to_train_is_that_of_one_at_a_time(training: LocalTraining) -> None:
+    weighed = training.loss.class_weights == "balanced"  # with weights in float32
+    assert check("mlp", UNEQUAL, training, torch.float32 if weighed else torch.float64).alone == {}
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100])
+def test_cohorts_of_any_size_and_very_unequal_data(count: int) -> None:
+    sizes = [1 + (17 * place) % 41 if place else 1 for place in range(count)]
+    check("digits-cnn", sizes, MOMENTUM)
+
+
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=9), st.integers(1, 12), st.integers(1, 3))
+@hypothesis_settings(max_examples=25)
+def test_any_sizes(sizes: list[int], batch_size: int, epochs: int) -> None:
+    check("mlp", sizes, dataclasses.replace(MOMENTUM, batch_size=batch_size, local_epochs=epochs))
+
+
+def test_only_some_parameters_are_trained_and_frozen_statistics_rest() -> None:
+    make, shape = NETWORKS["lenet-bn"]
+    alone, _ = trainer(make, shape, torch.float64)
+    names = alone.manifest.names(["fc2", "fc3"])
+    check("lenet-bn", [16, 8, 24], MOMENTUM, only=lambda starts: [names] * len(starts))
+
+
+def test_a_term_of_the_gradient_that_can_be_stacked_is() -> None:
+    engine = check("mlp", UNEQUAL, MOMENTUM, gradient_term=lambda starts: [Proximal(start, 0.5) for start in starts])
+    assert engine.alone == {}
+
+
+def test_a_term_of_somebodys_own_runs_one_at_a_time() -> None:
+    def term(name: str, param: Tensor, gradient: Tensor) -> None:
+        gradient.add_(param, alpha=0.1)
+
+    engine = check("mlp", UNEQUAL, MOMENTUM, gradient_term=lambda starts: [term] * len(starts))
+    assert engine.alone == {"fit": len(UNEQUAL)}
+
+
+def test_other_blocks_change_nothing_beyond_rounding() -> None:
+    make, shape = NETWORKS["digits-cnn"]
+    alone, engine = trainer(make, shape, torch.float64)
+    data, starts = dealt(shape, UNEQUAL), models(alone, len(UNEQUAL))
+    whole = together(engine, starts, data, MOMENTUM)
+    engine._block = 3
+    for (mine, _), (theirs, _) in zip(together(engine, starts, data, MOMENTUM), whole, strict=True):
+        assert far(mine, theirs) < TIGHT
+
+
+def test_float32_is_close_after_one_round() -> None:
+    for name in ("mlp", "digits-cnn", "lenet"):
+        make, shape = NETWORKS[name]
+        alone, engine = trainer(make, shape, torch.float32)
+        data, starts = dealt(shape, UNEQUAL, torch.float32), models(alone, len(UNEQUAL))
+        wanted = one_at_a_time(alone, starts, data, MOMENTUM)
+        for (mine, _), (theirs, _) in zip(together(engine, starts, data, MOMENTUM), wanted, strict=True):
+            assert far(mine, theirs) < LOOSE
+
+
+def test_bfloat16_is_no_farther_from_float32_than_one_at_a_time() -> None:
+    make, shape = NETWORKS["digits-cnn"]
+    exact, _ = trainer(make, shape, torch.float32)
+    alone, engine = trainer(make, shape, torch.float32, "bf16")
+    data, starts = dealt(shape, UNEQUAL, torch.float32), models(alone, len(UNEQUAL))
+    true = one_at_a_time(exact, starts, data, PLAIN)
+    wanted = one_at_a_time(alone, starts, data, PLAIN)
+    found = together(engine, starts, data, PLAIN)
+    assert engine.alone == {}
+    mine, theirs = ([far(each, t) for (each, _), (t, _) in zip(got, true, strict=True)] for got in (found, wanted))
+    assert sum(mine) < 1.5 * sum(theirs)
+
+
+# ---- what goes wrong at one client ---------------------------------------------------------------------------------
+
+
+def test_a_client_that_diverges_fails_alone() -> None:
+    make, shape = NETWORKS["mlp"]
+    alone, engine = trainer(make, shape, torch.float32)
+    data, starts = dealt(shape, [16, 16, 16], torch.float32), models(alone, 3)
+    good = together(engine, starts, data, MOMENTUM)
+    data[1] = dataclasses.replace(data[1], features=data[1].features.clone().fill_(float("nan")))
+
+    def task(place: int) -> Any:
+        view = CohortTrainer(engine)
+        view.load(starts[place])
+        try:
+            view.fit(data[place], MOMENTUM, stream(place))
+        except UserError as error:
+            return str(error)
+        return view.read_checked()
+
+    found = run_together([lambda place=place: task(place) for place in range(3)])  # type: ignore[misc]
+    assert found[1] == "training diverged: the loss is nan; lower learning-rate=0.05"
+    for place in (0, 2):
+        assert far(found[place], good[place][0]) < LOOSE
+
+
+def test_a_batch_of_one_is_refused_by_batch_normalisation_for_its_client_only() -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 4)
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.linear(x))
+
+    alone, engine = trainer(Flat, (5,), torch.float32)
+    data, starts = dealt((5,), [16, 9, 16], torch.float32), models(alone, 3)
+
+    def task(place: int) -> Any:
+        view = CohortTrainer(engine)
+        view.load(starts[place])
+        try:
+            return view.fit(data[place], MOMENTUM, stream(place))
+        except UserError as error:
+            return str(error)
+
+    found = run_together([lambda place=place: task(place) for place in range(3)])  # type: ignore[misc]
+    assert isinstance(found[0], float)
+    assert isinstance(found[2], float)
+    assert found[1].startswith("batch normalisation needs two values per channel or more")
+
+
+def test_an_error_of_a_task_ends_all() -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_together([fail, lambda: None])
+
+
+# ---- gradients and scores ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "deciding"])
+def test_gradients_and_scores_are_those_of_one_at_a_time(name: str) -> None:
+    make, shape = NETWORKS[name]
+    alone, engine = trainer(make, shape, torch.float64)
+    data, starts = dealt(shape, UNEQUAL), models(alone, len(UNEQUAL))
+    measured = [METRICS["accuracy"]]
+
+    def task(place: int, view: Trainer | CohortTrainer) -> Any:
+        view.load(starts[place])
+        draw = stream(place)
+        slopes = [view.gradient(data[place], "train", 6, draw) for _ in range(2)]
+        slopes = [{n: t.clone() for n, t in slope.items()} for slope in slopes]
+        return slopes, view.evaluate(data[place], "test", None, measured), view.evaluate(data[place], "test")
+
+    found = run_together([lambda place=place: task(place, CohortTrainer(engine)) for place in range(len(data))])  # type: ignore[misc]
+    for place, (slopes, scores, more) in enumerate(found):
+        theirs, score, also = task(place, alone)
+        if name != "everything":  # one at a time, the second seed is drawn from torch's global generator too
+            for mine, other in zip(slopes, theirs, strict=True):
+                assert far(mine, other) < TIGHT
+        assert scores.n == score.n == more.n == also.n == UNEQUAL[place]
+        for mine, other in ((scores, score), (more, also)):
+            assert mine.values == pytest.approx(other.values, rel=1e-5)
+            assert mine.values["accuracy"] == other.values["accuracy"]
+
+
+def test_one_model_for_all_is_scored_as_one() -> None:
+    make, shape = NETWORKS["mlp"]
+    alone, engine = trainer(make, shape, torch.float32)
+    data = dealt(shape, [600, 3, 41], torch.float32)
+    measured = [METRICS["accuracy"]]
+
+    def task(place: int, view: Trainer | CohortTrainer) -> Any:
+        view.load(alone.initial)
+        return view.evaluate(data[place], "test", None, measured)
+
+    found = run_together([lambda place=place: task(place, CohortTrainer(engine)) for place in range(3)])  # type: ignore[misc]
+    for place, scores in enumerate(found):
+        wanted = task(place, alone)
+        assert scores.n == wanted.n
+        assert scores.values["accuracy"] == wanted.values["accuracy"]
+        assert scores.loss == pytest.approx(wanted.loss, rel=1e-6)
+
+
+# ---- the trial -----------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_mixes_samples_is_not_folded() -> None:
+    class Mixing(Scaled):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(x - x.mean(0))
+
+    assert StackedNetwork(Mixing(), torch.zeros(2, 5)).way == "vmap"
+
+
+def test_a_network_that_decides_by_values_says_so() -> None:
+    network = StackedNetwork(Deciding(), torch.zeros(2, 5))
+    assert network.way == "none"
+    assert network.why.startswith("it decides by a value of its input or weights")
+
+
+def test_a_large_network_is_not_tried() -> None:
+    network = StackedNetwork(MLP((2, 3), 4), torch.zeros(2, 2, 3), large=10)
+    assert (network.way, network.products) == ("none", 6 * 64 + 64 * 64 + 64 * 4)
+    assert network.why == "a sample takes 4,736 multiply-adds, enough for one at a time"
+
+
+def test_an_embedding_is_looked_up_in_each_clients_own_table() -> None:
+    network = StackedNetwork(Words(), torch.zeros(2, 3, dtype=torch.int64))
+    assert network.way == "folded"
+
+
+def test_outside_of_a_cohort_nobody_is_in_one() -> None:
+    assert not in_cohort()
+    assert run_together([in_cohort]) == [True]
+
+
+def test_the_trial_leaves_the_model_as_it_was() -> None:
+    model = build("lenet-bn", (1, 28, 28), 10, 0, NetworkSettings())
+    was = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert StackedNetwork(model, torch.zeros(2, 1, 28, 28)).way == "folded"
+    assert all(torch.equal(tensor, was[name]) for name, tensor in model.state_dict().items())
+    assert model.training
