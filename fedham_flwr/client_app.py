@@ -22,10 +22,12 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.records import MEMBER
-from fedham_flwr.data.clients import ClientData, open_node, open_partition
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import Job, RoundClient
+from fedham_flwr.federation.messages import Download, Metrics, Profile
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.roster import identify
@@ -85,7 +87,7 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
 def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
     data = _open_data(context, settings)
     return wire.write_profile(
-        wire.Profile(
+        Profile(
             client=identify(context.node_config),
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
@@ -104,7 +106,7 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     client, seconds = _open_client(stage, message, context, settings)
     client.job.trainer.manifest.check(client.job.download.params, client.received_names)
     params = FlowerClient(client).work(stage)
-    metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
+    metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
     return wire.write_upload(
         client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age
@@ -156,7 +158,7 @@ class _Place(NamedTuple):
     own: bool = True  # on a node of its own, and not in a simulation
 
 
-def _place(node: Mapping[str, Value], download: wire.Download) -> _Place:
+def _place(node: Mapping[str, Value], download: Download) -> _Place:
     """Where this client writes: on a node of its own never where the server says, since the disk is not the server's.
 
     Raises:

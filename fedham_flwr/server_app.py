@@ -19,9 +19,9 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind
-from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup, Task
 from fedham_flwr.federation.exchange import Recorder
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models.grouping import manifest_of
@@ -203,7 +203,7 @@ def _task(
     settings: Settings,
     shape: tuple[int, ...],
     classes: int,
-    profiles: Sequence[wire.Profile],
+    profiles: Sequence[Profile],
     run: Path,
     saved: tuple[Checkpoint, Path] | None,
 ) -> Task:

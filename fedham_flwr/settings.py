@@ -22,8 +22,8 @@ from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import PrivacySettings, faults
 from fedham_flwr.data.batches import Target
-from fedham_flwr.data.clients import DataSettings
-from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
+from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION

@@ -16,7 +16,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import Target
 from fedham_flwr.federation.bounds import check_report
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.settings import parse
 from fedham_flwr.training import metrics
 from fedham_flwr.training.metrics import METRICS, Measurement, Metric, chosen, faults, known, selection

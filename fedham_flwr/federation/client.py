@@ -21,10 +21,10 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
-from fedham_flwr.federation.wire import Download
 from fedham_flwr.settings import Settings
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.state.store import ClientState

@@ -12,7 +12,7 @@ from pathlib import Path
 from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
@@ -29,7 +29,7 @@ from fedham_flwr.training.metrics import ACCURACY, Metric, selection
 log = logging.getLogger("fedham_flwr")
 
 
-def describe(profile: wire.Profile) -> dict[str, object]:
+def describe(profile: Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
     return {
