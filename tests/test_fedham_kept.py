@@ -22,9 +22,10 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import read
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation import record_values, wire
+from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.messages import ClientFailure, Download, Upload
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
@@ -169,7 +170,7 @@ def test_a_row_that_is_none_is_refused(
     federate: Federate, options: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
 ) -> None:
     def spoil(_message: Message, reply: Message) -> None:
-        tensors = record_values.tensors(reply.content.array_records["extras"])
+        tensors = read_tensors(reply.content.array_records["extras"])
         change(tensors)
         reply.content["extras"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
 

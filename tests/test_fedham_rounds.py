@@ -18,7 +18,7 @@ from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation import record_values
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
@@ -150,11 +150,7 @@ def test_7_one_meta_step_of_peers_is_the_step_of_the_server(federate: Federate) 
     first = federate(**batch, **TRANSPORTS[0], **peers, **plain)
     second = federate(**batch, **TRANSPORTS[2], **{"amn.optimizer": "sgd", "amn.learning-rate": 1.0})
     for client, context in enumerate(first.grid.contexts.values()):
-        psi = {
-            n: t
-            for n, t in record_values.tensors(context.state.array_records["personal"]).items()
-            if n.startswith("meta/")
-        }
+        psi = {n: t for n, t in read_tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
         assert psi.keys() == {n for n in second.state if n.startswith("meta/")}
         start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
         for name, tensor in psi.items():
