@@ -34,7 +34,8 @@ from fedham_flwr.federation.roster import identify
 from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
-from fedham_flwr.settings import Settings, Value, parse
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.files import private_folder
 from fedham_flwr.state.store import ClientState, StateLostError
 from fedham_flwr.training.trainer import Trainer

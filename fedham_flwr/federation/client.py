@@ -25,11 +25,11 @@ from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
-from fedham_flwr.settings import Settings
+from fedham_flwr.run_settings import Settings
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.local import Samples
-from fedham_flwr.training.metrics import Scores
+from fedham_flwr.training.measurement import Scores
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Trainer
 
 log = logging.getLogger("fedham_flwr")

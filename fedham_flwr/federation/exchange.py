@@ -21,7 +21,7 @@ from fedham_flwr.federation import bounds, wire
 from fedham_flwr.federation.messages import ClientFailure, Download, Start, Upload
 from fedham_flwr.federation.roster import Roster, order, read_reply
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
-from fedham_flwr.settings import Settings
+from fedham_flwr.run_settings import Settings
 
 log = logging.getLogger("fedham_flwr")
 AT_ONCE = 16

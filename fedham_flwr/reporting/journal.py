@@ -23,8 +23,9 @@ from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
 from fedham_flwr.reporting.summary import digest, final, selected
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
-from fedham_flwr.settings import Settings
-from fedham_flwr.training.metrics import ACCURACY, Metric, selection
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.training.metric_choice import selection
+from fedham_flwr.training.metrics import ACCURACY, Metric
 
 log = logging.getLogger("fedham_flwr")
 

@@ -20,7 +20,8 @@ from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment, losses, optim
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
-from fedham_flwr.training.metrics import Measurement, Metric, Scores
+from fedham_flwr.training.measurement import Measurement, Scores
+from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.modes import seeded, training_only
 
 EVALUATION_BATCH = 256
