@@ -20,7 +20,7 @@ from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.federation.roster import hold_out
 from fedham_flwr.models import export
 from fedham_flwr.reporting import journal
-from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.progress import Progress
 from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods, parse
@@ -173,7 +173,7 @@ def test_the_pictures_and_the_lines_of_the_rounds_leave_it_out(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     shown: list[dict[str, float]] = []
-    monkeypatch.setattr(report.Progress, "round", lambda _self, _number, values: shown.append(dict(values)))
+    monkeypatch.setattr(Progress, "round", lambda _self, _number, values: shown.append(dict(values)))
     run = federate(strategy="fedper", pictures=True, **HELD_OUT)
     members = [row for row in run.rows if row.population == "member"]
     for draw, name in ((journal.learning_curves, "learning-curves.png"), (journal.client_bars, "clients.png")):

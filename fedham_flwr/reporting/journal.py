@@ -19,6 +19,7 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
+from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
 from fedham_flwr.reporting.summary import digest, final, selected
 from fedham_flwr.resume import checkpoints
@@ -63,7 +64,7 @@ class Journal:
     _validated: set[str] = field(default_factory=set)
     _ready: float | None = None
     _records: list[RoundRecord] = field(default_factory=list)
-    _progress: report.Progress | None = None
+    _progress: Progress | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def measures(self, measured: tuple[Metric, ...]) -> None:
@@ -91,9 +92,7 @@ class Journal:
     def __enter__(self) -> Journal:
         """Show the progress."""
         rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
-        self._progress = self._stack.enter_context(
-            report.Progress(rounds, self.settings.strategy, metric=self._headline)
-        )
+        self._progress = self._stack.enter_context(Progress(rounds, self.settings.strategy, metric=self._headline))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,7 +119,7 @@ class Journal:
         self._progress.failed(record.failures)
         if record.kind not in ("train", "personal"):
             return
-        values = report.line_values(rows, len(record.cohort), record.replies, _waited(record), self._headline)
+        values = line_values(rows, len(record.cohort), record.replies, _waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
         else:
