@@ -26,7 +26,8 @@ from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.client import Job, RoundClient
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Download, Metrics, Profile
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private

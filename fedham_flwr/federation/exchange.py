@@ -15,8 +15,9 @@ from flwr.serverapp import Grid
 
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.methods import Split
-from fedham_flwr.core.parameters import Manifest, Params, num_bytes
+from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import Failure, MixingWeights, RoundRecord, Row
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation import bounds, wire
 from fedham_flwr.federation.messages import ClientFailure, Download, Start, Upload
 from fedham_flwr.federation.roster import Roster, order, read_reply

@@ -21,7 +21,7 @@ from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_wei
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
-from fedham_flwr.reporting.summary import digest, final, selected
+from fedham_flwr.reporting.summary import digest, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.run_settings import Settings
@@ -119,7 +119,7 @@ class Journal:
         self._progress.failed(record.failures)
         if record.kind not in ("train", "personal"):
             return
-        values = line_values(rows, len(record.cohort), record.replies, _waited(record), self._headline)
+        values = line_values(rows, len(record.cohort), record.replies, waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
         else:
@@ -225,12 +225,7 @@ class Journal:
 
     def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
         now = time.perf_counter()
-        rounds = [_waited(record) for record in self._records if record.kind == "train"]
-        moved: dict[str, dict[str, int]] = {}
-        for record in self._records:
-            total = moved.setdefault(record.kind, {"up": 0, "down": 0})
-            total["up"] += record.bytes_up
-            total["down"] += record.bytes_down
+        rounds = [waited(record) for record in self._records if record.kind == "train"]
         summary: dict[str, object] = {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
@@ -247,11 +242,6 @@ class Journal:
                 "per-round": sum(rounds) / len(rounds) if rounds else None,
                 "total": now - self.began,
             },
-            "bytes": {way: sum(kind[way] for kind in moved.values()) for way in ("up", "down")} | moved,
+            "bytes": traffic(self._records),
         }
         return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}
-
-
-def _waited(record: RoundRecord) -> float:
-    """Seconds of an exchange as the server sees it."""
-    return record.seconds["exchange"] + record.seconds["check"]
