@@ -145,7 +145,7 @@ class Trainer:
             samples: the client's data.
             split: a non-empty split.
             predictor: a method's own way to predict; by default the model.
-            metrics: what to measure beside the loss, see `metrics.chosen`; by default what `auto` stands for.
+            metrics: what to measure beside the loss, see `metric_choice.chosen`; by default what `auto` stands for.
         """
         predict = predictor or (lambda model, x: model(x))
         measurement = Measurement(metrics, self.device)
