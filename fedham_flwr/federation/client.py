@@ -7,7 +7,6 @@ are three things, which `train` gives in an `Outcome`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,8 +25,6 @@ from fedham_flwr.state.memory import Memory
 from fedham_flwr.training.local import Samples
 from fedham_flwr.training.measurement import Scores
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
-
-log = logging.getLogger("fedham_flwr")
 
 
 class RoundClient:
