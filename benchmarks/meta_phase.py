@@ -156,7 +156,7 @@ def server(chosen: Mapping[str, Value], shape: tuple[int, ...], classes: int) ->
     from fedham_flwr import models
     from fedham_flwr.core.parameters import Manifest, read
     from fedham_flwr.federation.contract import Task
-    from fedham_flwr.federation.wire import Upload
+    from fedham_flwr.federation.messages import Upload
     from fedham_flwr.server_app import build_strategy
 
     network, names = models.build(str(chosen["model"]), shape, classes, 0), tuple(map(str, range(CLIENTS)))

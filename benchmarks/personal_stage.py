@@ -30,7 +30,8 @@ from fedham_flwr import models
 from fedham_flwr.algorithms.fedtransfer import frozen_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.data.batches import to_float
-from fedham_flwr.settings import Settings, Value, parse
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, parse
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.trainer import Trainer
 

@@ -108,7 +108,7 @@ def random_uploads(strategy: Any) -> dict[str, Any]:
     """A trained model of every client, each tensor in memory of its own, as they come off the wire."""
     import torch
 
-    from fedham_flwr.federation.wire import Upload
+    from fedham_flwr.federation.messages import Upload
 
     draw, shapes = torch.Generator().manual_seed(1), strategy.manifest.shapes
     return {
@@ -121,7 +121,7 @@ def random_answers(strategy: Any) -> dict[str, Any]:
     """The rows of mixing weights with which the clients answer FedHAM's questions."""
     import torch
 
-    from fedham_flwr.federation.wire import Upload
+    from fedham_flwr.federation.messages import Upload
 
     draw, clients = torch.Generator().manual_seed(2), strategy.bank.clients
     rows = torch.randn(len(clients), len(strategy.bank.groups), len(clients), generator=draw).softmax(-1)

@@ -8,12 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from fedham_flwr.algorithms.fedham import FedHAMSettings, Through
+from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.mixing.attention import Peers
+from fedham_flwr.mixing.attention import Peers, Through
 from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
 from fedham_flwr.training.local import Samples
 

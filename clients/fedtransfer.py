@@ -4,7 +4,7 @@ from typing import final
 
 from fedham_flwr.algorithms import fedtransfer
 from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
-from fedham_flwr.core import parameters
+from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
@@ -20,7 +20,7 @@ class FedTransferClient(RoundClient):
         """R6: what came, and a fresh block."""
         trainer = self.job.trainer
         fresh = {name: trainer.initial[name] for name in self.split.personal}
-        return parameters.merge(received, fresh, trainer.manifest.names())
+        return trees.merge(received, fresh, trainer.manifest.names())
 
     def train(self, start: Params) -> Outcome:
         """R2 in the rounds; after them R7 and R8.

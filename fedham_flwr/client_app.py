@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -22,23 +22,29 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.records import MEMBER
-from fedham_flwr.data.clients import ClientData, open_node, open_partition
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.client import Job, RoundClient
+from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.job import Job
+from fedham_flwr.federation.messages import Download, Metrics, Profile
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.roster import identify
 from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
-from fedham_flwr.settings import Settings, Value, parse
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.files import private_folder
 from fedham_flwr.state.store import ClientState, StateLostError
-from fedham_flwr.training.cohort import CohortTrainer, Engine, in_cohort
 from fedham_flwr.training.trainer import Trainer
 
 log = logging.getLogger("fedham_flwr")
+
+if TYPE_CHECKING:
+    from fedham_flwr.training.engine.engine import Engine
 
 Handler = Callable[[Message, Context], Message]
 Work = Callable[[Message, Context, Settings], RecordDict]
@@ -86,7 +92,7 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
 def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
     data = _open_data(context, settings)
     return wire.write_profile(
-        wire.Profile(
+        Profile(
             client=identify(context.node_config),
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
@@ -105,7 +111,7 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     client, seconds = _open_client(stage, message, context, settings)
     client.job.trainer.manifest.check(client.job.download.params, client.received_names)
     params = FlowerClient(client).work(stage)
-    metrics: wire.Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
+    metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
     return wire.write_upload(
         client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age
@@ -145,7 +151,8 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     )
     download = dataclasses.replace(download, export=str(place.export or ""))
     method = registry.method(settings.strategy)
-    face = CohortTrainer(engine()) if in_cohort() else trainer
+    cohort = sys.modules.get("fedham_flwr.training.engine.cohort")  # not imported where nobody runs in one
+    face = cohort.CohortTrainer(engine()) if cohort and cohort.in_cohort() else trainer
     job = Job(client, settings, method, data, face, state, download, stage)
     return half(method.client)(job), time.perf_counter() - began
 
@@ -158,7 +165,7 @@ class _Place(NamedTuple):
     own: bool = True  # on a node of its own, and not in a simulation
 
 
-def _place(node: Mapping[str, Value], download: wire.Download) -> _Place:
+def _place(node: Mapping[str, Value], download: Download) -> _Place:
     """Where this client writes: on a node of its own never where the server says, since the disk is not the server's.
 
     Raises:
@@ -218,6 +225,8 @@ def _trainer(
 
     @lru_cache(maxsize=1)
     def engine() -> Engine:
+        from fedham_flwr.training.engine.engine import Engine
+
         inputs = models.trial_batches(shape)[0]
         return Engine(trainer, model, inputs.to(trainer.device))
 

@@ -19,9 +19,9 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind
-from fedham_flwr.federation import wire
-from fedham_flwr.federation.contract import HasPersonalStage, RunProgress, Setup, Task
+from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.exchange import Recorder
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models.grouping import manifest_of
@@ -29,11 +29,12 @@ from fedham_flwr.registry import half, method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
-from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest, read_state, restore_clients
+from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
-from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
-from fedham_flwr.settings import Settings, Value, defaults, flatten, parse
-from fedham_flwr.training import augment, losses, metrics, optim
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, defaults, flatten, parse
+from fedham_flwr.starts import go_on, start_from
+from fedham_flwr.training import augment, losses, metric_choice, optim
 
 log = logging.getLogger("fedham_flwr")
 
@@ -128,7 +129,7 @@ def prepare(
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     measured = settings.measured(profiles[0].target, classes)
-    metrics.check(measured, profiles[0].target, classes)
+    metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
     if len(shape) == 1 and profiles[0].target != "next-token" and not is_path(settings.model):
         raise UserError(
@@ -203,7 +204,7 @@ def _task(
     settings: Settings,
     shape: tuple[int, ...],
     classes: int,
-    profiles: Sequence[wire.Profile],
+    profiles: Sequence[Profile],
     run: Path,
     saved: tuple[Checkpoint, Path] | None,
 ) -> Task:
@@ -216,71 +217,6 @@ def _task(
         return Task(shape, classes, str(run / "model"), training)
     keep.mkdir(mode=0o700, exist_ok=True)
     return Task(shape, classes, str(run / "model"), training, str(keep))
-
-
-def go_on(
-    strategy: RoundStrategy,
-    checkpoint: Checkpoint,
-    folder: Path,
-    network: str,
-    directory: RunDirectory,
-    simulated: bool,
-) -> None:
-    """Let a run that was interrupted continue from a checkpoint: the server, a simulation's clients, and the results.
-
-    Args:
-        strategy: gets the state.
-        checkpoint: where the run was.
-        folder: the checkpoint's.
-        network: name of the network.
-        directory: the run's.
-        simulated: whether the clients' personal states are in the checkpoint.
-
-    Raises:
-        UserError: these are other clients, or another network.
-    """
-    now = order(strategy.setup.roster.nodes)
-    if simulated and now != checkpoint.clients:
-        raise UserError(
-            f"resume={directory.path}: the run had {len(checkpoint.clients)} clients, and there are {len(now)} now: a "
-            f"simulation is continued with as many (--num-supernodes {len(checkpoint.clients)})"
-        )
-    try:
-        strategy.load_state_dict(read_state(folder))
-    except ValueError as error:
-        raise UserError(
-            f"resume={directory.path}: {folder.name} does not fit the {network} of this run: {error}"
-        ) from error
-    if simulated:
-        restore_clients(folder, Path(strategy.setup.task.keep))
-    directory.rewind(checkpoint.exchanges)
-    directory.write_settings(flatten(strategy.settings))
-    report.say(f"continued after round {checkpoint.round}, from {folder}")
-
-
-def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> None:
-    """Let a run begin with what an earlier one has trained, and say which it was.
-
-    Args:
-        settings: the run's, with `resume`.
-        strategy: it gets the models.
-        network: name of the network, `auto` resolved.
-
-    Raises:
-        UserError: there is nothing, or it does not fit.
-    """
-    if not isinstance(strategy, HasPersonalStage):
-        raise UserError(f'resume="{settings.resume}": strategy={settings.strategy} starts from nothing else')
-    clients = order(strategy.setup.roster.nodes)
-    start = read_start(settings.resume, strategy.manifest, strategy.split.shared, network, clients)
-    strategy.start_from(start.common, start.own)
-    report.say(f"start: {start.source}")
-    if differs := dealt_otherwise(settings.resume, flatten(settings)):
-        log.warning(
-            "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or "
-            "another may have trained on then",
-            ", ".join(differs),
-        )
 
 
 app = make_server_app()

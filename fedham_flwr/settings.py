@@ -1,7 +1,6 @@
-"""Which settings exist, of what type and range.
+"""Settings as they are written, by key: parsed into those of a run, and made flat again.
 
-The settings are those of `[tool.flwr.app.config]` in pyproject.toml, which says what each one does; a test holds the
-two together. They are parsed once, at the door of either app; below that, functions take plain arguments.
+They are parsed once, at the door of either app; below that, functions take plain arguments.
 """
 
 from __future__ import annotations
@@ -9,257 +8,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, create_model, model_validator
+from pydantic import ValidationError, create_model
 
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path, section_of
-from fedham_flwr.core.methods import NetworkNeeds
-from fedham_flwr.core.privacy import PrivacySettings, faults
-from fedham_flwr.data.batches import Target
-from fedham_flwr.data.clients import DataSettings
-from fedham_flwr.data.partitions import PARTITIONERS, Fractions, Partitioning
-from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings
-from fedham_flwr.models.grafts import GraftSettings
-from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.core.imports import section_of
+from fedham_flwr.run_settings import Settings
 from fedham_flwr.sections import advice, built_in, sections_of
 from fedham_flwr.task import expand
-from fedham_flwr.training import metrics
-from fedham_flwr.training.augment import AUGMENTATIONS
-from fedham_flwr.training.local import LocalTraining, training_faults
-from fedham_flwr.training.losses import LossSettings
-from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.optim import OPTIMIZERS
-from fedham_flwr.training.schedule import Schedule, rate
 
 Value = bool | int | float | str
 """What a setting can be: the scalars that Flower's configuration carries."""
 
 MOST = 3.4e38
 """No number is larger: what becomes a tensor must not overflow."""
-
-PositiveInt = Annotated[int, Gt(0)]
-PositiveFloat = Annotated[float, Gt(0)]
-NonNegativeInt = Annotated[int, Ge(0)]
-NonNegativeFloat = Annotated[float, Ge(0)]
-
-
-def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
-    """A check that a value is one of some names or an import path."""
-
-    def check(value: str) -> str:
-        if value in names or is_path(value) or (setting == "model" and value.startswith(TORCHVISION)):
-            return value
-        if setting == "strategy" and registry.is_entry_point(value):
-            return value
-        quoted = [f"'{name}'" for name in (*names, *([f"{TORCHVISION}<name>"] if setting == "model" else []))]
-        raise ValueError(f"wanted {', '.join(quoted)} or an import path 'package.module:Object'")
-
-    return check
-
-
-class Settings(BaseModel):
-    """The settings of a run that every method has, in Python's spelling: `batch-size` is `batch_size`.
-
-    Those of a run also have a section for each method, network and object that has settings of its own.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=(), defer_build=True
-    )
-
-    strategy: Annotated[str, AfterValidator(_one_of("strategy", registry.METHODS))] = "fedper"
-    task: str = ""
-    dataset: Annotated[str, MinLen(1)] = "digits"
-    feature_column: str = ""
-    label_column: str = ""
-    target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
-    image_size: NonNegativeInt = 0
-    model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
-    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
-    alpha: PositiveFloat = 0.1
-    classes_per_client: PositiveInt = 2
-    owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
-    class_table: str = ""
-    samples_per_client: NonNegativeInt = 0
-    client_column: str = ""
-    sequence_length: PositiveInt = 80
-    vocabulary: str = ""
-    min_characters: NonNegativeInt = 0
-    validation_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
-    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.25
-    cache_dir: str = ""
-    num_server_rounds: PositiveInt = 20
-    fraction_train: Annotated[float, Gt(0), Le(1)] = 1.0
-    min_replies: NonNegativeInt = 0
-    min_clients: PositiveInt = 2
-    client_timeout: PositiveFloat = 120.0
-    round_timeout: PositiveFloat = 3600.0
-    evaluate_every: PositiveInt = 10
-    metrics: str = "auto"
-    selection_metric: str = "auto"
-    novel_clients: NonNegativeInt = 0
-    novel_steps: PositiveInt = 50
-    novel_turns: PositiveInt = 10
-    max_examples_per_client: NonNegativeInt = 0
-    clip_norm: Annotated[float, Ge(0)] = 0.0
-    local_epochs: PositiveInt = 1
-    local_steps: NonNegativeInt = 0
-    batch_size: PositiveInt = 10
-    loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"
-    label_smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0
-    class_weights: Literal["none", "balanced"] = "none"
-    optimizer: Annotated[str, AfterValidator(_one_of("optimizer", OPTIMIZERS))] = "sgd"
-    learning_rate: PositiveFloat = 0.02
-    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
-    nesterov: bool = False
-    beta1: Annotated[float, Ge(0), Lt(1)] = 0.9
-    beta2: Annotated[float, Ge(0), Lt(1)] = 0.999
-    weight_decay: NonNegativeFloat = 0.0
-    max_grad_norm: NonNegativeFloat = 0.0
-    schedule: Literal["constant", "cosine", "step"] = "constant"
-    warmup_rounds: NonNegativeInt = 0
-    schedule_every: PositiveInt = 10
-    schedule_factor: Annotated[float, Gt(0), Le(1)] = 0.1
-    min_learning_rate: NonNegativeFloat = 0.0
-    augment: bool = False
-    augmentation: Annotated[str, AfterValidator(_one_of("augmentation", AUGMENTATIONS))] = "shift-flip"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: str = "auto"
-    seed: NonNegativeInt = 0
-    results_dir: str = "results"
-    resume: str = ""
-    checkpoint_every: NonNegativeInt = 10
-    lost_state: Literal["refuse", "restart"] = "refuse"
-    dp: PrivacySettings = PrivacySettings()
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
-        found = faults(self.dp, self.strategy, averaging) + metrics.faults(self.metrics, self.selection_metric)
-        found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
-        if self.validation_fraction + self.test_fraction >= 1:
-            found.append(
-                f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
-                "nothing to train on: their sum must be below 1"
-            )
-        if self.partitioner == "natural" and not self.client_column:
-            found.append('partitioner="natural" needs client-column, the column that names the client')
-        if self.partitioner == "class-table" and not self.class_table:
-            found.append('partitioner="class-table" needs class-table, the TOML file that says who has what')
-        if self.class_table and self.partitioner != "class-table":
-            found.append(
-                f'class-table={self.class_table!r} is read by partitioner="class-table" only, but partitioner is '
-                f'"{self.partitioner}"'
-            )
-        if found:
-            raise ValueError("; ".join(found))
-        return self
-
-    def data(self) -> DataSettings:
-        """What the data layer needs to know."""
-        return DataSettings(
-            dataset=self.dataset,
-            feature_column=self.feature_column,
-            label_column=self.label_column,
-            client_column=self.client_column,
-            sequence_length=self.sequence_length,
-            vocabulary=self.vocabulary,
-            min_characters=self.min_characters,
-            partitioning=Partitioning(
-                self.partitioner,
-                self.alpha,
-                self.classes_per_client,
-                self.seed,
-                self.samples_per_client,
-                self.owner_share,
-                self.class_table,
-                self.section(section_of(self.partitioner)) if is_path(self.partitioner) else None,
-            ),
-            fractions=Fractions(self.validation_fraction, self.test_fraction),
-            cache_dir=self.cache_dir,
-            target=self.target,
-            own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
-            image_size=self.image_size,
-        )
-
-    def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
-        """The metrics of the run, beside the loss.
-
-        Args:
-            target: what is learned.
-            outputs: numbers that the network gives for a prediction.
-
-        Raises:
-            UserError: a metric does not fit the target, or leads to none.
-        """
-        if self.metrics == "auto":
-            return metrics.chosen("auto", target, outputs)
-        names = self.metrics.split()
-        sections = {section_of(name): self.section(section_of(name)) for name in names}
-        return metrics.chosen(self.metrics, target, outputs, sections)
-
-    def section(self, name: str) -> Any:
-        """The settings of a method, a network or an object of a user's, by the name of their section; None without."""
-        return (
-            getattr(self, name.replace("-", "_"), None) if name.replace("-", "_") not in Settings.model_fields else None
-        )
-
-    def _own_of(self, path: str) -> Any:
-        """The settings of an object that an import path names; None for a built-in name."""
-        return self.section(section_of(path)) if is_path(path) else None
-
-    @property
-    def own(self) -> Any:
-        """The settings of the run's method; None if it has none."""
-        return self.section(section_of(self.strategy))
-
-    def networks(self) -> NetworkSettings:
-        """What building the run's network needs to know beside its name."""
-        network = registry.method(self.strategy).network
-        needs = network(self.own) if network else NetworkNeeds()
-        own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
-        return NetworkSettings(own, needs.second_head, needs.graft or GraftSettings())
-
-    def _schedule(self) -> Schedule:
-        return Schedule(
-            self.schedule,
-            self.num_server_rounds,
-            self.warmup_rounds,
-            self.schedule_every,
-            self.schedule_factor,
-            self.min_learning_rate,
-        )
-
-    def local_training(self, round_number: int) -> LocalTraining:
-        """What local training in a round needs to know.
-
-        Args:
-            round_number: from 1; what comes after the last round has the last round's learning rate.
-        """
-        return LocalTraining(
-            local_epochs=self.local_epochs,
-            batch_size=self.batch_size,
-            learning_rate=rate(self._schedule(), self.learning_rate, round_number),
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            augment=self.augment,
-            augmentation=self.augmentation,
-            steps=self.local_steps,
-            optimizer=self.optimizer,
-            nesterov=self.nesterov,
-            beta1=self.beta1,
-            beta2=self.beta2,
-            max_grad_norm=self.max_grad_norm,
-            loss=LossSettings(self.loss, self.label_smoothing, self.class_weights, self._own_of(self.loss)),
-            optimizer_settings=self._own_of(self.optimizer),
-            augmentation_settings=self._own_of(self.augmentation),
-        )
 
 
 def parse(raw: Mapping[str, Value]) -> Settings:

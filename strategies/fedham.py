@@ -10,9 +10,10 @@ from torch.nn.functional import pad
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import Params, read_clients
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.trees import read_clients
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections

@@ -8,8 +8,9 @@ import torch
 from fedham_flwr.algorithms import fedavg, fedtp
 from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.devices import resolve_device
-from fedham_flwr.core.parameters import Params, check_like, read_clients, write_clients
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.trees import check_like, read_clients, write_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.fedtp.embeddings import Embeddings

@@ -5,7 +5,8 @@ from typing import final
 
 from fedham_flwr.algorithms import fedtransfer
 from fedham_flwr.algorithms.fedtransfer import FedTransferSettings
-from fedham_flwr.core.parameters import Params, check_like
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.trees import check_like
 from fedham_flwr.federation.contract import Setup, Start
 from strategies.averaging import AveragingStrategy
 

@@ -9,9 +9,10 @@ from torch import Tensor
 from fedham_flwr.algorithms import pfedla
 from fedham_flwr.algorithms.pfedla import PFedLASettings
 from fedham_flwr.core.devices import resolve_device
-from fedham_flwr.core.parameters import Params, read_clients
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.trees import read_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.hypernetworks import Hypernetworks

@@ -60,6 +60,25 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
+def leave_out_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have runs draw nothing: pictures take longer to draw than a short run."""
+    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
+        monkeypatch.setattr(journal, name, lambda *_, **__: None)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw nothing."""
+    leave_out_pictures(monkeypatch)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> None:
+    """A working directory of the test's own, where a program that knows no settings finds the cache of all tests."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
+
+
 @pytest.fixture
 def settings(tmp_path: Path, cache_dir: Path) -> Callable[..., dict[str, Value]]:
     """Settings of a small run on digits, with what the test gives: settings(strategy="local", **{"fedprox.mu": 0})."""
@@ -133,8 +152,8 @@ def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.Monk
         **given: Value,
     ) -> Outcome:
         chosen = settings(**given)
-        for name in () if pictures else ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-            monkeypatch.setattr(journal, name, lambda *_: None)
+        if not pictures:
+            leave_out_pictures(monkeypatch)
         nodes = grid(client_app(chosen), clients)
         before = set(Path(str(chosen["results-dir"])).glob("*/*"))
         context = Context(run_id=nodes.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})

@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedham_flwr.client_app import make_client_app
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.settings import Value
 
 
@@ -37,7 +37,7 @@ def break_app(_message: Message, _reply: Message) -> Message:
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Message, Message], None]:
     def tamper(_message: Message, reply: Message) -> None:
-        tensors = wire.tensors(reply.content.array_records["tensors"])
+        tensors = read_tensors(reply.content.array_records["tensors"])
         change(tensors)
         reply.content["tensors"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
 

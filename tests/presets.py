@@ -8,9 +8,9 @@ from fedham_flwr import models
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.contract import Start
 from fedham_flwr.federation.exchange import Sent
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
-from fedham_flwr.federation.wire import Upload
 from fedham_flwr.settings import Value, parse
 
 TINY_VIT: dict[str, Value] = {

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from fedham_flwr import models
 from fedham_flwr.core.records import Row
-from fedham_flwr.data.clients import ClientData, open_node
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node
 from fedham_flwr.reporting.run_directory import read_rows, to_rows
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.training.trainer import Trainer

@@ -17,7 +17,7 @@ from fedham_flwr.algorithms.amn import AMNSettings
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.contract import Task
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
 from strategies.amn import AMNStrategy

@@ -24,15 +24,15 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "sections", "settings", "task"},
+    {"registry", "run_settings", "sections", "settings", "task"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
-    {"server_app", "client_app", "runners"},
+    {"server_app", "starts", "client_app", "runners"},
     {"simulation", "cli"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
-SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app", "reporting", "resume"}, {"clients", "client_app"}
+SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app", "starts", "reporting", "resume"}, {"clients", "client_app"}
 FLOWER = {"federation", "state", "runners", "server_app", "client_app", "cli"}
 FLOWER_DATASETS = {"data"}
 SYSTEM = {f"np.random.{name}" for name in ("get_state", "seed", "set_state")}
@@ -250,10 +250,23 @@ def test_the_identity_card_and_the_numbered_round_are_there_and_tagged(method: s
         assert (ROOT / path).is_file(), path
 
 
-def test_no_file_is_longer_than_400_lines() -> None:
-    files = [*FILES, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")]
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+LONGER = {"fedham_flwr/federation/exchange.py": 322, "fedham_flwr/federation/rounds.py": 252}
+"""The files that have more than 250 lines, and how many they may have: no more than now."""
+
+
+def length(file: Path) -> int:
+    return len(file.read_text().splitlines())
+
+
+def test_no_file_has_more_than_250_lines() -> None:
+    lengths = {file.relative_to(ROOT).as_posix(): length(file) for file in FILES}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGER.get(name, 250)} == {}
+    assert [name for name in LONGER if lengths.get(name, 0) <= 250] == [], "no exception any more"
+
+
+def test_no_file_of_tests_or_benchmarks_has_more_than_400_lines() -> None:
+    files = [*ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")]
+    assert {str(file.relative_to(ROOT)): length(file) for file in files if length(file) > 400} == {}
 
 
 @pytest.mark.parametrize("module", TREES)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.batches import Kind, to_float
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.settings import parse
 from fedham_flwr.training.augment import AUGMENTATIONS, check, make, shift_flip
 from fedham_flwr.training.local import LocalTraining

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedham_flwr.core.parameters import LayerGroup, Manifest, read_clients
+from fedham_flwr.core import sparse as sparse_module
+from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.trees import read_clients
 from fedham_flwr.mixing import bank as bank_module
 from fedham_flwr.mixing.bank import Bank
 
@@ -73,7 +75,7 @@ def test_mixing_and_inner_products_are_those_of_the_naive_loops(
     weights = random_weights(cohort, peers, seed, sparse)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bank_module, "COLUMNS", columns)  # pieces that do not divide the groups
-        patch.setattr(bank_module, "SPARSE", 1 if sparse else 1000)
+        patch.setattr(sparse_module, "SPARSE", 1 if sparse else 1000)
         bank = filled(trees)
         for at, group in enumerate(GROUPS):
             for row, tensors in enumerate(bank.tensors(group.name, r) for r in bank.mix(group.name, weights)):

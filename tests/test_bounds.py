@@ -17,8 +17,9 @@ from torch import Tensor
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
-from fedham_flwr.federation import bounds, exchange, wire
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation import bounds, exchange
+from fedham_flwr.federation.messages import Upload
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Any]
@@ -220,7 +221,7 @@ def test_no_client_has_more_weight_than_the_cap_gives(federate: Federate) -> Non
     ends: list[Params] = []
 
     def remember(_message: Message, reply: Message) -> None:
-        ends.append(wire.tensors(reply.content.array_records["tensors"]))
+        ends.append(read_tensors(reply.content.array_records["tensors"]))
 
     def lie(message: Message, reply: Message) -> None:
         with_examples(2**53)(message, reply)

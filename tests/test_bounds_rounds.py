@@ -18,7 +18,7 @@ from fedham_flwr.core.parameters import Manifest, Params, read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation import bounds
 from fedham_flwr.federation.contract import Task
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse

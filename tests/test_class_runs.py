@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import ClientData, DataSettings, open_partition
-from fedham_flwr.data.partitions import Partitioning
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.data.data_settings import DataSettings, Partitioning
 from fedham_flwr.settings import Value
 
 Dealt = Callable[..., list[ClientData]]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.class_tables import ClassTable, hand_out, owner_amounts, read_table, table_amounts, table_owners
-from fedham_flwr.data.partitions import Partitioning, partition
+from fedham_flwr.data.data_settings import Partitioning
+from fedham_flwr.data.partitions import partition
 from fedham_flwr.settings import parse
 
 ANIMALS = ("bird", "cat", "deer", "dog")

@@ -14,6 +14,7 @@ from fedham_flwr import client_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
@@ -21,10 +22,10 @@ from fedham_flwr.settings import Value
 Federate = Callable[..., Any]
 
 
-def told(tmp_path: Path, training: str = "trial", closing: bool = True) -> wire.Download:
+def told(tmp_path: Path, training: str = "trial", closing: bool = True) -> Download:
     """A server that says where to write."""
     keep, export = str(tmp_path / "keep"), str(tmp_path / "export")
-    return wire.Download(3, {}, (1, 8, 8), 10, closing=closing, export=export, training=training, keep=keep)
+    return Download(3, {}, (1, 8, 8), 10, closing=closing, export=export, training=training, keep=keep)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_real_node_writes_nowhere_that_the_server_says(tmp_path: Path, node: d
 def test_a_simulated_client_writes_where_the_server_says(tmp_path: Path) -> None:
     node: dict[str, Value] = {"partition-id": 0, "num-partitions": 2}
     assert client_app._place(node, told(tmp_path)) == (tmp_path / "keep", tmp_path / "export", False)
-    assert client_app._place(node, wire.Download(3, {}, (1, 8, 8), 10)) == (None, None, False)
+    assert client_app._place(node, Download(3, {}, (1, 8, 8), 10)) == (None, None, False)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/tmp/x", "a/b", "a\n", "." * 3, "x" * 65, "ä", "a b"])
@@ -98,7 +99,7 @@ def test_a_simulation_that_makes_checkpoints_reads_what_its_clients_wrote(
     losses = []
     for number in (1, 2, 2):
         content = wire.write_download(
-            wire.Download(number, {}, (1, 8, 8), 10, has_trained=number > 1, training="t", keep=str(tmp_path / "keep"))
+            Download(number, {}, (1, 8, 8), 10, has_trained=number > 1, training="t", keep=str(tmp_path / "keep"))
         )
         (reply,) = grid.send_and_receive([Message(content, node, "train" if number == 1 else "evaluate")])
         upload = wire.read_upload(reply.content, number)

@@ -20,6 +20,7 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.parameters import Manifest, read
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, flatten, parse
 
@@ -74,7 +75,7 @@ def process(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> dict[s
     node, model = next(iter(grid.contexts)), network("fedper")
     manifest = Manifest.of(model)
     shared = manifest.names(manifest.group_names[:-1])
-    download = wire.Download(1, read(model, shared), (1, 8, 8), 10, training="trial")
+    download = Download(1, read(model, shared), (1, 8, 8), 10, training="trial")
     message = grid.create_message(wire.write_download(download), "train", node, "1")
     grid.push_messages([message])
     grid.contexts[node].run_config = dict(flatten(parse(settings)))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.settings import Settings, Value, defaults, flatten, methods, parse
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, defaults, flatten, methods, parse
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
 

@@ -18,8 +18,9 @@ import torch
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data import clients as data_module
 from fedham_flwr.data.batches import inputs_and_targets
-from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
-from fedham_flwr.data.partitions import Fractions, Partitioning
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
 
 ROOT = Path(__file__).resolve().parents[1]
 EVERYTHING = Partitioning("pathological", classes_per_client=10)  # all samples of the digits, to everyone
@@ -87,6 +88,7 @@ import time
 from pathlib import Path
 import numpy as np
 from fedham_flwr.data import clients as data
+from fedham_flwr.data.data_settings import DataSettings
 
 def race(cold, number):
     def decode(source, columns, folder, side):
@@ -101,11 +103,11 @@ def race(cold, number):
     deadline = time.monotonic() + 60
     while len(list(cold.glob("ready-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    return data.open_partition(data.DataSettings(cache_dir=str(cold / "cache")), number, 2).counts()
+    return data.open_partition(DataSettings(cache_dir=str(cold / "cache")), number, 2).counts()
 """
 OTHER_PROCESS = f"""{RACE}
 import json, sys
-client = data.open_partition(data.DataSettings(cache_dir=sys.argv[1]), 1, 2)
+client = data.open_partition(DataSettings(cache_dir=sys.argv[1]), 1, 2)
 heavy = [name for name in ("datasets", "sklearn", "flwr_datasets", "pyarrow", "PIL", "pandas") if name in sys.modules]
 counts = race(Path(sys.argv[2]), 1)
 print(json.dumps([heavy, int(client.features.sum()), client.splits["train"].tolist(), counts]))
@@ -346,8 +348,9 @@ def test_other_lengths_and_vocabularies_do_not_read_the_source_again(
 WARM = """
 import json, sys
 from fedham_flwr.data import clients as data
-settings = data.DataSettings(sys.argv[1], client_column="speaker", sequence_length=5, cache_dir=sys.argv[2],
-                             partitioning=data.Partitioning("natural"))
+from fedham_flwr.data.data_settings import DataSettings, Partitioning
+settings = DataSettings(sys.argv[1], client_column="speaker", sequence_length=5, cache_dir=sys.argv[2],
+                        partitioning=Partitioning("natural"))
 client = data.open_partition(settings, 1, 2)
 heavy = [name for name in ("datasets", "sklearn", "flwr_datasets", "pyarrow", "PIL", "pandas") if name in sys.modules]
 print(json.dumps([heavy, client.name, client.label_counts("train")]))

@@ -10,14 +10,14 @@ from safetensors.torch import load_file
 
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.models import build
 from fedham_flwr.settings import parse
 from fedham_flwr.training.trainer import Trainer
 
 
 def private(run: Any) -> list[dict[str, torch.Tensor]]:
-    return [wire.tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
+    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
 
 
 def test_without_penalty_the_private_model_is_local_training_bit_for_bit(federate: Callable[..., Any]) -> None:

@@ -13,7 +13,6 @@ import pytest
 from fedham_flwr import registry, simulate
 from fedham_flwr.cli import overrides
 from fedham_flwr.core.imports import section_of
-from fedham_flwr.reporting import journal
 from fedham_flwr.settings import Value, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -118,11 +117,8 @@ def own_modules(page: Path, given: dict[str, Value], folder: Path) -> dict[str, 
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_code_in_a_page_runs(page: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_, **__: None)
+@pytest.mark.usefixtures("workplace")
+def test_the_code_in_a_page_runs(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)
@@ -130,13 +126,11 @@ def test_the_code_in_a_page_runs(page: Path, tmp_path: Path, cache_dir: Path, mo
     assert set(names["run"].models)
 
 
+@pytest.mark.usefixtures("workplace")
 def test_the_readme_shows_the_table_that_a_run_prints(
-    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
     monkeypatch.setenv("COLUMNS", "120")
-    for name in ("learning_curves", "client_bars"):
-        monkeypatch.setattr(journal, name, lambda *_, **__: None)
     simulate(results_dir=tmp_path, num_server_rounds=2, samples_per_client=60)
 
     def shape(text: str) -> list[list[str]]:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.settings import Value
 
 Federate = Callable[..., Any]
@@ -114,7 +115,7 @@ def test_a_state_of_a_later_round_is_used_and_its_age_is_below_nought(
     shared = run.state
     later = load_file(file)
     for kind, age in (("train", -2), ("evaluate", 0)):
-        download = wire.Download(2, shared, (1, 8, 8), 10, has_trained=True, training=file.parent.name)
+        download = Download(2, shared, (1, 8, 8), 10, has_trained=True, training=file.parent.name)
         node = next(iter(run.grid.contexts))
         (reply,) = run.grid.send_and_receive([Message(wire.write_download(download), node, kind, group_id="2")])
         assert wire.read_upload(reply.content, 2).age == age

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from cohorts import (
+    LOOSE,
+    MOMENTUM,
+    NETWORKS,
+    PLAIN,
+    TIGHT,
+    dealt,
+    far,
+    models,
+    one_at_a_time,
+    stream,
+    together,
+    trainer,
+)
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -16,157 +28,12 @@ from torch import Tensor, nn
 
 from fedham_flwr.algorithms.fedprox import Proximal
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import Params
-from fedham_flwr.data.batches import Kind
-from fedham_flwr.models import NetworkSettings, build
-from fedham_flwr.models.cnn import DigitsCNN
-from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.lenet import LeNet, LeNetBN
-from fedham_flwr.models.mlp import MLP
-from fedham_flwr.training.cohort import CohortTrainer, Engine, in_cohort, run_together
-from fedham_flwr.training.folded import StackedNetwork
+from fedham_flwr.training.engine.cohort import CohortTrainer, run_together
+from fedham_flwr.training.engine.engine import Engine
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.metrics import METRICS
 from fedham_flwr.training.trainer import Trainer
-
-CPU = torch.device("cpu")
-PLAIN = LocalTraining(2, 8, 0.05, 0.0, 0.0, augment=False)
-MOMENTUM = dataclasses.replace(PLAIN, momentum=0.9, weight_decay=0.01)
-TIGHT, LOOSE = 1e-10, 1e-5
-"""Relative, of a whole tensor, in float64 and in float32, after one round."""
-
-
-class Everything(nn.Module):
-    """Layers that the built-in networks do not have: group and layer normalisation, dropout, a grouped convolution."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 8, 3, padding=1, stride=2)
-        self.norm = nn.GroupNorm(2, 8)
-        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=4, bias=False)
-        self.drop = nn.Dropout(0.3)
-        self.layer = nn.LayerNorm(32)
-        self.head = nn.Linear(32, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.conv(x)))
-        x = self.drop(torch.tanh(self.deep(x)))
-        return self.head(self.layer(nn.functional.max_pool2d(x, 2).flatten(1)))
-
-
-class Words(nn.Module):
-    """An embedding, and its mean."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = nn.Embedding(11, 6)
-        self.head = nn.Linear(6, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.words(x).mean(1))
-
-
-class Scaled(nn.Module):
-    """A parameter that no layer of torch's has, so that only `torch.func` can stack it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(5, 4)
-        self.gain = nn.Parameter(torch.ones(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) * self.gain
-
-
-class Deciding(nn.Module):
-    """Looks at its input to decide what to do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(5, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
-
-
-NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
-    "mlp": (lambda: MLP((2, 3), 4), (2, 3)),
-    "digits-cnn": (lambda: DigitsCNN((1, 8, 8), 4), (1, 8, 8)),
-    "lenet": (lambda: LeNet((3, 16, 16), 4), (3, 16, 16)),
-    "lenet-bn": (lambda: LeNetBN((1, 16, 16), 4), (1, 16, 16)),
-    "everything": (Everything, (1, 8, 8)),
-    "scaled": (Scaled, (5,)),
-    "deciding": (Deciding, (5,)),
-}
-
-
-@dataclass
-class Data:
-    """A client's samples, in float64 where the network is."""
-
-    features: Tensor
-    labels: Tensor
-    splits: Mapping[str, Tensor]
-    kind: Kind = "array"
-
-
-def dealt(shape: tuple[int, ...], sizes: list[int], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Data]:
-    """Clients with so many training samples each, all in the same two tensors."""
-    draw = torch.Generator().manual_seed(seed)
-    total = sum(sizes)
-    features = torch.randn(total, *shape, generator=draw, dtype=torch.float64).to(dtype)
-    labels = torch.randint(0, 4, (total,), generator=draw)
-    parts = torch.randperm(total, generator=draw).split(sizes)
-    return [Data(features, labels, {"train": part, "test": part}) for part in parts]
-
-
-def trainer(make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype, precision: str = "fp32") -> Any:
-    """A trainer and an engine of the same network."""
-    torch.manual_seed(0)
-    model = make().to(dtype)
-    inputs = torch.zeros(2, *shape, dtype=dtype)
-    alone = Trainer(model, CPU, precision, manifest_of(model, [inputs]))
-    return alone, Engine(alone, model, inputs)
-
-
-def models(alone: Trainer, count: int) -> list[Params]:
-    """Different models to start from."""
-    draw = torch.Generator().manual_seed(5)
-    return [
-        {n: t + 0.1 * torch.rand(t.shape, generator=draw, dtype=t.dtype) for n, t in alone.initial.items()}
-        for _ in range(count)
-    ]
-
-
-def stream(place: int) -> torch.Generator:
-    return torch.Generator().manual_seed(100 + place)
-
-
-def far(mine: Params, theirs: Params) -> float:
-    """The largest relative distance of a tensor; one that is nearly 0 beside the others is measured by those."""
-    assert mine.keys() == theirs.keys()
-    whole = max(t.norm().item() for t in theirs.values())
-    return max((mine[n] - t).norm().item() / max(t.norm().item(), 1e-3 * whole) for n, t in theirs.items())
-
-
-def one_at_a_time(alone: Trainer, starts: list[Params], data: list[Data], training: LocalTraining, **given: Any) -> Any:
-    found = []
-    for place, (start, samples) in enumerate(zip(starts, data, strict=True)):
-        alone.load(start)
-        mean = alone.fit(samples, training, stream(place), **{k: v[place] for k, v in given.items()})
-        found.append((alone.read(alone.manifest.names()), mean))
-    return found
-
-
-def together(engine: Engine, starts: list[Params], data: list[Data], training: LocalTraining, **given: Any) -> Any:
-    def task(place: int) -> Any:
-        view = CohortTrainer(engine)
-        view.load(starts[place])
-        mean = view.fit(data[place], training, stream(place), **{k: v[place] for k, v in given.items()})
-        return view.read_checked(), mean
-
-    return run_together([lambda place=place: task(place) for place in range(len(data))])  # type: ignore[misc]
 
 
 def check(
@@ -387,44 +254,3 @@ def test_one_model_for_all_is_scored_as_one() -> None:
         assert scores.n == wanted.n
         assert scores.values["accuracy"] == wanted.values["accuracy"]
         assert scores.loss == pytest.approx(wanted.loss, rel=1e-6)
-
-
-# ---- the trial -----------------------------------------------------------------------------------------------------
-
-
-def test_a_network_that_mixes_samples_is_not_folded() -> None:
-    class Mixing(Scaled):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x - x.mean(0))
-
-    assert StackedNetwork(Mixing(), torch.zeros(2, 5)).way == "vmap"
-
-
-def test_a_network_that_decides_by_values_says_so() -> None:
-    network = StackedNetwork(Deciding(), torch.zeros(2, 5))
-    assert network.way == "none"
-    assert network.why.startswith("it decides by a value of its input or weights")
-
-
-def test_a_large_network_is_not_tried() -> None:
-    network = StackedNetwork(MLP((2, 3), 4), torch.zeros(2, 2, 3), large=10)
-    assert (network.way, network.products) == ("none", 6 * 64 + 64 * 64 + 64 * 4)
-    assert network.why == "a sample takes 4,736 multiply-adds, enough for one at a time"
-
-
-def test_an_embedding_is_looked_up_in_each_clients_own_table() -> None:
-    network = StackedNetwork(Words(), torch.zeros(2, 3, dtype=torch.int64))
-    assert network.way == "folded"
-
-
-def test_outside_of_a_cohort_nobody_is_in_one() -> None:
-    assert not in_cohort()
-    assert run_together([in_cohort]) == [True]
-
-
-def test_the_trial_leaves_the_model_as_it_was() -> None:
-    model = build("lenet-bn", (1, 28, 28), 10, 0, NetworkSettings())
-    was = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert StackedNetwork(model, torch.zeros(2, 1, 28, 28)).way == "folded"
-    assert all(torch.equal(tensor, was[name]) for name, tensor in model.state_dict().items())
-    assert model.training

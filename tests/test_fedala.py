@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clients.fedala import FedALAClient
 from fedham_flwr.algorithms.fedala import aggregate_locally, weight_step
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors
 
 
 def test_the_start_by_hand() -> None:
@@ -56,7 +56,7 @@ def test_the_step_descends_the_loss_of_the_aggregated_model() -> None:
 
 
 def kept(run: Any) -> list[dict[str, torch.Tensor]]:
-    return [wire.tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
+    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
 
 
 def test_weights_that_stay_at_one_are_fedavg_bit_for_bit(federate: Callable[..., Any]) -> None:

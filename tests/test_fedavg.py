@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fedham_flwr import models
 from fedham_flwr.algorithms import fedavg
-from fedham_flwr.core.parameters import weighted_mean
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.trees import weighted_mean
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.training.trainer import Trainer

@@ -24,7 +24,8 @@ from fedham_flwr.core.parameters import read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import ClientFailure, Download, Upload
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
@@ -169,7 +170,7 @@ def test_a_row_that_is_none_is_refused(
     federate: Federate, options: dict[str, Value], change: Callable[[dict[str, Any]], Any], error: str
 ) -> None:
     def spoil(_message: Message, reply: Message) -> None:
-        tensors = wire.tensors(reply.content.array_records["extras"])
+        tensors = read_tensors(reply.content.array_records["extras"])
         change(tensors)
         reply.content["extras"] = ArrayRecord({n: Array(t.numpy()) for n, t in tensors.items()})
 
@@ -214,7 +215,7 @@ def test_b2_needs_peers() -> None:
 def test_a_method_that_asks_nothing_says_so(settings: Callable[..., dict[str, Value]]) -> None:
     grid = InProcessGrid(make_client_app(settings(strategy="fedavg")), 2)
     node = next(iter(grid.contexts))
-    content = wire.write_download(wire.Download(1, {}, (1, 8, 8), 10))
+    content = wire.write_download(Download(1, {}, (1, 8, 8), 10))
     (reply,) = grid.send_and_receive([Message(content, node, "query.before")])
-    with pytest.raises(wire.ClientFailure, match="strategy=fedavg asks its clients nothing before a round"):
+    with pytest.raises(ClientFailure, match="strategy=fedavg asks its clients nothing before a round"):
         wire.read_upload(reply.content, 1)

@@ -18,7 +18,7 @@ from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
@@ -31,12 +31,12 @@ P, L, D = 13_706, 4, 64
 TRANSPORTS = ({"strategy": "fedham", "fedham.transport": "peers"},
               {"strategy": "fedham", "fedham.transport": "mediated"},
               {"strategy": "amn", "amn.unit": "layer"})  # fmt: skip
-every_transport = pytest.mark.parametrize("settings", TRANSPORTS, ids=["peers", "mediated", "amn"])
+every_transport = pytest.mark.parametrize("given", TRANSPORTS, ids=["peers", "mediated", "amn"])
 
 
-def key(settings: dict[str, Value], name: str, value: Value) -> dict[str, Value]:
-    """The transport's settings with one more of its method."""
-    return {**settings, f"{settings['strategy']}.{name}": value}
+def key(given: dict[str, Value], name: str, value: Value) -> dict[str, Value]:
+    """The transport's given with one more of its method."""
+    return {**given, f"{given['strategy']}.{name}": value}
 
 
 class Watching(InProcessGrid):
@@ -60,28 +60,28 @@ class Watching(InProcessGrid):
 # ---- the ends (invariant 2 of the specification) -------------------------------------------------------------------
 
 
-def unlearned(settings: dict[str, Value]) -> dict[str, Value]:
+def unlearned(given: dict[str, Value]) -> dict[str, Value]:
     """The transport with meta-models that stay as they start."""
-    return key(settings, "learning-rate", 0.0)
+    return key(given, "learning-rate", 0.0)
 
 
 @every_transport
 def test_2_with_gates_of_one_it_is_local_training_bit_for_bit(
-    federate: Federate, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Value]
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, given: dict[str, Value]
 ) -> None:
     start = amn.initial
     monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
-    shared = {"fedham.meta-data": "shared"} if settings["strategy"] == "fedham" else {}
-    assert scores(federate(**unlearned(settings), **shared)) == scores(federate(strategy="local"))
+    shared = {"fedham.meta-data": "shared"} if given["strategy"] == "fedham" else {}
+    assert scores(federate(**unlearned(given), **shared)) == scores(federate(strategy="local"))
 
 
 @every_transport
 def test_2_with_equal_weights_and_equal_shares_it_is_fedavg(
-    federate: Federate, equal_shares: dict[str, Value], settings: dict[str, Value]
+    federate: Federate, equal_shares: dict[str, Value], given: dict[str, Value]
 ) -> None:
-    shared = {"fedham.meta-data": "shared"} if settings["strategy"] == "fedham" else {}
+    shared = {"fedham.meta-data": "shared"} if given["strategy"] == "fedham" else {}
     mixed, average = (
-        federate(**unlearned(settings), **equal_shares, **shared),
+        federate(**unlearned(given), **equal_shares, **shared),
         federate(strategy="fedavg", **equal_shares),
     )
     weights = latest(read_weights(mixed.path)).weights
@@ -150,7 +150,7 @@ def test_7_one_meta_step_of_peers_is_the_step_of_the_server(federate: Federate) 
     first = federate(**batch, **TRANSPORTS[0], **peers, **plain)
     second = federate(**batch, **TRANSPORTS[2], **{"amn.optimizer": "sgd", "amn.learning-rate": 1.0})
     for client, context in enumerate(first.grid.contexts.values()):
-        psi = {n: t for n, t in wire.tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
+        psi = {n: t for n, t in read_tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
         assert psi.keys() == {n for n in second.state if n.startswith("meta/")}
         start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
         for name, tensor in psi.items():
@@ -234,15 +234,15 @@ def test_bytes_of_amn_are_one_model_each_way(federate: Federate) -> None:
     }
 
 
-@pytest.mark.parametrize("settings", TRANSPORTS[:2], ids=["peers", "mediated"])
+@pytest.mark.parametrize("given", TRANSPORTS[:2], ids=["peers", "mediated"])
 def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
-    federate: Federate, settings: dict[str, Value]
+    federate: Federate, given: dict[str, Value]
 ) -> None:
-    run = federate(**settings, grid=Watching)
+    run = federate(**given, grid=Watching)
     sent = [set(record) for m in run.grid.seen for record in m.content.array_records.values()]
     assert not {name for names_ in sent for name in names_ if name.startswith(("meta/", "seen/"))}
     extras = {n for m in run.grid.seen if "extras" in m.content.array_records for n in m.content["extras"]}
-    if settings is TRANSPORTS[1]:
+    if given is TRANSPORTS[1]:
         assert extras == {"projections", "scores", "row"}
     else:
         assert extras == {"row"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
@@ -258,11 +258,11 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
 @every_transport
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_9_clients_attend_to_those_whose_labels_mean_the_same(
-    federate: Federate, tmp_path: Path, settings: dict[str, Value], seed: int
+    federate: Federate, tmp_path: Path, given: dict[str, Value], seed: int
 ) -> None:
     """Six clients, the second half with opposite labels: 2 of 5 peers are alike, so 0.4 would be no preference."""
     data = write_digits(tmp_path, clients=6, images=1200, opposed=True)
-    run = federate(clients=6, **settings, **data, seed=seed, num_server_rounds=10, batch_size=10)
+    run = federate(clients=6, **given, **data, seed=seed, num_server_rounds=10, batch_size=10)
     weights = latest(read_weights(run.path)).weights.mean(1)
     alike = torch.arange(6)[:, None] // 3 == torch.arange(6) // 3
     own = weights.diagonal()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedham_flwr.algorithms.fedper import personal_groups
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors
 
 
 @given(st.lists(st.text("abc", min_size=1), min_size=1, max_size=6, unique=True), st.data())
@@ -44,7 +44,7 @@ def test_everything_personal_is_local_training_bit_for_bit(federate: Callable[..
 def test_heads_differ_and_the_base_does_not(federate: Callable[..., Any]) -> None:
     run = federate(strategy="fedper")
     assert set(run.state) == {f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1") for kind in ("weight", "bias")}
-    heads = [wire.tensors(c.state.array_records["personal"])["fc2.bias"] for c in run.grid.contexts.values()]
+    heads = [tensors(c.state.array_records["personal"])["fc2.bias"] for c in run.grid.contexts.values()]
     assert len({tuple(head.tolist()) for head in heads}) == 4
 
 
@@ -52,7 +52,7 @@ def test_the_base_is_the_mean_of_bases_trained_with_their_own_heads(federate: Ca
     """One client: its base is the mean, so base and head together are those of local training."""
     run = federate(clients=1, strategy="fedper", min_clients=1)
     local = federate(clients=1, strategy="local", min_clients=1)
-    (own,) = (wire.tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values())
+    (own,) = (tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values())
     assert all(torch.equal(tensor, own[name]) for name, tensor in run.state.items())
 
 

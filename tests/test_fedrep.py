@@ -11,7 +11,7 @@ import torch
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.models import build
 from fedham_flwr.settings import parse
 from fedham_flwr.training.trainer import Trainer
@@ -20,7 +20,7 @@ HEAD = ("fc2.weight", "fc2.bias")
 
 
 def kept(run: Any) -> list[dict[str, torch.Tensor]]:
-    return [wire.tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
+    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
 
 
 def test_a_round_is_two_trainings_written_out(federate: Callable[..., Any], settings: Callable[..., Any]) -> None:

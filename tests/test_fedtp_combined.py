@@ -23,8 +23,8 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation.client import Job
-from fedham_flwr.federation.wire import Download
+from fedham_flwr.federation.job import Job
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse

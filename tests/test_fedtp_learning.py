@@ -21,7 +21,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.reporting.summary import digest
 from fedham_flwr.settings import Value, parse
 from strategies.fedtp import FedTPStrategy

@@ -27,7 +27,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.fedtp.embeddings import Embeddings
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
@@ -59,8 +59,8 @@ class Watching(InProcessGrid):
         if message.metadata.message_type == "query":
             return reply
         context = self.contexts[message.metadata.dst_node_id]
-        down, up = (wire.tensors(m.content.array_records["tensors"]) for m in (message, reply))
-        kept = wire.tensors(context.state.array_records["personal"]) if "personal" in context.state else {}
+        down, up = (read_tensors(m.content.array_records["tensors"]) for m in (message, reply))
+        kept = read_tensors(context.state.array_records["personal"]) if "personal" in context.state else {}
         client, number = str(context.node_config["partition-id"]), int(message.metadata.group_id)
         self.seen.append((message.metadata.message_type, number, client, down, up, kept))
         return reply

@@ -18,8 +18,8 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, read
 from fedham_flwr.federation.contract import Outcome, Task
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.federation.stages import PERSONAL
-from fedham_flwr.federation.wire import tensors
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
 from strategies.fedtransfer import FedTransferStrategy

@@ -16,7 +16,8 @@ from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.fedtp import generator as module
-from fedham_flwr.fedtp.generator import Generator, shapes
+from fedham_flwr.fedtp.generator import Generator
+from fedham_flwr.fedtp.phi import shapes
 
 CPU = torch.device("cpu")
 SHAPES = {"first": (6, 4), "second": (3, 5), "bias": (7,)}

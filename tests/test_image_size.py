@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import ClientData, DataSettings, open_partition
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.own import open_own
-from fedham_flwr.data.partitions import Fractions, Partitioning
 from fedham_flwr.settings import parse
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "images"

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core import files
-from fedham_flwr.reporting import journal
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.runners.in_process import run_in_process
@@ -28,10 +27,7 @@ Settings = Callable[..., dict[str, Value]]
 HERE = Checkpoint(7, "t", "fedper", "digits-cnn", ("a", "b"), ("a",), (), (), 9, (3,))
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 def in_a_process(work: Callable[[], None], kill: Callable[[], bool] = lambda: False) -> int:

@@ -16,7 +16,6 @@ import fedham_flwr
 from fedham_flwr import Task, simulate, task
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import load_object
-from fedham_flwr.reporting import journal
 from fedham_flwr.task import given_path, is_of_this_process
 
 SHORT: dict[str, Any] = {
@@ -24,12 +23,7 @@ SHORT: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _short(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def cell(width: int) -> Any:

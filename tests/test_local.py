@@ -13,7 +13,7 @@ from fedham_flwr.algorithms.local import METHOD
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.training.trainer import Trainer
 
@@ -33,7 +33,7 @@ def test_rounds_are_training_alone_written_out_bit_for_bit(
         data = open_partition(chosen.data(), k, 2)
         for number in (1, 2):
             trainer.fit(data, chosen.local_training(number), torch_stream(chosen.seed, "batches", number, str(k)))
-        kept = wire.tensors(context.state.array_records["personal"])
+        kept = tensors(context.state.array_records["personal"])
         own = trainer.read(trainer.manifest.names())
         assert all(torch.equal(kept[name], own[name]) for name in own)
 
@@ -43,7 +43,7 @@ def test_clients_do_not_touch_each_other(federate: Callable[..., Any]) -> None:
 
     def model(**given: Any) -> dict[str, torch.Tensor]:
         run = federate(strategy="local", **given)
-        return wire.tensors(next(iter(run.grid.contexts.values())).state.array_records["personal"])
+        return tensors(next(iter(run.grid.contexts.values())).state.array_records["personal"])
 
     together, alone = model(), model(client_app=tampered(break_app, client=1))
     assert all(torch.equal(together[name], alone[name]) for name in together)

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.batches import inputs_and_targets
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.training import losses
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings

@@ -12,6 +12,7 @@ from nodes import Nodes, failures, on_nodes
 
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import ClientFailure, Download, Upload
 from fedham_flwr.settings import Value
 
 Federate = Callable[..., Any]
@@ -113,19 +114,17 @@ def test_a_client_whose_only_training_never_reached_the_server_is_not_started_af
     grid = Nodes(make_client_app(settings(strategy="local")), 2, tmp_path / "nodes")
     node = next(iter(grid.contexts))
 
-    def train() -> wire.Upload:
-        download = wire.Download(1, {}, (1, 8, 8), 10, training="trial")
+    def train() -> Upload:
+        download = Download(1, {}, (1, 8, 8), 10, training="trial")
         (reply,) = grid.send_and_receive([Message(wire.write_download(download), node, "train", group_id="1")])
         return wire.read_upload(reply.content, 1)
 
     train()
     spoil_first(1)(1, [tmp_path / "nodes" / "node-0" / "trial"])
     grid.contexts[node].state.clear()
-    with pytest.raises(wire.ClientFailure, match=r"set aside as .*corrupt-1$"):
+    with pytest.raises(ClientFailure, match=r"set aside as .*corrupt-1$"):
         train()
-    with pytest.raises(
-        wire.ClientFailure, match=r"what it had learned is lost \(conv1.weight, .* and \d more\); put a"
-    ):
+    with pytest.raises(ClientFailure, match=r"what it had learned is lost \(conv1.weight, .* and \d more\); put a"):
         train()
 
 

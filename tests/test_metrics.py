@@ -16,10 +16,12 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import Target
 from fedham_flwr.federation.bounds import check_report
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.settings import parse
-from fedham_flwr.training import metrics
-from fedham_flwr.training.metrics import METRICS, Measurement, Metric, chosen, faults, known, selection
+from fedham_flwr.training import metric_choice
+from fedham_flwr.training.measurement import Measurement
+from fedham_flwr.training.metric_choice import chosen, faults, selection
+from fedham_flwr.training.metrics import METRICS, Metric, known
 from fedham_flwr.training.targets import task_loss
 
 K = 4
@@ -143,7 +145,7 @@ def test_perplexity_and_scores_of_texts() -> None:
 
 
 def test_what_auto_is_for() -> None:
-    found = {target: [metric.name for metric in chosen("auto", target, 3)] for target in metrics.AUTO}
+    found = {target: [metric.name for metric in chosen("auto", target, 3)] for target in metric_choice.AUTO}
     assert found == {
         "class": ["accuracy"],
         "next-token": ["accuracy", "perplexity"],
@@ -192,7 +194,9 @@ def test_a_score_of_any_size_may_be(metric: str, value: float) -> None:
 def test_the_server_knows_directions_and_a_client_its_scores_without_torchmetrics() -> None:
     code = (
         "import sys, fedham_flwr.server_app, fedham_flwr.client_app, torch\n"
-        "from fedham_flwr.training.metrics import METRICS, Measurement, chosen\n"
+        "from fedham_flwr.training.measurement import Measurement\n"
+        "from fedham_flwr.training.metric_choice import chosen\n"
+        "from fedham_flwr.training.metrics import METRICS\n"
         "assert not METRICS['rmse'].higher\n"
         "for target, y in (('class', torch.tensor([0, 1])), ('value', torch.ones(2, 2))):\n"
         "    m = Measurement(chosen('auto', target, 2), torch.device('cpu')); m.add(torch.eye(2), y); m.scores()\n"
@@ -252,7 +256,7 @@ def test_a_function_and_a_class_of_the_users(own: str) -> None:
 )  # fmt: skip
 def test_objects_that_are_no_metric(own: str, name: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}$"):
-        metrics.check(chosen(f"{own}:{name}", "value", 1), "value", 1)
+        metric_choice.check(chosen(f"{own}:{name}", "value", 1), "value", 1)
 
 
 # ---- which are measured ---------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fedham_flwr.core.records import MixingWeights
-from fedham_flwr.reporting import mixing_plots, plots
+from fedham_flwr.reporting import figures, mixing_plots
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_weights import read_weights, write_weights
 
@@ -36,16 +36,16 @@ def make(clients: int, groups: int, seed: int = 0, names: str = "") -> MixingWei
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are written, in turn."""
-    figures: list[Figure] = []
-    write = plots.write_figure
+    made: list[Figure] = []
+    write = figures.write_figure
 
     def keep(figure: Figure, path: Path, title: str) -> Path:
-        figures.append(figure)
+        made.append(figure)
         return write(figure, path, title)
 
-    monkeypatch.setattr(plots, "write_figure", keep)
+    monkeypatch.setattr(figures, "write_figure", keep)
     monkeypatch.setattr(mixing_plots, "write_figure", keep)
-    return figures
+    return made
 
 
 def names(axes: Axes, axis: str) -> list[str]:

@@ -16,11 +16,11 @@ from test_rounds import Shuffled, shared_names
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.federation.roster import hold_out
 from fedham_flwr.models import export
 from fedham_flwr.reporting import journal
-from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.progress import Progress
 from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods, parse
@@ -99,7 +99,7 @@ def kinds(run: Any, client: str) -> list[str]:
 
 
 def tensors(message: Message) -> dict[str, torch.Tensor]:
-    return {name: t for record in message.content.array_records.values() for name, t in wire.tensors(record).items()}
+    return {name: t for record in message.content.array_records.values() for name, t in read_tensors(record).items()}
 
 
 def novel(rows: Iterable[Row]) -> list[Row]:
@@ -173,7 +173,7 @@ def test_the_pictures_and_the_lines_of_the_rounds_leave_it_out(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
     shown: list[dict[str, float]] = []
-    monkeypatch.setattr(report.Progress, "round", lambda _self, _number, values: shown.append(dict(values)))
+    monkeypatch.setattr(Progress, "round", lambda _self, _number, values: shown.append(dict(values)))
     run = federate(strategy="fedper", pictures=True, **HELD_OUT)
     members = [row for row in run.rows if row.population == "member"]
     for draw, name in ((journal.learning_curves, "learning-curves.png"), (journal.client_bars, "clients.png")):
@@ -227,7 +227,7 @@ def test_its_scores_come_without_a_tensor_of_its_model(held_out: HeldOut, strate
         if kind in ("evaluate.novel", "evaluate.adapted"):
             # fedham tells how it mixed the models that it was sent, which is from before it trained
             assert set(tensors(reply)) == ({"row"} if strategy == "fedham" else set())
-            assert set(wire.tensors(message.content.array_records["tensors"])) <= set(shared_names(strategy))
+            assert set(read_tensors(message.content.array_records["tensors"])) <= set(shared_names(strategy))
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_fedtps_novel_client_trains_its_projections_and_a_personal_head_alone(
         first, second = tensors(one), tensors(other)
         assert all(torch.equal(first[name], second[name]) == (name not in ADAPTED) for name in first)
     (context,) = [c for c in run.grid.contexts.values() if str(c.node_config["partition-id"]) == NOVEL]
-    state = wire.tensors(context.state.array_records["personal"]) if "personal" in context.state else {}
+    state = read_tensors(context.state.array_records["personal"]) if "personal" in context.state else {}
     assert state.keys() == set(kept)
 
 

@@ -15,19 +15,13 @@ from torch import nn
 import fedham_flwr
 from fedham_flwr import Task, load_model, simulate
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.reporting import journal
 from fedham_flwr.settings import parse
 
 Federate = Callable[..., Any]
 SHORT: dict[str, Any] = {"num_server_rounds": 2, "verbose": False, "device": "cpu"}
 
 
-@pytest.fixture(autouse=True)
-def _short(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("workplace")
 
 
 def last(run: fedham_flwr.Run, metric: str) -> float:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.own import open_own
 from fedham_flwr.data.own_partitions import deal_by_function
 from fedham_flwr.settings import parse

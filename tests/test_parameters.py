@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fedham_flwr.core import parameters
+from fedham_flwr.core import parameters, trees
 from fedham_flwr.core.parameters import LayerGroup, Manifest, module_group
 from fedham_flwr.models import build
 
@@ -127,10 +127,10 @@ def test_load_refuses_a_part_of_a_model() -> None:
 @given(st.sets(st.sampled_from(["a.weight", "a.bias", "b.weight", "b.bias", "b.running_mean", "b.running_var"])))
 def test_split_and_merge_are_inverse(chosen: set[str]) -> None:
     tree = ramp(Two(), 0.0)
-    first, rest = parameters.split(tree, chosen)
+    first, rest = trees.split(tree, chosen)
     assert set(first) == chosen
     assert first.keys().isdisjoint(rest)
-    for joined in (parameters.merge(first, rest, list(tree)), parameters.merge(rest, first, list(tree))):
+    for joined in (trees.merge(first, rest, list(tree)), trees.merge(rest, first, list(tree))):
         assert list(joined) == list(tree)
         assert all(joined[name] is tree[name] for name in tree)
 
@@ -138,15 +138,15 @@ def test_split_and_merge_are_inverse(chosen: set[str]) -> None:
 def test_split_and_merge_refuse_what_is_not_an_inverse() -> None:
     tree = ramp(Two(), 0.0)
     with pytest.raises(ValueError, match=r"no tensors named \['x'\]"):
-        parameters.split(tree, ["x"])
+        trees.split(tree, ["x"])
     with pytest.raises(ValueError, match=r"in both trees: \['a.bias'\]"):
-        parameters.merge({"a.bias": tree["a.bias"]}, tree, list(tree))
+        trees.merge({"a.bias": tree["a.bias"]}, tree, list(tree))
     with pytest.raises(ValueError, match=r"differ from the names wanted: \['a.weight'\]"):
-        parameters.merge({"a.bias": tree["a.bias"]}, {}, ["a.bias", "a.weight"])
+        trees.merge({"a.bias": tree["a.bias"]}, {}, ["a.bias", "a.weight"])
 
 
 def test_the_weighted_mean_by_hand() -> None:
-    mean = parameters.weighted_mean([{"w": torch.tensor([1.0, 10.0])}, {"w": torch.tensor([4.0, -2.0])}], [1, 3])
+    mean = trees.weighted_mean([{"w": torch.tensor([1.0, 10.0])}, {"w": torch.tensor([4.0, -2.0])}], [1, 3])
     assert torch.equal(mean["w"], torch.tensor([(1 * 1 + 3 * 4) / 4, (1 * 10 + 3 * -2) / 4]))
 
 
@@ -160,7 +160,7 @@ def test_the_weighted_mean_by_hand() -> None:
 )
 def test_the_weighted_mean_against_a_naive_loop(case: tuple[list[list[float]], list[int]]) -> None:
     values, weights = case
-    mean = parameters.weighted_mean([{"w": torch.tensor(v)} for v in values], weights)["w"]
+    mean = trees.weighted_mean([{"w": torch.tensor(v)} for v in values], weights)["w"]
     for i in range(3):
         total = 0.0
         for value, weight in zip(values, weights, strict=True):
@@ -174,13 +174,13 @@ def test_the_weighted_mean_against_a_naive_loop(case: tuple[list[list[float]], l
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=9), st.floats(-1024, 1024, width=32))
 def test_the_mean_of_equal_trees_is_that_tree_bit_for_bit(weights: list[int], value: float) -> None:
     tree = {"w": torch.tensor([value, -value, 1 / 3])}
-    assert torch.equal(parameters.weighted_mean([tree] * len(weights), weights)["w"], tree["w"])
+    assert torch.equal(trees.weighted_mean([tree] * len(weights), weights)["w"], tree["w"])
 
 
 @pytest.mark.parametrize("weights", [[], [1], [1, 0], [1, -1], [1, float("nan")]])
 def test_a_mean_without_proper_weights_is_refused(weights: list[float]) -> None:
     with pytest.raises(ValueError, match="weight"):
-        parameters.weighted_mean([{"w": torch.ones(1)}] * 2, weights)
+        trees.weighted_mean([{"w": torch.ones(1)}] * 2, weights)
 
 
 def test_delta_is_after_minus_before_so_one_gradient_step_is_minus_rate_times_gradient() -> None:
@@ -188,13 +188,13 @@ def test_delta_is_after_minus_before_so_one_gradient_step_is_minus_rate_times_gr
     (w**2 / 2).sum().backward()
     assert w.grad is not None
     before, after = {"w": w.detach()}, {"w": w.detach() - rate * w.grad}
-    assert parameters.delta(before, after)["w"].item() == pytest.approx(-rate * 3.0)
+    assert trees.delta(before, after)["w"].item() == pytest.approx(-rate * 3.0)
 
 
 def test_stack_makes_the_bank_and_bytes_are_counted() -> None:
-    bank = parameters.stack([{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}])
+    bank = trees.stack([{"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 4.0])}])
     assert torch.equal(bank["w"], torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert parameters.num_bytes(bank) == 4 * 4
+    assert trees.num_bytes(bank) == 4 * 4
 
 
 @pytest.mark.parametrize(

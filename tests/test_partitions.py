@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.data.partitions import MAJORITY_SHARE, Fractions, Partitioning, partition, split
+from fedham_flwr.data.data_settings import Fractions, Partitioning
+from fedham_flwr.data.partitioners import MAJORITY_SHARE
+from fedham_flwr.data.partitions import partition
+from fedham_flwr.data.splits import split
 from fedham_flwr.settings import parse
 
 BY_LABEL = ["iid", "dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners"]

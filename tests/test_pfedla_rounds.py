@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fedham_flwr import models
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, num_bytes, read
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, read
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse

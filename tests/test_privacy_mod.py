@@ -18,7 +18,9 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core import privacy
 from fedham_flwr.core.privacy import PrivacySettings
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.privacy_mod import private
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
 
@@ -205,7 +207,7 @@ def updates(grid: Any) -> list[tuple[str, int, torch.Tensor]]:
     for reply in grid.replies:
         if reply.metadata.message_type == "train":
             sent = down[reply.metadata.reply_to_message_id]
-            before, after = (wire.tensors(m.content.array_records["tensors"]) for m in (sent, reply))
+            before, after = (tensors(m.content.array_records["tensors"]) for m in (sent, reply))
             change = torch.cat([(after[name] - before[name]).flatten() for name in after])
             found.append((str(reply.metadata.src_node_id), int(sent.metadata.group_id), change))
     return found
@@ -263,7 +265,7 @@ def test_personal_layers_stay_at_home_and_whole_runs_pass(federate: Federate, st
 
 def test_a_client_whose_settings_are_wrong_says_so(settings: Callable[..., dict[str, Value]]) -> None:
     app: ClientApp = make_client_app({**settings(strategy="fedavg"), "dp.epsilon": 1.0})
-    content = wire.write_download(wire.Download(1, {}, (1, 8, 8), 10))
+    content = wire.write_download(Download(1, {}, (1, 8, 8), 10))
     message = Message(content, 2, "train")
     message.metadata.__dict__["_message_id"] = "m"
     reply = app(message, Context(1, 2, {"partition-id": 0, "num-partitions": 2}, RecordDict(), {}))

@@ -4,8 +4,9 @@ import pytest
 from rich.console import Console
 
 from fedham_flwr.core.records import Failure, Row
-from fedham_flwr.reporting import terminal as report
-from fedham_flwr.reporting.terminal import Progress, data_table, final_table, line_values, settings_table
+from fedham_flwr.reporting.console import make_console
+from fedham_flwr.reporting.progress import Progress, line_values
+from fedham_flwr.reporting.terminal import data_table, final_table, settings_table
 
 ESCAPE = "\x1b"
 
@@ -290,4 +291,4 @@ def test_nothing_but_text_reaches_a_file(capsys):
 
 
 def test_the_console_is_wide_away_from_a_terminal(capsys):
-    assert report.make_console().width == 120
+    assert make_console().width == 120

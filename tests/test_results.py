@@ -21,7 +21,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import replacing
 from fedham_flwr.core.records import Failure, RoundRecord, Row
 from fedham_flwr.models.export import write_model
-from fedham_flwr.reporting import environment
+from fedham_flwr.reporting import environment, formats
 from fedham_flwr.reporting import run_directory as results
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
 from fedham_flwr.reporting.summary import score
@@ -169,7 +169,7 @@ keys = st.sampled_from(["strategy", "dataset", "cache-dir", "seed", "alpha", "fe
 
 @given(st.dictionaries(keys, scalars))
 def test_the_settings_survive_a_round_trip(values):
-    read = flatten(tomllib.loads(results._toml(values)))
+    read = flatten(tomllib.loads(formats.toml_text(values)))
     assert read == values
     assert {name: type(value) for name, value in read.items()} == {name: type(value) for name, value in values.items()}
 

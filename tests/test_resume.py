@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.reporting import journal
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume import continuing as resuming
 from fedham_flwr.resume.runs import flat
@@ -34,10 +33,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_: None)
+pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
 @pytest.fixture

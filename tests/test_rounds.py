@@ -22,6 +22,8 @@ from fedham_flwr.core.parameters import Manifest, read
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
+from fedham_flwr.federation.messages import ClientFailure, Download
+from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
@@ -197,7 +199,7 @@ def test_a_personal_head_written_in_one_round_is_where_the_next_one_starts(feder
             state = next(iter(self.contexts.values())).state
             if "personal" in state.array_records:
                 label = state.config_records["personal-label"]
-                heads.append((int(str(label["round"])), wire.tensors(state.array_records["personal"])["fc2.bias"]))
+                heads.append((int(str(label["round"])), read_tensors(state.array_records["personal"])["fc2.bias"]))
             return replies
 
     federate(strategy="fedper", grid=Looking)
@@ -309,7 +311,7 @@ def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict
     strategy = server_half(chosen)
     initial = dict(strategy.state_dict())
     result = strategy.start(InProcessGrid(make_client_app(chosen), 3), ArrayRecord(), num_rounds=1)
-    trained = wire.tensors(result.arrays)
+    trained = read_tensors(result.arrays)
     assert trained.keys() == initial.keys()
     assert not torch.equal(trained["fc1.weight"], initial["fc1.weight"])
 
@@ -337,8 +339,8 @@ def test_half_a_run_and_the_rest_from_its_state_are_the_whole_run(
     assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
     for one, other in zip(clients, again, strict=True):
         for name, record in one.array_records.items():
-            tensors = wire.tensors(other.array_records[name])
-            assert all(torch.equal(tensor, tensors[key]) for key, tensor in wire.tensors(record).items())
+            tensors = read_tensors(other.array_records[name])
+            assert all(torch.equal(tensor, tensors[key]) for key, tensor in read_tensors(record).items())
 
 
 @every_method
@@ -370,15 +372,13 @@ def test_a_node_that_has_gone_is_named_with_flowers_reason(federate: Federate) -
     assert "Node Unavailable" in error
 
 
-def test_a_client_whose_data_are_of_another_kind_than_the_runs_says_so(
-    settings: Callable[..., dict[str, Value]],
-) -> None:
+def test_a_client_whose_data_are_of_another_kind_says_so(settings: Callable[..., dict[str, Value]]) -> None:
     grid = InProcessGrid(make_client_app(settings(strategy="fedavg")), 1)
     (node,) = grid.get_node_ids()
     for shape, classes in (((2, 13), 10), ((1, 8, 8), 4)):
-        content = wire.write_download(wire.Download(3, {}, shape, classes))
+        content = wire.write_download(Download(3, {}, shape, classes))
         (reply,) = grid.send_and_receive([Message(content, node, "evaluate", group_id="3")])
-        with pytest.raises(wire.ClientFailure, match=rf"samples of shape \(1, 8, 8\) and 10 outputs, .* and {classes}"):
+        with pytest.raises(ClientFailure, match=rf"samples of shape \(1, 8, 8\) and 10 outputs, .* and {classes}"):
             wire.read_upload(reply.content, 3)
 
 

@@ -23,7 +23,6 @@ from fedham_flwr import server_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.reporting import journal
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
 from fedham_flwr.state.store import ClientState, StateNotFoundError
@@ -112,7 +111,7 @@ class Storm(InProcessGrid):
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> World:
     """Every state that a client loads is compared with the one that it saved last, bit for bit."""
     world = World(tmp_path, seed=7)
     save, load = ClientState.save, ClientState.load
@@ -136,8 +135,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
     monkeypatch.setattr(ClientState, "save", watched_save)
     monkeypatch.setattr(ClientState, "load", watched_load)
-    for name in ("learning_curves", "client_bars", "heat_maps", "self_weight_curves"):
-        monkeypatch.setattr(journal, name, lambda *_: None)
     logging.getLogger("fedham_flwr").setLevel(logging.CRITICAL)
     return world
 

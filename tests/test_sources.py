@@ -12,9 +12,10 @@ import torch
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data import sources
-from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
+from fedham_flwr.data.data_settings import DataSettings, Partitioning
 from fedham_flwr.data.kinds import image as images
-from fedham_flwr.data.partitions import Partitioning
 
 EVERYTHING = Partitioning("iid")
 

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
 from fedham_flwr.data.kinds import table as tables
+from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds.table import Column, Scaling
-from fedham_flwr.data.partitions import Fractions, Partitioning
 
 NAN = math.nan
 COLOURS = ("red", "green", "blue")
@@ -199,7 +201,7 @@ def test_a_site_without_a_class_knows_it_by_the_schema(cached: Cached, tmp_path:
 def test_scaling_by_hand() -> None:
     # 1, 3, 5: mean 3, variance 8/3; constant 0.1 (whose float mean may differ from it by a bit); nothing at all.
     values = np.array([[1, 0.1, NAN], [NAN, 0.1, NAN], [3, 0.1, NAN], [5, NAN, NAN]])
-    mean, std = tables.statistics(values)
+    mean, std = table_decoding.statistics(values)
     assert mean.tolist() == [3.0, 0.1, 0.0]
     assert std.tolist() == [math.sqrt(8 / 3), 1.0, 1.0]
     scaled = tables.scale(np.array([[3 + math.sqrt(8 / 3), 0.6, 7], [NAN, -50, NAN]]), mean, std)
@@ -212,7 +214,7 @@ COLUMN = st.lists(st.none() | st.integers(-1000, 1000).map(lambda i: i / 8), min
 @given(COLUMN)
 def test_scaling_against_python(column: list[float | None]) -> None:
     there = [value for value in column if value is not None]
-    mean, std = tables.statistics(np.array([[NAN if value is None else value] for value in column]))
+    mean, std = table_decoding.statistics(np.array([[NAN if value is None else value] for value in column]))
     assert mean[0] == pytest.approx(naive.fmean(there) if there else 0.0)
     assert std[0] == pytest.approx(naive.pstdev(there) if len(set(there)) > 1 else 1.0)
     if len(set(there)) > 1:

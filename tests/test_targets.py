@@ -20,12 +20,16 @@ from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import inputs_and_targets, sample_shape, target_of
-from fedham_flwr.data.clients import ClientData, DataSettings, open_node, open_partition
-from fedham_flwr.data.partitions import PARTITIONERS, Partitioning, check_classless
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition
+from fedham_flwr.data.data_settings import DataSettings, Partitioning
+from fedham_flwr.data.partitioners import PARTITIONERS
+from fedham_flwr.data.partitions import check_classless
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import agree
+from fedham_flwr.reporting.progress import line_values
 from fedham_flwr.reporting.summary import final, selected
-from fedham_flwr.reporting.terminal import line_values
 from fedham_flwr.settings import Value
 from fedham_flwr.training.metrics import METRICS
 from fedham_flwr.training.targets import task_loss
@@ -194,10 +198,10 @@ def test_the_loss_of_each_target() -> None:
 # ---- what the clients tell the server -------------------------------------------------------------------------------
 
 
-def profile(**given: Any) -> wire.Profile:
+def profile(**given: Any) -> Profile:
     counts = {"train": 8, "validation": 1, "test": 1}
     plain = {"partitions": 2, "shape": (2, 10), "classes": 1, "counts": counts, "labels": (), "target": "value"}
-    return wire.Profile(**{"client": "a", **plain, **given})
+    return Profile(**{"client": "a", **plain, **given})
 
 
 def test_a_profile_without_classes_travels() -> None:

@@ -16,9 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import DataSettings, open_partition
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
 from fedham_flwr.data.kinds import text as texts
-from fedham_flwr.data.partitions import Fractions, Partitioning, partition, split, split_in_order
+from fedham_flwr.data.partitions import partition
+from fedham_flwr.data.splits import split, split_in_order
 
 
 def windows(

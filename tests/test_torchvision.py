@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fedham_flwr import load_model
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.models import NetworkSettings, build, resolve, trial_batches
 from fedham_flwr.models.export import label, write_model
 from fedham_flwr.models.grafts import GraftSettings

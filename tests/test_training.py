@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, dropout
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
-from fedham_flwr.data.clients import ClientData
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.models import build
 from fedham_flwr.training import augment
 from fedham_flwr.training.augment import shift_flip

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Profile
+from fedham_flwr.federation.record_values import tensors, tensors_record
 from fedham_flwr.federation.stages import STAGES, Stage
-from fedham_flwr.federation.wire import ClientFailure, Download, Extras, Profile
 
 Spoil = Callable[[RecordDict], object]
 
@@ -164,7 +165,7 @@ def test_a_failure_holds_no_tensors() -> None:
 )
 def test_every_name_and_every_float32_survives(values: dict[str, list[float]]) -> None:
     params = {name: torch.tensor(row, dtype=torch.float32) for name, row in values.items()}
-    assert same(wire.tensors(sent(RecordDict({"t": wire.tensors_record(params)})).array_records["t"]), params)
+    assert same(tensors(sent(RecordDict({"t": tensors_record(params)})).array_records["t"]), params)
 
 
 # ---- each client has a record of its own -----------------------------------------------------------------------------
@@ -291,7 +292,7 @@ def test_flower_takes_an_upload_for_what_it_is() -> None:
 
 @pytest.mark.parametrize("shape", [(80,), (2, 13)])
 def test_the_profile_of_a_text_has_a_shape_of_one_number_and_that_of_a_table_of_two(shape: tuple[int, ...]) -> None:
-    profile = wire.Profile("a", 0, shape, 2, {"train": 4, "test": 1}, (300, 20))
+    profile = Profile("a", 0, shape, 2, {"train": 4, "test": 1}, (300, 20))
     assert wire.read_profile(sent(wire.write_profile(profile))) == profile
 
 
@@ -301,6 +302,6 @@ def test_the_profile_of_a_text_has_a_shape_of_one_number_and_that_of_a_table_of_
 )
 def test_a_profile_that_describes_no_data_set_is_refused(changes: dict[str, Any]) -> None:
     whole = {"client": "a", "partitions": 0, "shape": (1, 8, 8), "classes": 2, "counts": {"train": 4}, "labels": (1, 3)}
-    assert wire.read_profile(wire.write_profile(wire.Profile(**whole))).classes == 2
+    assert wire.read_profile(wire.write_profile(Profile(**whole))).classes == 2
     with pytest.raises(ValueError, match="this is not the description of a data set"):
-        wire.read_profile(wire.write_profile(wire.Profile(**(whole | changes))))
+        wire.read_profile(wire.write_profile(Profile(**(whole | changes))))

@@ -27,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from fedham_flwr.core.methods import Method, Split, split_groups
-from fedham_flwr.core.parameters import Manifest, Params, weighted_mean
+from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.trees import weighted_mean
 
 
 def aggregate(models: Sequence[Mapping[str, Tensor]], samples: Sequence[int]) -> Params:

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.fedavg import split
 from fedham_flwr.core.methods import Method
-from fedham_flwr.core.parameters import stack
+from fedham_flwr.core.trees import stack
 
 
 @dataclass(frozen=True)

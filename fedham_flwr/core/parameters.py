@@ -1,11 +1,9 @@
-"""Parameter trees: named tensors, the layer groups that own them, and the few operations every method needs.
+"""Parameter trees: named tensors, the layer groups that own them, and what lies between them and a model.
 
 A model's tensors are cut into layer groups (one module that owns parameters, weight and bias together). Personal and
 shared are sets of group names, never a substring of a parameter's name. Floating-point buffers (the running
 statistics of a normalisation layer) belong to their group and travel with it. Integer buffers are counters: a
 weighted mean makes 6 of 7 and 7, so they are never sent and never averaged; `load_` sets them to zero.
-
-Sign convention, fixed here once: `delta = after - before`, so the server's gradient is `-delta`.
 """
 
 from __future__ import annotations
@@ -134,7 +132,7 @@ class Manifest:
         Raises:
             ValueError: the first fault, with the tensor's name, what it is and what was wanted.
         """
-        _check_names(params, names)
+        check_names(params, names)
         for name in names:
             tensor, shape, dtype = params[name], self.shapes[name], self.dtypes[name]
             if tuple(tensor.shape) != shape:
@@ -198,110 +196,16 @@ def load_(model: nn.Module, params: Mapping[str, Tensor]) -> None:
             buffer.zero_()
 
 
-def split(params: Mapping[str, Tensor], names: Iterable[str]) -> tuple[Params, Params]:
-    """Cut a tree in two: the tensors named, and the rest; both keep their order. The inverse of `merge`.
+def check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
+    """Refuse tensors that have not the names wanted.
 
     Raises:
-        ValueError: a name that the tree does not have.
+        ValueError: the names that are missing, or else those that are too many.
     """
-    chosen = set(names)
-    if unknown := sorted(chosen - params.keys()):
-        raise ValueError(f"no tensors named {unknown}")
-    return {n: t for n, t in params.items() if n in chosen}, {n: t for n, t in params.items() if n not in chosen}
-
-
-def merge(first: Mapping[str, Tensor], second: Mapping[str, Tensor], order: Sequence[str]) -> Params:
-    """Join two disjoint trees in the order given. The inverse of `split`.
-
-    Raises:
-        ValueError: a tensor in both trees, or the two together are not exactly `order`.
-    """
-    if both := sorted(first.keys() & second.keys()):
-        raise ValueError(f"tensors in both trees: {both}")
-    joined = {**first, **second}
-    if joined.keys() != set(order):
-        raise ValueError(f"the trees together differ from the names wanted: {sorted(joined.keys() ^ set(order))}")
-    return {name: joined[name] for name in order}
-
-
-def stack(trees: Sequence[Mapping[str, Tensor]]) -> Params:
-    """One tensor [n, ...] per name from n trees with the same names: the bank of the clients' models."""
-    stacked: Params = {}
-    for name, first in trees[0].items():
-        same = all(tree[name] is first for tree in trees)
-        stacked[name] = (
-            first.expand(len(trees), *first.shape).clone() if same else torch.stack([tree[name] for tree in trees])
-        )
-    return stacked
-
-
-def weighted_mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Params:
-    """sum_k weights_k tree_k / sum_k weights_k, name by name, one tree at a time.
-
-    Summed in float64 in the order given, so the mean of equal trees is that tree, bit for bit.
-
-    Args:
-        trees: n >= 1 trees with the same names and shapes.
-        weights: n positive numbers.
-
-    Raises:
-        ValueError: no trees, or a weight that is not positive and finite.
-    """
-    if not trees or len(trees) != len(weights):
-        raise ValueError(f"a mean needs one weight for each of at least one tree: {len(trees)}, {len(weights)}")
-    scale = torch.tensor(weights, dtype=torch.float64)
-    if not bool(torch.isfinite(scale).all()) or not bool((scale > 0).all()):
-        raise ValueError(f"weights must be positive and finite: {list(weights)}")
-    scale /= scale.sum()
-    mean: Params = {}
-    for name, first in trees[0].items():
-        total = torch.zeros(first.shape, dtype=torch.float64)
-        for tree, weight in zip(trees, scale.tolist(), strict=True):
-            total.add_(tree[name], alpha=weight)
-        mean[name] = total.to(first.dtype)
-    return mean
-
-
-def delta(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Params:
-    """After - before, name by name: what local training did; its negative is the server's gradient."""
-    return {name: after[name] - before[name] for name in after}
-
-
-def check_like(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that have not the names, shapes and dtypes of those wanted.
-
-    Raises:
-        ValueError: the first fault.
-    """
-    _check_names(given, wanted)
-    for name, tensor in wanted.items():
-        what = [f"{t.dtype} {tuple(t.shape)}" for t in (given[name], tensor)]
-        if what[0] != what[1]:
-            raise ValueError(f"{name} is {what[0]}, wanted {what[1]}")
-
-
-def _check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:
     if missing := [name for name in wanted if name not in given]:
         raise ValueError(f"tensors are missing: {missing}")
     if foreign := sorted(given.keys() - set(wanted)):
         raise ValueError(f"tensors are not wanted: {foreign}")
-
-
-def write_clients(clients: Sequence[str]) -> Params:
-    """The ids of clients as a tensor named `clients`, for a server's state: UTF-8, a line for each."""
-    return {"clients": torch.tensor(list("\n".join(clients).encode()), dtype=torch.uint8)}
-
-
-def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The inverse of `write_clients`.
-
-    Raises:
-        ValueError: the state does not name its clients.
-    """
-    ids = state.get("clients")
-    if ids is None or ids.dtype != torch.uint8 or ids.dim() != 1:
-        raise ValueError("the state lacks its clients: wanted uint8 [bytes] named 'clients', which is missing")
-    return tuple(bytes(ids.tolist()).decode().split("\n")) if len(ids) else ()
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -309,8 +213,3 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return torch.empty(*shape, dtype=like.dtype, device=like.device)
     return torch.from_numpy(np.empty(tuple(shape), like.new_empty(0).numpy().dtype))
-
-
-def num_bytes(params: Mapping[str, Tensor]) -> int:
-    """Payload of a tree in bytes, without names and framing."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in params.values())

@@ -14,8 +14,9 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.imports import call, load_object
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.data.batches import Kind
-from fedham_flwr.data.clients import SPLITS, ClientData, DataSettings
-from fedham_flwr.data.partitions import split
+from fedham_flwr.data.client_data import SPLITS, ClientData
+from fedham_flwr.data.data_settings import DataSettings
+from fedham_flwr.data.splits import split
 
 Pair = tuple[Tensor, Tensor | list[str]]
 

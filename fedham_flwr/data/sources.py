@@ -1,10 +1,7 @@
-"""Where data comes from: `digits`, a local folder or file, or the Hugging Face Hub, decoded into plain arrays.
+"""Where data comes from: `digits`, a local folder or file, or the Hugging Face Hub; its content's digest, and its rows.
 
-A source is decoded once into a folder with a `meta.json`, which names its kind, and what the kind needs: images have
-`features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy` (int64 [N]).
-Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join` writes. The
-official splits of a data set are merged, train first. `datasets`, scikit-learn and Pillow are imported by the functions
-that decode, not by those that recognise a source.
+The official splits of a data set are merged, train first. `datasets` is imported by the functions that read, not by
+those that recognise a source.
 """
 
 from __future__ import annotations
@@ -14,34 +11,13 @@ import importlib.metadata
 import json
 import os
 import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from fedham_flwr.core.errors import UserError, first_line
-from fedham_flwr.data import targets
-from fedham_flwr.data.columns import (
-    Columns,
-    codes_of,
-    find_feature,
-    find_label,
-    find_label_of_table,
-    kind_of_column,
-    label_codes,
-    named,
-    table_columns,
-    values_of,
-)
-from fedham_flwr.data.kinds import image as images
-from fedham_flwr.data.kinds import table as tables
-from fedham_flwr.data.kinds import text as texts
 
 if TYPE_CHECKING:
     import datasets
@@ -123,65 +99,21 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(source: str, columns: Columns, folder: Path, side: int = 0) -> None:
-    """Write the arrays and the meta data of a source into this folder, which exists and is empty.
+# ---- reading -------------------------------------------------------------------------------------------------------
+
+
+def load(source: str, copy: str) -> datasets.Dataset:
+    """All rows of a source, of its official splits those of train first.
 
     Args:
-        source: the `dataset` setting.
-        columns: which columns are what.
-        folder: where.
-        side: pixels of the square that images are resized to; 0: they stay as they are.
+        source: the `dataset` setting; not `digits`.
+        copy: folder for the copy that the library writes of the local files it reads.
 
     Raises:
-        UserError: the source can't be read or reached, or its columns aren't what is needed.
-        OSError: the folder can't be written.
+        UserError: the source can't be read or reached, or has no rows.
     """
-    if source == "digits":
-        _decode_digits(columns, folder, side)
-        return
     path = local_path(source)
-    # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
-    with tempfile.TemporaryDirectory(dir=folder) as copy:
-        splits = _load_hub(source) if path is None else _load_local(path, copy)
-        _decode_rows(_merge(splits, source), columns, folder, side)
-
-
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: int) -> None:
-    table = table_columns(data, columns)
-    feature = "" if table else find_feature(data, columns)
-    image = bool(feature) and kind_of_column(data.features[feature]) == "Image"
-    if side and not image:
-        raise UserError(
-            f"image-size={side} resizes images, and the data set is {'a table' if table else 'text'}: set 0."
-        )
-    if table:
-        meta = _decode_table(data, table, columns, folder)
-    elif image:
-        meta = _decode_images(data, feature, columns, folder, side)
-    else:
-        meta = _decode_texts(data, feature, columns, folder)
-    (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
-    """scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
-    from sklearn.datasets import load_digits
-
-    for setting, wanted, actual in (("feature", columns.feature, "image"), ("label", columns.label, "label")):
-        if wanted not in ("", actual):
-            raise UserError(f"{setting}-column is '{wanted}', but the digits have only the columns image and label.")
-    if columns.client:
-        raise UserError(f"client-column is '{columns.client}', but the digits have only the columns image and label.")
-    if columns.target not in ("auto", "class"):
-        raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    np.save(folder / "features.npy", images.resized(pixels, side)[..., None])
-    np.save(folder / "labels.npy", digits.target.astype(np.int64))
-    (folder / "meta.json").write_text(json.dumps({"classes": [str(i) for i in range(10)], "kind": "image"}))
-
-
-# ---- reading -------------------------------------------------------------------------------------------------------
+    return _merge(_load_hub(source) if path is None else _load_local(path, copy), source)
 
 
 def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
@@ -256,62 +188,3 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
     if not len(merged):
         raise UserError(f"dataset '{source}' has no rows.")
     return merged
-
-
-# ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
-
-
-def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path, side: int) -> dict[str, Any]:
-    targets.check(columns, "images")
-    if columns.target in targets.CLASSLESS:
-        meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
-    else:
-        meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
-    images.decode(data, feature, folder / "features.npy", side)
-    return meta | {"kind": "image"}
-
-
-def _decode_table(data: datasets.Dataset, table: Sequence[str], columns: Columns, folder: Path) -> dict[str, Any]:
-    targets.check(columns, "a table")
-    if columns.target in targets.CLASSLESS:
-        meta = targets.decode(data, columns, table, folder) | _write_owners(data, columns, folder)
-    else:
-        label = find_label_of_table(data, columns, table)
-        meta = _decode_labels(data, label, columns, folder)
-        meta["declared"] = kind_of_column(data.features[label]) == "ClassLabel"
-    decoded = tables.decode(data, table, folder / "features.npy")
-    return meta | {"kind": "table", "columns": [asdict(column) for column in decoded]}
-
-
-def _decode_labels(data: datasets.Dataset, label: str, columns: Columns, folder: Path) -> dict[str, Any]:
-    """Write whose each row is and its class; the meta data that go with them."""
-    labels, classes = label_codes(data, label)
-    np.save(folder / "labels.npy", labels)
-    return {"classes": classes} | _write_owners(data, columns, folder)
-
-
-def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:
-    owners, names = _owners(data, columns.client)
-    if owners is not None:
-        np.save(folder / "owners.npy", owners)
-    return dict(names)
-
-
-def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
-    targets.check(columns, "texts")
-    if columns.label:
-        raise UserError(
-            f"label-column is '{columns.label}', but of the texts in '{feature}' the next character is predicted, "
-            "which takes no labels; leave label-column empty."
-        )
-    owners, names = _owners(data, columns.client)
-    characters = texts.join(values_of(data, feature, "feature-column"), owners, folder)
-    return {"kind": "text", "characters": characters} | names
-
-
-def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
-    """Whose each row is and the owners' names, if there is a client column."""
-    if not column:
-        return None, {}
-    owners, names = codes_of(data, named(data, "client-column", column), "client-column")
-    return owners, {"owners": names}

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.threads import one_thread
-from fedham_flwr.federation.wire import Upload
+from fedham_flwr.federation.messages import Upload
 from fedham_flwr.training.metrics import known
 
 MOST_EXAMPLES = 2**53

@@ -7,57 +7,23 @@ are three things, which `train` gives in an `Outcome`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from fedham_flwr.core import parameters
+from fedham_flwr.core import trees
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.data.clients import ClientData
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN, Stage
-from fedham_flwr.federation.wire import Download
-from fedham_flwr.settings import Settings
+from fedham_flwr.federation.job import Job
+from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN
 from fedham_flwr.state.memory import Memory
-from fedham_flwr.state.store import ClientState
-from fedham_flwr.training.cohort import CohortTrainer
 from fedham_flwr.training.local import Samples
-from fedham_flwr.training.metrics import Scores
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor, Trainer
-
-log = logging.getLogger("fedham_flwr")
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a client half works with, for one message.
-
-    Attributes:
-        client: its id.
-        settings: the run's.
-        method: the method's declaration.
-        data: the client's.
-        trainer: the worker's model.
-        state: what the client kept.
-        download: what the server sent.
-        stage: the kind of exchange.
-    """
-
-    client: str
-    settings: Settings
-    method: Method
-    data: ClientData
-    trainer: Trainer | CohortTrainer
-    state: ClientState
-    download: Download
-    stage: Stage = TRAIN
+from fedham_flwr.training.measurement import Scores
+from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
 
 
 class RoundClient:
@@ -99,7 +65,7 @@ class RoundClient:
             received: shared tensors.
         """
         names = self.job.trainer.manifest.names()
-        return parameters.merge(received, self.recall([name for name in names if name not in received]), names)
+        return trees.merge(received, self.recall([name for name in names if name not in received]), names)
 
     def train(self, start: Params) -> Outcome:
         """Local training, by default of the whole model on all of the client's data.

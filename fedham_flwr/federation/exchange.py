@@ -15,13 +15,14 @@ from flwr.serverapp import Grid
 
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.methods import Split
-from fedham_flwr.core.parameters import Manifest, Params, num_bytes
+from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import Failure, MixingWeights, RoundRecord, Row
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation import bounds, wire
+from fedham_flwr.federation.messages import ClientFailure, Download, Start, Upload
 from fedham_flwr.federation.roster import Roster, order, read_reply
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
-from fedham_flwr.federation.wire import Start
-from fedham_flwr.settings import Settings
+from fedham_flwr.run_settings import Settings
 
 log = logging.getLogger("fedham_flwr")
 AT_ONCE = 16
@@ -32,7 +33,7 @@ Plan = Callable[[Sequence[str]], Mapping[str, Start]]
 """What each of these clients starts from; asked again for those that lost their state, and to measure updates."""
 Check = Callable[[str, str, Params], None]
 """Refuses, by a ValueError, what a client sent along: of the stage's name, the client and its extra tensors."""
-Weights = Callable[[Mapping[str, wire.Upload]], MixingWeights | None]
+Weights = Callable[[Mapping[str, Upload]], MixingWeights | None]
 """The mixing weights of an exchange, of its good replies."""
 
 
@@ -158,7 +159,7 @@ class Exchange:
         good = [reply for reply in replies if reply not in lost.values()]
         return good + list(grid.send_and_receive(again, timeout=timeout))
 
-    def receive(self, replies: Iterable[Message], weights: Weights | None = None) -> dict[str, wire.Upload]:
+    def receive(self, replies: Iterable[Message], weights: Weights | None = None) -> dict[str, Upload]:
         """Check the replies and record the exchange.
 
         Args:
@@ -207,7 +208,7 @@ class Exchange:
         plan = sent.plan(clients) if clients else {}  # everyone may have been scored already
         serialised: dict[int, Array] = {}
         for client, start in plan.items():
-            download = wire.Download(
+            download = Download(
                 round=sent.round,
                 params=start.params,
                 shape=task.shape,
@@ -234,10 +235,10 @@ class Exchange:
         senders: dict[object, str] = {nodes[client]: client for client in asked}
         return senders | {self._messages[client].message_id: client for client in asked}
 
-    def _sort(self, replies: Iterable[Message]) -> tuple[dict[str, wire.Upload], dict[str, str]]:
+    def _sort(self, replies: Iterable[Message]) -> tuple[dict[str, Upload], dict[str, str]]:
         """The good replies by client, and why the others are none."""
         senders = self._senders()
-        good: dict[str, wire.Upload] = {}
+        good: dict[str, Upload] = {}
         failures: dict[str, str] = {}
         for reply in replies:
             client = _sender(senders, reply)
@@ -249,15 +250,15 @@ class Exchange:
                 good[client] = self._checked(client, read_reply(reply))
             except KeyError as error:
                 failures[client] = f"the reply lacks {error}"
-            except (wire.ClientFailure, ValueError, TypeError) as error:
+            except (ClientFailure, ValueError, TypeError) as error:
                 failures[client] = first_line(error)
-                if isinstance(error, wire.ClientFailure) and error.lost:
+                if isinstance(error, ClientFailure) and error.lost:
                     self._progress.stateless.add(client)
         for client in set(self.sent.clients) - good.keys() - failures.keys():
             failures[client] = f"no reply (round-timeout={self._settings.round_timeout:g} seconds)"
         return good, failures
 
-    def _checked(self, client: str, content: RecordDict) -> wire.Upload:
+    def _checked(self, client: str, content: RecordDict) -> Upload:
         upload = _read(content, self.sent.round)
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
@@ -270,7 +271,7 @@ class Exchange:
         bounds.check_report(upload)
         return bounds.capped(upload, self._settings.max_examples_per_client)
 
-    def _clip(self, uploads: dict[str, wire.Upload]) -> tuple[str, ...]:
+    def _clip(self, uploads: dict[str, Upload]) -> tuple[str, ...]:
         """Shorten the updates that are longer than `clip-norm`, in place; whose they were."""
         most, clients, clipped = self._settings.clip_norm, tuple(uploads), []
         for at in range(0, len(clients), AT_ONCE):
@@ -296,17 +297,17 @@ class Exchange:
             )
 
 
-def _read(content: RecordDict, number: int) -> wire.Upload:
+def _read(content: RecordDict, number: int) -> Upload:
     """A client's reply; whatever is wrong with it, it is the fault of this reply alone."""
     try:
         return wire.read_upload(content, number)
-    except (wire.ClientFailure, KeyError, ValueError, TypeError):
+    except (ClientFailure, KeyError, ValueError, TypeError):
         raise
     except Exception as error:  # of NumPy, which is given any bytes: EOFError, BadZipFile, MemoryError, ...
         raise ValueError(f"the reply cannot be read: {type(error).__name__}: {error}") from error
 
 
-def _seconds(began: float, arrived: float, uploads: Iterable[wire.Upload]) -> dict[str, float]:
+def _seconds(began: float, arrived: float, uploads: Iterable[Upload]) -> dict[str, float]:
     """Wall clock of the exchange, and of the clients' work summed over them, by purpose."""
     total: dict[str, float] = {"exchange": arrived - began, "check": time.perf_counter() - arrived}
     for upload in uploads:

@@ -17,7 +17,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.privacy import PrivacySettings, noise
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.bounds import VARIANCES
-from fedham_flwr.settings import Settings
+from fedham_flwr.run_settings import Settings
 
 App = Callable[[Message, Context], Message]
 NOTHING = 1e-15

@@ -18,6 +18,7 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import ClientFailure, Profile
 
 log = logging.getLogger("fedham_flwr")
 
@@ -93,7 +94,7 @@ class Roster:
     """
 
     def __init__(self) -> None:
-        self.profiles: dict[str, wire.Profile] = {}
+        self.profiles: dict[str, Profile] = {}
         self.nodes: dict[str, int] = {}
         self.failures: dict[int, str] = {}
         self._complete = False
@@ -148,14 +149,14 @@ class Roster:
             node = reply.metadata.src_node_id
             try:
                 self._admit(node, wire.read_profile(read_reply(reply)))
-            except wire.ClientFailure as error:
+            except ClientFailure as error:
                 if error.simulated:
                     raise UserError(str(error)) from error
                 self._refuse(node, str(error))
             except (KeyError, ValueError, TypeError) as error:
                 self._refuse(node, f"node {node} gave no proper answer to the query: {error}")
 
-    def _admit(self, node: int, profile: wire.Profile) -> None:
+    def _admit(self, node: int, profile: Profile) -> None:
         if profile.client in self.nodes:
             if not self._complete:
                 raise UserError(
@@ -181,14 +182,14 @@ def read_reply(reply: Message) -> RecordDict:
     """The content of a reply.
 
     Raises:
-        wire.ClientFailure: Flower reports that the client could not be run.
+        ClientFailure: Flower reports that the client could not be run.
     """
     if reply.has_error():
-        raise wire.ClientFailure(f"{first_line(reply.error.reason or 'no reason given')} (code {reply.error.code})")
+        raise ClientFailure(f"{first_line(reply.error.reason or 'no reason given')} (code {reply.error.code})")
     return reply.content
 
 
-def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
+def agree(profiles: Sequence[Profile]) -> tuple[tuple[int, ...], int]:
     """The shape of a sample that all clients share, as `batches` has it, and the number of outputs.
 
     Raises:
@@ -208,7 +209,7 @@ def agree(profiles: Sequence[wire.Profile]) -> tuple[tuple[int, ...], int]:
     return first.shape, max(profile.classes for profile in profiles)
 
 
-def _agree_on_target(first: wire.Profile, other: wire.Profile) -> None:
+def _agree_on_target(first: Profile, other: Profile) -> None:
     """The same target, and of labels and values equally many."""
     if other.target != first.target:
         raise UserError(
@@ -222,7 +223,7 @@ def _agree_on_target(first: wire.Profile, other: wire.Profile) -> None:
         )
 
 
-def _agree_on_meanings(first: wire.Profile, other: wire.Profile) -> None:
+def _agree_on_meanings(first: Profile, other: Profile) -> None:
     """The same names in the same order; the last classes may be missing where none has names but numbers."""
     for what, ours, theirs in zip(("class", "column"), first.meanings, other.meanings, strict=False):
         for place, (one, another) in enumerate(zip(ours, theirs, strict=False)):

@@ -14,9 +14,10 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
 from fedham_flwr.federation.exchange import Exchange
+from fedham_flwr.federation.messages import Upload
+from fedham_flwr.federation.record_values import tensors_record
 from fedham_flwr.federation.roster import cohort, hold_out, order
 from fedham_flwr.federation.stages import ADAPT, ADAPTED, EVALUATE, MEET, PERSONAL, QUERY, TRAIN, Stage
 
@@ -72,7 +73,7 @@ class RoundStrategy(Strategy, ABC):
         """
 
     @abstractmethod
-    def merge(self, round_number: int, uploads: Mapping[str, wire.Upload]) -> None:
+    def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Learn from the replies of a round.
 
         Args:
@@ -149,7 +150,7 @@ class RoundStrategy(Strategy, ABC):
         if recorder and every and (done % every == 0 or done == self.rounds):
             recorder.checkpoint()
 
-    def _receive(self, replies: Iterable[Message]) -> dict[str, wire.Upload]:
+    def _receive(self, replies: Iterable[Message]) -> dict[str, Upload]:
         sent = self._exchange.sent
         mixing = self.mixing_weights if isinstance(self, ReportsMixing) else None
         return self._exchange.receive(replies, mixing and (lambda good: mixing(sent.round, sent.clients, good)))
@@ -160,7 +161,7 @@ class RoundStrategy(Strategy, ABC):
         self.progress.trained |= uploads.keys()
         self.progress.stateless -= uploads.keys()
 
-    def _exchange_with(self, grid: Grid, stage: Stage, number: int, clients: tuple[str, ...]) -> dict[str, wire.Upload]:
+    def _exchange_with(self, grid: Grid, stage: Stage, number: int, clients: tuple[str, ...]) -> dict[str, Upload]:
         return self._receive(self._exchange.ask(grid, self._messages(grid, stage, number, clients)))
 
     def _messages(self, grid: Grid, stage: Stage, number: int, clients: tuple[str, ...]) -> list[Message]:
@@ -209,7 +210,7 @@ class RoundStrategy(Strategy, ABC):
         """
         self.rounds = num_rounds or self.rounds
         self.run(grid)
-        return Result(arrays=wire.tensors_record(self.state_dict()))
+        return Result(arrays=tensors_record(self.state_dict()))
 
     def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
         """A train message for each client of the round's cohort. `arrays` and `config` are not used.
@@ -233,7 +234,7 @@ class RoundStrategy(Strategy, ABC):
             UserError: fewer good replies than `min-replies`.
         """
         self._merge(server_round, replies)
-        return wire.tensors_record(self.state_dict()), None
+        return tensors_record(self.state_dict()), None
 
     def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
         """An evaluate message for each client that the round has not scored yet: all of them after the last round."""

@@ -1,4 +1,4 @@
-"""What crosses the network: Download, Upload and Profile, to and from Flower's RecordDict.
+"""Downloads, uploads, profiles and failures to and from Flower's RecordDict.
 
 Only this file knows the keys. Every message gets records of its own, since Flower shares a RecordDict by reference.
 """
@@ -6,177 +6,20 @@ Only this file knows the keys. Every message gets records of its own, since Flow
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
-from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import Target
+from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Metrics, Profile, Upload
+from fedham_flwr.federation.record_values import arrays, number, tensors, tensors_record, whole_number, whole_numbers
 
 TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
 EXTRAS, FACTS = "extras", "facts"
 SECONDS, SAMPLES = "seconds", "n"
-
-Metrics = Mapping[str, float | int]
-"""Scores as a NumPyClient returns them: "test/personal/after/accuracy", "n/test", "seconds/train"."""
-
-
-@dataclass(frozen=True)
-class Extras:
-    """What a method sends along with a model, or in its place.
-
-    Attributes:
-        tensors: by names of the method's own.
-        facts: whole numbers, by names of the method's own.
-    """
-
-    tensors: Params = field(default_factory=dict)
-    facts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Start:
-    """What the server sends one client to start from.
-
-    Attributes:
-        params: shared tensors; those that are left out the client takes from what it kept.
-        extras: what the method sends along.
-        own: the model is this client's own, and not everybody's.
-        left_out: the tensors that are left out, as the server last saw them; an update is measured from there.
-    """
-
-    params: Params
-    extras: Extras = field(default_factory=Extras)
-    own: bool = False
-    left_out: Params = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Download:
-    """What the server sends one client.
-
-    Attributes:
-        round: number of the round, from 1; the closing evaluation has the number after the last round.
-        params: the shared tensors the client starts from; without those that it starts from its own of.
-        shape: of one sample, the same for every client: (channels, height, width) of an image, (T,) of a text.
-        classes: number of classes, the same for every client; of labels or values where these are learned.
-        has_trained: the server has merged an upload of this client, so its personal state must be there.
-        closing: this is the evaluation after the last round.
-        export: folder for the client's personal model; empty for none.
-        training: name of the training that the round is part of, which a run that continues it keeps: a client finds
-            its personal state by it.
-        keep: simulation: folder that clients write their personal state through to; empty for none.
-        own: the model is this client's own, and not everybody's.
-        extras: what the method sends along.
-    """
-
-    round: int
-    params: Params
-    shape: tuple[int, ...]
-    classes: int
-    has_trained: bool = False
-    closing: bool = False
-    export: str = ""
-    training: str = ""
-    keep: str = ""
-    own: bool = False
-    extras: Extras = Extras()
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What a client sends back.
-
-    Attributes:
-        client: id that the client gives itself.
-        params: its shared tensors after local training; empty after an evaluation.
-        examples: its training samples.
-        rows: its scores.
-        seconds: what the client's time went into, by purpose.
-        extras: tensors of the method's own.
-        restarted: it has trained before, and something that it had learned for itself was lost and started again.
-        age: rounds since it made the personal state that it started from; 0 if it started from none.
-    """
-
-    client: str
-    params: Params
-    examples: int
-    rows: tuple[Row, ...]
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    extras: Params = field(default_factory=dict)
-    restarted: bool = False
-    age: int = 0
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Who a client is and what data it has; the answer to the query before the first round.
-
-    Attributes:
-        client: its id.
-        partitions: number of clients of the simulation it is part of, 0 on a real node.
-        shape: of one sample: (channels, height, width) of an image, (T,) of a text, any of an array.
-        classes: number of classes; of labels or values where these are learned.
-        counts: samples of each split.
-        labels: how often each class is a target in training: once per sample, or T times in a text; none where there
-            are no classes.
-        name: of its data, such as the owner's in a natural partitioning.
-        meanings: names of the classes, in their order; of a table, and then of its columns.
-        target: what is learned: class, multi-label, value or next-token.
-    """
-
-    client: str
-    partitions: int
-    shape: tuple[int, ...]
-    classes: int
-    counts: Mapping[str, int]
-    labels: tuple[int, ...]
-    name: str = ""
-    meanings: tuple[tuple[str, ...], ...] = ()
-    target: Target = "class"
-
-
-class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process
-    """A client's own account of why it could not do what it was asked.
-
-    Args:
-        error: a sentence.
-        simulated: the client is one of a simulation, whose clients all read the same settings.
-        lost: it lost what it kept, and could go on if the server sent it everything.
-    """
-
-    def __init__(self, error: str, simulated: bool = False, lost: bool = False) -> None:
-        super().__init__(error)
-        self.simulated = simulated
-        self.lost = lost
-
-
-def arrays(params: Mapping[str, torch.Tensor], serialised: dict[int, Array] | None = None) -> dict[str, Array]:
-    """Named tensors, serialised.
-
-    Args:
-        params: the tensors.
-        serialised: what is there already, by the tensor's identity, and is added to.
-    """
-    made = {} if serialised is None else serialised
-    for tensor in params.values():
-        if id(tensor) not in made:
-            made[id(tensor)] = Array(tensor.numpy())
-    return {name: made[id(tensor)] for name, tensor in params.items()}
-
-
-def tensors_record(params: Mapping[str, torch.Tensor]) -> ArrayRecord:
-    """Named tensors as a record."""
-    return ArrayRecord(arrays(params))
-
-
-def tensors(record: ArrayRecord) -> Params:
-    """The inverse of `tensors_record`."""
-    return {name: torch.from_numpy(array.numpy()) for name, array in record.items()}
 
 
 def write_download(download: Download, serialised: dict[int, Array] | None = None) -> RecordDict:
@@ -215,10 +58,10 @@ def read_download(content: RecordDict) -> Download:
     """
     given = content.config_records[INSTRUCTIONS]
     return Download(
-        round=_int(given["round"]),
+        round=whole_number(given["round"]),
         params=tensors(content.array_records[TENSORS]),
-        shape=_ints(given["shape"]),
-        classes=_int(given["classes"]),
+        shape=whole_numbers(given["shape"]),
+        classes=whole_number(given["classes"]),
         has_trained=bool(given["has-trained"]),
         closing=bool(given["closing"]),
         export=str(given["export"]),
@@ -276,7 +119,7 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
         raise _failure(content.config_records[FAILURE])
     client = str(content.config_records[SENDER]["client-id"])
     restarted = bool(content.config_records[SENDER].get("restarted", False))
-    age = _int(content.config_records[SENDER].get("age", 0))
+    age = whole_number(content.config_records[SENDER].get("age", 0))
     report = dict(content.metric_records[REPORT])
     examples = report.pop("examples")
     if not isinstance(examples, int) or examples < 1:
@@ -285,15 +128,15 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
     for key, value in report.items():
         kind, _, rest = key.partition("/")
         if kind == SECONDS:
-            seconds[rest] = _float(value)
+            seconds[rest] = number(value)
         elif kind == SAMPLES:
-            counts[rest] = _int(value)
+            counts[rest] = whole_number(value)
     for key, value in report.items():
         if not key.startswith((f"{SECONDS}/", f"{SAMPLES}/")):
             split, model, phase, metric = key.split("/")
             if model not in ("global", "personal") or phase not in ("before", "after"):
                 raise ValueError(f"{key!r} is not a score")
-            rows.append(Row(round_number, client, split, model, phase, metric, _float(value), counts[split]))
+            rows.append(Row(round_number, client, split, model, phase, metric, number(value), counts[split]))
     params, extras = tensors(content.array_records[TENSORS]), _extras(content).tensors
     return Upload(client, params, examples, tuple(rows), seconds, extras, restarted, age)
 
@@ -332,11 +175,11 @@ def read_profile(content: RecordDict) -> Profile:
         raise TypeError(f"splits is {splits!r}, wanted a list")
     profile = Profile(
         client=str(given["client-id"]),
-        partitions=_int(given["partitions"]),
-        shape=_ints(given["shape"]),
-        classes=_int(given["classes"]),
-        counts=dict(zip(map(str, splits), _ints(given["counts"]), strict=True)),
-        labels=_ints(given["labels"]),
+        partitions=whole_number(given["partitions"]),
+        shape=whole_numbers(given["shape"]),
+        classes=whole_number(given["classes"]),
+        counts=dict(zip(map(str, splits), whole_numbers(given["counts"]), strict=True)),
+        labels=whole_numbers(given["labels"]),
         name=str(given["name"]),
         meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
         target=_target(given["target"]),
@@ -368,7 +211,7 @@ def _extras(content: RecordDict) -> Extras:
     if EXTRAS not in content.array_records:
         return Extras()
     facts: Mapping[str, object] = content.config_records.get(FACTS, ConfigRecord())
-    return Extras(tensors(content.array_records[EXTRAS]), {name: _ints(given) for name, given in facts.items()})
+    return Extras(tensors(content.array_records[EXTRAS]), {name: whole_numbers(given) for name, given in facts.items()})
 
 
 def _failure(given: ConfigRecord) -> ClientFailure:
@@ -380,21 +223,3 @@ def _target(value: object) -> Target:
         if value == target:
             return target  # type: ignore[no-any-return]
     raise ValueError(f"{value!r} is no target")
-
-
-def _int(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{value!r} is not a whole number")
-    return value
-
-
-def _float(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def _ints(value: object) -> tuple[int, ...]:
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise TypeError(f"{value!r} is not a list of whole numbers")
-    return tuple(_int(part) for part in value)

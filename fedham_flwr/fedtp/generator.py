@@ -22,16 +22,12 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params, all_finite, empty
 from fedham_flwr.core.threads import in_threads, one_thread
 from fedham_flwr.fedtp.embeddings import sgd_step
+from fedham_flwr.fedtp.phi import HEAD, REACH, first_values, shapes
 
 ROWS = 4096
 """Of a head in one slab: 2.5 MB at the paper's width of 150, and with its momentum twice as much."""
 LANES = 16
 """Parts that the slabs are dealt to, so that as many threads can take part: a part of its own for each costs more."""
-REACH = 2.0
-"""Length of what goes into a factorised head. How far a step moves what is generated grows with its square: where it is
-free to grow, as in dense heads, training that went well diverges after some rounds. Directions tell clients apart."""
-HEAD = "heads."
-"""How the names begin of tensors that are too large for a graph."""
 
 Result = TypeVar("Result")
 
@@ -76,7 +72,7 @@ class Generator:
         self.params: Params = {}
         self._shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
         for name, shape in shapes(settings, [tensor.numel() for tensor in base.values()]).items():
-            self.params[name] = _linear(name, shape, settings, generator).to(device)
+            self.params[name] = first_values(name, shape, settings, generator).to(device)
         if settings.rank:
             for number, tensor in enumerate(base.values()):
                 self.params[f"{HEAD}{number}.bias"].copy_(tensor.reshape(-1))
@@ -226,37 +222,6 @@ class Generator:
             return [work(slab) for slab in slabs]
         lanes = in_threads(lambda first: [work(slab) for slab in slabs[first::LANES]], range(LANES))
         return [lanes[at % LANES][at // LANES] for at in range(len(slabs))]
-
-
-def shapes(settings: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of phi.
-
-    Args:
-        settings: the method's settings.
-        sizes: P_t, scalars of each target tensor.
-    """
-    found: dict[str, tuple[int, ...]] = {}
-    for k in range(settings.hidden_layers + 1):
-        found[f"hidden.{k}.weight"] = (settings.hidden_dim, settings.hidden_dim if k else settings.embedding_dim)
-        found[f"hidden.{k}.bias"] = (settings.hidden_dim,)
-    for number, size in enumerate(sizes):
-        if settings.rank:
-            found[f"mixers.{number}"] = (settings.rank, settings.hidden_dim)
-        found[f"{HEAD}{number}.weight"] = (size, settings.rank or settings.hidden_dim)
-        found[f"{HEAD}{number}.bias"] = (size,)
-    return found
-
-
-def _linear(name: str, shape: tuple[int, ...], settings: FedTPSettings, generator: torch.Generator) -> Tensor:
-    """First values as torch's `Linear` has them, of h inputs; mixers are a random projection.
-
-    Factorised heads are smaller by as much as their inputs are longer, so that what is generated at first differs from
-    the model's own tensors about as much as with dense heads.
-    """
-    bound = 1 / math.sqrt(settings.embedding_dim if name.startswith("hidden.0.") else settings.hidden_dim)
-    if settings.rank and name.startswith(HEAD):
-        bound /= REACH
-    return empty(shape, torch.empty(0)).uniform_(-bound, bound, generator=generator)
 
 
 def _diverged(settings: FedTPSettings) -> UserError:

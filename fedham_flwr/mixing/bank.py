@@ -9,22 +9,21 @@ the mixed models anew piece by piece: keeping them from the one to the other wou
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, all_finite, empty, write_clients
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, all_finite, empty
+from fedham_flwr.core.sparse import Factor
 from fedham_flwr.core.threads import in_threads
+from fedham_flwr.core.trees import write_clients
 
 COLUMNS = 4096
 """Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
 LANES = 16
 """Sums that the inner products of a layer group are added up in, so that as many threads can take part."""
-SPARSE = 5
-"""Weights with at most one in so many that is not zero are multiplied as sparse matrices."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Bank:
             [n, P].
         """
         array = self.arrays[group]
-        factor = _Factor(weights.to(array))
+        factor = Factor(weights.to(array))
         mixed = empty((len(weights), array.shape[1]), array)
 
         def fill(piece: slice) -> None:
@@ -162,7 +161,7 @@ class Bank:
             <before_i - after_i, w_j> over the group's parameters, for the first m clients i and every model j of the
             bank as it was; where weights_ij is 0 it may be left at 0. Float64 [m, N].
         """
-        array, rows, factor = self.arrays[group], self.rows(clients), _Factor(weights.to(self.arrays[group]))
+        array, rows, factor = self.arrays[group], self.rows(clients), Factor(weights.to(self.arrays[group]))
 
         def lane(number: int) -> Tensor:
             """Every `LANES`th piece; in float64, since the sums run over millions of terms."""
@@ -214,45 +213,3 @@ def _pieces(first: int, size: int, step: int = 1, width: int = 0) -> list[slice]
 def _width(models: int) -> int:
     """Scalars of each model in one piece: with few models more, since each piece costs a call."""
     return COLUMNS * max(1, min(16, 128 // max(1, models)))
-
-
-class _Factor:
-    """Mixing weights [m, N], as a sparse matrix if most of them are 0."""
-
-    def __init__(self, weights: Tensor) -> None:
-        self._sparse = weights.numel() > 0 and bool(weights.count_nonzero() * SPARSE <= weights.numel())
-        with _unfinished():
-            self._weights = weights.to_sparse_csr() if self._sparse else weights
-
-    def times(self, models: Tensor) -> Tensor:
-        """The mixtures [m, p] of pieces of models [N, p]."""
-        if self._sparse:
-            product: Tensor = torch.sparse.mm(self._weights, models.contiguous())
-            return product
-        return self._weights @ models
-
-    def scores(self, models: Tensor, after: Tensor) -> Tensor:
-        """<mixture_i - after_i, w_j> for pieces of models [N, p] and of uploads [m, p], where weight_ij is not 0."""
-        change = self.times(models).sub_(after)
-        if not self._sparse:
-            return change @ models.T
-        products: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
-        return products.values()
-
-    def empty_scores(self) -> Tensor:
-        """Zeros to add scores to, float64."""
-        values = self._weights.values() if self._sparse else self._weights
-        return torch.zeros_like(values, dtype=torch.float64)
-
-    def dense(self, scores: Tensor) -> Tensor:
-        """Sums of scores as [m, N]."""
-        if not self._sparse:
-            return scores
-        w = self._weights
-        with _unfinished():
-            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
-
-
-def _unfinished() -> warnings.catch_warnings[None]:
-    """Torch warns that its sparse matrices are."""
-    return warnings.catch_warnings(action="ignore", category=UserWarning)

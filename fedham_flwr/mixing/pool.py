@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fedham_flwr.core.parameters import Manifest, Params, check_like
+from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.trees import check_like
 from fedham_flwr.mixing.bank import Bank
 
 

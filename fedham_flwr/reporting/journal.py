@@ -12,24 +12,26 @@ from pathlib import Path
 from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
+from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
-from fedham_flwr.reporting.summary import digest, final, selected
+from fedham_flwr.reporting.summary import digest, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
-from fedham_flwr.settings import Settings
-from fedham_flwr.training.metrics import ACCURACY, Metric, selection
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.training.metric_choice import selection
+from fedham_flwr.training.metrics import ACCURACY, Metric
 
 log = logging.getLogger("fedham_flwr")
 
 
-def describe(profile: wire.Profile) -> dict[str, object]:
+def describe(profile: Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
     return {
@@ -62,7 +64,7 @@ class Journal:
     _validated: set[str] = field(default_factory=set)
     _ready: float | None = None
     _records: list[RoundRecord] = field(default_factory=list)
-    _progress: report.Progress | None = None
+    _progress: Progress | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
 
     def measures(self, measured: tuple[Metric, ...]) -> None:
@@ -90,9 +92,7 @@ class Journal:
     def __enter__(self) -> Journal:
         """Show the progress."""
         rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
-        self._progress = self._stack.enter_context(
-            report.Progress(rounds, self.settings.strategy, metric=self._headline)
-        )
+        self._progress = self._stack.enter_context(Progress(rounds, self.settings.strategy, metric=self._headline))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,7 +119,7 @@ class Journal:
         self._progress.failed(record.failures)
         if record.kind not in ("train", "personal"):
             return
-        values = report.line_values(rows, len(record.cohort), record.replies, _waited(record), self._headline)
+        values = line_values(rows, len(record.cohort), record.replies, waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
         else:
@@ -225,12 +225,7 @@ class Journal:
 
     def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
         now = time.perf_counter()
-        rounds = [_waited(record) for record in self._records if record.kind == "train"]
-        moved: dict[str, dict[str, int]] = {}
-        for record in self._records:
-            total = moved.setdefault(record.kind, {"up": 0, "down": 0})
-            total["up"] += record.bytes_up
-            total["down"] += record.bytes_down
+        rounds = [waited(record) for record in self._records if record.kind == "train"]
         summary: dict[str, object] = {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
@@ -247,11 +242,6 @@ class Journal:
                 "per-round": sum(rounds) / len(rounds) if rounds else None,
                 "total": now - self.began,
             },
-            "bytes": {way: sum(kind[way] for kind in moved.values()) for way in ("up", "down")} | moved,
+            "bytes": traffic(self._records),
         }
         return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}
-
-
-def _waited(record: RoundRecord) -> float:
-    """Seconds of an exchange as the server sees it."""
-    return record.seconds["exchange"] + record.seconds["check"]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.reporting.figures import finish_figure, new_figure, write_figure
 from fedham_flwr.reporting.mixing_weights import self_weights
-from fedham_flwr.reporting.plots import finish_figure, new_figure, write_figure
 
 if TYPE_CHECKING:
     import pyarrow

@@ -1,24 +1,30 @@
 """Two pictures of a run: how a metric changed from round to round, and what each client ended with.
 
-Both read rows (`results.Row`) only, so that they can be drawn again from a run directory. A series is a
+Both read rows (`records.Row`) only, so that they can be drawn again from a run directory. A series is a
 (model, phase); it has the same colour in both pictures. Novel clients, which are scored once, are in neither.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedham_flwr.core.records import MEMBER, Row
+from fedham_flwr.reporting.figures import finish_figure, new_figure
 from fedham_flwr.training.metrics import ACCURACY, Metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Series = tuple[str, str]
+"""Model and phase."""
+Table = dict[Series, dict[int, dict[str, float]]]
+"""Scores: series -> round -> client -> value."""
+Picture = Callable[[Table, Path, str, Metric], Path]
+"""Draws scores to a PNG, under the name of what was run, and returns its path."""
 # Okabe and Ito's colours, told apart with every kind of colour vision; lines differ in dashes and markers as well.
 _STYLES = {
     ("personal", "after"): ("#0072B2", "-", "o"),
@@ -31,14 +37,18 @@ _VERTICAL, _LABELLED = 30, 60  # most clients as upright bars; most as bars with
 _SPACE = 0.8  # of the distance between two clients, taken by their bars
 
 
-def learning_curves(
-    rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "", metric: Metric = ACCURACY
+def draw(
+    picture: Picture,
+    rows: Iterable[Row],
+    path: Path,
+    strategy: str = "",
+    dataset: str = "",
+    metric: Metric = ACCURACY,
 ) -> Path | None:
-    """Draw a metric on the test split over rounds as a PNG: mean over clients, and the band of the middle 80 % of them.
-
-    A round in which only some clients were evaluated shows these.
+    """Draw a picture of a run's test scores as a PNG.
 
     Args:
+        picture: Which.
         rows: The rows of a run, in any order.
         path: The PNG to write.
         strategy: For the title.
@@ -48,11 +58,13 @@ def learning_curves(
     Returns:
         `path`, or None when `rows` hold no test score of it and nothing was written.
     """
+    table = _scores(rows, metric)
+    return picture(table, path, " on ".join(part for part in (strategy, dataset) if part), metric) if table else None
+
+
+def _curves(table: Table, path: Path, name: str, metric: Metric) -> Path:
     from matplotlib.ticker import MaxNLocator
 
-    table = _scores(rows, metric)
-    if not table:
-        return None
     figure, axes = new_figure((10.0, 5.6))
     for series in _ordered(table):
         _draw_curve(axes, series, table[series])
@@ -65,29 +77,10 @@ def learning_curves(
     margin = 0.02 if metric.bounded else 0.02 * (high - low)
     axes.set_ylim(max(low, metric.least - margin), min(high, metric.most + margin))
     note = "line: mean over clients; band: 10th to 90th percentile"
-    return finish_figure(figure, axes, path, _title(table, strategy, dataset), note)
+    return finish_figure(figure, axes, path, _title(table, name), note)
 
 
-def client_bars(
-    rows: Sequence[Row], path: Path, strategy: str = "", dataset: str = "", metric: Metric = ACCURACY
-) -> Path | None:
-    """Draw each client's test score in the last measured round as a PNG, from the personal model's best to its worst.
-
-    Up to 60 clients are bars with their names (lying when more than 30), more are sorted curves.
-
-    Args:
-        rows: The rows of a run, in any order.
-        path: The PNG to write.
-        strategy: For the title.
-        dataset: For the title.
-        metric: That is drawn; accuracy by default.
-
-    Returns:
-        `path`, or None when `rows` hold no test score of it and nothing was written.
-    """
-    measured = _scores(rows, metric)
-    if not measured:
-        return None
+def _bars(measured: Table, path: Path, name: str, metric: Metric) -> Path:
     last = max(number for rounds in measured.values() for number in rounds)
     table = {series: rounds[last] for series, rounds in measured.items() if last in rounds}
     clients = _sorted_clients(table, metric)
@@ -99,13 +92,25 @@ def client_bars(
     else:
         _draw_bars(axes, table, clients, lying, metric)
         note = "dashed line and number: mean over clients"
-    title = _title({key: {last: values} for key, values in table.items()}, strategy, dataset)
+    title = _title({key: {last: values} for key, values in table.items()}, name)
     return finish_figure(figure, axes, path, f"{title}, round {last}", note)
 
 
-def _scores(rows: Iterable[Row], metric: Metric) -> dict[Series, dict[int, dict[str, float]]]:
+learning_curves = partial(draw, _curves)
+"""A metric over rounds: mean over clients, and the band of the middle 80 % of them.
+
+A round in which only some clients were evaluated shows these.
+"""
+client_bars = partial(draw, _bars)
+"""Each client's score in the last measured round, from the personal model's best to its worst.
+
+Up to 60 clients are bars with their names (lying when more than 30), more are sorted curves.
+"""
+
+
+def _scores(rows: Iterable[Row], metric: Metric) -> Table:
     """Test scores of the members as series -> round -> client -> value."""
-    table: dict[Series, dict[int, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    table: Table = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if (row.population, row.split, row.metric) == (MEMBER, "test", metric.name):
             table[row.model, row.phase][row.round][row.client] = row.value
@@ -122,74 +127,10 @@ def _style(series: Series) -> tuple[str, str, str]:
     return _STYLES.get(series, _OTHER)
 
 
-def _title(table: Mapping[Series, Mapping[int, Mapping[str, float]]], strategy: str, dataset: str) -> str:
+def _title(table: Mapping[Series, Mapping[int, Mapping[str, float]]], name: str) -> str:
     clients = {client for rounds in table.values() for values in rounds.values() for client in values}
-    name = " on ".join(part for part in (strategy, dataset) if part)
     count = f"{len(clients)} client{'s' if len(clients) != 1 else ''}"
     return ", ".join(part for part in (name, count) if part)
-
-
-def new_figure(size: tuple[float, float], gap: float | None = None) -> tuple["Figure", "Axes"]:
-    """An empty figure of its own (no pyplot, which keeps global state) with axes.
-
-    Args:
-        size: width and height, in units of 100 pixels.
-        gap: left free above and below each axes, in the same units; matplotlib's own when None.
-    """
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=size, dpi=100, layout=ConstrainedLayoutEngine(h_pad=gap))
-    axes = figure.add_subplot()
-    axes.set_axisbelow(True)
-    axes.grid(color="#E4E4E4", linewidth=0.8)
-    axes.tick_params(labelsize=10, color="#9A9A9A")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#9A9A9A")
-    return figure, axes
-
-
-def finish_figure(figure: "Figure", axes: "Axes", path: Path, title: str, note: str) -> Path:
-    """Add title and legend, both outside the data where they hide nothing, and write the file.
-
-    Args:
-        figure: to be written.
-        axes: its only ones.
-        path: the PNG.
-        title: above.
-        note: the title of the legend, below.
-    """
-    axes.xaxis.label.set_fontsize(11)
-    axes.yaxis.label.set_fontsize(11)
-    handles, labels = axes.get_legend_handles_labels()
-    columns = _columns(labels, figure.get_figwidth())
-    legend = figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=10.5, title=note
-    )
-    legend.get_title().set(fontsize=9.5, color="#555555")
-    return write_figure(figure, path, title)
-
-
-def _columns(labels: Sequence[str], width: float) -> int:
-    """How many entries of a legend fit beside each other: all of them, or else as many as the longest allows."""
-    widths = [0.65 + 0.085 * len(label) for label in labels]  # line, gap and text, in units of 100 pixels
-    return len(labels) if sum(widths) <= width else max(1, int(width / max(widths)))
-
-
-def write_figure(figure: "Figure", path: Path, title: str) -> Path:
-    """Add a title and write the PNG.
-
-    Args:
-        figure: to be written.
-        path: the PNG.
-        title: above, to the left.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    # Names from outside may hold a dollar sign, which would start a formula.
-    figure.suptitle(title, fontsize=13, x=0.02, ha="left", parse_math=False)
-    FigureCanvasAgg(figure).print_png(path)
-    return path
 
 
 def _draw_curve(axes: "Axes", series: Series, rounds: Mapping[int, Mapping[str, float]]) -> None:

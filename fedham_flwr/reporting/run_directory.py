@@ -17,7 +17,6 @@ A number that was not measured is absent, never 0. All keys in the TOML and JSON
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import replacing, sync, write_tensors
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
+from fedham_flwr.reporting.formats import json_text, toml_text
 
 if TYPE_CHECKING:
     import pyarrow
@@ -67,7 +67,7 @@ class RunDirectory:
             directory = cls(path)
             directory.write_settings(settings)
             environment = environment_facts(str(settings.get("device", "auto")), now)
-            (path / "environment.json").write_text(_json(environment, indent=2) + "\n", encoding="utf-8")
+            (path / "environment.json").write_text(json_text(environment, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"results-dir {top} cannot be written: {error.strerror or error}; name another with results-dir=..."
@@ -78,7 +78,7 @@ class RunDirectory:
         """Write `config.toml`, and `resume.toml`, which has the same and the name of this directory."""
         for name, given in (("config", settings), ("resume", {**settings, "resume": str(self.path)})):
             with replacing(self.path / f"{name}.toml") as part:
-                part.write_text(_toml(given), encoding="utf-8")
+                part.write_text(toml_text(given), encoding="utf-8")
 
     def rewind(self, exchanges: int) -> None:
         """Take back the results of all exchanges after the first ones; their lines go to `undone.jsonl`.
@@ -137,7 +137,7 @@ class RunDirectory:
     def write_clients(self, clients: Sequence[Mapping[str, object]]) -> None:
         """Write `clients.json`: who took part, and how many samples each has in each split and class."""
         with replacing(self.path / "clients.json") as part:
-            part.write_text(_json(clients, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json_text(clients, indent=2) + "\n", encoding="utf-8")
 
     def read_clients(self) -> list[dict[str, object]]:
         """What `clients.json` says; nothing if it is not there."""
@@ -157,7 +157,7 @@ class RunDirectory:
         """Write `summary.json`, with null for numbers that are not finite, and return its path."""
         path = self.path / "summary.json"
         with replacing(path) as part:
-            part.write_text(_json(summary, indent=2) + "\n", encoding="utf-8")
+            part.write_text(json_text(summary, indent=2) + "\n", encoding="utf-8")
         return path
 
 
@@ -165,7 +165,7 @@ def _write_record(record: RoundRecord) -> str:
     """A line of `rounds.jsonl`."""
     line = {name.replace("_", "-"): value for name, value in vars(record).items()}
     line["failures"] = [failure._asdict() for failure in record.failures]
-    return _json(line) + "\n"
+    return json_text(line) + "\n"
 
 
 def _read_record(line: str) -> RoundRecord:
@@ -225,32 +225,3 @@ def _new_directory(parent: Path, name: str) -> Path:
             path = parent / f"{name}-{number}"
         else:
             return path
-
-
-def _toml(settings: Mapping[str, bool | int | float | str]) -> str:
-    lines = [f"{name} = {_toml_value(value)}\n" for name, value in settings.items()]
-    return "".join(["# Every setting of this run; give it back with -c config.toml\n", *lines])
-
-
-def _toml_value(value: bool | int | float | str) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        # JSON's escapes are TOML's too, but for pairs of surrogates and DEL, which TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
-
-
-def _json(value: object, indent: int | None = None) -> str:
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: object) -> object:
-    """A copy with null for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

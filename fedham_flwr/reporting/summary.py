@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
-from fedham_flwr.core.records import MEMBER, Row, check_rows
+from fedham_flwr.core.records import MEMBER, RoundRecord, Row, check_rows
 from fedham_flwr.training.metrics import ACCURACY, Metric, known
 
 
@@ -127,3 +127,22 @@ def _score_group(rows: Sequence[Row], measured: Sequence[Metric]) -> dict[str, f
         "worst-decile": float(ordered[: math.ceil(len(rows) / 10)].mean()),
         "clients": len(rows),
     }
+
+
+def waited(record: RoundRecord) -> float:
+    """Seconds of an exchange as the server sees it."""
+    return record.seconds["exchange"] + record.seconds["check"]
+
+
+def traffic(records: Iterable[RoundRecord]) -> dict[str, int | dict[str, int]]:
+    """Bytes of tensors that were sent up and down: in all, and of each kind of exchange.
+
+    Args:
+        records: Of a run.
+    """
+    kinds: dict[str, dict[str, int]] = {}
+    for record in records:
+        total = kinds.setdefault(record.kind, {"up": 0, "down": 0})
+        total["up"] += record.bytes_up
+        total["down"] += record.bytes_down
+    return {way: sum(kind[way] for kind in kinds.values()) for way in ("up", "down")} | kinds

@@ -15,7 +15,8 @@ from pathlib import Path
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.runs import read_settings, read_summary
-from fedham_flwr.settings import Settings, Value, flatten
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, flatten
 
 FREE = (
     "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",

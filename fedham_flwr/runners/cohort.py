@@ -15,7 +15,7 @@ from flwr.serverapp import ServerApp
 
 from fedham_flwr.core.threads import one_thread
 from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
-from fedham_flwr.training.cohort import run_together
+from fedham_flwr.training.engine.cohort import run_together
 
 
 class CohortGrid(InProcessGrid):

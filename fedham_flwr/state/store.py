@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation import wire
+from fedham_flwr.federation.record_values import tensors, tensors_record
 from fedham_flwr.state import files as state_files
 from fedham_flwr.state.format import Label, UnfitError
 
@@ -112,7 +112,7 @@ class ClientState:
             ) from error
         if self.round is None:
             self.round = held.round
-        return wire.tensors(self._memory.array_records[TENSORS])
+        return tensors(self._memory.array_records[TENSORS])
 
     def save(self, params: Mapping[str, Tensor], round_number: int) -> None:
         """Replace the personal tensors. After an error everything is as it was.
@@ -168,7 +168,7 @@ class ClientState:
         return Label.read(given) if given else Label("", "", "", "")
 
     def _remember(self, params: Mapping[str, Tensor], label: Label) -> None:
-        self._memory[TENSORS] = wire.tensors_record(params)
+        self._memory[TENSORS] = tensors_record(params)
         self._memory[LABEL] = ConfigRecord(dict(label.texts()))
 
     def _set_aside(self, unfit: UnfitError) -> UserError:

@@ -18,7 +18,7 @@ from fedham_flwr.training.schedule import Schedule
 
 
 class Samples(Protocol):
-    """What training needs of a client's data (see `data.clients.ClientData`)."""
+    """What training needs of a client's data (see `data.client_data.ClientData`)."""
 
     @property
     def features(self) -> Tensor:

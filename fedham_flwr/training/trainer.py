@@ -1,7 +1,7 @@
 """Local training and evaluation: one training loop and one evaluation loop for every method.
 
 Images stay uint8 in the memory-mapped data set; a batch is gathered by index and scaled when needed. Networks run in
-channels_last. The optimiser is made anew for every call, so no momentum crosses a round.
+channels_last, and the optimiser is made anew for every call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment, losses, optim
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
-from fedham_flwr.training.metrics import Measurement, Metric, Scores
+from fedham_flwr.training.measurement import Measurement, Scores
+from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.modes import seeded, training_only
 
 EVALUATION_BATCH = 256
@@ -86,23 +87,6 @@ class Trainer:
         state = self._model.state_dict()
         return {n: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
 
-    def counts(self) -> dict[str, int]:
-        """The integer buffers, of which training batches are counted in batch normalisation."""
-        return {name: int(b) for name, b in self._model.named_buffers() if not b.is_floating_point() and b.dim() == 0}
-
-    def state_of(self, params: Mapping[str, Tensor], counts: Mapping[str, int]) -> Params:
-        """As `state_dict`, of another model of the same network.
-
-        Args:
-            params: every tensor of the manifest.
-            counts: integer buffer -> its number; 0 by default.
-        """
-        self.load(params)
-        state = self.state_dict()
-        for name, count in counts.items():
-            state[name].fill_(count)
-        return state
-
     def seconds(self) -> float:
         """A clock for the client's own work."""
         return time.perf_counter()
@@ -151,9 +135,9 @@ class Trainer:
                 optimizer.step()
                 total += batch_mean * len(chosen)
                 seen += len(chosen)
-        mean, rate = total.item() / max(1, seen), training.learning_rate
+        mean = total.item() / max(1, seen)
         if not math.isfinite(mean):
-            raise UserError(f"training diverged: the loss is {mean}; lower learning-rate={rate:g}")
+            raise UserError(f"training diverged: the loss is {mean}; lower learning-rate={training.learning_rate:g}")
         return mean
 
     @torch.no_grad()
@@ -166,7 +150,7 @@ class Trainer:
             samples: the client's data.
             split: a non-empty split.
             predictor: a method's own way to predict; by default the model.
-            metrics: what to measure beside the loss, see `metrics.chosen`; by default what `auto` stands for.
+            metrics: what to measure beside the loss, see `metric_choice.chosen`; by default what `auto` stands for.
         """
         predict = predictor or (lambda model, x: model(x))
         measurement = Measurement(metrics, self.device)

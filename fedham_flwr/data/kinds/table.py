@@ -1,10 +1,8 @@
-"""Tables: columns of numbers, with gaps -> one array, each client's own scaling, and what a network is fed.
+"""Tables: what a client's columns are, its scaling, and the inputs that a network is fed of raw rows.
 
-Two steps, each kept in the cache. `decode` depends on the source and its columns alone: float32 [N, F], NaN where a
-value is missing. `standardise` depends on who has what: each client's rows by the mean and the standard deviation of
-its own training split, so that nothing about data leaves it, as in FLamby (du Terrail et al., NeurIPS 2022). A client's
-scaling goes into its model file, and `read_scaling` makes inputs of new rows by it. Shape letters: b rows, f numbers of
-a row: one for a column of numbers, K for a class label of K names, of which one is 1.
+A client's scaling goes into its model file, and `read_scaling` makes inputs of new rows by it; `table_decoding` makes
+it. Shape letters: b rows, f numbers of a row: one for a column of numbers, K for a class label of K names, of which one
+is 1.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +22,6 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.batches import with_gaps
-
-if TYPE_CHECKING:
-    import datasets
 
 KEY = "table"
 """Of the scaling in the header of a model file."""
@@ -133,58 +128,12 @@ def columns_of(described: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
     return tuple(Column(column["name"], tuple(column["names"])) for column in described)
 
 
-def check_classes(path: str, classes: Sequence[str], declared: bool) -> None:
-    """At a node that has data of its own, a class must not depend on which others it has.
-
-    Args:
-        path: of its data.
-        classes: their names.
-        declared: by the schema, not found among the rows.
+def spread(numbers: Numbers, column: Column) -> Numbers:
+    """[b] -> [b, width]: numbers as they are, class labels (-1: missing) as a 1 in the place of their name.
 
     Raises:
-        UserError: they were found, and are neither 0, 1, ... without a gap nor both truth values.
+        UserError: a class label that has no name.
     """
-    if not declared and list(classes) not in ([str(i) for i in range(len(classes))], ["False", "True"]):
-        raise UserError(
-            f"the label-column of {path} holds {', '.join(classes[:10])}, whose class numbers would depend on which of "
-            "them this client has: make it a class label (datasets.ClassLabel) with the same names at all clients, or "
-            "0, 1, ... without a gap."
-        )
-
-
-# ---- decoding --------------------------------------------------------------------------------------------------------
-
-
-def decode(data: datasets.Dataset, names: Sequence[str], path: Path) -> list[Column]:
-    """Write float32 [N, F], NaN where a value is missing, to a .npy file.
-
-    Args:
-        data: all rows.
-        names: its columns, of numbers or class labels.
-        path: to write to.
-
-    Raises:
-        UserError: a value is infinite as a 32-bit float, or a class label that the schema doesn't name.
-    """
-    table = data.select_columns(list(names)).with_format("arrow")[:]
-    columns = [Column(name, tuple(getattr(data.features[name], "names", ()))) for name in names]
-    decoded = [_finite(_spread(_numbers(table.column(c.name)), c), c) for c in columns]
-    np.save(path, np.concatenate(decoded, axis=1))
-    return columns
-
-
-def _numbers(column: Any) -> Numbers:
-    """The numbers of a column of an Arrow table, NaN for null."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    whole = pc.cast(column.combine_chunks(), pa.float64(), safe=False)
-    numbers: Numbers = pc.fill_null(whole, float("nan")).to_numpy(zero_copy_only=False)
-    return numbers
-
-
-def _spread(numbers: Numbers, column: Column) -> Numbers:
-    """[b] -> [b, width]: numbers as they are, class labels (-1: missing) as a 1 in the place of their name."""
     if not column.names:
         return numbers[:, None]
     known = np.where(numbers == -1, np.nan, numbers)
@@ -193,54 +142,20 @@ def _spread(numbers: Numbers, column: Column) -> Numbers:
     return np.where(np.isnan(known)[:, None], np.nan, known[:, None] == np.arange(len(column.names)))
 
 
-def _finite(numbers: Numbers, column: Column) -> npt.NDArray[np.float32]:
+def narrow(numbers: Numbers, column: Column) -> npt.NDArray[np.float32]:
+    """The numbers of a column as 32-bit floats.
+
+    Raises:
+        UserError: one is infinite, or is as such a float.
+    """
     with np.errstate(over="ignore"):
-        narrow = numbers.astype(np.float32)
-    if (infinite := np.isinf(narrow)).any():
+        narrowed = numbers.astype(np.float32)
+    if (infinite := np.isinf(narrowed)).any():
         raise UserError(
             f"column '{column.name}' is infinite in row {int(infinite.any(axis=1).argmax())} (or beyond 3.4e38): give "
             "it a number, or leave it empty."
         )
-    return narrow
-
-
-# ---- scaling ---------------------------------------------------------------------------------------------------------
-
-
-def standardise(values: npt.NDArray[np.float32], clients: Iterable[tuple[Indices, Indices]], folder: Path) -> None:
-    """Write all rows, each by its client's scaling: `features.npy`, float32 [N, F]; NaN where nobody has the row.
-
-    The scaling is written too: `scaling.npy`, float64 [clients, 2, F], means and standard deviations.
-
-    Args:
-        values: [N, F], NaN where missing.
-        clients: for each one the numbers of its rows, and of those of them that are for training.
-        folder: exists.
-    """
-    scaled, scaling = np.full(values.shape, np.nan, dtype=np.float32), []
-    for rows, train in clients:
-        mean, std = statistics(values[train].astype(np.float64))
-        scaled[rows] = scale(values[rows], mean, std)
-        scaling.append(np.stack([mean, std]))
-    np.save(folder / "features.npy", scaled)
-    np.save(folder / "scaling.npy", np.stack(scaling))
-
-
-def statistics(values: Numbers) -> tuple[Numbers, Numbers]:
-    """Mean and standard deviation of what is there in each column, [F] each.
-
-    Args:
-        values: [n, F], NaN where missing. A column that is constant has standard deviation 1, and mean 0 if it is
-            missing altogether.
-    """
-    there = ~np.isnan(values)
-    count = np.maximum(there.sum(axis=0), 1)
-    mean = np.where(there, values, 0.0).sum(axis=0) / count
-    std = np.sqrt((np.where(there, values - mean, 0.0) ** 2).sum(axis=0) / count)
-    low = np.where(there, values, np.inf).min(axis=0, initial=np.inf)
-    high = np.where(there, values, -np.inf).max(axis=0, initial=-np.inf)
-    # Told by the values themselves: the mean of equal numbers may be off by a bit, and the deviation not 0 then.
-    return np.where(low == high, low, mean), np.where(low < high, std, 1.0)
+    return narrowed
 
 
 def scale(values: npt.NDArray[Any], mean: Numbers, std: Numbers) -> npt.NDArray[np.float32]:
@@ -266,7 +181,7 @@ def _raw(rows: Rows, place: int, column: Column) -> npt.NDArray[np.float32]:
     except (TypeError, ValueError) as error:
         wanted = f"one of {', '.join(column.names)}, or its number" if column.names else "numbers"
         raise UserError(f"column '{column.name}' of the rows: {error}; wanted {wanted}.") from error
-    return _finite(_spread(numbers, column), column)  # as narrow as stored values, so that inputs are the same bits
+    return narrow(spread(numbers, column), column)  # as narrow as stored values, so that inputs are the same bits
 
 
 def _values(rows: Rows, place: int, column: Column) -> Any:

@@ -5,8 +5,6 @@ Letters: m clients, b samples of each (fillers among them), K classes, k labels 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -73,11 +71,3 @@ def sums(each: Tensor, owners: Tensor, clients: int) -> Tensor:
     """Sums of rows by their owner, in float64: each [r, ...] and owners int64 [r] -> [clients]."""
     total = torch.zeros(clients, dtype=torch.float64, device=each.device)
     return total.index_add_(0, owners, each.double().flatten(1).sum(1))
-
-
-def pad(rows: Sequence[Tensor], width: int) -> Tensor:
-    """Sample numbers of several clients [m, width], each filled up with its own first one."""
-    out = torch.stack([row[:1].expand(width) for row in rows])
-    for place, row in enumerate(rows):
-        out[place, : len(row)] = row
-    return out

@@ -12,7 +12,8 @@ from torch import Tensor
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.losses import LossSettings
-from fedham_flwr.training.metrics import STREAMED, Metric
+from fedham_flwr.training.measurement import STREAMED
+from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
 
 

@@ -2,16 +2,16 @@
 
 Most layers of a network treat each sample alone and have no weights: they take the samples of all clients as one large
 batch, as it is. The few that have weights are caught as they are called, and carried out client by client in one
-product (`stacked_ops`). Whether that is right for a network is not assumed but tried: once, with two clients and random
-weights, against one at a time. What fails the trial, since it uses weights in another way, looks at values, or mixes
-samples, is tried with `torch.func.vmap`, and runs one at a time if that fails too.
+product (`folding`, `layers`). Whether that is right for a network is not assumed but tried: once, with two clients and
+random weights in float64, against one at a time. What fails the trial, since it uses weights in another way, looks at
+values, or mixes samples, is tried with `torch.func.vmap`, and runs one at a time if that fails too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,152 +22,13 @@ from torch.overrides import TorchFunctionMode
 
 from fedham_flwr.core.errors import first_line
 from fedham_flwr.models import kernels
-from fedham_flwr.training import stacked_ops
+from fedham_flwr.training.engine.folding import Folded, NotStackableError
 
-LOOKS = (
-    torch.Tensor.__bool__,
-    torch.Tensor.item,
-    torch.Tensor.tolist,
-    torch.Tensor.numpy,
-    torch.Tensor.__float__,
-    torch.Tensor.__int__,
-)
-"""What a network does to decide by a value: one client's would decide for all."""
 CLOSE = 1e-7
 TRIED = 3
 """Samples of a client in the trial; not as many as clients, so that the two cannot be confused."""
 COUNT = "num_batches_tracked"
 """The one integer buffer that is known: how many batches a batch normalisation has seen."""
-
-
-class NotStackableError(Exception):
-    """A network that cannot be run for many clients at once; the reason, as a clause."""
-
-
-class _Folded(TorchFunctionMode):
-    """Carries out layers that have weights client by client.
-
-    Args:
-        clients: m.
-        real: float32 [m, b], see `stacked_ops.batch_norm`.
-        draws: a generator for each client, for dropout; None where nothing is dropped.
-        sizes: how many samples each client has in the batch.
-    """
-
-    def __init__(
-        self,
-        clients: int,
-        real: Tensor | None,
-        draws: Sequence[torch.Generator] | None,
-        sizes: Sequence[int] | None,
-    ) -> None:
-        super().__init__()
-        self._clients, self._real, self._draws, self._sizes = clients, real, draws, sizes
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        layer = _LAYERS.get(func)
-        if layer is not None:
-            return layer(self, *args, **kwargs)
-        if func in LOOKS:
-            raise NotStackableError("it decides by a value of its input or weights")
-        return func(*args, **kwargs)
-
-    def batch_norm(
-        self,
-        x: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        training: bool = False,
-        momentum: float | None = 0.1,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        if momentum is None:
-            raise NotStackableError("its batch normalisation has no momentum")
-        if training and running_mean is None:
-            momentum = 0.0
-        return stacked_ops.batch_norm(
-            x, running_mean, running_var, weight, bias, training, momentum, eps, self._clients, self._real
-        )
-
-    def layer_norm(
-        self,
-        x: Tensor,
-        normalized_shape: list[int],
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        normed = functional.layer_norm(x, normalized_shape, None, None, eps)
-        return stacked_ops.affine(normed, weight, bias, self._clients, channels=False)
-
-    def group_norm(
-        self,
-        x: Tensor,
-        num_groups: int,
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> Tensor:
-        normed = functional.group_norm(x, num_groups, None, None, eps)
-        return stacked_ops.affine(normed, weight, bias, self._clients, channels=True)
-
-    def embedding(
-        self,
-        index: Tensor,
-        weight: Tensor,
-        padding_idx: int | None = None,
-        max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
-    ) -> Tensor:
-        del norm_type
-        if max_norm is not None or padding_idx is not None or scale_grad_by_freq or sparse:
-            raise NotStackableError("its embedding has options beyond the table")
-        return stacked_ops.embedding(index, weight)
-
-    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        del inplace
-
-        def keep(part: Tensor, draw: torch.Generator) -> Tensor:
-            # One at a time, images lie in channels_last memory, and are drawn for in that order.
-            order = torch.channels_last if part.dim() == 4 else torch.contiguous_format
-            return torch.empty_like(part, memory_format=order).bernoulli_(1 - p, generator=draw)
-
-        return self.drop(x, p, training, keep)
-
-    def drop(self, x: Tensor, rate: float, training: bool, keep: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-        """Dropout by masks that each client draws for itself, as it would alone."""
-        if not training or rate == 0:
-            return x
-        if self._draws is None:
-            return x  # in a trial
-        parts = x.chunk(self._clients)
-        sizes = self._sizes or [len(part) for part in parts]
-        masks = torch.zeros_like(x)
-        for mask, part, size, draw in zip(masks.chunk(self._clients), parts, sizes, self._draws, strict=True):
-            mask[:size] = keep(part[:size].detach(), draw)
-        return x * masks.div_(1 - rate)
-
-    def linear(self, *args: Any, **kwargs: Any) -> Tensor:
-        return stacked_ops.linear(*args, **kwargs)
-
-    def conv2d(self, *args: Any, **kwargs: Any) -> Tensor:
-        return stacked_ops.conv2d(*args, **kwargs)
-
-
-_LAYERS: Mapping[Any, Any] = {
-    functional.linear: _Folded.linear,
-    functional.conv2d: _Folded.conv2d,
-    functional.batch_norm: _Folded.batch_norm,
-    functional.layer_norm: _Folded.layer_norm,
-    functional.group_norm: _Folded.group_norm,
-    functional.embedding: _Folded.embedding,
-    functional.dropout: _Folded.dropout,
-}
 
 
 class StackedNetwork:
@@ -230,7 +91,7 @@ class StackedNetwork:
         if self.way == "vmap":
             out: Tensor = self._running(dict(tensors), x.view(clients, -1, *x.shape[1:]))
             return out.flatten(0, 1)
-        mode = _Folded(clients, real, draws, sizes)
+        mode = Folded(clients, real, draws, sizes)
         with mode, kernels.drawing(mode.drop if draws is not None else None):
             made: Tensor = functional_call(self._model, dict(tensors), (x,))
         return made

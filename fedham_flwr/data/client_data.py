@@ -1,0 +1,77 @@
+"""One client's view of a data set: its samples, what they are, and what is to be learned of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.data.batches import Kind, Target, kind_of, sample_shape, target_of
+from fedham_flwr.data.kinds import table as tables
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's view of a data set.
+
+    Attributes:
+        features: uint8 [N, H, W, C] of images, [N, T + 1] of text, float32 [N, F] of a table, standardised, and NaN
+            where a value is missing, float32 [N, ...] of arrays; all samples of the data set, mapped from disk: index
+            it, never copy it whole.
+        labels: int64 [N], classes; of text: zeros. Or uint8 or bool [N, k], which labels a sample has; or float32 [N]
+            or [N, k], values.
+        splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
+        classes: K names; of text: the characters of the vocabulary; of multi-label data the k labels, of values their
+            k names, or none.
+        name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
+        scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
+        kind: what the samples are; by default told by the features.
+    """
+
+    features: Tensor
+    labels: Tensor
+    splits: Mapping[str, Tensor]
+    classes: tuple[str, ...]
+    name: str
+    scaling: tables.Scaling | None = None
+    kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
+
+    def __post_init__(self) -> None:
+        if self.kind is None:
+            object.__setattr__(self, "kind", kind_of(self.features))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a table."""
+        return sample_shape(self.features, self.kind)
+
+    @property
+    def target(self) -> Target:
+        """What is to be learned."""
+        return "next-token" if self.kind == "text" else target_of(self.labels)
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for one prediction: K classes, k labels, or k values."""
+        if self.target in ("class", "next-token"):
+            return len(self.classes)
+        return self.labels.shape[1] if self.labels.dim() == 2 else 1
+
+    def counts(self) -> dict[str, int]:
+        """Samples per split."""
+        return {name: len(indices) for name, indices in self.splits.items()}
+
+    def label_counts(self, which: str) -> list[int]:
+        """How often each of the K classes is a target in this split: once per sample, or T times in a text.
+
+        Nothing where there are no classes, but values or several labels.
+        """
+        if self.target in ("value", "multi-label"):
+            return []
+        index = self.splits[which]
+        targets = self.features[index][:, 1:].flatten() if self.kind == "text" else self.labels[index]
+        return torch.bincount(targets, minlength=len(self.classes)).tolist()

@@ -1,0 +1,84 @@
+"""Where a run begins: an interrupted one goes on from its checkpoint, another starts from what was trained before."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.federation.contract import HasPersonalStage
+from fedham_flwr.federation.roster import order
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.run_directory import RunDirectory
+from fedham_flwr.resume.checkpoints import Checkpoint, read_state, restore_clients
+from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import flatten
+
+log = logging.getLogger("fedham_flwr")
+
+
+def go_on(
+    strategy: RoundStrategy,
+    checkpoint: Checkpoint,
+    folder: Path,
+    network: str,
+    directory: RunDirectory,
+    simulated: bool,
+) -> None:
+    """Let a run that was interrupted continue from a checkpoint: the server, a simulation's clients, and the results.
+
+    Args:
+        strategy: gets the state.
+        checkpoint: where the run was.
+        folder: the checkpoint's.
+        network: name of the network.
+        directory: the run's.
+        simulated: whether the clients' personal states are in the checkpoint.
+
+    Raises:
+        UserError: these are other clients, or another network.
+    """
+    now = order(strategy.setup.roster.nodes)
+    if simulated and now != checkpoint.clients:
+        raise UserError(
+            f"resume={directory.path}: the run had {len(checkpoint.clients)} clients, and there are {len(now)} now: a "
+            f"simulation is continued with as many (--num-supernodes {len(checkpoint.clients)})"
+        )
+    try:
+        strategy.load_state_dict(read_state(folder))
+    except ValueError as error:
+        raise UserError(
+            f"resume={directory.path}: {folder.name} does not fit the {network} of this run: {error}"
+        ) from error
+    if simulated:
+        restore_clients(folder, Path(strategy.setup.task.keep))
+    directory.rewind(checkpoint.exchanges)
+    directory.write_settings(flatten(strategy.settings))
+    report.say(f"continued after round {checkpoint.round}, from {folder}")
+
+
+def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> None:
+    """Let a run begin with what an earlier one has trained, and say which it was.
+
+    Args:
+        settings: the run's, with `resume`.
+        strategy: it gets the models.
+        network: name of the network, `auto` resolved.
+
+    Raises:
+        UserError: there is nothing, or it does not fit.
+    """
+    if not isinstance(strategy, HasPersonalStage):
+        raise UserError(f'resume="{settings.resume}": strategy={settings.strategy} starts from nothing else')
+    clients = order(strategy.setup.roster.nodes)
+    start = read_start(settings.resume, strategy.manifest, strategy.split.shared, network, clients)
+    strategy.start_from(start.common, start.own)
+    report.say(f"start: {start.source}")
+    if differs := dealt_otherwise(settings.resume, flatten(settings)):
+        log.warning(
+            "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or "
+            "another may have trained on then",
+            ", ".join(differs),
+        )

@@ -1,0 +1,137 @@
+"""Carries out the requests of many client halves together where they are alike, and one at a time where not."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fedham_flwr.core import parameters
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.training.engine.model import StackedModel
+from fedham_flwr.training.engine.network import StackedNetwork
+from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
+from fedham_flwr.training.engine.scoring import score
+from fedham_flwr.training.engine.trainer import Trained, fit, gradient
+from fedham_flwr.training.trainer import Trainer
+
+log = logging.getLogger("fedham_flwr")
+
+BLOCK_BYTES = 8 * 2**20
+"""Of the parameters, momenta and gradients of a block: more leave the processor's caches."""
+MOST, LEAST = 512, 8
+"""Clients of a block."""
+LARGE = 4_000_000
+"""Multiply-adds of a sample's forward pass from which one client alone fills the processor."""
+
+
+class Answer(NamedTuple):
+    """What came of a request.
+
+    Attributes:
+        result: what was asked for.
+        error: why there is none.
+        seconds: its share of the time that it took with others.
+    """
+
+    result: Any = None
+    error: BaseException | None = None
+    seconds: float = 0.0
+
+
+class Engine:
+    """Carries out the requests of client halves with the same network together.
+
+    Args:
+        trainer: the one for what cannot be stacked.
+        model: its network.
+        inputs: a batch such as the network is given, on its device; only its shape and type count.
+
+    Attributes:
+        trainer: as given.
+        network: the network for many clients at once.
+        alone: how many requests were carried out one at a time, by kind.
+        together: how many were carried out with others.
+    """
+
+    def __init__(self, trainer: Trainer, model: nn.Module, inputs: Tensor) -> None:
+        self.trainer = trainer
+        self.network = StackedNetwork(model, inputs, LARGE)
+        self._model = StackedModel(model, self.network, trainer.manifest, trainer.device, trainer.bf16)
+        size = sum(p.numel() * p.element_size() for p in model.parameters())
+        self._block = max(LEAST, min(MOST, BLOCK_BYTES // max(1, 3 * size)))
+        self.alone: dict[str, int] = {}
+        self.together = 0
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """For each request its result, or why there is none."""
+        alike: dict[Hashable, list[int]] = {}
+        for place, request in enumerate(requests):
+            like = request.like() if self._stackable(request) else None
+            alike.setdefault(("alone", place) if like is None else like, []).append(place)
+        answers = [Answer()] * len(requests)
+        for places in alike.values():
+            places.sort(key=lambda place: -requests[place].size())
+            for start in range(0, len(places), self._block):
+                block = places[start : start + self._block]
+                for place, answer in zip(block, self._carry_out([requests[p] for p in block]), strict=True):
+                    answers[place] = answer
+        return answers
+
+    def _stackable(self, request: Request) -> bool:
+        if self.network.way == "none" or not request.size():
+            return False
+        if self.network.way == "vmap" and not isinstance(request, Score):
+            return not self.network.drops and self.network.masks
+        return True
+
+    def _carry_out(self, requests: Sequence[Request]) -> list[Answer]:
+        if len(requests) == 1:
+            return [self._one(requests[0])]
+        began = time.perf_counter()
+        found: Sequence[Any]
+        try:
+            if isinstance(requests[0], Fit):
+                found = fit(self._model, [r for r in requests if isinstance(r, Fit)])
+            elif isinstance(requests[0], Score):
+                found = score(self._model, [r for r in requests if isinstance(r, Score)])
+            else:
+                found = gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
+        except (RuntimeError, ValueError, UserError) as error:  # one client's fault is found, and named, alone
+            log.debug("%d requests are carried out one at a time: %s", len(requests), error)
+            for request in requests:
+                if isinstance(request, Fit):
+                    request.generator.manual_seed(request.generator.initial_seed())
+            return [self._one(request) for request in requests]
+        self.together += len(requests)
+        share = (time.perf_counter() - began) / len(requests)
+        return [Answer(result, None, share) for result in found]
+
+    def _one(self, request: Request) -> Answer:
+        began = time.perf_counter()
+        kind = type(request).__name__.lower()
+        self.alone[kind] = self.alone.get(kind, 0) + 1
+        try:
+            result = self._alone(request)
+        except Exception as error:  # it is the client's own, and raised there
+            return Answer(None, error, time.perf_counter() - began)
+        return Answer(result, None, time.perf_counter() - began)
+
+    def _alone(self, request: Request) -> Any:
+        trainer = self.trainer
+        trainer.load(request.model)
+        if isinstance(request, Score):
+            return trainer.evaluate(request.samples, request.split, request.predictor, request.metrics)
+        if isinstance(request, Gradient):
+            slopes = trainer.gradient(request.samples, request.split, request.count, request.generator, request.loss)
+            return {name: slope.clone() for name, slope in slopes.items()}
+        mean = trainer.fit(
+            request.samples, request.training, request.generator, request.gradient_term, request.loss, request.only
+        )
+        params = trainer.read(trainer.manifest.names())
+        bad = next((name for name, tensor in params.items() if not parameters.all_finite(tensor)), "")
+        state = trainer.state_dict() if self._model.counts else {}
+        return Trained(params, mean, bad, {name: int(state[name]) for name in self._model.counts})

@@ -1,0 +1,69 @@
+"""A network's tensors for many clients, stacked, and its outputs for them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.training.engine.network import StackedNetwork
+
+
+class StackedModel:
+    """What trains and scores many clients with the same network.
+
+    Args:
+        model: the network, on its device; its weights are not used.
+        network: the same for many clients.
+        manifest: the model's.
+        device: where it runs.
+        bf16: whether under autocast to bfloat16.
+
+    Attributes:
+        template: the network.
+        network: as given.
+        manifest: as given.
+        device: as given.
+        parameters: names of the parameters, in the model's order.
+        counts: names of the integer buffers.
+    """
+
+    def __init__(
+        self, model: nn.Module, network: StackedNetwork, manifest: Manifest, device: torch.device, bf16: bool
+    ) -> None:
+        self.template, self.network, self.manifest, self.device = model, network, manifest, device
+        self._bf16 = bf16
+        self.parameters = tuple(name for name, _ in model.named_parameters())
+        self.counts = tuple(name for name, buffer in model.named_buffers() if not buffer.is_floating_point())
+
+    def stack(self, models: Sequence[Params]) -> Params:
+        """All tensors, stacked, in new memory; counts of batches at 0."""
+        stacked: Params = {}
+        for name in self.manifest.names():
+            parts = [model[name] for model in models]
+            if all(part is parts[0] for part in parts):
+                stacked[name] = parts[0].to(self.device).expand(len(parts), *parts[0].shape).clone()
+            else:
+                stacked[name] = torch.stack(parts).to(self.device)
+        for name in self.counts:
+            stacked[name] = torch.zeros(len(models), dtype=torch.int64, device=self.device)
+        return stacked
+
+    @torch.no_grad()
+    def outputs(self, tensors: Params, x: Tensor) -> Tensor:
+        """Outputs of a folded batch in evaluation.
+
+        Args:
+            tensors: as of `stack`.
+            x: [m b, ...].
+        """
+        self.template.eval()
+        with self.autocast():
+            return self.network(tensors, x)
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """To bfloat16, or nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else contextlib.nullcontext()

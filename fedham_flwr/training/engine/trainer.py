@@ -1,0 +1,165 @@
+"""Training and gradients of many clients as one computation; results as of `Trainer`, one at a time.
+
+In a block parameters, momenta and buffers are stacked [n, ...], and step s is taken by the m clients that have one: the
+first m, since they are sorted by their number of steps, so that nothing is masked that is done. Within a step clients
+may have fewer samples than others; the rest is filled up with a weight of 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.core.parameters import Params, finite_rows
+from fedham_flwr.training.engine import losses
+from fedham_flwr.training.engine.model import StackedModel
+from fedham_flwr.training.engine.network import COUNT
+from fedham_flwr.training.engine.optim import StackedOptimizer
+from fedham_flwr.training.engine.requests import Fit, Gradient, StackableTerm
+from fedham_flwr.training.engine.rows import Means, Plan, Rows, generator, pad, real_samples
+from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.losses import LossSettings, balanced
+from fedham_flwr.training.modes import training_only
+from fedham_flwr.training.trainer import GradientTerm
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of one client's training.
+
+    Attributes:
+        params: all tensors.
+        mean: of the loss per sample in the last epoch.
+        bad: name of a tensor that holds NaN or infinity; empty if none does.
+        counts: integer buffer -> its number.
+    """
+
+    params: Params
+    mean: float
+    bad: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
+    """Train each client's model.
+
+    Args:
+        model: the network.
+        requests: alike (see `Fit.like`), sorted by their number of steps, the largest first.
+
+    Returns:
+        What became of each, in their order.
+    """
+    first, device = requests[0], model.device
+    training = first.training
+    tensors = model.stack([request.model for request in requests])
+    names = [name for name in model.parameters if first.only is None or name in first.only]
+    plan = Plan(requests, device)
+    optimizer = StackedOptimizer([tensors[name] for name in names], training)
+    term = _term(requests)
+    weights, mean = _class_weights(model, requests, plan.rows, training.loss), Means(plan, device)
+    draws = [generator(device, r.generator.initial_seed()) for r in requests] if model.network.drops else None
+    model.template.train()
+    with training_only(model.template, model.manifest, first.only):
+        for x, y, real, sizes in plan.batches():
+            m = len(sizes)
+            leaves = {name: tensors[name][:m].detach().requires_grad_() for name in names}
+            given = {name: tensor[:m] for name, tensor in tensors.items()} | leaves
+            with model.autocast():
+                outputs = model.network(given, x, real, draws and draws[:m], sizes)
+                each = losses.means(outputs, y, m, real, training.loss, None if weights is None else weights[:m])
+            found = torch.autograd.grad(each.sum(), list(leaves.values()), allow_unused=True)
+            with torch.no_grad():
+                # As the weights lie, which fused optimisers take for granted.
+                slopes = [None if slope is None else slope.contiguous() for slope in found]
+                if term is not None:
+                    for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):
+                        if slope is not None:
+                            term(name, leaf, slope)
+                _shorten([slope for slope in slopes if slope is not None], training)
+                optimizer.step(slopes, m)
+                mean.add(each.detach(), sizes)
+    steps = torch.tensor([request.size() for request in requests], device=device)
+    for name in model.counts:
+        assert name.endswith(COUNT)
+        tensors[name] = torch.where(tensors[name] > 0, steps, 0)
+    return _results(model, tensors, mean.values())
+
+
+def gradient(model: StackedModel, requests: Sequence[Gradient]) -> list[Params]:
+    """The gradient of each client's batch at its model, by name.
+
+    Args:
+        model: the network.
+        requests: alike.
+    """
+    first, device = requests[0], model.device
+    tensors = model.stack([request.model for request in requests])
+    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], device)
+    seeds, chosen = [], []
+    for request, index in zip(requests, rows.index, strict=True):
+        seeds.append(int(torch.randint(2**62, (), generator=request.generator)))
+        chosen.append(index[torch.randperm(len(index), generator=request.generator)[: request.count]])
+    sizes = [len(index) for index in chosen]
+    real = real_samples(sizes, device)
+    x, y = rows.take(pad(chosen, max(sizes)), first.samples.kind)
+    draws = [generator(device, seed) for seed in seeds] if model.network.drops else None
+    weights = _class_weights(model, requests, rows, first.loss)
+    model.template.train()
+    leaves = {name: tensors[name].requires_grad_() for name in model.parameters}
+    with model.autocast():
+        outputs = model.network(tensors, x, real, draws, sizes)
+        each = losses.means(outputs, y, len(requests), real, first.loss, weights)
+    slopes = torch.autograd.grad(each.sum(), list(leaves.values()), allow_unused=True)
+    apart = {n: slope.unbind(0) for n, slope in zip(leaves, slopes, strict=True) if slope is not None}
+    return [{name: parts[place] for name, parts in apart.items()} for place in range(len(requests))]
+
+
+def _term(requests: Sequence[Fit]) -> GradientTerm | None:
+    """The terms of a method's own as one."""
+    terms = [request.gradient_term for request in requests]
+    stackable = [term for term in terms if isinstance(term, StackableTerm)]
+    return stackable[0].stacked(stackable) if stackable else None
+
+
+def _shorten(slopes: Sequence[Tensor], training: LocalTraining) -> None:
+    """Make each client's gradient no longer than `max-grad-norm`, in place, as torch does for one."""
+    if not training.max_grad_norm:
+        return
+    norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt()
+    scale = (training.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+    for slope in slopes:
+        slope.mul_(scale.view(-1, *[1] * (slope.dim() - 1)))
+
+
+def _class_weights(
+    model: StackedModel, requests: Sequence[Fit | Gradient], rows: Rows, settings: LossSettings
+) -> Tensor | None:
+    """The weights of each client's classes: float32 [n, K]; None where they are not weighed."""
+    if settings.class_weights != "balanced":
+        return None
+    kind = requests[0].samples.kind
+    x, _ = rows.take(rows.index[0][:1], kind)
+    classes = model.outputs(model.stack([requests[0].model]), x).shape[-1]
+    return torch.stack([balanced(rows.take(index, kind)[1], classes) for index in rows.index])
+
+
+def _results(model: StackedModel, tensors: Params, means: Sequence[float]) -> list[Trained]:
+    counted = {name: tensors[name].tolist() for name in model.counts}
+    names = model.manifest.names()
+    tensors = {name: tensors[name].detach().cpu() for name in names}
+    bad = [""] * len(means)
+    for name in reversed(names):
+        good = finite_rows(tensors[name])
+        if not bool(good.all()):
+            for place in (~good).nonzero().flatten().tolist():
+                bad[place] = name
+    rows = zip(*(tensors[name].unbind(0) for name in names), strict=True)
+    found = []
+    for place, (row, mean) in enumerate(zip(rows, means, strict=True)):
+        counts = {name: given[place] for name, given in counted.items()}
+        found.append(Trained(dict(zip(names, row, strict=True)), mean, bad[place], counts))
+    return found
