@@ -31,12 +31,12 @@ P, L, D = 13_706, 4, 64
 TRANSPORTS = ({"strategy": "fedham", "fedham.transport": "peers"},
               {"strategy": "fedham", "fedham.transport": "mediated"},
               {"strategy": "amn", "amn.unit": "layer"})  # fmt: skip
-every_transport = pytest.mark.parametrize("given", TRANSPORTS, ids=["peers", "mediated", "amn"])
+every_transport = pytest.mark.parametrize("transport", TRANSPORTS, ids=["peers", "mediated", "amn"])
 
 
-def key(given: dict[str, Value], name: str, value: Value) -> dict[str, Value]:
-    """The transport's given with one more of its method."""
-    return {**given, f"{given['strategy']}.{name}": value}
+def key(transport: dict[str, Value], name: str, value: Value) -> dict[str, Value]:
+    """The settings of a transport with one more of its method."""
+    return {**transport, f"{transport['strategy']}.{name}": value}
 
 
 class Watching(InProcessGrid):
@@ -60,28 +60,28 @@ class Watching(InProcessGrid):
 # ---- the ends (invariant 2 of the specification) -------------------------------------------------------------------
 
 
-def unlearned(given: dict[str, Value]) -> dict[str, Value]:
+def unlearned(transport: dict[str, Value]) -> dict[str, Value]:
     """The transport with meta-models that stay as they start."""
-    return key(given, "learning-rate", 0.0)
+    return key(transport, "learning-rate", 0.0)
 
 
 @every_transport
 def test_2_with_gates_of_one_it_is_local_training_bit_for_bit(
-    federate: Federate, monkeypatch: pytest.MonkeyPatch, given: dict[str, Value]
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, transport: dict[str, Value]
 ) -> None:
     start = amn.initial
     monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
-    shared = {"fedham.meta-data": "shared"} if given["strategy"] == "fedham" else {}
-    assert scores(federate(**unlearned(given), **shared)) == scores(federate(strategy="local"))
+    shared = {"fedham.meta-data": "shared"} if transport["strategy"] == "fedham" else {}
+    assert scores(federate(**unlearned(transport), **shared)) == scores(federate(strategy="local"))
 
 
 @every_transport
 def test_2_with_equal_weights_and_equal_shares_it_is_fedavg(
-    federate: Federate, equal_shares: dict[str, Value], given: dict[str, Value]
+    federate: Federate, equal_shares: dict[str, Value], transport: dict[str, Value]
 ) -> None:
-    shared = {"fedham.meta-data": "shared"} if given["strategy"] == "fedham" else {}
+    shared = {"fedham.meta-data": "shared"} if transport["strategy"] == "fedham" else {}
     mixed, average = (
-        federate(**unlearned(given), **equal_shares, **shared),
+        federate(**unlearned(transport), **equal_shares, **shared),
         federate(strategy="fedavg", **equal_shares),
     )
     weights = latest(read_weights(mixed.path)).weights
@@ -234,15 +234,15 @@ def test_bytes_of_amn_are_one_model_each_way(federate: Federate) -> None:
     }
 
 
-@pytest.mark.parametrize("given", TRANSPORTS[:2], ids=["peers", "mediated"])
+@pytest.mark.parametrize("transport", TRANSPORTS[:2], ids=["peers", "mediated"])
 def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
-    federate: Federate, given: dict[str, Value]
+    federate: Federate, transport: dict[str, Value]
 ) -> None:
-    run = federate(**given, grid=Watching)
+    run = federate(**transport, grid=Watching)
     sent = [set(record) for m in run.grid.seen for record in m.content.array_records.values()]
     assert not {name for names_ in sent for name in names_ if name.startswith(("meta/", "seen/"))}
     extras = {n for m in run.grid.seen if "extras" in m.content.array_records for n in m.content["extras"]}
-    if given is TRANSPORTS[1]:
+    if transport is TRANSPORTS[1]:
         assert extras == {"projections", "scores", "row"}
     else:
         assert extras == {"row"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
@@ -258,11 +258,11 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
 @every_transport
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_9_clients_attend_to_those_whose_labels_mean_the_same(
-    federate: Federate, tmp_path: Path, given: dict[str, Value], seed: int
+    federate: Federate, tmp_path: Path, transport: dict[str, Value], seed: int
 ) -> None:
     """Six clients, the second half with opposite labels: 2 of 5 peers are alike, so 0.4 would be no preference."""
     data = write_digits(tmp_path, clients=6, images=1200, opposed=True)
-    run = federate(clients=6, **given, **data, seed=seed, num_server_rounds=10, batch_size=10)
+    run = federate(clients=6, **transport, **data, seed=seed, num_server_rounds=10, batch_size=10)
     weights = latest(read_weights(run.path)).weights.mean(1)
     alike = torch.arange(6)[:, None] // 3 == torch.arange(6) // 3
     own = weights.diagonal()
