@@ -152,8 +152,7 @@ class Trainer:
             predictor: a method's own way to predict; by default the model.
             metrics: what to measure beside the loss, see `metric_choice.chosen`; by default what `auto` stands for.
         """
-        predict = predictor or (lambda model, x: model(x))
-        measurement = Measurement(metrics, self.device)
+        predict, measurement = predictor or (lambda model, x: model(x)), Measurement(metrics, self.device)
         for x, y in self._in_order(samples, split):
             with self._autocast():
                 outputs = predict(self._model, x)
