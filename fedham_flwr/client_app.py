@@ -27,6 +27,7 @@ from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Download, Metrics, Profile
 from fedham_flwr.federation.numpy_client import FlowerClient
@@ -38,6 +39,7 @@ from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.files import private_folder
+from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.state.store import ClientState, StateLostError
 from fedham_flwr.training.trainer import Trainer
 
@@ -57,9 +59,14 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     Args:
         given: settings by key, as in pyproject.toml.
     """
+    parsed: list[Settings] = []  # given here, they are the same for every message
 
     def settings_of(context: Context) -> Settings:
-        return parse(context.run_config if given is None else given)
+        if given is None:
+            return parse(context.run_config)
+        if not parsed:
+            parsed.append(parse(given))
+        return parsed[0]
 
     app = ClientApp(mods=[private(settings_of)])
 
@@ -113,9 +120,8 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     params = FlowerClient(client).work(stage)
     metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
-    return wire.write_upload(
-        client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age
-    )
+    reply = Reply(client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age)
+    return wire.write_upload(reply, isinstance(message.content, Direct))
 
 
 def _open_client(stage: Stage, message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
@@ -194,6 +200,15 @@ def _private(folder: Path) -> Path:
 
 
 def _open_data(context: Context, settings: Settings) -> ClientData:
+    """A client's data; where it stays in this process they are opened once."""
+    if not isinstance(context.state, HeldRecord):
+        return _opened(context, settings)
+    if context.state.data is None:
+        context.state.data = _opened(context, settings)
+    return context.state.data
+
+
+def _opened(context: Context, settings: Settings) -> ClientData:
     node = context.node_config
     if is_path(settings.dataset):
         number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))

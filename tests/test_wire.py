@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.direct import Reply
 from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Profile
 from fedham_flwr.federation.record_values import tensors, tensors_record
 from fedham_flwr.federation.stages import STAGES, Stage
@@ -58,7 +59,7 @@ METRICS: dict[str, float | int] = {
 
 
 def upload(examples: int = 30) -> RecordDict:
-    return wire.write_upload("site-7", tree(), examples, METRICS)
+    return wire.write_upload(Reply("site-7", tree(), examples, METRICS))
 
 
 # ---- round trips -----------------------------------------------------------------------------------------------------
@@ -99,14 +100,14 @@ def test_an_upload_arrives_as_it_was_sent() -> None:
 
 def test_scores_of_a_text_arrive_with_their_perplexity_and_are_of_a_member() -> None:
     metrics = {"test/personal/after/perplexity": 7.5, "n/test": 160}
-    (row,) = wire.read_upload(sent(wire.write_upload("0", {}, 1, metrics)), 2).rows
+    (row,) = wire.read_upload(sent(wire.write_upload(Reply("0", {}, 1, metrics))), 2).rows
     assert row == Row(2, "0", "test", "personal", "after", "perplexity", 7.5, 160, "member")
 
 
 @pytest.mark.parametrize("restarted", [True, False])
 def test_what_a_method_sends_along_arrives_apart_from_the_model(restarted: bool) -> None:
     row = {"row": torch.tensor([[0.25, 0.75]])}
-    back = wire.read_upload(sent(wire.write_upload("0", tree(), 1, {}, row, restarted)), 2)
+    back = wire.read_upload(sent(wire.write_upload(Reply("0", tree(), 1, {}, row, restarted))), 2)
     assert same(back.params, tree())
     assert same(back.extras, row)
     assert back.restarted is restarted
@@ -131,7 +132,7 @@ def test_a_stage_is_itself_in_a_process_that_ray_sends_it_to(stage: Stage) -> No
 
 
 def test_the_reply_to_an_evaluation_has_rows_and_no_tensors() -> None:
-    back = wire.read_upload(sent(wire.write_upload("0", {}, 1, {"test/global/before/loss": 2, "n/test": 3})), 2)
+    back = wire.read_upload(sent(wire.write_upload(Reply("0", {}, 1, {"test/global/before/loss": 2, "n/test": 3}))), 2)
     assert back.params == {}
     assert back.rows == (Row(2, "0", "test", "global", "before", "loss", 2.0, 3),)
     assert isinstance(back.rows[0].value, float)

@@ -111,6 +111,7 @@ class Exchange:
 
     Attributes:
         sent: the exchange in progress.
+        direct: the clients are in this process.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Exchange:
         self._names: Mapping[str, tuple[str, ...]] = {"shared": split.shared, "adapted": split.adapted, "none": ()}
         self._messages: dict[str, Metadata] = {}  # of each client's last one, which has an id once it is pushed
         self.sent = Sent(TRAIN, 0, 0.0, (), lambda _: {}, False)
+        self.direct = False
 
     def write(self, stage: Stage, number: int, clients: Sequence[str], plan: Plan, closing: bool) -> list[Message]:
         """The messages of a new exchange.
@@ -222,7 +224,7 @@ class Exchange:
                 extras=start.extras,
             )
             down += num_bytes(start.params) + num_bytes(start.extras.tensors)
-            content = wire.write_download(download, serialised)
+            content = wire.write_download(download, serialised, self.direct)
             messages.append(Message(content, self._roster.nodes[client], sent.stage.message, group_id=str(sent.round)))
             self._messages[client] = messages[-1].metadata
         self.sent = sent._replace(bytes_down=sent.bytes_down + down)

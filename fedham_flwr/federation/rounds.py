@@ -15,6 +15,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
+from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.exchange import Exchange
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.record_values import tensors_record
@@ -116,12 +117,13 @@ class RoundStrategy(Strategy, ABC):
             UserError: too few clients, or too few good replies in a round.
         """
         closing = self.rounds + 1
+        self._exchange.direct = isinstance(grid, HandsOver) and not self.settings.dp.epsilon
         for number in range(self.progress.done + 1, closing):
             self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             if number % self.settings.evaluate_every == 0:
                 self._evaluate(grid, number)
             self.progress.done = number
-            self._checkpoint()
+            self._checkpoint(grid)
         if self.setup.method.personal_stage:
             self._exchange_with(grid, PERSONAL, closing, self._present(grid))
         else:
@@ -145,9 +147,11 @@ class RoundStrategy(Strategy, ABC):
         if messages := list(self.configure_evaluate(number, None, None, grid)):
             self.aggregate_evaluate(number, self._exchange.ask(grid, messages))
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, grid: Grid) -> None:
         every, done, recorder = self.settings.checkpoint_every, self.progress.done, self.setup.recorder
         if recorder and every and (done % every == 0 or done == self.rounds):
+            if isinstance(grid, HandsOver):
+                grid.write_states()
             recorder.checkpoint()
 
     def _receive(self, replies: Iterable[Message]) -> dict[str, Upload]:

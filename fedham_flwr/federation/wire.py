@@ -9,27 +9,31 @@ import json
 from collections.abc import Mapping
 from typing import get_args
 
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedham_flwr.core.records import Row
 from fedham_flwr.data.batches import Target
-from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Metrics, Profile, Upload
+from fedham_flwr.federation.direct import Direct, Reply
+from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Profile, Upload
 from fedham_flwr.federation.record_values import arrays, number, tensors, tensors_record, whole_number, whole_numbers
 
 TENSORS, INSTRUCTIONS, REPORT, SENDER, FAILURE = "tensors", "instructions", "report", "sender", "failure"
 EXTRAS, FACTS = "extras", "facts"
 SECONDS, SAMPLES = "seconds", "n"
+NO_SCORES = (f"{SECONDS}/", f"{SAMPLES}/")
 
 
-def write_download(download: Download, serialised: dict[int, Array] | None = None) -> RecordDict:
+def write_download(download: Download, serialised: dict[int, Array] | None = None, direct: bool = False) -> RecordDict:
     """A fresh record for one client.
 
     Args:
         download: what to send.
         serialised: as for `arrays`, for tensors that many clients get: their bytes are then there once, however many
             messages hold them. The tensors must live as long as this does.
+        direct: the client is in this process, and gets the value itself.
     """
+    if direct:
+        return Direct(download)
     instructions = ConfigRecord(
         {
             "round": download.round,
@@ -56,6 +60,9 @@ def read_download(content: RecordDict) -> Download:
     Raises:
         KeyError: a part is missing.
     """
+    if isinstance(content, Direct):
+        assert isinstance(content.value, Download)
+        return content.value
     given = content.config_records[INSTRUCTIONS]
     return Download(
         round=whole_number(given["round"]),
@@ -72,35 +79,24 @@ def read_download(content: RecordDict) -> Download:
     )
 
 
-def write_upload(
-    client: str,
-    params: Mapping[str, torch.Tensor],
-    examples: int,
-    metrics: Metrics,
-    extras: Mapping[str, torch.Tensor] | None = None,
-    restarted: bool = False,
-    age: int = 0,
-) -> RecordDict:
+def write_upload(reply: Reply, direct: bool = False) -> RecordDict:
     """A client's reply.
 
     Args:
-        client: the sender's id.
-        params: shared tensors; empty after an evaluation.
-        examples: training samples of the client.
-        metrics: scores, as in `Metrics`.
-        extras: as in `Upload`.
-        restarted: as in `Upload`.
-        age: as in `Upload`.
+        reply: what it says.
+        direct: the server is in this process, and gets the value itself.
     """
+    if direct:
+        return Direct(reply)
     content = RecordDict(
         {
-            TENSORS: tensors_record(params),
-            REPORT: MetricRecord({"examples": examples, **metrics}),
-            SENDER: ConfigRecord({"client-id": client, "restarted": restarted, "age": age}),
+            TENSORS: tensors_record(reply.params),
+            REPORT: MetricRecord({"examples": reply.examples, **reply.metrics}),
+            SENDER: ConfigRecord({"client-id": reply.client, "restarted": reply.restarted, "age": reply.age}),
         }
     )
-    if extras:
-        content[EXTRAS] = tensors_record(extras)
+    if reply.extras:
+        content[EXTRAS] = tensors_record(reply.extras)
     return content
 
 
@@ -115,30 +111,44 @@ def read_upload(content: RecordDict, round_number: int) -> Upload:
         ClientFailure: the client reports a failure.
         KeyError, ValueError, TypeError: the reply has not the form of one.
     """
-    if FAILURE in content.config_records:
-        raise _failure(content.config_records[FAILURE])
-    client = str(content.config_records[SENDER]["client-id"])
-    restarted = bool(content.config_records[SENDER].get("restarted", False))
-    age = whole_number(content.config_records[SENDER].get("age", 0))
-    report = dict(content.metric_records[REPORT])
-    examples = report.pop("examples")
-    if not isinstance(examples, int) or examples < 1:
-        raise ValueError(f"the example count is {examples!r}, wanted a positive whole number")
+    reply = _read_reply(content)
+    if not isinstance(reply.examples, int) or reply.examples < 1:
+        raise ValueError(f"the example count is {reply.examples!r}, wanted a positive whole number")
     seconds, counts, rows = {}, {}, []
-    for key, value in report.items():
+    for key, value in reply.metrics.items():
         kind, _, rest = key.partition("/")
         if kind == SECONDS:
             seconds[rest] = number(value)
         elif kind == SAMPLES:
             counts[rest] = whole_number(value)
-    for key, value in report.items():
-        if not key.startswith((f"{SECONDS}/", f"{SAMPLES}/")):
+    for key, value in reply.metrics.items():
+        if not key.startswith(NO_SCORES):
             split, model, phase, metric = key.split("/")
             if model not in ("global", "personal") or phase not in ("before", "after"):
                 raise ValueError(f"{key!r} is not a score")
-            rows.append(Row(round_number, client, split, model, phase, metric, number(value), counts[split]))
-    params, extras = tensors(content.array_records[TENSORS]), _extras(content).tensors
-    return Upload(client, params, examples, tuple(rows), seconds, extras, restarted, age)
+            rows.append(Row(round_number, reply.client, split, model, phase, metric, number(value), counts[split]))
+    return Upload(
+        reply.client, reply.params, reply.examples, tuple(rows), seconds, reply.extras, reply.restarted, reply.age
+    )
+
+
+def _read_reply(content: RecordDict) -> Reply:
+    if isinstance(content, Direct):
+        assert isinstance(content.value, Reply)
+        return content.value
+    if FAILURE in content.config_records:
+        raise _failure(content.config_records[FAILURE])
+    sender = content.config_records[SENDER]
+    report = dict(content.metric_records[REPORT])
+    return Reply(
+        str(sender["client-id"]),
+        tensors(content.array_records[TENSORS]),
+        report.pop("examples"),  # type: ignore[arg-type]  # `read_upload` looks
+        report,  # type: ignore[arg-type]
+        _extras(content).tensors,
+        bool(sender.get("restarted", False)),
+        whole_number(sender.get("age", 0)),
+    )
 
 
 def write_profile(profile: Profile) -> RecordDict:

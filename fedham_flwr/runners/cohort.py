@@ -13,8 +13,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
 from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
+from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
 
 
@@ -25,6 +27,23 @@ class CohortGrid(InProcessGrid):
         """The replies to messages pushed before; each is given once."""
         messages = [self._waiting.pop(i) for i in message_ids if i in self._waiting]
         return run_together([partial(self._answer, message) for message in messages])
+
+    def write_states(self) -> None:
+        """Write what the clients keep to their files, where it has changed.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        for context in self.contexts.values():
+            state, client = context.state, context.node_config["partition-id"]
+            assert isinstance(state, HeldRecord)
+            try:
+                state.write()
+            except OSError as error:
+                raise UserError(f"the personal state of client {client} cannot be written: {error}") from error
+
+    def _state(self) -> RecordDict:
+        return HeldRecord()
 
     def _carry(self, message: Message) -> Message:
         return message

@@ -51,7 +51,7 @@ class InProcessGrid(Grid):
                 run_id=self._run.run_id,
                 node_id=node,
                 node_config={"partition-id": i, "num-partitions": num_supernodes, **extra[i]},
-                state=RecordDict(),
+                state=self._state(),
                 run_config={},
             )
             for i, node in enumerate(ids)
@@ -110,6 +110,10 @@ class InProcessGrid(Grid):
         self.contexts[node] = self._lend(context)
         reply.metadata.__dict__["_message_id"] = secrets.token_hex(16)
         return self._carry(reply)
+
+    def _state(self) -> RecordDict:
+        """What a node's context begins with."""
+        return RecordDict()
 
     def _carry(self, message: Message) -> Message:
         """A message as it arrives."""

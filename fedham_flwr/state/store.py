@@ -13,17 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import RecordDict
 from safetensors import SafetensorError
 from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.record_values import tensors, tensors_record
 from fedham_flwr.state import files as state_files
 from fedham_flwr.state.format import Label, UnfitError
-
-TENSORS, LABEL = "personal", "personal-label"
+from fedham_flwr.state.held import NOTHING, HeldRecord, Recorded
 
 
 class StateNotFoundError(UserError):
@@ -85,7 +83,7 @@ class ClientState:
     ) -> None:
         self._repeated = repeated
         self.round: int | None = None
-        self._memory = memory
+        self._held = memory if isinstance(memory, HeldRecord) else Recorded(memory)
         self._wanted = Label(client, training, method, fingerprint)
         self._file = folder / f"{client}.safetensors" if folder else None
         self._durable = durable
@@ -100,19 +98,19 @@ class ClientState:
                 read.
         """
         self._look()
-        if TENSORS not in self._memory.array_records:
+        label = self._held.label
+        if label == NOTHING:
             where = f" in {self._file}" if self._file else ""
             raise StateNotFoundError(f"client {self._wanted.client} has no personal state{where}", self._ways())
-        held = self._held()
         try:
-            held.check(self._wanted)
+            label.check(self._wanted)
         except UnfitError as error:
             raise UserError(
                 f"the personal state of client {self._wanted.client} in the node's memory {error}"
             ) from error
         if self.round is None:
-            self.round = held.round
-        return tensors(self._memory.array_records[TENSORS])
+            self.round = label.round
+        return self._held.params()
 
     def save(self, params: Mapping[str, Tensor], round_number: int) -> None:
         """Replace the personal tensors. After an error everything is as it was.
@@ -127,7 +125,7 @@ class ClientState:
         """
         self._look()
         label = self._wanted._replace(round=round_number)
-        if self._file is not None:
+        if self._file is not None and not self._held.defers:
             try:
                 label = state_files.write(self._file, params, label, self._since or "", self._durable)
             except UnfitError as error:
@@ -137,7 +135,7 @@ class ClientState:
                     f"the personal state of client {label.client} cannot be written to {self._file}: {_reason(error)}"
                 ) from error
             self._since = label.checksum
-        self._remember(params, label)
+        self._held.keep(dict(params), label, self._file)
 
     def was_set_aside(self) -> bool:
         """Whether a file lies here that was set aside and may be this client's, so that something is lost."""
@@ -145,14 +143,15 @@ class ClientState:
 
     def _look(self) -> None:
         """Once: let the memory hold what the file holds, if there is one."""
-        if self._file is None or self._since is not None:
+        newest_here = self._held.defers and self._held.label != NOTHING
+        if self._file is None or self._since is not None or newest_here:
             return
         try:
             there = state_files.peek(self._file)
-            if there is not None and (not there or there != self._held().checksum):
+            if there is not None and (not there or there != self._held.label.checksum):
                 params, label = state_files.read(self._file, self._wanted)
-                if not self._held().round < label.round == self._repeated:
-                    self._remember(params, label)
+                if not self._held.label.round < label.round == self._repeated:
+                    self._held.keep(params, label, None)
                 there = label.checksum
         except UnfitError as error:
             raise self._set_aside(error) from error
@@ -161,15 +160,6 @@ class ClientState:
                 f"the personal state {self._file} of client {self._wanted.client} cannot be read: {_reason(error)}"
             ) from error
         self._since = there or ""
-
-    def _held(self) -> Label:
-        """Label of what is in memory; that of nothing if there is nothing."""
-        given = self._memory.config_records.get(LABEL)
-        return Label.read(given) if given else Label("", "", "", "")
-
-    def _remember(self, params: Mapping[str, Tensor], label: Label) -> None:
-        self._memory[TENSORS] = tensors_record(params)
-        self._memory[LABEL] = ConfigRecord(dict(label.texts()))
 
     def _set_aside(self, unfit: UnfitError) -> UserError:
         """Rename the file, unless it has meanwhile become a good one; what to say of it."""

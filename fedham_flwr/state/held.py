@@ -1,0 +1,91 @@
+"""Where a client's personal tensors are between two messages: in records of Flower's context, or as objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flwr.app import ConfigRecord, RecordDict
+from torch import Tensor
+
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.federation.record_values import tensors, tensors_record
+from fedham_flwr.state import files as state_files
+from fedham_flwr.state.format import Label
+
+TENSORS, LABEL = "personal", "personal-label"
+NOTHING = Label("", "", "", "")
+"""Of what is not there."""
+
+
+class Recorded:
+    """Personal tensors in the state of Flower's context.
+
+    Args:
+        memory: the state; it is changed in place.
+    """
+
+    defers = False
+
+    def __init__(self, memory: RecordDict) -> None:
+        self._memory = memory
+
+    @property
+    def label(self) -> Label:
+        """What is kept; `NOTHING` if nothing is."""
+        given = self._memory.config_records.get(LABEL)
+        return Label.read(given) if given and TENSORS in self._memory.array_records else NOTHING
+
+    def params(self) -> Params:
+        """The tensors."""
+        return tensors(self._memory.array_records[TENSORS])
+
+    def keep(self, params: Params, label: Label, _file: Path | None) -> None:
+        """Replace the personal tensors."""
+        self._memory[TENSORS] = tensors_record(params)
+        self._memory[LABEL] = ConfigRecord(dict(label.texts()))
+
+
+class HeldRecord(RecordDict):
+    """The state of a context whose node never leaves this process, of which files are written when they are wanted.
+
+    Attributes:
+        data: the client's samples, once they have been opened.
+        label: what is kept.
+        defers: files are written by `write`, and what is here is newer.
+    """
+
+    defers = True
+    data: ClientData | None
+    label: Label
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data, self.label = None, NOTHING
+        self._kept: dict[str, Tensor] = {}
+        self._file: Path | None = None
+
+    def params(self) -> Params:
+        """The personal tensors, which are not to be changed."""
+        return dict(self._kept)
+
+    def keep(self, params: Params, label: Label, file: Path | None) -> None:
+        """Replace the personal tensors.
+
+        Args:
+            params: they are copied, since they may be rows of a whole cohort's.
+            label: what they are.
+            file: where `write` puts them; None for nowhere.
+        """
+        self._kept = {name: tensor.detach().clone() for name, tensor in params.items()}
+        self.label, self._file = label, file
+
+    def write(self) -> None:
+        """Write what is kept to its file, if it has changed since.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        if self._file is not None:
+            state_files.write(self._file, self._kept, self.label, durable=False)
+        self._file = None
