@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.runners import BACKENDS, run_apps
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
@@ -110,7 +111,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(program, description=what, epilog="`fedham settings` lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
-    parser.add_argument("--backend", choices=("ray", "in-process"), default="ray", help="default: ray")
+    parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
     parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker (default: 1)")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
@@ -146,12 +147,7 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
 def run(given: dict[str, Value], options: argparse.Namespace) -> None:
     """Run the apps with these settings, in this process or under Ray."""
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.runners.in_process import run_in_process
-    from fedham_flwr.runners.ray import run_under_ray
     from fedham_flwr.server_app import make_server_app
 
     apps = make_server_app(given), make_client_app(given)
-    if options.backend == "in-process":
-        run_in_process(*apps, options.num_supernodes)
-    else:
-        run_under_ray(*apps, options.num_supernodes, options.num_cpus)
+    run_apps(options.backend, *apps, options.num_supernodes, options.num_cpus)

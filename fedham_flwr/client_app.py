@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,17 +18,14 @@ from flwr.clientapp import ClientApp
 from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError, first_line
-from fedham_flwr.core.files import SAFE_NAME
-from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
-from fedham_flwr.data.client_data import ClientData
-from fedham_flwr.data.clients import open_node, open_partition
-from fedham_flwr.data.own import open_own
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
-from fedham_flwr.federation.messages import Download, Metrics, Profile
+from fedham_flwr.federation.messages import Metrics, Profile
+from fedham_flwr.federation.node import open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.roster import identify
@@ -38,8 +34,6 @@ from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, parse
-from fedham_flwr.state.files import private_folder
-from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.state.store import ClientState, StateLostError
 from fedham_flwr.training.trainer import Trainer
 
@@ -97,7 +91,7 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
 
 
 def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
-    data = _open_data(context, settings)
+    data = open_data(context, settings)
     return wire.write_profile(
         Profile(
             client=identify(context.node_config),
@@ -116,7 +110,8 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
 def _work(stage: Stage, message: Message, context: Context, settings: Settings) -> RecordDict:
     """What every message but the query of the roster comes to: the client half does its stage's work, and replies."""
     client, seconds = _open_client(stage, message, context, settings)
-    client.job.trainer.manifest.check(client.job.download.params, client.received_names)
+    if not isinstance(message.content, Direct):  # else it is the server's own, and has been looked at
+        client.job.trainer.manifest.check(client.job.download.params, client.received_names)
     params = FlowerClient(client).work(stage)
     metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
@@ -128,27 +123,19 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
-    data = _open_data(context, settings)
+    data = open_data(context, settings)
     if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(
             f"client {identify(context.node_config)} has samples of shape {data.shape} and {data.outputs} "
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
-    trainer, engine = _trainer(
-        settings.model,
-        download.shape,
-        download.classes,
-        settings.networks(),
-        settings.device,
-        settings.precision,
-        settings.seed,
-    )
-    client, place = identify(context.node_config), _place(context.node_config, download)
+    parts = _parts(settings, download.shape, download.classes)
+    client, place = identify(context.node_config), place_of(context.node_config, download)
     state = ClientState(
         context.state,
         client,
-        trainer.manifest.fingerprint(),
+        parts.fingerprint,
         place.state,
         method=settings.strategy,
         training=download.training,
@@ -156,71 +143,37 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
         repeated=0 if place.own else download.round,
     )
     download = dataclasses.replace(download, export=str(place.export or ""))
-    method = registry.method(settings.strategy)
     cohort = sys.modules.get("fedham_flwr.training.engine.cohort")  # not imported where nobody runs in one
-    face = cohort.CohortTrainer(engine()) if cohort and cohort.in_cohort() else trainer
-    job = Job(client, settings, method, data, face, state, download, stage)
-    return half(method.client)(job), time.perf_counter() - began
+    trainer = cohort.CohortTrainer(parts.engine()) if cohort and cohort.in_cohort() else parts.trainer
+    job = Job(client, settings, parts.method, data, trainer, state, download, stage)
+    return parts.half(job), time.perf_counter() - began
 
 
-class _Place(NamedTuple):
-    """Where a client writes what is its own; None for nowhere."""
+class _Parts(NamedTuple):
+    """What all messages of a run have in common."""
 
-    state: Path | None = None
-    export: Path | None = None
-    own: bool = True  # on a node of its own, and not in a simulation
-
-
-def _place(node: Mapping[str, Value], download: Download) -> _Place:
-    """Where this client writes: on a node of its own never where the server says, since the disk is not the server's.
-
-    Raises:
-        UserError: the server's name of the training cannot be that of a folder, or a folder cannot be made.
-    """
-    if "state-dir" in node:
-        if not SAFE_NAME.fullmatch(download.training):
-            raise UserError(
-                f"training={download.training!r}, which the server gives, must be 1 to 64 letters, digits, '.', '_' or "
-                "'-', not starting with '.', since it names a folder"
-            )
-        folder = Path(str(node["state-dir"])).expanduser() / download.training
-        return _Place(folder, _private(folder / "model") if download.closing else None)
-    if not {"partition-id", "num-partitions"} <= node.keys() or {"client-id", "data-path"} & node.keys():
-        return _Place()
-    keep, export = (Path(given) if given else None for given in (download.keep, download.export))
-    return _Place(keep, export, own=False)
+    settings: Settings
+    data: tuple[tuple[int, ...], int]
+    method: Method
+    half: Callable[[Job], RoundClient]
+    trainer: Trainer
+    engine: Callable[[], Engine]
+    fingerprint: str
 
 
-def _private(folder: Path) -> Path:
-    try:
-        private_folder(folder)
-    except OSError as error:
-        raise UserError(f"the folder {folder} for a client's own model cannot be made: {error.strerror}") from error
-    return folder
+_LAST: list[_Parts] = []
 
 
-def _open_data(context: Context, settings: Settings) -> ClientData:
-    """A client's data; where it stays in this process they are opened once."""
-    if not isinstance(context.state, HeldRecord):
-        return _opened(context, settings)
-    if context.state.data is None:
-        context.state.data = _opened(context, settings)
-    return context.state.data
-
-
-def _opened(context: Context, settings: Settings) -> ClientData:
-    node = context.node_config
-    if is_path(settings.dataset):
-        number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
-        return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
-    if "data-path" in node:
-        return open_node(settings.data(), str(node["data-path"]))
-    if "partition-id" not in node or "num-partitions" not in node:
-        raise UserError(
-            f"the node config of client {identify(node)} names no data: give the SuperNode "
-            f"--node-config 'data-path=\"...\"', or partition-id and num-partitions"
+def _parts(settings: Settings, shape: tuple[int, ...], classes: int) -> _Parts:
+    """Those of a run; kept from message to message, since settings that are parsed again are the same object."""
+    if not _LAST or _LAST[0].settings is not settings or _LAST[0].data != (shape, classes):
+        method = registry.method(settings.strategy)
+        trainer, engine = _trainer(
+            settings.model, shape, classes, settings.networks(), settings.device, settings.precision, settings.seed
         )
-    return open_partition(settings.data(), int(node["partition-id"]), int(node["num-partitions"]))
+        fingerprint = trainer.manifest.fingerprint()
+        _LAST[:] = [_Parts(settings, (shape, classes), method, half(method.client), trainer, engine, fingerprint)]
+    return _LAST[0]
 
 
 @lru_cache(maxsize=1)

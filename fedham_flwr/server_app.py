@@ -20,8 +20,8 @@ from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
-from fedham_flwr.federation.exchange import Recorder
 from fedham_flwr.federation.messages import Profile
+from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models.grouping import manifest_of

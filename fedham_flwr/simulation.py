@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -22,6 +22,7 @@ from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
 from fedham_flwr.resume.continuing import complete
+from fedham_flwr.runners import BACKENDS, Backend, run_apps
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
@@ -93,7 +94,7 @@ def simulate(
     strategy: str | Method = "fedper",
     task: Task | str | None = None,
     clients: int = 10,
-    backend: Literal["in-process", "ray"] = "in-process",
+    backend: Backend = "in-process",
     verbose: bool = True,
     **settings: Any,
 ) -> Run:
@@ -103,7 +104,8 @@ def simulate(
         strategy: the method, by its name, its import path or itself.
         task: what is brought along: a `Task`, a module's name or an import path.
         clients: how many.
-        backend: in-process (one client after the other), or ray (as many at a time as there are processors).
+        backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
+            small networks), or ray (as many at a time as there are processors).
         verbose: whether the run's progress is printed.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
@@ -123,24 +125,18 @@ def simulate(
         given = complete(str(given["resume"]), given)
     if type(clients) is not int or clients < 1:
         raise UserError(f"clients={clients!r} must be a whole number above 0")
-    if backend not in ("in-process", "ray"):
-        raise UserError(f"backend={backend!r}: wanted 'in-process' or 'ray'")
+    if backend not in BACKENDS:
+        raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
     if backend == "ray":
         _check_importable(given)
     parse(given)
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.runners.in_process import run_in_process
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
     apps = make_server_app(given, left.append), make_client_app(given)
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        if backend == "in-process":
-            run_in_process(*apps, clients)
-        else:
-            from fedham_flwr.runners.ray import run_under_ray
-
-            run_under_ray(*apps, clients)
+        run_apps(backend, *apps, clients)
     return Run(left[0])
 
 

@@ -10,11 +10,11 @@ import pytest
 from flwr.app import Message
 from nodes import on_nodes
 
-from fedham_flwr import client_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.messages import Download
+from fedham_flwr.federation.node import place_of
 from fedham_flwr.models import export
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
@@ -38,12 +38,12 @@ def told(tmp_path: Path, training: str = "trial", closing: bool = True) -> Downl
     ],
 )
 def test_a_real_node_writes_nowhere_that_the_server_says(tmp_path: Path, node: dict[str, Value]) -> None:
-    assert client_app._place(node, told(tmp_path))[:2] == (None, None)
-    own = client_app._place({**node, "state-dir": str(tmp_path / "own")}, told(tmp_path))
+    assert place_of(node, told(tmp_path))[:2] == (None, None)
+    own = place_of({**node, "state-dir": str(tmp_path / "own")}, told(tmp_path))
     assert own == (tmp_path / "own" / "trial", tmp_path / "own" / "trial" / "model", True)
     assert own.export.is_dir()
     assert (tmp_path / "own").stat().st_mode & 0o777 == 0o700
-    between = client_app._place({**node, "state-dir": str(tmp_path / "own")}, told(tmp_path, closing=False))
+    between = place_of({**node, "state-dir": str(tmp_path / "own")}, told(tmp_path, closing=False))
     assert between == (tmp_path / "own" / "trial", None, True)
     assert not (tmp_path / "keep").exists()
     assert not (tmp_path / "export").exists()
@@ -51,14 +51,14 @@ def test_a_real_node_writes_nowhere_that_the_server_says(tmp_path: Path, node: d
 
 def test_a_simulated_client_writes_where_the_server_says(tmp_path: Path) -> None:
     node: dict[str, Value] = {"partition-id": 0, "num-partitions": 2}
-    assert client_app._place(node, told(tmp_path)) == (tmp_path / "keep", tmp_path / "export", False)
-    assert client_app._place(node, Download(3, {}, (1, 8, 8), 10)) == (None, None, False)
+    assert place_of(node, told(tmp_path)) == (tmp_path / "keep", tmp_path / "export", False)
+    assert place_of(node, Download(3, {}, (1, 8, 8), 10)) == (None, None, False)
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "/tmp/x", "a/b", "a\n", "." * 3, "x" * 65, "ä", "a b"])
 def test_a_name_of_a_training_that_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"^training='.*', which the server gives, must be 1 to 64 letters, digits"):
-        client_app._place({"client-id": "a", "state-dir": str(tmp_path / "own")}, told(tmp_path, name))
+        place_of({"client-id": "a", "state-dir": str(tmp_path / "own")}, told(tmp_path, name))
     assert not list(tmp_path.iterdir())
 
 
@@ -67,7 +67,7 @@ def test_a_state_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"^the folder .*file/trial/model for a client's own model cannot be made: Not a"
     ):
-        client_app._place({"client-id": "a", "state-dir": str(tmp_path / "file")}, told(tmp_path))
+        place_of({"client-id": "a", "state-dir": str(tmp_path / "file")}, told(tmp_path))
 
 
 def test_what_a_node_has_at_the_end_is_its_own(federate: Federate, tmp_path: Path) -> None:

@@ -126,8 +126,13 @@ class Manifest:
         """Number of scalars in the groups given (all groups by default)."""
         return sum(torch.Size(self.shapes[name]).numel() for name in self.names(groups))
 
-    def check(self, params: Mapping[str, Tensor], names: Sequence[str]) -> None:
+    def check(self, params: Mapping[str, Tensor], names: Sequence[str], finite: bool = False) -> None:
         """Refuse tensors that are not exactly those named, of the right shape and dtype, and finite.
+
+        Args:
+            params: the tensors.
+            names: wanted.
+            finite: they are known to be.
 
         Raises:
             ValueError: the first fault, with the tensor's name, what it is and what was wanted.
@@ -139,7 +144,7 @@ class Manifest:
                 raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted {shape}")
             if tensor.dtype != dtype:
                 raise ValueError(f"{name} has dtype {tensor.dtype}, wanted {dtype}")
-            if not all_finite(tensor):
+            if not finite and not all_finite(tensor):
                 raise ValueError(f"{name} holds NaN or infinity")
 
     def fingerprint(self) -> str:

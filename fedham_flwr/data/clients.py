@@ -44,10 +44,19 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
     Raises:
         UserError: the data set can't be read or dealt in this way, or the cache can't be written.
     """
-    if not 0 <= number < clients:
-        raise UserError(
-            f"partition {number} was asked for, but with {clients} clients they go from 0 to {clients - 1}."
-        )
+    return open_partitions(settings, clients)(number)
+
+
+def open_partitions(settings: DataSettings, clients: int) -> Callable[[int], ClientData]:
+    """What opens the data of any client of a simulation, by its number; the data set is looked at once.
+
+    Args:
+        settings: as for `open_partition`.
+        clients: as for `open_partition`.
+
+    Raises:
+        UserError: as for `open_partition`.
+    """
     partitioning = settings.partitioning
     table = read_table(partitioning.class_table) if partitioning.partitioner == "class-table" else None
     natural = partitioning.partitioner == "natural"
@@ -79,7 +88,16 @@ def open_partition(settings: DataSettings, number: int, clients: int) -> ClientD
     if is_path(partitioning.partitioner):
         dealt["code"] = source_digest(partitioning.partitioner)  # dealt anew when it changes
     key = key_of(dealt, asdict(settings.fractions), clients, *of_text.items(), *content)
-    return _open_client(data, _clients_folder(data, key, settings, deal), number)
+    opener = _opener(data, _clients_folder(data, key, settings, deal))
+
+    def opened(number: int) -> ClientData:
+        if not 0 <= number < clients:
+            raise UserError(
+                f"partition {number} was asked for, but with {clients} clients they go from 0 to {clients - 1}."
+            )
+        return opener(number)
+
+    return opened
 
 
 def _deal_text(
@@ -116,7 +134,7 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
         return [name], [np.arange(len(array(data / "labels.npy")))]
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
-    return _open_client(data, _clients_folder(data, key, settings, deal), 0)
+    return _opener(data, _clients_folder(data, key, settings, deal))(0)
 
 
 # ---- folders of the cache --------------------------------------------------------------------------------------------
@@ -177,24 +195,25 @@ def _classes(data: Path) -> Indices:
     return np.zeros(len(labels), dtype=np.int64) if meta_of(data).get("target") else labels
 
 
-def _open_client(data: Path, clients: Path, number: int) -> ClientData:
-    """Map the arrays and cut out this client's sample numbers, which lie client by client, split by split."""
-    meta = meta_of(clients)
+def _opener(data: Path, clients: Path) -> Callable[[int], ClientData]:
+    """What maps the arrays and cuts out a client's sample numbers, which lie client by client, split by split."""
+    meta, kind = meta_of(clients), meta_of(data)["kind"]
     counts = np.array(meta["counts"])
     ends = counts.cumsum().reshape(counts.shape)
     indices = torch.from_numpy(array(clients / "indices.npy"))
-    pieces = zip(SPLITS, ends[number], counts[number], strict=True)
-    scaled = meta_of(data)["kind"] == "table"
-    return ClientData(
-        features=torch.from_numpy(array((clients if scaled else data) / "features.npy")),
-        labels=torch.from_numpy(array(data / "labels.npy")),
-        splits={name: indices[int(end - count) : int(end)] for name, end, count in pieces},
-        classes=tuple(meta_of(data)["classes"]),
-        name=meta["names"][number],
-        scaling=_scaling(data, clients, number) if scaled else None,
-    )
+    features = torch.from_numpy(array((clients if kind == "table" else data) / "features.npy"))
+    labels = torch.from_numpy(array(data / "labels.npy"))
+    classes = tuple(meta_of(data)["classes"])
+    scaled = array(clients / "scaling.npy") if kind == "table" else None
+    columns = () if scaled is None else tables.columns_of(meta_of(data)["columns"])
 
+    def opened(number: int) -> ClientData:
+        pieces = zip(SPLITS, ends[number].tolist(), counts[number].tolist(), strict=True)
+        scaling = None
+        if scaled is not None:
+            mean, std = scaled[number].tolist()
+            scaling = tables.Scaling(columns, tuple(mean), tuple(std))
+        splits = {name: indices[end - count : end] for name, end, count in pieces}
+        return ClientData(features, labels, splits, classes, meta["names"][number], scaling)
 
-def _scaling(data: Path, clients: Path, number: int) -> tables.Scaling:
-    mean, std = array(clients / "scaling.npy")[number].tolist()
-    return tables.Scaling(tables.columns_of(meta_of(data)["columns"]), tuple(mean), tuple(std))
+    return opened

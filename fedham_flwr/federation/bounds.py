@@ -77,17 +77,24 @@ def check_report(upload: Upload) -> None:
             raise ValueError(f"the seconds of {purpose} are {seconds}, wanted a time")
 
 
-def check_size(params: Mapping[str, Tensor]) -> None:
+def well_sized(params: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are finite and together no longer than `MOST_NORM`, by one look at all of them."""
+    floating = [tensor for tensor in params.values() if tensor.dtype == torch.float32]
+    return len(floating) == len(params) and float(torch.nn.utils.get_total_norm(floating)) <= MOST_NORM
+
+
+def check_size(params: Mapping[str, Tensor], sized: bool = False) -> None:
     """Refuse finite tensors with which arithmetic would break: a model that is too long, or a negative variance.
 
     Args:
         params: float32 tensors without NaN and infinity.
+        sized: they are known to be `well_sized`.
 
     Raises:
         ValueError: the first fault.
     """
     # In float32, which may overflow to infinity and is then refused, too.
-    lengths = {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in params.items()}
+    lengths = {} if sized else {name: float(torch.linalg.vector_norm(tensor)) for name, tensor in params.items()}
     if lengths and not math.hypot(*lengths.values()) <= MOST_NORM:
         name = max(lengths, key=lambda one: lengths[one])
         raise ValueError(

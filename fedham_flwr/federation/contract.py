@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import MixingWeights
-from fedham_flwr.federation.exchange import Recorder, RunProgress, Task
 from fedham_flwr.federation.messages import Extras, Start, Upload
+from fedham_flwr.federation.progress import Recorder, RunProgress, Task
 from fedham_flwr.federation.roster import Roster
 from fedham_flwr.run_settings import Settings
 

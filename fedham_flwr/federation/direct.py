@@ -12,7 +12,6 @@ from flwr.app import RecordDict
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.messages import Download, Metrics
 
-
 NO_TENSORS: Params = {}
 
 

@@ -7,8 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from flwr.app import Array, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
@@ -16,10 +15,11 @@ from flwr.serverapp import Grid
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.methods import Split
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.core.records import Failure, MixingWeights, RoundRecord, Row
+from fedham_flwr.core.records import Failure, MixingWeights, RoundRecord
 from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation import bounds, wire
 from fedham_flwr.federation.messages import ClientFailure, Download, Start, Upload
+from fedham_flwr.federation.progress import Recorder, RunProgress, Task
 from fedham_flwr.federation.roster import Roster, order, read_reply
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.run_settings import Settings
@@ -35,52 +35,6 @@ Check = Callable[[str, str, Params], None]
 """Refuses, by a ValueError, what a client sent along: of the stage's name, the client and its extra tensors."""
 Weights = Callable[[Mapping[str, Upload]], MixingWeights | None]
 """The mixing weights of an exchange, of its good replies."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all clients of a run are told alike.
-
-    Attributes:
-        shape: of one sample: (channels, height, width) of an image, (T,) of a text.
-        classes: number of outputs.
-        export: folder for the personal models at the end; empty for none.
-        training: name of the training, by which clients find what they keep.
-        keep: folder in which the clients of a simulation keep it; empty for none.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    export: str = ""
-    training: str = ""
-    keep: str = ""
-
-
-@dataclass
-class RunProgress:
-    """How far a run is: what a checkpoint has of it beside the method's state.
-
-    Attributes:
-        done: the last round that is behind it.
-        trained: clients whose upload has been merged.
-        stateless: clients that said that they had lost their state, and have not trained since.
-        novel: clients that never train, and adapt after the last round.
-    """
-
-    done: int = 0
-    trained: set[str] = field(default_factory=set)
-    stateless: set[str] = field(default_factory=set)
-    novel: tuple[str, ...] = ()
-
-
-class Recorder(Protocol):
-    """What is told of a run's progress."""
-
-    def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
-        """Called after every exchange, with what it brought and how the clients' models had been mixed."""
-
-    def checkpoint(self) -> None:
-        """Called when a round is done that the run could go on from later."""
 
 
 class Sent(NamedTuple):
@@ -264,12 +218,13 @@ class Exchange:
         upload = _read(content, self.sent.round)
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
-        self._manifest.check(upload.params, self._names[self.sent.stage.sends])
+        sized = bounds.well_sized(upload.params)
+        self._manifest.check(upload.params, self._names[self.sent.stage.sends], finite=sized)
         if self._check:
             self._check(self.sent.stage.name, client, upload.extras)
         elif upload.extras:
             raise ValueError(f"tensors are not wanted: {sorted(upload.extras)}")
-        bounds.check_size(upload.params)
+        bounds.check_size(upload.params, sized)
         bounds.check_report(upload)
         return bounds.capped(upload, self._settings.max_examples_per_client)
 

@@ -202,12 +202,7 @@ class RoundStrategy(Strategy, ABC):
     # ---- Flower's Strategy -----------------------------------------------------------------------------------------
 
     def start(self, grid: Grid, initial_arrays: Any = None, num_rounds: int = 0, *_: Any, **__: Any) -> Result:
-        """Flower's entry point: `run`, for as many rounds as are given here or, if 0, in the settings.
-
-        Args:
-            grid: the way to the clients.
-            initial_arrays: not used; the model is built from the settings.
-            num_rounds: in place of `num-server-rounds`.
+        """Flower's entry point: `run`, for `num_rounds` or, if that is 0, as many rounds as the settings say.
 
         Returns:
             The server's state as arrays. The scores are with the recorder.

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import sync, write_tensors
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.exchange import RunProgress
+from fedham_flwr.federation.progress import RunProgress
 
 log = logging.getLogger("fedham_flwr")
 

@@ -6,8 +6,9 @@ read again. `in_process` and Flower's own simulation, which do, are the referenc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -21,7 +22,24 @@ from fedham_flwr.training.engine.cohort import run_together
 
 
 class CohortGrid(InProcessGrid):
-    """Nodes of a simulation that do their work together when their replies are pulled."""
+    """Nodes of a simulation that do their work together when their replies are pulled.
+
+    Args:
+        client_app: the app that every node runs.
+        num_supernodes: number of nodes.
+        node_ids: their ids; random by default.
+        node_configs: added to each node's config.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        num_supernodes: int,
+        node_ids: Sequence[int] | None = None,
+        node_configs: Sequence[Mapping[str, bool | int | float | str]] | None = None,
+    ) -> None:
+        self._shared: dict[str, Any] = {}
+        super().__init__(client_app, num_supernodes, node_ids, node_configs)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to messages pushed before; each is given once."""
@@ -43,7 +61,7 @@ class CohortGrid(InProcessGrid):
                 raise UserError(f"the personal state of client {client} cannot be written: {error}") from error
 
     def _state(self) -> RecordDict:
-        return HeldRecord()
+        return HeldRecord(self._shared)
 
     def _carry(self, message: Message) -> Message:
         return message

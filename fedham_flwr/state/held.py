@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
@@ -49,7 +50,11 @@ class Recorded:
 class HeldRecord(RecordDict):
     """The state of a context whose node never leaves this process, of which files are written when they are wanted.
 
+    Args:
+        shared: what all nodes of this process have in common.
+
     Attributes:
+        shared: as given.
         data: the client's samples, once they have been opened.
         label: what is kept.
         defers: files are written by `write`, and what is here is newer.
@@ -59,8 +64,9 @@ class HeldRecord(RecordDict):
     data: ClientData | None
     label: Label
 
-    def __init__(self) -> None:
+    def __init__(self, shared: dict[str, Any]) -> None:
         super().__init__()
+        self.shared = shared
         self.data, self.label = None, NOTHING
         self._kept: dict[str, Tensor] = {}
         self._file: Path | None = None

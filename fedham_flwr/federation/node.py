@@ -1,0 +1,89 @@
+"""A client's node: where its data are, and where it writes what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from flwr.app import Context
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.files import SAFE_NAME
+from fedham_flwr.core.imports import is_path
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.data.clients import open_node, open_partition, open_partitions
+from fedham_flwr.data.own import open_own
+from fedham_flwr.federation.messages import Download
+from fedham_flwr.federation.roster import identify
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value
+from fedham_flwr.state.files import private_folder
+from fedham_flwr.state.held import HeldRecord
+
+
+class Place(NamedTuple):
+    """Where a client writes what is its own; None for nowhere."""
+
+    state: Path | None = None
+    export: Path | None = None
+    own: bool = True  # on a node of its own, and not in a simulation
+
+
+def place_of(node: Mapping[str, Value], download: Download) -> Place:
+    """Where this client writes: on a node of its own never where the server says, since the disk is not the server's.
+
+    Raises:
+        UserError: the server's name of the training cannot be that of a folder, or a folder cannot be made.
+    """
+    if "state-dir" in node:
+        if not SAFE_NAME.fullmatch(download.training):
+            raise UserError(
+                f"training={download.training!r}, which the server gives, must be 1 to 64 letters, digits, '.', '_' or "
+                "'-', not starting with '.', since it names a folder"
+            )
+        folder = Path(str(node["state-dir"])).expanduser() / download.training
+        return Place(folder, _private(folder / "model") if download.closing else None)
+    if not {"partition-id", "num-partitions"} <= node.keys() or {"client-id", "data-path"} & node.keys():
+        return Place()
+    keep, export = (Path(given) if given else None for given in (download.keep, download.export))
+    return Place(keep, export, own=False)
+
+
+def _private(folder: Path) -> Path:
+    try:
+        private_folder(folder)
+    except OSError as error:
+        raise UserError(f"the folder {folder} for a client's own model cannot be made: {error.strerror}") from error
+    return folder
+
+
+def open_data(context: Context, settings: Settings) -> ClientData:
+    """A client's data; where it stays in this process they are opened once, and the data set is looked at once."""
+    held, node = context.state, context.node_config
+    if not isinstance(held, HeldRecord):
+        return _opened(context, settings)
+    if held.data is None:
+        if is_path(settings.dataset) or "data-path" in node:
+            held.data = _opened(context, settings)
+        else:
+            if "open" not in held.shared:
+                held.shared["open"] = open_partitions(settings.data(), int(node["num-partitions"]))
+            held.data = held.shared["open"](int(node["partition-id"]))
+    assert held.data is not None
+    return held.data
+
+
+def _opened(context: Context, settings: Settings) -> ClientData:
+    node = context.node_config
+    if is_path(settings.dataset):
+        number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
+        return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
+    if "data-path" in node:
+        return open_node(settings.data(), str(node["data-path"]))
+    if "partition-id" not in node or "num-partitions" not in node:
+        raise UserError(
+            f"the node config of client {identify(node)} names no data: give the SuperNode "
+            f"--node-config 'data-path=\"...\"', or partition-id and num-partitions"
+        )
+    return open_partition(settings.data(), int(node["partition-id"]), int(node["num-partitions"]))

@@ -1,0 +1,55 @@
+"""What a run tells its clients alike, how far it is, and who is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all clients of a run are told alike.
+
+    Attributes:
+        shape: of one sample: (channels, height, width) of an image, (T,) of a text.
+        classes: number of outputs.
+        export: folder for the personal models at the end; empty for none.
+        training: name of the training, by which clients find what they keep.
+        keep: folder in which the clients of a simulation keep it; empty for none.
+    """
+
+    shape: tuple[int, ...]
+    classes: int
+    export: str = ""
+    training: str = ""
+    keep: str = ""
+
+
+@dataclass
+class RunProgress:
+    """How far a run is: what a checkpoint has of it beside the method's state.
+
+    Attributes:
+        done: the last round that is behind it.
+        trained: clients whose upload has been merged.
+        stateless: clients that said that they had lost their state, and have not trained since.
+        novel: clients that never train, and adapt after the last round.
+    """
+
+    done: int = 0
+    trained: set[str] = field(default_factory=set)
+    stateless: set[str] = field(default_factory=set)
+    novel: tuple[str, ...] = ()
+
+
+class Recorder(Protocol):
+    """What is told of a run's progress."""
+
+    def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
+        """Called after every exchange, with what it brought and how the clients' models had been mixed."""
+
+    def checkpoint(self) -> None:
+        """Called when a round is done that the run could go on from later."""
