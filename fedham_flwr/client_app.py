@@ -34,12 +34,14 @@ from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, parse
+from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.state.store import ClientState, StateLostError
 from fedham_flwr.training.trainer import Trainer
 
 log = logging.getLogger("fedham_flwr")
 
 if TYPE_CHECKING:
+    from fedham_flwr.training.engine.cohort import CohortTrainer
     from fedham_flwr.training.engine.engine import Engine
 
 Handler = Callable[[Message, Context], Message]
@@ -144,7 +146,12 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     )
     download = dataclasses.replace(download, export=str(place.export or ""))
     cohort = sys.modules.get("fedham_flwr.training.engine.cohort")  # not imported where nobody runs in one
-    trainer = cohort.CohortTrainer(parts.engine()) if cohort and cohort.in_cohort() else parts.trainer
+    trainer: Trainer | CohortTrainer = parts.trainer
+    if cohort and cohort.in_cohort():
+        trainer = cohort.CohortTrainer(parts.engine())
+        if isinstance(context.state, HeldRecord) and "engine" not in context.state.shared:
+            parts.engine().forget()  # what it did in another run of this process
+            context.state.shared["engine"] = parts.engine()
     job = Job(client, settings, parts.method, data, trainer, state, download, stage)
     return parts.half(job), time.perf_counter() - began
 

@@ -20,6 +20,7 @@ from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
+from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
@@ -103,10 +104,21 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
         strategy = prepare(grid, settings, journal, saved)
         with journal:
             strategy.run(grid)
+        if isinstance(grid, HandsOver):
+            journal.engine = grid.engine()
+            report.say(engine_line(journal.engine))
     except BaseException as error:
         journal.finish(error)
         raise
     journal.finish()
+
+
+def engine_line(told: Mapping[str, object]) -> str:
+    """How the clients of a cohort were trained and scored, in a line."""
+    alone = told.get("alone")
+    apart = sum(alone.values()) if isinstance(alone, dict) else 0
+    why = f" ({told['why-alone']})" if "why-alone" in told else ""
+    return f"cohort  {told.get('together', 0):,} requests carried out together, {apart:,} one at a time{why}"
 
 
 def prepare(

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import Kind
+from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
 from fedham_flwr.models.cnn import DigitsCNN
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP
+from fedham_flwr.models.vit import ViT, ViTSettings
 from fedham_flwr.training.engine.cohort import CohortTrainer, run_together
 from fedham_flwr.training.engine.engine import Engine
 from fedham_flwr.training.local import LocalTraining
@@ -23,6 +25,8 @@ from fedham_flwr.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 PLAIN = LocalTraining(2, 8, 0.05, 0.0, 0.0, augment=False)
+TEXT = (6,)
+"""The shape of the one kind of sample that is a text."""
 MOMENTUM = dataclasses.replace(PLAIN, momentum=0.9, weight_decay=0.01)
 TIGHT, LOOSE = 1e-10, 1e-5
 """Relative, of a whole tensor, in float64 and in float32, after one round."""
@@ -81,11 +85,15 @@ class Deciding(nn.Module):
         return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
 
 
+VIT = ViTSettings(width=8, depth=2, heads=2, head_dim=4, hidden_dim=16, dropout=0.2, patch_size=4, positions="learned")
+CHARACTERS = CharTransformerSettings(width=8, depth=2, heads=2, head_dim=4, hidden_dim=16, dropout=0.2)
 NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: MLP((2, 3), 4), (2, 3)),
     "digits-cnn": (lambda: DigitsCNN((1, 8, 8), 4), (1, 8, 8)),
     "lenet": (lambda: LeNet((3, 16, 16), 4), (3, 16, 16)),
     "lenet-bn": (lambda: LeNetBN((1, 16, 16), 4), (1, 16, 16)),
+    "vit": (lambda: ViT((1, 8, 8), 4, VIT), (1, 8, 8)),
+    "char-transformer": (lambda: CharTransformer((6,), 9, CHARACTERS), (6,)),
     "everything": (Everything, (1, 8, 8)),
     "scaled": (Scaled, (5,)),
     "deciding": (Deciding, (5,)),
@@ -107,16 +115,19 @@ def dealt(shape: tuple[int, ...], sizes: list[int], dtype: torch.dtype = torch.f
     draw = torch.Generator().manual_seed(seed)
     total = sum(sizes)
     features = torch.randn(total, *shape, generator=draw, dtype=torch.float64).to(dtype)
+    if shape == TEXT:
+        features = torch.randint(0, 9, (total, shape[0] + 1), generator=draw, dtype=torch.uint8)
     labels = torch.randint(0, 4, (total,), generator=draw)
     parts = torch.randperm(total, generator=draw).split(sizes)
-    return [Data(features, labels, {"train": part, "test": part}) for part in parts]
+    kind: Kind = "text" if shape == TEXT else "array"
+    return [Data(features, labels, {"train": part, "test": part}, kind) for part in parts]
 
 
 def trainer(make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.dtype, precision: str = "fp32") -> Any:
     """A trainer and an engine of the same network."""
     torch.manual_seed(0)
     model = make().to(dtype)
-    inputs = torch.zeros(2, *shape, dtype=dtype)
+    inputs = torch.zeros(2, *shape, dtype=torch.int64 if shape == TEXT else dtype)
     alone = Trainer(model, CPU, precision, manifest_of(model, [inputs]))
     return alone, Engine(alone, model, inputs)
 

@@ -232,7 +232,7 @@ def test_gradients_and_scores_are_those_of_one_at_a_time(name: str) -> None:
         if name != "everything":  # one at a time, the second seed is drawn from torch's global generator too
             for mine, other in zip(slopes, theirs, strict=True):
                 assert far(mine, other) < TIGHT
-        assert scores.n == score.n == more.n == also.n == UNEQUAL[place]
+        assert scores.n == score.n == more.n == also.n == UNEQUAL[place] * (6 if name == "char-transformer" else 1)
         for mine, other in ((scores, score), (more, also)):
             assert mine.values == pytest.approx(other.values, rel=1e-5)
             assert mine.values["accuracy"] == other.values["accuracy"]

@@ -129,7 +129,7 @@ def test_a_run_goes_on_with_its_own_settings() -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"backend": "rya"}, "backend='rya': wanted 'in-process' or 'ray'"),
+        ({"backend": "rya"}, "backend='rya': wanted one of 'ray', 'cohort', 'in-process'"),
         ({"clients": "3"}, "clients='3' must be a whole number above 0"),
         ({"clients": 0}, "clients=0 must be a whole number above 0"),
         ({"clients": True}, "clients=True must be a whole number above 0"),

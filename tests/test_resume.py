@@ -20,6 +20,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume import continuing as resuming
 from fedham_flwr.resume.runs import flat
+from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods
 
@@ -60,9 +61,15 @@ class Interrupted(InProcessGrid):
         return replies
 
 
-def go(chosen: dict[str, Value], at: tuple[str, str] = ("", ""), clients: int = 4) -> Path:
+class InterruptedCohort(Interrupted, CohortGrid):
+    """The same with a round's clients as one program."""
+
+
+def go(
+    chosen: dict[str, Value], at: tuple[str, str] = ("", ""), clients: int = 4, nodes: type[Interrupted] = Interrupted
+) -> Path:
     """Run with fresh nodes, whose memory is empty, and return the run's directory."""
-    grid = Interrupted(make_client_app(chosen), clients)
+    grid = nodes(make_client_app(chosen), clients)
     grid.at = at
     context = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
     before = set(Path(str(chosen["results-dir"])).glob("*/*"))
@@ -104,12 +111,15 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert all(torch.equal(tensor, second[name][key]) for key, tensor in given.items()), name
 
 
+@pytest.mark.parametrize("nodes", [Interrupted, InterruptedCohort], ids=["in-process", "cohort"])
 @pytest.mark.parametrize("given", [*({"strategy": name} for name in methods()), *VARIANTS], ids=str)
-def test_interrupted_in_mid_round_and_continued_equals_uninterrupted(settings: Settings, given: Any) -> None:
-    whole = go(settings(**given))
-    half = go(settings(**given), at=("4", "train"))
+def test_interrupted_in_mid_round_and_continued_equals_uninterrupted(
+    settings: Settings, given: Any, nodes: type[Interrupted]
+) -> None:
+    whole = go(settings(**given), nodes=nodes)
+    half = go(settings(**given), at=("4", "train"), nodes=nodes)
     assert checkpoints.newest(half)[0].round == 2
-    assert_same_run(whole, go(settings(**given, resume=str(half))))
+    assert_same_run(whole, go(settings(**given, resume=str(half)), nodes=nodes))
     assert json.loads((half / "summary.json").read_text())["resumed-from"] == [2]
 
 

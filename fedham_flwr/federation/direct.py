@@ -59,3 +59,6 @@ class HandsOver(Protocol):
         Raises:
             UserError: a file cannot be written.
         """
+
+    def engine(self) -> dict[str, object]:
+        """How the clients' requests have been carried out, for the results."""

@@ -110,9 +110,6 @@ class RoundStrategy(Strategy, ABC):
     def run(self, grid: Grid) -> None:
         """All rounds that are not done, the evaluations between them, and the closing one of every client.
 
-        Args:
-            grid: the way to the clients.
-
         Raises:
             UserError: too few clients, or too few good replies in a round.
         """
@@ -130,6 +127,8 @@ class RoundStrategy(Strategy, ABC):
             self._evaluate(grid, closing)
         if self.progress.novel:
             self._adapt(grid, closing)
+        if isinstance(grid, HandsOver):
+            grid.write_states()
 
     def _adapt(self, grid: Grid, number: int) -> None:
         """Let the novel clients adapt, and score them before and after."""

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
+from fedham_flwr.models import kernels
+
 
 def bottleneck(channels: int, reduction: int, bias: bool = True) -> nn.Sequential:
     """Linear c -> max(1, c // reduction), ReLU, linear back to c.
@@ -58,8 +60,10 @@ class CBAM(nn.Module):
 
     def channel_map(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
         """M_c, in (0, 1): how much of each channel is let through."""
-        pooled = torch.stack([x.mean((2, 3)), x.amax((2, 3))])  # one product for both
-        return torch.sigmoid(self.mlp(pooled).sum(0))[:, :, None, None]
+        pooled = x.mean((2, 3)), x.amax((2, 3))
+        if kernels.is_stacked():  # samples first, as the clients' weights want them
+            return torch.sigmoid(self.mlp(pooled[0]) + self.mlp(pooled[1]))[:, :, None, None]
+        return torch.sigmoid(self.mlp(torch.stack(pooled)).sum(0))[:, :, None, None]  # one product for both
 
     def spatial_map(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 h w"]:
         """M_s, in (0, 1): how much of each pixel is let through."""

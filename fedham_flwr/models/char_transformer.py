@@ -16,7 +16,7 @@ from annotated_types import Gt
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from fedham_flwr.models.kernels import drop
+from fedham_flwr.models.kernels import drop, per_sample
 from fedham_flwr.models.transformer import PostNormLayer, Transformer, TransformerSettings, sinusoids
 
 
@@ -48,7 +48,7 @@ class CharEmbedding(nn.Module):
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = self.positions[: tokens.shape[1]]
+            positions = per_sample(self.positions, len(x))[..., : tokens.shape[1], :]
         embedded: Tensor = self.norm(drop(tokens + positions, self._dropout, self.training))
         return embedded
 

@@ -94,3 +94,34 @@ def drawing(drop: Drop | None) -> Iterator[None]:
         yield
     finally:
         _drawn_by.pop()
+
+
+_stacks: list[int] = []
+
+
+def per_sample(param: Tensor, samples: int) -> Tensor:
+    """A parameter for each sample of a batch, to be added to the samples or put beside them.
+
+    Args:
+        param: the parameter; of several clients at once, stacked [m, ...].
+        samples: of the batch, the clients' one after the other.
+
+    Returns:
+        The parameter itself; of several clients [samples, ...], each sample's its client's.
+    """
+    return param.repeat_interleave(samples // _stacks[-1], 0) if _stacks else param
+
+
+def is_stacked() -> bool:
+    """Whether parameters are those of several clients, stacked."""
+    return bool(_stacks)
+
+
+@contextlib.contextmanager
+def stacked(clients: int) -> Iterator[None]:
+    """Parameters are those of so many clients, stacked, within."""
+    _stacks.append(clients)
+    try:
+        yield
+    finally:
+        _stacks.pop()

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         """What each token gathers from all that it sees; `first_only`: only the first token's, m = 1."""
         asking = x[:, :1] if first_only else x
         # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
-        parts = zip((asking, x, x), self.to_qkv.weight.chunk(3), strict=True)
+        parts = zip((asking, x, x), self.to_qkv.weight.chunk(3, -2), strict=True)
         query, key, value = (linear(t, part).view(len(x), -1, *self._heads).transpose(1, 2) for t, part in parts)
         gathered = attend(query, key, value, self._causal and not first_only)
         answer: Tensor = self.out(gathered.transpose(1, 2).flatten(2))

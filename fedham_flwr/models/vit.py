@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.models.kernels import drop
+from fedham_flwr.models.kernels import drop, per_sample
 from fedham_flwr.models.transformer import PreNormLayer, Transformer, TransformerSettings, sinusoids
 
 
@@ -50,11 +50,11 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of images."""
         patches = self.patches(cut(x, self._patch))
-        tokens = torch.cat([self.cls.expand(len(x), 1, -1), patches], dim=1)
+        tokens = torch.cat([per_sample(self.cls, len(x))[..., None, :].expand(len(x), 1, -1), patches], dim=1)
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = self.positions
+            positions = per_sample(self.positions, len(x))
         return drop(tokens + positions, self._dropout, self.training)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,12 +51,14 @@ class Journal:
         settings: the run's.
         began: when the run began, by `time.perf_counter`.
         resumed: the rounds that it has been continued from.
+        engine: how a cohort's requests were carried out; empty where each client trains alone.
     """
 
     directory: RunDirectory
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
+    engine: Mapping[str, object] = field(default_factory=dict)
     _measured: tuple[Metric, ...] = (ACCURACY,)
     _headline: Metric = ACCURACY
     _strategy: RoundStrategy | None = None
@@ -177,6 +179,7 @@ class Journal:
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
+        summary |= {"engine": dict(self.engine)} if self.engine else {}
         try:
             if strategy is not None:
                 state = strategy.state_dict()

@@ -19,6 +19,7 @@ from fedham_flwr.core.threads import one_thread
 from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
+from fedham_flwr.training.engine.engine import Engine
 
 
 class CohortGrid(InProcessGrid):
@@ -53,12 +54,19 @@ class CohortGrid(InProcessGrid):
             UserError: a file cannot be written.
         """
         for context in self.contexts.values():
-            state, client = context.state, context.node_config["partition-id"]
-            assert isinstance(state, HeldRecord)
+            assert isinstance(context.state, HeldRecord)
             try:
-                state.write()
+                context.state.write()
             except OSError as error:
-                raise UserError(f"the personal state of client {client} cannot be written: {error}") from error
+                client = context.node_config["partition-id"]
+                raise UserError(
+                    f"the personal state of client {client} cannot be written: {error.strerror or error}"
+                ) from error
+
+    def engine(self) -> dict[str, object]:
+        """How the clients' requests have been carried out; nothing before the first."""
+        engine = self._shared.get("engine")
+        return engine.told() if isinstance(engine, Engine) else {}
 
     def _state(self) -> RecordDict:
         return HeldRecord(self._shared)

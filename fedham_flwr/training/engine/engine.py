@@ -66,6 +66,15 @@ class Engine:
         self.alone: dict[str, int] = {}
         self.together = 0
 
+    def forget(self) -> None:
+        """Count from 0 again."""
+        self.alone, self.together = {}, 0
+
+    def told(self) -> dict[str, object]:
+        """How the network runs for many clients, and how many requests were carried out together and alone."""
+        found: dict[str, object] = {"network": self.network.way, "together": self.together, "alone": dict(self.alone)}
+        return {**found, "why-alone": self.network.why} if self.network.why else found
+
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """For each request its result, or why there is none."""
         alike: dict[Hashable, list[int]] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -59,7 +60,9 @@ class StackedNetwork:
         for way in ways:
             self.way = way
             try:
-                self._try(inputs)
+                with warnings.catch_warnings():  # torch.func says where it is slow
+                    warnings.simplefilter("ignore")
+                    self._try(inputs)
                 return
             except NotStackableError as error:
                 reasons.append(str(error))
@@ -92,7 +95,7 @@ class StackedNetwork:
             out: Tensor = self._running(dict(tensors), x.view(clients, -1, *x.shape[1:]))
             return out.flatten(0, 1)
         mode = Folded(clients, real, draws, sizes)
-        with mode, kernels.drawing(mode.drop if draws is not None else None):
+        with mode, kernels.stacked(clients), kernels.drawing(mode.drop if draws is not None else None):
             made: Tensor = functional_call(self._model, dict(tensors), (x,))
         return made
 
