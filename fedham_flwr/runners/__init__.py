@@ -24,7 +24,7 @@ def run_apps(
         server_app: the server's app.
         client_app: the clients' app.
         num_supernodes: number of clients.
-        num_cpus: of one Ray worker.
+        num_cpus: of one Ray worker, or threads of the cohort's program.
 
     Raises:
         UserError: as the server's app raises it.
@@ -36,7 +36,7 @@ def run_apps(
     elif backend == "cohort":
         from fedham_flwr.runners.cohort import run_cohort
 
-        run_cohort(server_app, client_app, num_supernodes)
+        run_cohort(server_app, client_app, num_supernodes, num_cpus)
     else:
         from fedham_flwr.runners.in_process import run_in_process
 
