@@ -112,9 +112,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
-    parser.add_argument(
-        "--num-cpus", type=int, default=1, metavar="N", help="CPUs of a Ray worker, or threads of cohort (default: 1)"
-    )
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of a Ray worker; threads of cohort")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
     return parser
