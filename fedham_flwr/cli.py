@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
-from fedham_flwr.runners import BACKENDS, run_apps
+from fedham_flwr.runners import BACKENDS, run_backend
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
@@ -112,7 +112,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
-    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of a Ray worker; threads of cohort")
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of a Ray worker; processes of cohort")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
     return parser
@@ -145,9 +145,7 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
 
 
 def run(given: dict[str, Value], options: argparse.Namespace) -> None:
-    """Run the apps with these settings, in this process or under Ray."""
-    from fedham_flwr.client_app import make_client_app
+    """Run a federation with these settings, in this process or under Ray."""
     from fedham_flwr.server_app import make_server_app
 
-    apps = make_server_app(given), make_client_app(given)
-    run_apps(options.backend, *apps, options.num_supernodes, options.num_cpus)
+    run_backend(options.backend, make_server_app(given), given, options.num_supernodes, options.num_cpus)

@@ -22,7 +22,7 @@ from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
 from fedham_flwr.resume.continuing import complete
-from fedham_flwr.runners import BACKENDS, Backend, run_apps
+from fedham_flwr.runners import BACKENDS, Backend, run_backend
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
@@ -95,6 +95,7 @@ def simulate(
     task: Task | str | None = None,
     clients: int = 10,
     backend: Backend = "in-process",
+    num_cpus: int = 1,
     verbose: bool = True,
     **settings: Any,
 ) -> Run:
@@ -106,6 +107,7 @@ def simulate(
         clients: how many.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
             small networks), or ray (as many at a time as there are processors).
+        num_cpus: of a Ray worker; for cohort processes among which the clients are shared out.
         verbose: whether the run's progress is printed.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
@@ -125,18 +127,18 @@ def simulate(
         given = complete(str(given["resume"]), given)
     if type(clients) is not int or clients < 1:
         raise UserError(f"clients={clients!r} must be a whole number above 0")
+    if type(num_cpus) is not int or num_cpus < 1:
+        raise UserError(f"num_cpus={num_cpus!r} must be a whole number above 0")
     if backend not in BACKENDS:
         raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "ray":
-        _check_importable(given)
+    if backend == "ray" or (backend == "cohort" and num_cpus > 1):
+        _check_importable(given, backend)
     parse(given)
-    from fedham_flwr.client_app import make_client_app
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
-    apps = make_server_app(given, left.append), make_client_app(given)
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        run_apps(backend, *apps, clients)
+        run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
     return Run(left[0])
 
 
@@ -193,12 +195,12 @@ def _named(value: Any) -> bool:
     return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
 
 
-def _check_importable(given: Mapping[str, Any]) -> None:
+def _check_importable(given: Mapping[str, Any], backend: str) -> None:
     """Refuse what other processes would not find."""
     for setting in OBJECTS:
         for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
             name = path.rpartition(".")[2]
             raise UserError(
-                f'{setting}={name} is defined in this script or notebook, where the workers of backend="ray" do not '
-                'find it: wanted an object of a module, or backend="in-process"'
+                f'{setting}={name} is defined in this script or notebook, where the workers of backend="{backend}" do '
+                'not find it: wanted an object of a module, or backend="in-process"'
             )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,19 +18,14 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def num_threads(count: int) -> Iterator[None]:
-    """Torch in so many threads, and as many as before afterwards."""
+def one_thread() -> Iterator[None]:
+    """Torch in one thread, and as many as before afterwards."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def one_thread() -> AbstractContextManager[None]:
-    """Torch in one thread, and as many as before afterwards."""
-    return num_threads(1)
 
 
 def in_threads(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.threads import num_threads
+from fedham_flwr.core.threads import one_thread
 from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
@@ -78,16 +78,15 @@ class CohortGrid(InProcessGrid):
         return context
 
 
-def run_cohort(server_app: ServerApp, client_app: ClientApp, num_supernodes: int, num_cpus: int = 1) -> None:
+def run_cohort(server_app: ServerApp, client_app: ClientApp, num_supernodes: int) -> None:
     """Run both apps to the end in this process.
 
     Args:
         server_app: the server's app.
         client_app: the clients' app.
         num_supernodes: number of clients.
-        num_cpus: threads. With more than one the last bits of a result depend on how many.
     """
     grid = CohortGrid(client_app, num_supernodes)
     context = Context(run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
-    with num_threads(num_cpus):
+    with one_thread():
         server_app(grid, context)

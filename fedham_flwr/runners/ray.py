@@ -44,7 +44,7 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
     """
     from flwr.simulation import run_simulation
 
-    _prepare_environment()
+    prepare_environment()
     stop, ended = threading.Event(), threading.Event()
     stoppable = ServerApp()
 
@@ -141,7 +141,7 @@ class StoppableGrid(Grid):
         return replies
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """What Ray's workers inherit, and which of Flower's and Ray's messages mean nothing to the user."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
