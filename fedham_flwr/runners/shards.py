@@ -113,6 +113,10 @@ class Shard:
         """As `CohortGrid.engine`."""
         return self._grid.engine()
 
+    def pid(self) -> int:
+        """The process that this runs in."""
+        return os.getpid()
+
 
 class ShardedGrid(InProcessGrid):
     """Nodes of a simulation whose work is done by several actors.
@@ -149,7 +153,7 @@ class ShardedGrid(InProcessGrid):
         replies: list[Message] = []
         for number, reference in asked.items():
             try:
-                contents: Sequence[RecordDict | Error] = unwrap(ray.get(reference))
+                contents: Sequence[RecordDict | Error] = unwrap(self._get(reference))
             except ray.exceptions.RayActorError as error:
                 log.warning("a worker of the cohort died, and is started again: %s", str(error).partition("\n")[0])
                 self._actors[number] = self._start()
@@ -160,23 +164,26 @@ class ShardedGrid(InProcessGrid):
 
     def write_states(self) -> None:
         """As `CohortGrid.write_states`."""
-        import ray
-
-        ray.get([actor.write_states.remote() for actor in self._actors])
+        for reference in [actor.write_states.remote() for actor in self._actors]:
+            self._get(reference)
 
     def engine(self) -> dict[str, object]:
         """As `CohortGrid.engine`, summed up over the actors."""
-        import ray
-
         found: dict[str, object] = {}
         alone: dict[str, int] = {}
         together = 0
-        for told in ray.get([actor.engine.remote() for actor in self._actors]):
+        for reference in [actor.engine.remote() for actor in self._actors]:
+            told = self._get(reference)
             together += told.get("together", 0)
             for kind, count in told.get("alone", {}).items():
                 alone[kind] = alone.get(kind, 0) + count
             found |= told
         return {**found, "together": together, "alone": alone, "workers": len(self._actors)}
+
+    def _get(self, reference: Any) -> Any:
+        import ray
+
+        return ray.get(reference)
 
     def _start(self) -> Any:
         import ray
