@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -46,6 +47,12 @@ def identify(node_config: Mapping[str, object]) -> str:
 
 def order(clients: Iterable[str]) -> tuple[str, ...]:
     """Clients in their one order: numbers by value, then names by spelling."""
+    return _ordered(tuple(clients))
+
+
+@lru_cache(maxsize=8)
+def _ordered(clients: tuple[str, ...]) -> tuple[str, ...]:
+    # Kept, since thousands of clients are put in order several times in each round.
     return tuple(sorted(clients, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c)))
 
 
@@ -140,7 +147,8 @@ class Roster:
             UserError: two nodes give the same id before the first round, or a simulated client failed.
         """
         present = set(grid.get_node_ids())
-        self.nodes = {client: node for client, node in self.nodes.items() if node in present}
+        if not present.issuperset(self.nodes.values()):
+            self.nodes = {client: node for client, node in self.nodes.items() if node in present}
         # A node that is authenticated has the same id when it is started again, with its mistake mended.
         self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
