@@ -23,7 +23,7 @@ from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
 from fedham_flwr.resume.continuing import complete
 from fedham_flwr.runners import BACKENDS, Backend, run_apps
-from fedham_flwr.sections import OBJECTS
+from fedham_flwr.sections import OBJECTS, warn_of_others
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
 
@@ -115,7 +115,8 @@ def simulate(
         UserError: as a run on the command line says it.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    given = _flat({"strategy": strategy, **settings})
+    own = _flat(settings)
+    given = {"strategy": strategy, **own}
     if task is not None:
         given = _joined(given, _brought(task))
     for setting in OBJECTS:
@@ -129,7 +130,7 @@ def simulate(
         raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
     if backend == "ray":
         _check_importable(given)
-    parse(given)
+    warn_of_others(own, parse(given).strategy)
     from fedham_flwr.client_app import make_client_app
     from fedham_flwr.server_app import make_server_app
 
