@@ -36,13 +36,15 @@ class Models(Mapping[str, nn.Module]):
 
     Args:
         folder: with a file for each.
+        trust_imports: as of `load_model`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust_imports: bool = False) -> None:
         self._files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+        self._trust_imports = trust_imports
 
     def __getitem__(self, client: str) -> nn.Module:
-        return load(self._files[str(client)])
+        return load(self._files[str(client)], trust_imports=self._trust_imports)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -57,9 +59,11 @@ class Run:
 
     Attributes:
         directory: where all of it is.
+        trust_imports: as of `load_model`, for `models`; true of a run that `simulate` has made, whose network it built.
     """
 
     directory: Path
+    trust_imports: bool = False
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Run:
     @cached_property
     def models(self) -> Models:
         """Client -> its personal model, in evaluation mode."""
-        return Models(self.directory / "model")
+        return Models(self.directory / "model", self.trust_imports)
 
 
 def simulate(
@@ -138,7 +142,7 @@ def simulate(
     apps = make_server_app(given, left.append), make_client_app(given)
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
         run_apps(backend, *apps, clients)
-    return Run(left[0])
+    return Run(left[0], trust_imports=True)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
