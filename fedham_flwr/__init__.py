@@ -52,7 +52,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, other = _PLACES[name].partition(":")
     if module.startswith("strategies."):
-        importlib.import_module("fedham_flwr.registry").check_ours("strategies")
+        importlib.import_module("fedham_flwr.core.packages").check_ours("strategies")
     found = getattr(importlib.import_module(module), other or name)
     globals()[name] = found
     return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, run_backend
+from fedham_flwr.sections import warn_of_others
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
@@ -97,7 +98,9 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
             raise UserError(
                 f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
             )
-        parse(given)
+        settings = parse(given)
+        texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
+        warn_of_others(overrides(texts), settings.strategy)  # a file may hold what several methods need
         run(given, options)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.packages import check_ours
 
 BUILT_IN = (
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
@@ -68,26 +67,6 @@ def half(given: str | type) -> Any:
     if not isinstance(given, str):
         return given
     return load_object("strategy", given)
-
-
-@lru_cache(maxsize=2)
-def check_ours(package: str) -> None:
-    """Refuse to go on where another package has the name of one of ours.
-
-    Args:
-        package: strategies or clients.
-
-    Raises:
-        UserError: that of a user's is found first.
-    """
-    ours = Path(__file__).resolve().parents[1] / package
-    spec = importlib.util.find_spec(package)
-    found = spec.origin if spec else None
-    if found is None or Path(found).resolve().parent != ours:
-        raise UserError(
-            f"{found or package} is found in place of the {package} of fedham-flwr ({ours}): wanted another name for "
-            "it, or another directory to start from"
-        )
 
 
 def register(name: str, declared: Method) -> None:

@@ -23,7 +23,7 @@ from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import read_rows
 from fedham_flwr.resume.continuing import complete
 from fedham_flwr.runners import BACKENDS, Backend, run_backend
-from fedham_flwr.sections import OBJECTS
+from fedham_flwr.sections import OBJECTS, warn_of_others
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
 
@@ -36,13 +36,15 @@ class Models(Mapping[str, nn.Module]):
 
     Args:
         folder: with a file for each.
+        trust_imports: as of `load_model`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, trust_imports: bool = False) -> None:
         self._files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+        self._trust_imports = trust_imports
 
     def __getitem__(self, client: str) -> nn.Module:
-        return load(self._files[str(client)])
+        return load(self._files[str(client)], trust_imports=self._trust_imports)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -57,9 +59,11 @@ class Run:
 
     Attributes:
         directory: where all of it is.
+        trust_imports: as of `load_model`, for `models`; true of a run that `simulate` has made, whose network it built.
     """
 
     directory: Path
+    trust_imports: bool = False
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Run:
     @cached_property
     def models(self) -> Models:
         """Client -> its personal model, in evaluation mode."""
-        return Models(self.directory / "model")
+        return Models(self.directory / "model", self.trust_imports)
 
 
 def simulate(
@@ -117,7 +121,8 @@ def simulate(
         UserError: as a run on the command line says it.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    given = _flat({"strategy": strategy, **settings})
+    own = _flat(settings)
+    given = {"strategy": strategy, **own}
     if task is not None:
         given = _joined(given, _brought(task))
     for setting in OBJECTS:
@@ -133,13 +138,13 @@ def simulate(
         raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
     if backend == "ray" or (backend == "cohort" and num_cpus > 1):
         _check_importable(given, backend)
-    parse(given)
+    warn_of_others(own, parse(given).strategy)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
         run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
-    return Run(left[0])
+    return Run(left[0], trust_imports=True)
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_module, load_object
+from fedham_flwr.core.packages import check_theirs
 
 SETTINGS: Mapping[str, str] = {
     "build_model": "model",
@@ -108,6 +109,7 @@ def expand(raw: Mapping[str, Any]) -> dict[str, Any]:
     place = f"{name}." if ":" in name else f"{name}:"
     brought = {part.name: getattr(found, part.name, None) for part in fields(Task)}
     if all(value is None for value in brought.values()):
+        check_theirs("task", name)
         raise UserError(f'task="{name}" brings nothing: wanted one of {", ".join(SETTINGS)}')
     expanded = dict(raw)
     for part, value in brought.items():

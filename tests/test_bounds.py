@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from fedham_flwr.core.records import Row
 from fedham_flwr.federation import bounds, exchange
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.record_values import tensors as read_tensors
+from fedham_flwr.registry import BUILT_IN
 from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Any]
@@ -325,3 +328,10 @@ def test_starts_are_made_again_for_some_clients_at_a_time(federate: Federate, mo
     parts = federate(**given)
     assert whole.summary["digest"] == parts.summary["digest"]
     assert parts.records[0]["clipped"] == ["0", "1", "2", "3"]
+
+
+def test_the_bound_of_every_method_is_stated() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "bounds.md").read_text()
+    stated = re.findall(r"^    ((?:[a-z]+, )*[a-z]+)   ", bounds.__doc__ or "", re.MULTILINE)
+    assert sorted(", ".join(stated).split(", ")) == sorted(BUILT_IN)
+    assert [name for name in BUILT_IN if f"`{name}`" not in page] == []

@@ -1,4 +1,4 @@
-"""What one bad client can do to what the others start from: the bounds of `fedham_flwr/bounds.py`, method by method."""
+"""What one bad client can do to what the others start from: the bounds of `federation/bounds.py`, method by method."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from presets import network_settings, planned, references, shorten
 from torch import Tensor
 
+from clients.fedala import mixed
 from fedham_flwr import models
 from fedham_flwr.algorithms.amn import AttentionSettings
 from fedham_flwr.core.parameters import Manifest, Params, read
@@ -191,7 +192,7 @@ def test_an_update_is_measured_from_what_was_sent_and_of_the_rest_from_the_last_
 
 
 @attacks
-@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedper", "fedtransfer"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedper", "fedrep", "ditto", "fedala", "fedtransfer"])
 def test_a_mean_moves_by_no_more_than_the_capped_share_of_the_bound(strategy: str, attack: str) -> None:
     reached = 0.0
     for number, _, after, without, _ in rounds(strategy, attack):
@@ -207,6 +208,21 @@ def test_without_the_bound_a_mean_moves_further(attack: str) -> None:
     for number, _, after, without, _ in rounds("fedavg", attack, clip=False)[:1]:
         new, old = (starts_of(made, number + 1)["0"] for made in (after, without))
         assert bounds.length(new, old) > 5 * SHARE * C
+
+
+@attacks
+def test_a_start_of_fedala_moves_by_the_bound_and_how_far_its_last_layers_are_from_the_clients_own(attack: str) -> None:
+    for number, _, after, without, _ in rounds("fedala", attack):
+        new, old = (starts_of(made, number + 1)["0"] for made in (after, without))
+        last = after.manifest.groups[-1].parameters
+        draw = torch_stream(4, "weights", number)
+        own = noise({name: old[name] for name in last}, draw, 2.0)
+        bound = SHARE * C + bounds.length(own, old)
+        nothing, everything = ({name: torch.full_like(own[name], value) for name in last} for value in (0.0, 1.0))
+        drawn = [{name: torch.rand(own[name].shape, generator=draw) for name in last} for _ in range(2)]
+        for turned, weights in ((everything, nothing), (nothing, everything), drawn):
+            moved = bounds.length({**new, **mixed(new, own, turned)}, {**old, **mixed(old, own, weights)})
+            assert moved <= bound + rounding(old)
 
 
 # ---- pFedLA ------------------------------------------------------------------------------------------------------

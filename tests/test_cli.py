@@ -106,6 +106,25 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
     assert str(Path("nowhere").absolute()) in error
 
 
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ("fedham.meta-steps=3", "settings of other methods have no effect with strategy=fedper: fedham.meta-steps=3"),
+        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 amn.unit="model"',
+         'settings of other methods have no effect with strategy=ditto: fedtp.head="fedper", amn.unit="model"'),
+        ("fedper.personal-layers=2 mlp.width=3 dp.delta=0.1", ""),
+    ],
+)  # fmt: skip
+def test_settings_of_another_method_are_said_to_have_no_effect(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, config: str, line: str
+) -> None:
+    monkeypatch.setattr(cli, "run", lambda *_: None)
+    file = tmp_path / "defaults.toml"  # may hold settings of several methods, as pyproject.toml does
+    file.write_text("[pfedla]\nhidden-dim = 3\n")
+    assert main(["-c", str(file), "-c", config]) == 0
+    assert caplog.messages == ([line] if line else [])
+
+
 # ---- the command fedham ----------------------------------------------------------------------------------------------
 
 

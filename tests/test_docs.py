@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from fedham_flwr import registry, simulate
-from fedham_flwr.cli import overrides
+from fedham_flwr.cli import overrides, remarks
 from fedham_flwr.core.imports import section_of
-from fedham_flwr.settings import Value, parse
+from fedham_flwr.settings import Value, defaults, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -51,6 +51,11 @@ def test_what_is_generated_is_up_to_date() -> None:
     spec.loader.exec_module(module)
     for file, text in module.pages().items():
         assert file.read_text() == text, f"{file.name} is out of date: python docs/make.py"
+
+
+def test_every_setting_has_a_remark() -> None:
+    said = remarks()
+    assert [key for key in defaults() if not said.get(key)] == []
 
 
 @pytest.mark.parametrize("method", registry.BUILT_IN)

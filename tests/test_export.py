@@ -16,6 +16,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.models import NetworkSettings, build
 from fedham_flwr.models.export import label, write_model
 from fedham_flwr.models.torchvision_models import TorchvisionSettings
+from fedham_flwr.simulation import Models
 
 VIT = {"depth": 1, "dropout": 0.1, "head_dim": 4, "heads": 2, "hidden_dim": 8, "positions": "learned", "width": 16}
 CHAR = VIT | {"positions": "sinusoidal", "width": 8}
@@ -57,12 +58,35 @@ def test_a_network_of_a_users_has_its_path_and_settings_in_the_file(tmp_path: Pa
     assert written["model"] == "own_objects:Wide"
     assert json.loads(written["network"]) == {"wide": {"width": 5}}
     path = write_model(tmp_path, "0", model.state_dict(), written)
-    found = load_model(path)
+    found = load_model(path, trust_imports=True)
     assert isinstance(found, own_objects.Wide)
     assert torch.equal(found.top.weight, model.get_parameter("top.weight"))
     gone = write_model(tmp_path, "1", model.state_dict(), written | {"model": "nowhere:Wide"})
     with pytest.raises(UserError, match=r'model="nowhere:Wide": there is no module nowhere'):
-        load_model(gone)
+        load_model(gone, trust_imports=True)
+
+
+def test_a_file_is_data_and_runs_no_code_unless_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sent_along.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    written = {"model": "sent_along:Net", "shape": "1,4,4", "classes": "3", "network": "{}"}
+    path = write_model(tmp_path, "0", {}, written)
+    sentence = (
+        f'{path} names its network by the import path "sent_along:Net", which is code that would be run: wanted '
+        "trust_imports=True, if it is yours"
+    )
+    for opened in (lambda: load_model(path), lambda: Models(tmp_path)["0"]):
+        with pytest.raises(UserError) as raised:
+            opened()
+        assert str(raised.value) == sentence
+    with pytest.raises(UserError, match="sent_along cannot be imported: AssertionError: imported"):
+        load_model(path, trust_imports=True)
+    # What is no import path names no module either, whatever it looks like.
+    for name in ("sent-along:Net", "sent_along:Net ", "os", "torchvision:sent_along"):
+        with pytest.raises(UserError, match=r"which there is not|no classification network"):
+            load_model(write_model(tmp_path, "1", {}, written | {"model": name}), trust_imports=True)
 
 
 def test_a_network_of_torchvisions_is_built_anew_without_its_first_weights(tmp_path: Path) -> None:

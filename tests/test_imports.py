@@ -21,6 +21,7 @@ from fedham_flwr.core.imports import (
     short_name,
     source_digest,
 )
+from fedham_flwr.task import expand
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,33 @@ def test_what_is_not_found_is_a_sentence(
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "path", "lacks"),
+    [
+        ("model", "clients.nets:Net", "has no nets:Net"),
+        ("model", "clients:Net", "has no Net"),
+        ("strategy", "strategies.fedavg:METHOD", "has no fedavg:METHOD"),  # ours has a module of that name
+        ("task", "clients.hospital", "has no hospital"),
+        ("task", "clients", "brings nothing"),
+    ],
+)
+def test_a_folder_named_like_a_package_of_ours_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, path: str, lacks: str
+) -> None:
+    for folder in ("clients", "strategies"):
+        (tmp_path / folder).mkdir()
+        for name in ("__init__", "nets", "fedavg", "hospital"):
+            (tmp_path / folder / f"{name}.py").write_text("Net = METHOD = build_model = 1\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as raised:
+        expand({"task": path}) if setting == "task" else load_object(setting, path)
+    top = "strategies" if setting == "strategy" else "clients"
+    assert str(raised.value) == (
+        f'{setting}="{path}": {top} is a package of fedham-flwr, which {lacks}: wanted another name for a '
+        f"folder {top} of yours"
+    )
 
 
 @pytest.mark.parametrize(

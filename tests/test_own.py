@@ -13,7 +13,7 @@ from own_objects import Wide, linear, slopes, tags, waves
 from torch import nn
 
 import fedham_flwr
-from fedham_flwr import Task, load_model, simulate
+from fedham_flwr import Run, Task, load_model, simulate
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.settings import parse
 
@@ -38,7 +38,7 @@ def test_an_own_model_has_its_settings_and_layer_groups(federate: Federate) -> N
     run = federate(strategy="fedper", model="own_objects:Wide", **{"wide.width": 5})
     assert run.state.keys() == {"body.1.weight", "body.1.bias"}
     assert tuple(run.state["body.1.weight"].shape) == (5, 64)
-    model = load_model(run.path / "model" / "0.safetensors")
+    model = load_model(run.path / "model" / "0.safetensors", trust_imports=True)
     assert isinstance(model, Wide)
     assert model.top.in_features == 5
 
@@ -165,6 +165,8 @@ def test_closures_of_a_notebook_work_in_this_process_and_not_under_ray() -> None
 
     run = simulate("fedavg", clients=2, model=build, **SHORT)
     assert [model.get_submodule("1").out_features for model in run.models.values()] == [7, 7]
+    with pytest.raises(UserError, match=r'the import path "fedham_flwr.task:GIVEN.n\d+.build", .* trust_imports=True'):
+        _ = Run(run.directory).models["0"]
     with pytest.raises(UserError, match=r"model=build is defined in this script or notebook, where .* wanted"):
         simulate("fedavg", clients=2, model=build, backend="ray", **SHORT)
 

@@ -12,6 +12,7 @@ import pytest
 
 from fedham_flwr import registry
 from fedham_flwr.algorithms.fedper import METHOD as FEDPER
+from fedham_flwr.core import packages
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.settings import defaults, flatten, parse
 
@@ -199,11 +200,11 @@ def test_a_folder_of_the_users_in_place_of_ours_is_a_sentence(tmp_path: Path, mo
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == "clients"]:
         monkeypatch.delitem(sys.modules, name)
-    registry.check_ours.cache_clear()
+    packages.check_ours.cache_clear()
     try:
         text = complaint({"strategy": "fedavg", "seed": 987})
     finally:
-        registry.check_ours.cache_clear()
+        packages.check_ours.cache_clear()
     theirs, ours = tmp_path / "clients" / "__init__.py", Path(registry.__file__).resolve().parents[1] / "clients"
     assert text == (
         f"{theirs} is found in place of the clients of fedham-flwr ({ours}): wanted another name for it, or another "

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.packages import check_theirs
 
 PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 BUILT_IN = ("torchvision:",)
@@ -49,6 +50,7 @@ def load_object(setting: str, path: str) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except AttributeError:
+        check_theirs(setting, path)
         known = [known for known in vars(sys.modules[module]) if not known.startswith("_")]
         raise UserError(
             f'{setting}="{path}": the module {module} has no {name}; it has {", ".join(known[:10]) or "nothing"}'
@@ -75,6 +77,7 @@ def load_module(setting: str, path: str, module: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise UserError(f'{setting}="{path}": {module} needs {error.name}, which is not installed') from error
+        check_theirs(setting, path)
         raise UserError(
             f'{setting}="{path}": there is no module {error.name} (looked for beside the application, in {here} and in '
             "the installed packages)"

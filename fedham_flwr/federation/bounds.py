@@ -10,7 +10,13 @@ starts from in the next round with what it would start from if b had sent back w
 examples. All norms are L2; "group l" means a layer group's part; rounding to float32 (2^-24 of the model) comes on top.
 
     fedavg, fedprox, fedper, fedrep, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client`
-        caps it)
+        caps it). What i keeps, such as FedRep's head, does not move.
+    ditto   p_b C for the global model w. The private model v_i starts where it was; the slope of its proximal term
+        moves by at most lambda p_b C at the same v_i.
+    fedala   p_b C for the global model w, and p_b C + |w - w_i| for what i starts from, with w the global model without
+        the update and |w - w_i| the norm over the last `fedala.layers` layer groups alone. There i starts between w and
+        its own w_i, and learns how far between by looking at w: how far the update turns that is not bounded by C, but
+        the weights stay in [0, 1].
     pfedla   max_l alpha_i^{l,b} C: the hypernetwork of i learns from the models that were
         mixed, and so not yet from b's; alpha_i is the same in both cases
     fedham, amn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the update, t_l
@@ -22,6 +28,7 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         with J_b the Jacobian of b's tensors in phi and |d| <= C its clipped update: the step is linear in the clients'
         slopes. What is generated for i moves by |J_i J_b^T| eta p_b C to first order, with J_i between the two phi.
         The embedding of i does not move.
+    local   nothing: no client hears of another.
 
 In all rounds together a client can go C further each time: the bound is on a round. Against the round in which b had
 not replied at all, a mean differs by at most 2 p_b C. Without `clip-norm` a mean goes wherever one client wants it;

@@ -16,7 +16,7 @@ from torch import nn
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
-from fedham_flwr.models import NETWORKS, NetworkSettings, build, resolve
+from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings
 
@@ -60,14 +60,13 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
     return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
 
 
-def load(path: str | Path) -> nn.Module:
+def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
     """A client's model out of the file that a run leaves, ready to predict.
 
     Args:
         path: `<run>/model/<client>.safetensors`.
-
-    A network of a user's own is built by what the file names: its module is imported here, and has to be there. Open no
-    file of strangers that names one.
+        trust_imports: whether a network of a user's own is built, by the import path that the file names: its module
+            is imported, which runs its code, and the object is called. Of a file of strangers, look at the path first.
 
     Returns:
         The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
@@ -75,7 +74,8 @@ def load(path: str | Path) -> nn.Module:
         `tables.read_scaling(path).inputs(rows)` makes them.
 
     Raises:
-        UserError: there is no such file, or none that a run has left, or its network is no longer what it was.
+        UserError: there is no such file, or none that a run has left, its network is no longer what it was, or
+            it names a network by an import path that is not trusted.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -89,6 +89,13 @@ def load(path: str | Path) -> nn.Module:
             f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
         )
     shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
+    if is_path(name) and not trust_imports:
+        raise UserError(
+            f'{path} names its network by the import path "{name}", which is code that would be run: wanted '
+            "trust_imports=True, if it is yours"
+        )
+    if not (is_path(name) or name in MODELS or name.startswith(TORCHVISION)):
+        raise UserError(f'{path} names the network "{name}", which there is not: wanted a file of a run')
     model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
     try:
         model.load_state_dict(load_file(path))
