@@ -161,3 +161,21 @@ def test_clients_of_one_folder_do_not_meet(folder: Path) -> None:
     assert raised.value.ways == (
         'put the file back there, or let it start again from the first tensors with lost-state="restart"'
     )
+
+
+def test_in_a_simulation_the_later_of_file_and_memory_wins(folder: Path) -> None:
+    """A client that comes back to a machine where its older file lies goes on from what it brings along."""
+    memory, file = RecordDict(), folder / "7.safetensors"
+
+    def simulated() -> ClientState:
+        return ClientState(memory, "7", PRINT, folder, durable=False, repeated=6)
+
+    simulated().save(head(3), 3)
+    older = file.read_bytes()
+    simulated().save(head(5), 5)  # on another machine
+    file.write_bytes(older)
+    state = simulated()
+    assert equal(state.load(), head(5))
+    assert state.round == 5
+    state.save(head(6), 6)
+    assert equal(fresh(folder).load(), head(6))

@@ -4,8 +4,9 @@ They live in Flower's `context.state`, which travels with the client from worker
 node that memory ends with the process, so there they are also written to `<state-dir>/<training>/<client>.safetensors`;
 a simulation that makes checkpoints has its clients write theirs as well. `format.py` says what is in the file.
 
-Of memory and file the file wins where they differ: it is what lasts, and what an operator can put back. Memory counts
-where there is no file. A file that is not what it should be is renamed, never replaced, and the client says so.
+Of memory and file the file wins on a real node where they differ: it is what lasts, and what an operator can put back.
+In a simulation the later round wins: on several machines an older file may lie where a client comes back to. Memory
+counts where there is no file. A file that is not what it should be is renamed, never replaced, and the client says so.
 """
 
 from __future__ import annotations
@@ -150,7 +151,9 @@ class ClientState:
             there = state_files.peek(self._file)
             if there is not None and (not there or there != self._held.label.checksum):
                 params, label = state_files.read(self._file, self._wanted)
-                if not self._held.label.round < label.round == self._repeated:
+                held = self._held.label.round
+                comes_late = not self._durable and label.round < held  # to another machine than the client was on last
+                if not comes_late and not held < label.round == self._repeated:
                     self._held.keep(params, label, None)
                 there = label.checksum
         except UnfitError as error:
