@@ -30,6 +30,7 @@ from fedham_flwr.algorithms.fedprox import Proximal
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.training.engine.cohort import CohortTrainer, run_together
 from fedham_flwr.training.engine.engine import Engine
+from fedham_flwr.training.engine.network import StackedNetwork
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.metrics import METRICS
@@ -199,6 +200,32 @@ def test_a_batch_of_one_is_refused_by_batch_normalisation_for_its_client_only() 
     assert isinstance(found[0], float)
     assert isinstance(found[2], float)
     assert found[1].startswith("batch normalisation needs two values per channel or more")
+    assert engine.alone == {"fit": 3}
+    assert str(engine.told()["why-alone"]).startswith("batch normalisation needs two values per channel")
+
+
+def test_what_fails_together_draws_again_what_it_would_have_drawn_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    make, shape = NETWORKS["mlp"]
+    alone, engine = trainer(make, shape, torch.float64)
+    data, starts = dealt(shape, UNEQUAL), models(alone, len(UNEQUAL))
+    wanted = one_at_a_time(alone, starts, data, MOMENTUM)
+
+    def slopes(place: int, view: Trainer | CohortTrainer) -> Any:
+        view.load(starts[place])
+        return {n: t.clone() for n, t in view.gradient(data[place], "train", 4, stream(place)).items()}
+
+    theirs = [slopes(place, alone) for place in range(len(data))]
+
+    def broken(*_: object) -> None:
+        raise KeyError("a fault of this network's own")
+
+    monkeypatch.setattr(StackedNetwork, "__call__", broken)
+    found = together(engine, starts, data, MOMENTUM)
+    mine = run_together([lambda place=place: slopes(place, CohortTrainer(engine)) for place in range(len(data))])  # type: ignore[misc]
+    assert engine.alone == {"fit": len(data), "gradient": len(data)}
+    for place in range(len(data)):
+        assert far(found[place][0], wanted[place][0]) == 0
+        assert far(mine[place], theirs[place]) == 0
 
 
 def test_an_error_of_a_task_ends_all() -> None:

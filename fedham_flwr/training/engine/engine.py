@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -10,15 +9,13 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fedham_flwr.core import parameters
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import first_line
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import StackedNetwork
 from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
 from fedham_flwr.training.engine.scoring import score
 from fedham_flwr.training.engine.trainer import Trained, fit, gradient
 from fedham_flwr.training.trainer import Trainer
-
-log = logging.getLogger("fedham_flwr")
 
 BLOCK_BYTES = 8 * 2**20
 """Of the parameters, momenta and gradients of a block: more leave the processor's caches."""
@@ -65,15 +62,17 @@ class Engine:
         self._block = max(LEAST, min(MOST, BLOCK_BYTES // max(1, 3 * size)))
         self.alone: dict[str, int] = {}
         self.together = 0
+        self._why = ""  # what kept alike requests apart first
 
     def forget(self) -> None:
         """Count from 0 again."""
-        self.alone, self.together = {}, 0
+        self.alone, self.together, self._why = {}, 0, ""
 
     def told(self) -> dict[str, object]:
         """How the network runs for many clients, and how many requests were carried out together and alone."""
         found: dict[str, object] = {"network": self.network.way, "together": self.together, "alone": dict(self.alone)}
-        return {**found, "why-alone": self.network.why} if self.network.why else found
+        why = self.network.why or self._why
+        return {**found, "why-alone": why} if why else found
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """For each request its result, or why there is none."""
@@ -102,6 +101,7 @@ class Engine:
             return [self._one(requests[0])]
         began = time.perf_counter()
         found: Sequence[Any]
+        states = [request.generator.get_state() for request in requests if isinstance(request, Gradient)]
         try:
             if isinstance(requests[0], Fit):
                 found = fit(self._model, [r for r in requests if isinstance(r, Fit)])
@@ -109,11 +109,13 @@ class Engine:
                 found = score(self._model, [r for r in requests if isinstance(r, Score)])
             else:
                 found = gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
-        except (RuntimeError, ValueError, UserError) as error:  # one client's fault is found, and named, alone
-            log.debug("%d requests are carried out one at a time: %s", len(requests), error)
+        except Exception as error:  # one client's fault, of any kind, is found and named alone
+            self._why = self._why or first_line(error)
             for request in requests:
                 if isinstance(request, Fit):
                     request.generator.manual_seed(request.generator.initial_seed())
+            for request, state in zip((r for r in requests if isinstance(r, Gradient)), states, strict=True):
+                request.generator.set_state(state)
             return [self._one(request) for request in requests]
         self.together += len(requests)
         share = (time.perf_counter() - began) / len(requests)
