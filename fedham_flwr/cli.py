@@ -44,9 +44,13 @@ def settings_command(section: str) -> int:
         sys.stderr.write(f"error: there is no section {section}: wanted one of {', '.join(sections)}\n")
         return 1
     said = remarks()
-    for key, value in chosen.items():
-        line = f"{key} = {json.dumps(value)}"
-        sys.stdout.write(f"{line:<32}  # {said[key]}\n" if said.get(key) else f"{line}\n")
+    try:
+        for key, value in chosen.items():
+            line = f"{key} = {json.dumps(value)}"
+            sys.stdout.write(f"{line:<32}  # {said[key]}\n" if said.get(key) else f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # `fedham settings | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 0
 
 
@@ -136,6 +140,8 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
         stray = "" if text.endswith(".toml") else re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip()
         if stray:
             raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
+        if not text.endswith(".toml") and (bare := _without_quotes(text)):
+            raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
     found: dict[str, Value] = {}
     try:
         for (
@@ -145,6 +151,13 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
         return found
     except (ValueError, ClickException) as error:
         raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
+
+
+def _without_quotes(text: str) -> re.Match[str] | None:
+    """The first key=value whose value is neither in quotes nor a number or a truth value."""
+    found = re.finditer(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)", text)
+    values = r"true|false|['\"\[{].*|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)"
+    return next((each for each in found if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
 def run(given: dict[str, Value], options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import inspect
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
-from fedham_flwr.reporting.run_directory import read_rows
+from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
 from fedham_flwr.resume.continuing import complete
 from fedham_flwr.runners import BACKENDS, Backend, run_backend
 from fedham_flwr.sections import OBJECTS, warn_of_others
@@ -32,19 +32,26 @@ if TYPE_CHECKING:
 
 
 class Models(Mapping[str, nn.Module]):
-    """The clients' personal models by client id, each loaded when it is asked for.
+    """The clients' personal models by client id or by the name of its data, each loaded when it is asked for.
 
     Args:
         folder: with a file for each.
+        clients: the entries of `clients.json`, which say the names.
         trust_imports: as of `load_model`.
     """
 
-    def __init__(self, folder: Path, trust_imports: bool = False) -> None:
+    def __init__(self, folder: Path, clients: Sequence[Mapping[str, object]] = (), trust_imports: bool = False) -> None:
         self._files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
+        self._ids = {str(each["name"]): str(each["client"]) for each in clients if "name" in each}
         self._trust_imports = trust_imports
 
     def __getitem__(self, client: str) -> nn.Module:
-        return load(self._files[str(client)], trust_imports=self._trust_imports)
+        wanted = str(client)
+        file = self._files.get(wanted) or self._files.get(self._ids.get(wanted, ""))
+        if file is None:
+            known = dict.fromkeys([*self._files, *self._ids])
+            raise KeyError(f"there is no model of client {client!r}: wanted one of {', '.join(known)}")
+        return load(file, trust_imports=self._trust_imports)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -91,7 +98,8 @@ class Run:
     @cached_property
     def models(self) -> Models:
         """Client -> its personal model, in evaluation mode."""
-        return Models(self.directory / "model", self.trust_imports)
+        clients = RunDirectory(self.directory).read_clients()
+        return Models(self.directory / "model", clients, self.trust_imports)
 
 
 def simulate(
@@ -142,8 +150,11 @@ def simulate(
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
+    try:
+        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
+    except UserError as error:
+        raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
     return Run(left[0], trust_imports=True)
 
 

@@ -149,3 +149,15 @@ def cut(batch: Tensor) -> Tensor:
 
 def two_at_a_time(batch: Tensor, other: Tensor) -> Tensor:
     return batch + other
+
+
+MADE = Wide((1, 8, 8), 10, WideSettings())
+
+
+def boom(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """A function of a user's that fails.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"a fault of mine\nwith {shape} and {outputs}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -48,7 +50,15 @@ def test_text_that_flower_would_pass_over_is_refused(capsys: pytest.CaptureFixtu
 
 
 def test_a_value_without_quotes_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "strategy=fedavg" in errors(capsys, "-c", "strategy=fedavg")
+    given = "seed=-1 learning-rate=1e-3 augment=true a='b' strategy=fedavg"
+    assert 'strategy=fedavg: a text needs quotes, strategy="fedavg"' in errors(capsys, "-c", given)
+
+
+def test_a_reader_of_the_settings_may_close_the_pipe() -> None:
+    line = f"{sys.executable} -c 'from fedham_flwr.cli import main; main()' settings | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("strategy = ")
+    assert done.stderr == ""
 
 
 def test_a_missing_config_file_is_named_with_its_whole_path(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

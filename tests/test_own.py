@@ -63,6 +63,11 @@ def test_keyword_parameters_are_settings(federate: Federate) -> None:
             {"model": "torchvision:resnet19"},
             r"no classification network resnet19: did you mean torchvision:res",
         ),
+        ({"model": "own_objects:MADE"}, r"own_objects:MADE\" is a Wide that is made already, and wanted is its class"),
+        (
+            {"model": "own_objects:boom"},
+            r"made with shape=\(1, 8, 8\) and outputs=10: ValueError: a fault of mine \(own_objects.py, line \d",
+        ),
         ({"model": "own_objects:Wide", "wide.depth": 3}, r"there is no key wide.depth"),
         ({"model": "own_objects:Wide", "wide.width": "3"}, r"wide.width='3': wanted a valid integer"),
         ({"strategy": "own_objects:NUMBER"}, r"is int, and wanted is a fedham_flwr.Method"),
@@ -81,6 +86,15 @@ def test_a_mistake_is_a_sentence_before_the_first_round(
     with pytest.raises(UserError, match=sentence):
         federate(**{"strategy": "fedavg", **given})
     assert not list((tmp_path / "results").glob("*/*/rounds.jsonl"))
+
+
+def test_a_mistake_has_no_stack_of_this_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="no file or folder /nowhere/at-all") as raised:
+        simulate("fedavg", dataset="/nowhere/at-all", clients=2)
+    assert raised.value.__cause__ is None
+    assert len(raised.traceback) == 2  # this line, and the last of simulate()
+    assert raised.value._render_traceback_() == [f"UserError: {raised.value}"]
+    assert "was measured" not in capsys.readouterr().out
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -291,6 +292,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], object]) -> list[s
         return answer()
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(sources, "_has_network", lambda: True)
     return asked
 
 
@@ -323,6 +325,29 @@ def test_a_hub_out_of_reach(cached: Callable[..., DataSettings], monkeypatch: py
     )
     with pytest.raises(UserError, match=expected):
         open_partition(cached("someone/pets"), 0, 2)
+
+
+def test_a_misspelt_file_is_asked_back_and_the_hub_is_not(
+    cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stays.csv").write_text("a,label\n1,0\n")
+    with pytest.raises(UserError, match=r"no file or folder .*stay.csv \(did you mean stays.csv\?\); give a path"):
+        open_partition(cached("stay.csv"), 0, 2)
+
+
+def test_without_network_the_hub_is_not_tried_again_and_again(
+    cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    began = time.perf_counter()
+    with pytest.raises(UserError, match=r"dataset is 'someone/pets', but the Hugging Face Hub cannot be reached"):
+        open_partition(cached("someone/pets"), 0, 2)
+    assert time.perf_counter() - began < 10
 
 
 def test_a_name_the_hub_does_not_know(cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,11 @@
 """The one kind of error that a user can mend: shown as a sentence, never as a stack trace."""
 
+import sysconfig
+import traceback
+from pathlib import Path
+
+_NOT_OF_USERS = (str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"])
+
 
 class UserError(Exception):
     """Something outside the program is wrong: a setting, a file, a client.
@@ -7,8 +13,23 @@ class UserError(Exception):
     The text is one sentence that names the thing, its value, and what was wanted.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: the sentence."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 def first_line(text: object) -> str:
     """The first line that is not blank of a text or of an error's; the error's name, or "no text", if there is none."""
     empty = type(text).__name__ if isinstance(text, BaseException) else "no text"
     return next((line.strip() for line in str(text).splitlines() if line.strip()), empty)
+
+
+def described(error: BaseException) -> str:
+    """An error that a user's code raised: its name, its first line, and the user's file and line that it came from."""
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_NOT_OF_USERS) and "site-packages" not in frame.filename
+    ]
+    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {first_line(error)}{place}"

@@ -161,7 +161,9 @@ def _the_only(setting: str, kind: str, data: datasets.Dataset) -> str:
     found = [name for name, feature in data.features.items() if kind_of_column(feature) == kind]
     if len(found) != 1:
         count = f"{len(found)} columns of kind {kind}"
-        raise UserError(f"set {setting}: the data set has {count}, among {_listed(data.features)}.")
+        only = all(kind_of_column(feature) == "Image" for feature in data.features.values())
+        advice = "; pictures need a folder for each class, and dataset names the folder of these" if only else ""
+        raise UserError(f"set {setting}: the data set has {count}, among {_listed(data.features)}{advice}.")
     return str(found[0])
 
 

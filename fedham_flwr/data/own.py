@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.errors import UserError, described, first_line
 from fedham_flwr.core.imports import call, load_object
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.data.batches import Kind
@@ -55,7 +55,7 @@ def open_own(settings: DataSettings, client: int, clients: int, data_path: str =
     except UserError:
         raise
     except Exception as error:  # whatever the user's function raises
-        raise UserError(f"{what} failed for client {client}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(f"{what} failed for client {client}: {described(error)}") from error
     name = data_path.rstrip("/").rpartition("/")[2] or str(client)
     if not isinstance(loaded, Mapping):
         return _whole(settings, *_pair(settings, "all", loaded), _class_names(settings, loaded), name)

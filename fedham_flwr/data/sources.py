@@ -6,13 +6,17 @@ those that recognise a source.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,11 +41,19 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in _BUILDERS:
         return None
     raise UserError(
-        f"dataset is '{source}', but there is no file or folder {path}; give a path, a name on the Hub, or 'digits'."
+        f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
+        "or 'digits'."
     )
+
+
+def _meant(path: Path) -> str:
+    """A question after a path that is not there: whether its neighbour of nearly the same name was meant."""
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def content_key(source: str, memo: Path) -> str:
@@ -130,7 +142,7 @@ def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
             raise UserError(f"dataset {path} can't be read: {first_line(error)}") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _offline() -> Iterator[None]:
     """Keep `datasets` off the network, and quiet, for the time of reading local files."""
     import datasets
@@ -160,20 +172,35 @@ def _load_hub(name: str) -> datasets.DatasetDict:
         return datasets.DatasetDict({"train": _merge(splits, name)})
 
     try:
-        merged = FederatedDataset(dataset=name, partitioners={}, preprocessor=merge, shuffle=False).load_split("train")
-        return datasets.DatasetDict({"train": merged})
+        with contextlib.nullcontext() if _has_network() else _offline():
+            whole = FederatedDataset(dataset=name, partitioners={}, preprocessor=merge, shuffle=False)
+            return datasets.DatasetDict({"train": whole.load_split("train")})
     except datasets.exceptions.DatasetNotFoundError as error:
         raise UserError(
             f"dataset is '{name}', but the Hub has no such data set (or it is private), and {Path(name).absolute()} "
-            "doesn't exist; give an existing name or path, or 'digits'."
+            f"doesn't exist{_meant(Path(name).absolute())}; give an existing name or path, or 'digits'."
         ) from error
     except OSError as error:
         raise UserError(
             f"dataset is '{name}', but the Hugging Face Hub cannot be reached ({first_line(error)}), and "
-            f'{Path(name).absolute()} doesn\'t exist; a local folder or dataset="digits" works without network.'
+            f"{Path(name).absolute()} doesn't exist{_meant(Path(name).absolute())}; "
+            'a local folder or dataset="digits" works without network.'
         ) from error
     except (ValueError, RuntimeError) as error:
         raise UserError(f"dataset '{name}' can't be loaded from the Hub: {first_line(error)}") from error
+
+
+def _has_network() -> bool:
+    """Whether the Hub's name is known here; without it the library would try again for minutes, each client anew."""
+    from huggingface_hub import constants
+
+    if urllib.request.getproxies():
+        return True  # which knows the name in our place
+    try:
+        socket.getaddrinfo(urllib.parse.urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.core.seeding import derive
 from fedham_flwr.models.char_transformer import CharTransformer
@@ -133,16 +133,31 @@ def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkS
             f'model="{name}" has no place for {what}, which {asks} asks for: wanted a network of this package'
         )
     own = settings.section(name)
-    if is_path(name):
-        model = call("model", load_object("model", name), own, shape=shape, outputs=outputs)
-    else:
-        model = build_torchvision(name, shape, outputs, own)
+    model = _made(name, own, shape, outputs) if is_path(name) else build_torchvision(name, shape, outputs, own)
     if not isinstance(model, nn.Module):
         raise UserError(f'model="{name}" gives {type(model).__name__}, and wanted is a torch.nn.Module')
     _try(name, model, shape, outputs)
     if not any(param.requires_grad for param in model.parameters()):
         raise UserError(f'model="{name}" has no parameters to train')
     return model
+
+
+def _made(name: str, own: object, shape: tuple[int, ...], outputs: int) -> object:
+    """What a user's class or function gives."""
+    found = load_object("model", name)
+    if isinstance(found, nn.Module):
+        raise UserError(
+            f'model="{name}" is a {type(found).__name__} that is made already, and wanted is its class or a function '
+            "that makes it, since each client has one"
+        )
+    try:
+        return call("model", found, own, shape=shape, outputs=outputs)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise UserError(
+            f'model="{name}" cannot be made with shape={shape} and outputs={outputs}: {described(error)}'
+        ) from error
 
 
 def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> None:
@@ -167,8 +182,7 @@ def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> N
             )
         return
     assert failed is not None
-    why = f"{type(failed).__name__}: {first_line(failed)}"
-    raise UserError(f'model="{name}" does not take a batch of shape {(TRIAL, *shape)}: {why}') from failed
+    raise UserError(f'model="{name}" does not take a batch of shape {(TRIAL, *shape)}: {described(failed)}') from failed
 
 
 def trial_batches(shape: tuple[int, ...]) -> list[Tensor]:

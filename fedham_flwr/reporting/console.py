@@ -20,8 +20,8 @@ def make_console() -> "Console":
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a client's name must not end a run whose log is ASCII
-    console = Console()
-    return console if console.is_terminal else Console(width=_PLAIN_WIDTH)
+    console = Console(force_jupyter=False)  # in a notebook rich would pass by stdout, which `verbose=False` closes
+    return console if console.is_terminal else Console(width=_PLAIN_WIDTH, force_jupyter=False)
 
 
 def clean(text: str) -> str:

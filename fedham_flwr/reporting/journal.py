@@ -190,6 +190,8 @@ class Journal:
             self._draw(rows)
         except OSError as reason:
             raise self._unwritable(reason) from reason
+        if strategy is None:
+            return  # it ended before the first round, and the error says why
         report.final_table(self._statistics(rows), metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
