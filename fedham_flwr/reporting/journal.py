@@ -169,17 +169,13 @@ class Journal:
         if strategy is None and self.resumed:
             return  # what the run has left is whole, and nothing was added to it
         rows = to_rows(read_rows(self.directory.path))
-        if strategy is not None:
-            self._validated = {
-                client
-                for client, profile in strategy.setup.roster.profiles.items()
-                if profile.counts.get("validation") and client not in strategy.progress.novel
-            }
+        if strategy:
+            split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
+            self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
         summary = self._summary(rows, error)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
-        summary |= {"engine": dict(self.engine)} if self.engine else {}
         try:
             if strategy is not None:
                 state = strategy.state_dict()
@@ -191,7 +187,7 @@ class Journal:
         except OSError as reason:
             raise self._unwritable(reason) from reason
         if strategy is None:
-            return  # it ended before the first round, and the error says why
+            return  # the error says why
         report.final_table(self._statistics(rows), metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
@@ -248,5 +244,6 @@ class Journal:
                 "total": now - self.began,
             },
             "bytes": traffic(self._records),
+            **({"engine": dict(self.engine)} if self.engine else {}),
         }
         return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}
