@@ -88,6 +88,24 @@ def test_a_mistake_is_a_sentence_before_the_first_round(
     assert not list((tmp_path / "results").glob("*/*/rounds.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("NO_SPLIT", r"no_split, the split of the method method, gives list, and wanted is a Split: split_groups"),
+        (
+            "NO_GROUP",
+            r"no_such_group, .*: the model has no layer groups \['bn1'\]; it has .* \(own_objects.py, line",
+        ),
+        ("CARELESS", r"client 0's: train of Careless gives dict, and wanted is an Outcome: self.outcome\("),
+        ("MISNAMED", r"client 0's: fit was to train 'head' only, which is no tensor of the model: wanted some of self"),
+        ("BROKEN", r"client 0's: AttributeError: 'Broken' object has no attribute 'fitt' \(own_objects.py, line \d"),
+    ],
+)
+def test_a_mistake_in_an_own_method_is_a_sentence(federate: Federate, method: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        federate(strategy=f"own_objects:{method}")
+
+
 def test_a_mistake_has_no_stack_of_this_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="no file or folder /nowhere/at-all") as raised:
         simulate("fedavg", dataset="/nowhere/at-all", clients=2)
@@ -194,6 +212,18 @@ def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture
     again = simulate("pfedla", clients=3, samples_per_client=40, pfedla={"hidden_dim": 10}, **SHORT)
     assert again.summary["digest"] == run.summary["digest"]
     assert again.directory != run.directory
+
+
+def test_models_are_found_by_number_and_by_name(tmp_path: Path) -> None:
+    rows = [f"{place % 7},{place % 3},{'north' if place % 2 else 'south'}" for place in range(60)]
+    (tmp_path / "table.csv").write_text("\n".join(["a,label,ward", *rows]))
+    given = {"dataset": str(tmp_path / "table.csv"), "feature_column": "a", "partitioner": "natural", **SHORT}
+    run = simulate("fedper", clients=2, client_column="ward", **given)
+    assert list(run.models) == ["0", "1"]
+    for one, other in zip(run.models["0"].parameters(), run.models["north"].parameters(), strict=True):
+        assert one.equal(other)
+    with pytest.raises(KeyError, match="there is no model of client 'east': wanted one of 0, 1, north, south"):
+        run.models["east"]
 
 
 def test_no_clients_and_wrong_tasks_are_refused() -> None:
