@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import own_objects
+import pandas
 import pytest
 from own_objects import Wide, linear, slopes, tags, waves
 from torch import nn
@@ -215,9 +217,10 @@ def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture
 
 
 def test_models_are_found_by_number_and_by_name(tmp_path: Path) -> None:
-    rows = [f"{place % 7},{place % 3},{'north' if place % 2 else 'south'}" for place in range(60)]
-    (tmp_path / "table.csv").write_text("\n".join(["a,label,ward", *rows]))
-    given = {"dataset": str(tmp_path / "table.csv"), "feature_column": "a", "partitioner": "natural", **SHORT}
+    places = np.arange(60)
+    table = {"a": places % 7, "label": places % 3, "ward": np.where(places % 2, "north", "south")}
+    pandas.DataFrame(table).to_parquet(tmp_path / "table.parquet")
+    given = {"dataset": str(tmp_path / "table.parquet"), "feature_column": "a", "partitioner": "natural", **SHORT}
     run = simulate("fedper", clients=2, client_column="ward", **given)
     assert list(run.models) == ["0", "1"]
     for one, other in zip(run.models["0"].parameters(), run.models["north"].parameters(), strict=True):
