@@ -17,6 +17,7 @@ from torch import nn
 import fedham_flwr
 from fedham_flwr import Task, load_model, simulate
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.reporting import journal
 from fedham_flwr.settings import parse
 
 Federate = Callable[..., Any]
@@ -216,12 +217,15 @@ def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture
     assert again.directory != run.directory
 
 
-def test_models_are_found_by_number_and_by_name(tmp_path: Path) -> None:
+def test_clients_are_found_and_shown_by_number_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     places = np.arange(60)
     table = {"a": places % 7, "label": places % 3, "ward": np.where(places % 2, "north", "south")}
     pandas.DataFrame(table).to_parquet(tmp_path / "table.parquet")
     given = {"dataset": str(tmp_path / "table.parquet"), "feature_column": "a", "partitioner": "natural", **SHORT}
+    drawn: list[set[str]] = []
+    monkeypatch.setattr(journal, "client_bars", lambda rows, *_: drawn.append({row.client for row in rows}))
     run = simulate("fedper", clients=2, client_column="ward", **given)
+    assert drawn == [{"0 (north)", "1 (south)"}]
     assert list(run.models) == ["0", "1"]
     for one, other in zip(run.models["0"].parameters(), run.models["north"].parameters(), strict=True):
         assert one.equal(other)
