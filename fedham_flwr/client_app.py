@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
-from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.errors import UserError, described, line_of
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.federation import wire
@@ -74,8 +74,8 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
             lost = isinstance(error, StateLostError)
             content = wire.write_failure(str(error), "partition-id" in context.node_config, lost)
         except Exception as error:
-            log.exception("%s failed", message.metadata.message_type)
-            text = f"{type(error).__name__}: {first_line(str(error))}"
+            text = described(error)  # which of a user's own code says the line; of ours the stack does
+            log.error("%s failed: %s", message.metadata.message_type, text, exc_info=not line_of(error))
             content = wire.write_failure(text, "partition-id" in context.node_config)
         return Message(content, reply_to=message)
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedham_flwr import Task
+from fedham_flwr import AveragingStrategy, Method, Outcome, RoundClient, Split, Task, split_groups
+from fedham_flwr.core.parameters import Manifest
 
 
 @dataclass(frozen=True)
@@ -161,3 +162,43 @@ def boom(shape: tuple[int, ...], outputs: int) -> nn.Module:
         ValueError: always.
     """
     raise ValueError(f"a fault of mine\nwith {shape} and {outputs}")
+
+
+def no_split(manifest: Manifest, settings: object) -> Any:
+    return ["conv1"]
+
+
+def no_such_group(manifest: Manifest, settings: object) -> Split:
+    return split_groups(manifest, ("bn1",))
+
+
+def last(manifest: Manifest, settings: object) -> Split:
+    return split_groups(manifest, manifest.group_names[-1:])
+
+
+class Careless(RoundClient):
+    """Returns the model in place of an outcome."""
+
+    def train(self, start: Any) -> Any:
+        return self.fit(start)
+
+
+class Misnamed(RoundClient):
+    """Trains what there is not."""
+
+    def train(self, start: Any) -> Outcome:
+        return self.outcome(self.fit(start, only=["head"]))
+
+
+class Broken(RoundClient):
+    """Has a slip of the pen."""
+
+    def train(self, start: Any) -> Outcome:
+        return self.outcome(self.fitt(start))  # type: ignore[attr-defined]
+
+
+NO_SPLIT = Method(AveragingStrategy, RoundClient, no_split)
+NO_GROUP = Method(AveragingStrategy, RoundClient, no_such_group)
+CARELESS = Method(AveragingStrategy, Careless, last)
+MISNAMED = Method(AveragingStrategy, Misnamed, last)
+BROKEN = Method(AveragingStrategy, Broken, last)

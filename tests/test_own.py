@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import own_objects
+import pandas
 import pytest
 from own_objects import Wide, linear, slopes, tags, waves
 from torch import nn
@@ -15,6 +17,7 @@ from torch import nn
 import fedham_flwr
 from fedham_flwr import Run, Task, load_model, simulate
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.reporting import journal
 from fedham_flwr.settings import parse
 
 Federate = Callable[..., Any]
@@ -86,6 +89,24 @@ def test_a_mistake_is_a_sentence_before_the_first_round(
     with pytest.raises(UserError, match=sentence):
         federate(**{"strategy": "fedavg", **given})
     assert not list((tmp_path / "results").glob("*/*/rounds.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("method", "sentence"),
+    [
+        ("NO_SPLIT", r"no_split, the split of the method method, gives list, and wanted is a Split: split_groups"),
+        (
+            "NO_GROUP",
+            r"no_such_group, .*: the model has no layer groups \['bn1'\]; it has .* \(own_objects.py, line",
+        ),
+        ("CARELESS", r"client 0's: train of Careless gives dict, and wanted is an Outcome: self.outcome\("),
+        ("MISNAMED", r"client 0's: fit was to train 'head' only, which is no tensor of the model: wanted some of self"),
+        ("BROKEN", r"client 0's: AttributeError: 'Broken' object has no attribute 'fitt' \(own_objects.py, line \d"),
+    ],
+)
+def test_a_mistake_in_an_own_method_is_a_sentence(federate: Federate, method: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        federate(strategy=f"own_objects:{method}")
 
 
 def test_a_mistake_has_no_stack_of_this_package(capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,6 +217,22 @@ def test_a_run_is_an_object_with_frames_and_models(capsys: pytest.CaptureFixture
     again = simulate("pfedla", clients=3, samples_per_client=40, pfedla={"hidden_dim": 10}, **SHORT)
     assert again.summary["digest"] == run.summary["digest"]
     assert again.directory != run.directory
+
+
+def test_clients_are_found_and_shown_by_number_and_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = np.arange(60)
+    table = {"a": places % 7, "label": places % 3, "ward": np.where(places % 2, "north", "south")}
+    pandas.DataFrame(table).to_parquet(tmp_path / "table.parquet")
+    given = {"dataset": str(tmp_path / "table.parquet"), "feature_column": "a", "partitioner": "natural", **SHORT}
+    drawn: list[set[str]] = []
+    monkeypatch.setattr(journal, "client_bars", lambda rows, *_: drawn.append({row.client for row in rows}))
+    run = simulate("fedper", clients=2, client_column="ward", **given)
+    assert drawn == [{"0 (north)", "1 (south)"}]
+    assert list(run.models) == ["0", "1"]
+    for one, other in zip(run.models["0"].parameters(), run.models["north"].parameters(), strict=True):
+        assert one.equal(other)
+    with pytest.raises(KeyError, match="there is no model of client 'east': wanted one of 0, 1, north, south"):
+        run.models["east"]
 
 
 def test_no_clients_and_wrong_tasks_are_refused() -> None:

@@ -76,6 +76,13 @@ def decoded(settings: DataSettings) -> np.ndarray:
 # ---- decoding --------------------------------------------------------------------------------------------------------
 
 
+def test_a_list_of_values_is_a_row_as_an_array_is() -> None:
+    one = tables.Scaling((tables.Column("age"), tables.Column("bmi")), (50.0, 25.0), (10.0, 5.0))
+    assert torch.equal(one.inputs([[60, None]]), one.inputs([{"age": 60, "bmi": None}]))
+    with pytest.raises(UserError, match=r"an array of shape \(1, 1\), wanted \(rows, 2\): age, bmi"):
+        one.inputs([[60]])
+
+
 def test_columns_of_every_kind_and_their_gaps(cached: Cached, mixed: str) -> None:
     client = open_node(cached(feature_column="age  dose smokes colour"), mixed)
     assert (client.kind, client.shape, client.classes) == ("table", (2, 6), ("no", "yes"))

@@ -1,10 +1,15 @@
 """The one kind of error that a user can mend: shown as a sentence, never as a stack trace."""
 
+import os
 import sysconfig
 import traceback
 from pathlib import Path
 
-_NOT_OF_USERS = (str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"])
+_ROOT = Path(__file__).parents[2]
+_NOT_OF_USERS = (
+    *(str(_ROOT / part) + os.sep for part in ("fedham_flwr", "strategies", "clients")),
+    sysconfig.get_paths()["stdlib"],
+)
 
 
 class UserError(Exception):
@@ -26,10 +31,15 @@ def first_line(text: object) -> str:
 
 def described(error: BaseException) -> str:
     """An error that a user's code raised: its name, its first line, and the user's file and line that it came from."""
+    place = line_of(error)
+    return f"{type(error).__name__}: {first_line(error)}" + (f" ({place})" if place else "")
+
+
+def line_of(error: BaseException) -> str:
+    """The last file and line of a user's own code on the way to an error; empty if there is none."""
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not frame.filename.startswith(_NOT_OF_USERS) and "site-packages" not in frame.filename
     ]
-    place = f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {first_line(error)}{place}"
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""

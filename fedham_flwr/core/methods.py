@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.core.parameters import LayerGroup, Manifest
 
 
@@ -105,3 +106,27 @@ class Method:
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
+
+    def split_of(self, manifest: Manifest, settings: Any) -> Split:
+        """What is shared and what is personal, of this model.
+
+        Args:
+            manifest: the model's.
+            settings: the method's own.
+
+        Raises:
+            UserError: the function fails, or gives no split of the model's tensors.
+        """
+        name = getattr(self.split, "__name__", "split")
+        try:
+            found = self.split(manifest, settings)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            raise UserError(f"{name}, the split of the method {self.name}, failed: {described(error)}") from error
+        if not isinstance(found, Split):
+            raise UserError(
+                f"{name}, the split of the method {self.name}, gives {type(found).__name__}, and wanted is a Split: "
+                "split_groups(manifest, names of the layer groups that stay with the client)"
+            )
+        return found

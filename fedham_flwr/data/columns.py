@@ -189,7 +189,10 @@ def codes_of(data: datasets.Dataset, column: str, setting: str) -> tuple[npt.NDA
     """
     kind = kind_of_column(data.features[column])
     if kind != "ClassLabel" and not _SIMPLE.fullmatch(kind):
-        raise UserError(f"{setting} '{column}' is of kind {kind}, but must hold integers, texts or class labels.")
+        advice = '; target="value" learns numbers' if setting == "label-column" and is_number(data, column) else ""
+        raise UserError(
+            f"{setting} '{column}' is of kind {kind}, but must hold integers, texts or class labels{advice}."
+        )
     values, codes = np.unique(values_of(data, column, setting), return_inverse=True)
     names: list[str] = (
         data.features[column].int2str(values.tolist()) if kind == "ClassLabel" else [str(value) for value in values]

@@ -49,7 +49,7 @@ class RoundClient:
         self.job = job
         self.settings = job.settings
         self.own = job.settings.own
-        self.split = job.method.split(job.trainer.manifest, self.own)
+        self.split = job.method.split_of(job.trainer.manifest, self.own)
         self.metrics: dict[str, bool | bytes | float | int | str] = {}
         self.extras: Params = {}
         self.kept = Memory(job.state, job.client, job.download.has_trained, self.settings.lost_state)
@@ -124,6 +124,11 @@ class RoundClient:
             UserError: training diverged.
         """
         job = self.job
+        if unknown := sorted(set(only or ()) - set(job.trainer.manifest.names())):
+            raise UserError(
+                f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
+                "self.split.shared and self.split.personal"
+            )
         steps = steps if epochs is None else steps or 0  # epochs that are given go before the steps of the settings
         given: dict[str, Any] = {"local_epochs": epochs, "steps": steps, "learning_rate": learning_rate}
         if job.stage in (MEET, ADAPT):

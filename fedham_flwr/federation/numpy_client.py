@@ -9,6 +9,7 @@ import torch
 from flwr.client import NumPyClient
 from flwr.common import NDArrays, Scalar
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
@@ -70,7 +71,7 @@ class FlowerClient(NumPyClient):
         self._export("before")
         loss = float(self.half.metrics[f"test/{self._origin}/before/loss"])
         if self._job.download.closing or self._job.method.personal_model == "after":
-            self._use(self.half.train(start))
+            self._use(self._trained(start))
         return loss, len(self._job.data.splits["test"]), self.half.metrics
 
     # ---- the other stages --------------------------------------------------------------------------------------------
@@ -85,12 +86,12 @@ class FlowerClient(NumPyClient):
         """A novel client: score what it is given; if it adapts alone, do so and score again."""
         start = self._start(received)
         if not self.half.split.adapted:
-            self._use(self.half.train(start), asked=True)
+            self._use(self._trained(start), asked=True)
         return {}
 
     def adapt(self, received: Params) -> Params:
         """A novel client's turn: train the adapted tensors and what is personal; the former go back."""
-        outcome = self.half.train(self.half.start(received))
+        outcome = self._trained(self.half.start(received))
         if kept := {name: outcome.use[name] for name in self.half.split.personal}:
             self._job.state.save(kept, self._job.download.round)
         return {name: outcome.send[name] for name in self.half.split.adapted}
@@ -124,8 +125,18 @@ class FlowerClient(NumPyClient):
         self._score(self._origin, "before")
         return start
 
+    def _trained(self, start: Params) -> Outcome:
+        """What the client half's training gives."""
+        outcome = self.half.train(start)
+        if not isinstance(outcome, Outcome):
+            raise UserError(
+                f"train of {type(self.half).__name__} gives {type(outcome).__name__}, and wanted is an Outcome: "
+                "self.outcome(the trained model)"
+            )
+        return outcome
+
     def _improve(self, received: Params) -> Outcome:
-        outcome = self.half.train(self._start(received))
+        outcome = self._trained(self._start(received))
         self.half.load(outcome.use)
         self._score("personal", "after")
         if outcome.keep:

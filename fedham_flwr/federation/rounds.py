@@ -51,7 +51,7 @@ class RoundStrategy(Strategy, ABC):
         self.settings = setup.settings
         self.own = setup.settings.own
         self.manifest = setup.manifest
-        self.split = setup.method.split(setup.manifest, self.own)
+        self.split = setup.method.split_of(setup.manifest, self.own)
         self.first: Params = {name: setup.initial[name] for name in self.split.shared}
         self.progress = setup.progress
         self.rounds = 0 if setup.method.personal_stage and self.settings.resume else self.settings.num_server_rounds

@@ -34,12 +34,7 @@ log = logging.getLogger("fedham_flwr")
 def describe(profile: Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
-    return {
-        "client": profile.client,
-        "name": profile.name,
-        **profile.counts,
-        **(classes if profile.labels else {}),
-    }
+    return {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
 
 
 @dataclass
@@ -214,7 +209,9 @@ class Journal:
     def _draw(self, rows: Sequence[Row]) -> None:
         path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
         learning_curves(rows, path / "learning-curves.png", *what, self._headline)
-        client_bars(rows, path / "clients.png", *what, self._headline)
+        names = {str(client["client"]): report.client_name(client) for client in self.directory.read_clients()}
+        named = [row._replace(client=names.get(row.client, row.client)) for row in rows]
+        client_bars(named, path / "clients.png", *what, self._headline)
         if weights := read_weights(path):
             heat_maps(latest(weights), path / "mixing-weights.png", *what)
             self_weight_curves(weights, path / "self-weights.png", *what)

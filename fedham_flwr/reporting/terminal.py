@@ -62,11 +62,11 @@ def data_table(clients: Sequence[Mapping[str, object]], console: "Console | None
             table.add_row(title, *(f"{statistic(numbers[name]):.12g}" for name in names))
     else:
         for at, client in enumerate(clients):
-            table.add_row(Text(_client(client)), *(str(numbers[name][at]) for name in names))
+            table.add_row(Text(client_name(client)), *(str(numbers[name][at]) for name in names))
     print_table(console, table)
 
 
-def _client(client: Mapping[str, object]) -> str:
+def client_name(client: Mapping[str, object]) -> str:
     """Its id, and the name of its data where that says more."""
     who, name = clean(str(client["client"])), clean(str(client.get("name", "")))
     return who if name in ("", who) else f"{who} ({name})"

@@ -82,6 +82,8 @@ class Scaling:
         Raises:
             UserError: a column is not there, or holds something else.
         """
+        if isinstance(rows, Sequence) and not all(isinstance(row, Mapping) for row in rows):
+            rows = np.array(rows, dtype=object)  # lists of values, in the order of an array's
         if isinstance(rows, np.ndarray) and rows.shape[1:] != (len(self.columns),):
             names = ", ".join(column.name for column in self.columns)
             raise UserError(
@@ -179,7 +181,7 @@ def _raw(rows: Rows, place: int, column: Column) -> npt.NDArray[np.float32]:
     except (KeyError, IndexError) as error:
         raise UserError(f"the rows have no column '{column.name}': wanted all columns that the model has.") from error
     except (TypeError, ValueError) as error:
-        wanted = f"one of {', '.join(column.names)}, or its number" if column.names else "numbers"
+        wanted = f"one of {', '.join(column.names)}, or its number" if column.names else "numbers, of each row one"
         raise UserError(f"column '{column.name}' of the rows: {error}; wanted {wanted}.") from error
     return narrow(spread(numbers, column), column)  # as narrow as stored values, so that inputs are the same bits
 
