@@ -90,7 +90,7 @@ def test_maps_lie_between_0_and_1_and_features_only_shrink(
     x = features(2, channels, height, width, seed=seed)
     for weights, shape in ((block.channel_map(x), (2, channels, 1, 1)), (block.spatial_map(x), (2, 1, height, width))):
         assert weights.shape == shape
-        assert bool(((weights > 0) & (weights < 1)).all())
+        assert bool(((weights > 0) & (weights <= 1)).all())  # a float32 just below 1 is rounded to it
     after = block(x)
     assert after.shape == x.shape
     assert bool((after.abs() <= x.abs()).all())
