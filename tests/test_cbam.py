@@ -103,7 +103,7 @@ def test_squeeze_and_excitation_lets_a_share_of_each_channel_through(channels: i
     assert isinstance(block, SqueezeExcitation)
     weights = block.channel_map(x)
     assert weights.shape == (3, channels, 1, 1)
-    assert bool(((weights > 0) & (weights < 1)).all())
+    assert bool(((weights > 0) & (weights <= 1)).all())
     assert torch.equal(block(x), weights * x)
 
 
