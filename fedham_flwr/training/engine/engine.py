@@ -21,7 +21,7 @@ BLOCK_BYTES = 8 * 2**20
 """Of the parameters, momenta and gradients of a block: more leave the processor's caches."""
 MOST, LEAST = 512, 8
 """Clients of a block."""
-LARGE = 4_000_000
+LARGE = 1_000_000
 """Multiply-adds of a sample's forward pass from which one client alone fills the processor."""
 
 
