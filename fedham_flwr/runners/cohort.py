@@ -15,8 +15,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.threads import one_thread
-from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
+from fedham_flwr.runners.in_process import InProcessGrid, run_on
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
 from fedham_flwr.training.engine.engine import Engine
@@ -86,7 +85,4 @@ def run_cohort(server_app: ServerApp, client_app: ClientApp, num_supernodes: int
         client_app: the clients' app.
         num_supernodes: number of clients.
     """
-    grid = CohortGrid(client_app, num_supernodes)
-    context = Context(run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
-    with one_thread():
-        server_app(grid, context)
+    run_on(CohortGrid(client_app, num_supernodes), server_app)

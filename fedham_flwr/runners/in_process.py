@@ -132,7 +132,16 @@ def run_in_process(server_app: ServerApp, client_app: ClientApp, num_supernodes:
         client_app: the clients' app.
         num_supernodes: number of clients.
     """
-    grid = InProcessGrid(client_app, num_supernodes)
+    run_on(InProcessGrid(client_app, num_supernodes), server_app)
+
+
+def run_on(grid: Grid, server_app: ServerApp) -> None:
+    """Run a server's app to the end in this process, in one thread.
+
+    Args:
+        grid: the way to its clients.
+        server_app: the app.
+    """
     context = Context(run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={})
     with one_thread():
         server_app(grid, context)

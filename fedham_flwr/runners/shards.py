@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -24,7 +24,7 @@ from fedham_flwr.core.threads import one_thread
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.messages import Download, Extras
 from fedham_flwr.runners.cohort import CohortGrid
-from fedham_flwr.runners.in_process import SERVER_NODE, InProcessGrid
+from fedham_flwr.runners.in_process import InProcessGrid, run_on
 from fedham_flwr.runners.packing import Packed, pack, unpack
 from fedham_flwr.settings import Value
 
@@ -213,12 +213,7 @@ def run_sharded(server_app: ServerApp, given: Mapping[str, Value], num_supernode
         own = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": num_cpus, "include_dashboard": False}
         ray.init(logging_level="error", log_to_driver=False, **own)
     try:
-        grid = ShardedGrid(given, num_supernodes, min(num_cpus, num_supernodes))
-        context = Context(
-            run_id=grid.run.run_id, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
-        )
-        with one_thread():
-            server_app(grid, context)
+        run_on(ShardedGrid(given, num_supernodes, min(num_cpus, num_supernodes)), server_app)
     finally:
         if ours:
             ray.shutdown()

@@ -130,23 +130,37 @@ class Adam:
     @torch.no_grad()
     def step(self) -> None:
         """One update from the parameters' gradients."""
-        settings, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
-        (adamw if settings.optimizer == "adamw" else adam)(
-            [self._params[i] for i in moved],
-            [cast(Tensor, self._params[i].grad) for i in moved],
-            [self._first[i] for i in moved],
-            [self._second[i] for i in moved],
-            [],
-            [self._steps[i] for i in moved],
-            fused=self._fused,
-            amsgrad=False,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            eps=EPSILON,
-            maximize=False,
-        )
+        moved = [i for i, param in enumerate(self._params) if param.grad is not None]
+        first, second, steps = ([some[i] for i in moved] for some in (self._first, self._second, self._steps))
+        grads = [cast(Tensor, self._params[i].grad) for i in moved]
+        adam_step([self._params[i] for i in moved], grads, first, second, steps, self._settings, self._fused)
+
+
+def adam_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    first: Sequence[Tensor],
+    second: Sequence[Tensor],
+    steps: Sequence[Tensor],
+    settings: LocalTraining,
+    fused: bool,
+) -> None:
+    """One step of torch's Adam or AdamW, in place.
+
+    Args:
+        params: tensors of any shapes.
+        grads: as params.
+        first: their mean gradients.
+        second: their mean squared gradients.
+        steps: a counter for each.
+        settings: learning rate, betas, weight decay, and by `optimizer` which of the two.
+        fused: by one kernel.
+    """
+    (adamw if settings.optimizer == "adamw" else adam)(
+        list(params), list(grads), list(first), list(second), [], list(steps), fused=fused, amsgrad=False,
+        beta1=settings.beta1, beta2=settings.beta2, lr=settings.learning_rate, weight_decay=settings.weight_decay,
+        eps=EPSILON, maximize=False,
+    )  # fmt: skip
 
 
 OPTIMIZERS: dict[str, type[SGD] | type[Adam]] = {"sgd": SGD, "adam": Adam, "adamw": Adam}

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.adamw import adamw
 
 from fedham_flwr.training.local import LocalTraining
-from fedham_flwr.training.optim import EPSILON, FUSED, momentum_step
+from fedham_flwr.training.optim import FUSED, adam_step, momentum_step
 
 
 class StackedOptimizer:
@@ -64,24 +62,16 @@ class StackedOptimizer:
                 self._first[place] = momentum
 
     def _adapt(self, moved: list[int], params: list[Tensor], grads: list[Tensor], clients: int) -> None:
-        settings = self._settings
         for place in moved:
             if self._first[place] is None:
                 self._first[place] = torch.zeros_like(self._params[place])
                 self._second[place] = torch.zeros_like(self._params[place])
-        (adamw if settings.optimizer == "adamw" else adam)(
+        adam_step(
             params,
             grads,
             [first[:clients] for place in moved if (first := self._first[place]) is not None],
             [second[:clients] for place in moved if (second := self._second[place]) is not None],
-            [],
             [self._steps[place] for place in moved],
-            fused=self._fused,
-            amsgrad=False,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            eps=EPSILON,
-            maximize=False,
+            self._settings,
+            self._fused,
         )
