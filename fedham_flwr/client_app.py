@@ -202,8 +202,7 @@ def _trainer(
     def engine() -> Engine:
         from fedham_flwr.training.engine.engine import Engine
 
-        inputs = models.trial_batches(shape)[0]
-        return Engine(trainer, model, inputs.to(trainer.device))
+        return Engine(trainer, model, [batch.to(trainer.device) for batch in models.trial_batches(shape)])
 
     return trainer, engine
 

@@ -45,7 +45,7 @@ class Engine:
     Args:
         trainer: the one for what cannot be stacked.
         model: its network.
-        inputs: a batch such as the network is given, on its device; only its shape and type count.
+        batches: such as the network may be given, on its device; only shape and type count.
 
     Attributes:
         trainer: as given.
@@ -54,9 +54,9 @@ class Engine:
         together: how many were carried out with others.
     """
 
-    def __init__(self, trainer: Trainer, model: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, trainer: Trainer, model: nn.Module, batches: Sequence[Tensor]) -> None:
         self.trainer = trainer
-        self.network = StackedNetwork(model, inputs, LARGE)
+        self.network = StackedNetwork(model, batches, LARGE)
         self._model = StackedModel(model, self.network, trainer.manifest, trainer.device, trainer.bf16)
         size = sum(p.numel() * p.element_size() for p in model.parameters())
         self._block = max(LEAST, min(MOST, BLOCK_BYTES // max(1, 3 * size)))

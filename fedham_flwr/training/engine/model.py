@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.training.engine.network import StackedNetwork
 
@@ -41,13 +42,7 @@ class StackedModel:
 
     def stack(self, models: Sequence[Params]) -> Params:
         """All tensors, stacked, in new memory; counts of batches at 0."""
-        stacked: Params = {}
-        for name in self.manifest.names():
-            parts = [model[name] for model in models]
-            if all(part is parts[0] for part in parts):
-                stacked[name] = parts[0].to(self.device).expand(len(parts), *parts[0].shape).clone()
-            else:
-                stacked[name] = torch.stack(parts).to(self.device)
+        stacked = {name: tensor.to(self.device) for name, tensor in trees.stack(models).items()}
         for name in self.counts:
             stacked[name] = torch.zeros(len(models), dtype=torch.int64, device=self.device)
         return stacked
