@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
-from fedham_flwr.runners import BACKENDS, run_backend
+from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.sections import warn_of_others
 from fedham_flwr.settings import Value, defaults, parse
 
@@ -98,14 +98,17 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
             given = complete(resume, given)
         if options.num_supernodes is None:
             options.num_supernodes = num_clients(resume) or 10
-        if min(options.num_supernodes, options.num_cpus) < 1:
-            raise UserError(
-                f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
-            )
+        if options.num_supernodes < 1:
+            raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
+        chosen = Simulation(
+            options.num_supernodes, options.backend, options.engine, options.num_cpus, options.num_workers,
+            options.ray_address,
+        )  # fmt: skip
+        chosen.check()
         settings = parse(given)
         texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
         warn_of_others(overrides(texts), settings.strategy)  # a file may hold what several methods need
-        run(given, options)
+        run(given, chosen)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -119,7 +122,10 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
-    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of a Ray worker; processes of cohort")
+    parser.add_argument("--engine", choices=ENGINES, default="cohort", help="of ray: default: cohort")
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of ray: processors of a worker (1)")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="of ray (0: as many as fit)")
+    parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster that is there")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
     return parser
@@ -160,8 +166,8 @@ def _without_quotes(text: str) -> re.Match[str] | None:
     return next((each for each in found if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
-def run(given: dict[str, Value], options: argparse.Namespace) -> None:
-    """Run a federation with these settings, in this process or under Ray."""
+def run(given: dict[str, Value], simulation: Simulation) -> None:
+    """Run a federation with these settings."""
     from fedham_flwr.server_app import make_server_app
 
-    run_backend(options.backend, make_server_app(given), given, options.num_supernodes, options.num_cpus)
+    run_backend(make_server_app(given), given, simulation)

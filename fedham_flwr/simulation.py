@@ -22,7 +22,7 @@ from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
 from fedham_flwr.resume.continuing import complete
-from fedham_flwr.runners import BACKENDS, Backend, run_backend
+from fedham_flwr.runners import Backend, Engine, Simulation, run_backend
 from fedham_flwr.sections import OBJECTS, warn_of_others
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
@@ -109,6 +109,9 @@ def simulate(
     backend: Backend = "in-process",
     num_cpus: int = 1,
     verbose: bool = True,
+    engine: Engine = "cohort",
+    num_workers: int = 0,
+    ray_address: str = "",
     **settings: Any,
 ) -> Run:
     """Run a federation on this machine.
@@ -118,9 +121,12 @@ def simulate(
         task: what is brought along: a `Task`, a module's name or an import path.
         clients: how many.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
-            small networks), or ray (as many at a time as there are processors).
-        num_cpus: of a Ray worker; for cohort processes among which the clients are shared out.
+            small networks), or ray (in several processes).
+        num_cpus: of ray: processors of a worker.
         verbose: whether the run's progress is printed.
+        engine: of ray: cohort, or one-by-one (Flower's own simulation).
+        num_workers: of ray: how many workers; 0 for as many as fit.
+        ray_address: of ray: of a cluster; empty for that of `RAY_ADDRESS`, or one of this machine.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
             a list too. With `resume` all others are those of that run.
@@ -140,11 +146,9 @@ def simulate(
         given = complete(str(given["resume"]), given)
     if type(clients) is not int or clients < 1:
         raise UserError(f"clients={clients!r} must be a whole number above 0")
-    if type(num_cpus) is not int or num_cpus < 1:
-        raise UserError(f"num_cpus={num_cpus!r} must be a whole number above 0")
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "ray" or (backend == "cohort" and num_cpus > 1):
+    chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
+    chosen.check()
+    if chosen.elsewhere:
         _check_importable(given, backend)
     warn_of_others(own, parse(given).strategy)
     from fedham_flwr.server_app import make_server_app
@@ -152,7 +156,7 @@ def simulate(
     left: list[Path] = []
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-            run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
+            run_backend(make_server_app(given, left.append), given, chosen)
     except UserError as error:
         raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
     return Run(left[0], trust_imports=True)

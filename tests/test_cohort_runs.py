@@ -94,7 +94,7 @@ def test_the_model_that_all_start_from_is_scored_as_one(federate: Federate, monk
 
     monkeypatch.setattr(StackedModel, "stack", stack)
     together(federate, strategy="fedavg", evaluate_every=1)
-    # Validation and test of the common model, training, validation and test of their own; the closing one does the same.
+    # Validation and test of the common model, training, validation and test of their own; and so in the closing one.
     assert stacked == [1, 1, 4, 4, 4] * 2
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.training.engine.memory import Resident
 from fedham_flwr.training.engine.network import StackedNetwork
 
 
@@ -28,6 +29,7 @@ class StackedModel:
         network: as given.
         manifest: as given.
         device: as given.
+        resident: data sets that are there.
         parameters: names of the parameters, in the model's order.
         counts: names of the integer buffers.
     """
@@ -37,6 +39,7 @@ class StackedModel:
     ) -> None:
         self.template, self.network, self.manifest, self.device = model, network, manifest, device
         self._bf16 = bf16
+        self.resident = Resident(device)
         self.parameters = tuple(name for name, _ in model.named_parameters())
         self.counts = tuple(name for name, buffer in model.named_buffers() if not buffer.is_floating_point())
 

@@ -29,7 +29,7 @@ def score(model: StackedModel, requests: Sequence[Score]) -> list[Scores]:
         model: the network.
         requests: alike, sorted by their number of samples, the largest first.
     """
-    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.device)
+    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.resident, model.device)
     sums = _Sums(len(requests), model.device)
     measured = [] if requests[0].streamed else [Measurement(request.metrics, model.device) for request in requests]
     for y, owners, outputs in _outputs(model, requests, rows):
