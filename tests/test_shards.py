@@ -19,14 +19,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from presets import network_settings
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.messages import ClientFailure, Download, Extras
+from fedham_flwr.runners.actors import WorkerDiedError
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.packing import States, pack, pack_states, unpack, unpack_states, unwrap, wrap
 from fedham_flwr.runners.placing import Workers
-from fedham_flwr.runners.shards import ShardedGrid, WorkerDiedError
+from fedham_flwr.runners.shards import RESTARTING, ShardedGrid
 from fedham_flwr.runners.worker import Shard
 from fedham_flwr.settings import Value, methods
 from fedham_flwr.state.format import Label
@@ -162,15 +164,27 @@ class Burning(Dying):
 
     lost: Any = None
 
-    def _start(self) -> Any:
-        if hasattr(self, "_actors"):
+    def _ask(self, number: int, messages: Sequence[Message]) -> Any:
+        found = super()._ask(number, messages)
+        if found[0] is DEAD:
             self.lost = [latest.states for latest in self._kept._latest.values() if latest.worker == 1]
-        return super()._start()
+        return found
 
     def _get(self, reference: Any, end: float | None = None) -> Any:
         if isinstance(reference, States) and any(reference is states for states in self.lost or []):
             raise WorkerDiedError("lost")
         return super()._get(reference, end)
+
+
+class Crowded(Dying):
+    """There is no room for the actor any more."""
+
+    deaths = 100
+
+    def _greet(self, some: Sequence[Any], within: float) -> list[Any]:
+        if within == RESTARTING:
+            raise UserError("a worker was not there")
+        return super()._greet(some, within)
 
 
 class Away(Here):
@@ -268,6 +282,19 @@ def test_an_actor_that_dies_twice_fails_its_shard_alone(federate: Callable[..., 
     assert failures == [[], ["1", "2"], [], [], []]
     assert "worker that trained this client died" in run.records[1]["failures"][0]["error"]
     assert [record["restarted"] for record in run.records] == [[]] * 5
+
+
+def test_where_there_is_no_room_for_an_actor_the_others_do_its_work(
+    federate: Callable[..., Outcome], caplog: Any
+) -> None:
+    given = {"strategy": "fedper", "num_server_rounds": 4, "fraction_train": 0.75}
+    honest, run = sharded(federate, **given), sharded(federate, Crowded, **given)
+    assert run.summary["failures"] == 0
+    assert [record["restarted"] for record in run.records] == [[]] * 5
+    assert run.summary["engine"]["workers"] == 1
+    assert "the others train its clients from now on: a worker was not there" in caplog.text
+    for mine, theirs in zip(run.rows, honest.rows, strict=True):
+        assert mine.value == pytest.approx(theirs.value, rel=5e-3, abs=5e-3)
 
 
 @pytest.mark.parametrize("checkpoint_every", [1, 0])

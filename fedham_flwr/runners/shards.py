@@ -3,7 +3,7 @@
 A shard of a cohort is one message, however many clients it has. What a client keeps stays with the actor that trained
 it last, and the latest of it is in Ray's object store too (`kept`): a client that another actor trains goes on from
 there, as does one whose actor died. An actor that dies is started again and does its shard once more; if it dies
-again, the clients of its shard fail in that exchange.
+again, the clients of its shard fail in that exchange. Where there is no room for it any more, others do its work.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from flwr.serverapp import ServerApp
 
 from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.federation import folders, wire
-from fedham_flwr.runners import placing
+from fedham_flwr.runners import actors, placing
+from fedham_flwr.runners.actors import WorkerDiedError
 from fedham_flwr.runners.clusters import cluster
 from fedham_flwr.runners.in_process import InProcessGrid, run_on
 from fedham_flwr.runners.kept import Kept
 from fedham_flwr.runners.packing import unwrap, wrap
 from fedham_flwr.runners.placing import Workers
-from fedham_flwr.runners.worker import Shard, machine
 from fedham_flwr.settings import Value, parse
 
 log = logging.getLogger("fedham_flwr")
 
-STARTING = 300.0
-"""Seconds within which the actors must be there."""
+STARTING, RESTARTING = 300.0, 60.0
+"""Seconds within which actors must be there, at the start and later."""
 DIED = "the worker that trained this client died"
-
-
-class WorkerDiedError(Exception):
-    """An actor is gone; what it was doing is not known."""
 
 
 class ShardedGrid(InProcessGrid):
@@ -58,7 +54,7 @@ class ShardedGrid(InProcessGrid):
         self._kept = Kept({node: f"{number}.safetensors" for number, node in enumerate(self._ids)})
         self._late: list[list[Any]] = [[] for _ in range(workers.count)]  # what was not there in time
         self._actors = [self._start() for _ in range(workers.count)]
-        self._away = [hello.away for hello in self._greet(self._actors)]
+        self._away = [hello.away for hello in self._greet(self._actors, STARTING)]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """The replies to messages pushed before; each is given once."""
@@ -82,7 +78,7 @@ class ShardedGrid(InProcessGrid):
         found: dict[str, object] = {}
         alone: dict[str, int] = {}
         together = 0
-        for reference in [actor.engine.remote() for actor in self._actors]:
+        for reference in [actor.engine.remote() for actor in self._actors if actor is not None]:
             try:
                 told = self._get(reference)
             except WorkerDiedError:
@@ -91,7 +87,12 @@ class ShardedGrid(InProcessGrid):
             for kind, count in told.get("alone", {}).items():
                 alone[kind] = alone.get(kind, 0) + count
             found |= told
-        return {**found, "together": together, "alone": alone, "workers": len(self._actors)}
+        return {
+            **found,
+            "together": together,
+            "alone": alone,
+            "workers": sum(actor is not None for actor in self._actors),
+        }
 
     def plan(self) -> str:
         """As `CohortGrid.plan`."""
@@ -101,13 +102,8 @@ class ShardedGrid(InProcessGrid):
 
     def _exchange(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         end = None if timeout is None else time.monotonic() + timeout
-        shards: list[list[Message]] = [[] for _ in self._actors]
-        nodes = [message.metadata.dst_node_id for message in messages]
-        costs = [1.0 + self._samples.get(node, 0) for node in nodes]
-        dealt = placing.shares(costs, [self._owner[node] for node in nodes], len(self._actors))
-        for message, number in zip(messages, dealt, strict=True):
-            shards[number].append(message)
-        asked = {number: self._ask(number, shard) for number, shard in enumerate(shards) if shard}
+        shards = self._deal(messages)
+        asked = {number: self._ask(number, shard) for number, shard in shards.items()}
         replies: list[Message] = []
         for number, references in asked.items():
             try:
@@ -118,6 +114,18 @@ class ShardedGrid(InProcessGrid):
                 continue
             replies += [Message(c, reply_to=m) for c, m in zip(contents, shards[number], strict=True)]
         return replies
+
+    def _deal(self, messages: Sequence[Message]) -> dict[int, list[Message]]:
+        """The messages for each actor that has any; those of an actor that is gone for good are dealt to the others."""
+        there = [number for number, actor in enumerate(self._actors) if actor is not None]
+        nodes = [message.metadata.dst_node_id for message in messages]
+        costs = [1.0 + self._samples.get(node, 0) for node in nodes]
+        owned = [self._owner[node] for node in nodes]
+        places = [there.index(owner) if owner in there else owner % len(there) for owner in owned]
+        shards: dict[int, list[Message]] = {}
+        for message, place in zip(messages, placing.shares(costs, places, len(there)), strict=True):
+            shards.setdefault(there[place], []).append(message)
+        return shards
 
     def _ask(self, number: int, messages: Sequence[Message]) -> Any:
         """Have an actor do its shard; references to the three parts of what it gives."""
@@ -146,10 +154,9 @@ class ShardedGrid(InProcessGrid):
                 self._take(number, kept, files)
             except WorkerDiedError as error:
                 log.warning("a worker of the cohort died, and is started again: %s", error)
-                self._late[number].clear()
-                self._actors[number] = self._start()
-                self._away[number] = self._greet([self._actors[number]])[0].away
                 self._kept.died(number, self._get)
+                self._late[number].clear()
+                number = self._replace(number)
                 references = self._ask(number, messages) if again else None
             except Exception as error:  # of this project, or of a user's module as the worker imports it
                 log.exception("a worker failed")
@@ -159,6 +166,24 @@ class ShardedGrid(InProcessGrid):
                 self._note(messages, contents)
                 return contents
         return [Error(ErrorCode.CLIENT_APP_CRASHED, DIED)] * len(messages)
+
+    def _replace(self, number: int) -> int:
+        """Start an actor again, or let another one do its work: which.
+
+        Raises:
+            UserError: there is no other.
+        """
+        actor = self._start()
+        try:
+            self._away[number] = self._greet([actor], RESTARTING)[0].away
+            self._actors[number] = actor
+        except UserError as error:
+            log.warning("the others train its clients from now on: %s", error)
+            self._actors[number] = None
+            number = next((n for n, other in enumerate(self._actors) if other is not None), -1)
+            if number < 0:
+                raise
+        return number
 
     def _take(self, number: int, kept: Any, files: Any) -> None:
         """Take what an actor handed over beside its replies."""
@@ -174,43 +199,24 @@ class ShardedGrid(InProcessGrid):
     # ---- Ray -------------------------------------------------------------------------------------------------------
 
     def _get(self, reference: Any, end: float | None = None) -> Any:
-        """The value of a reference.
-
-        Raises:
-            WorkerDiedError: the actor, or what it left, is gone.
-            TimeoutError: it is not there by `end`, a time of the monotonic clock.
-        """
-        import ray
-        from ray import exceptions as errors
-
-        try:
-            return ray.get(reference, timeout=None if end is None else max(0.0, end - time.monotonic()))
-        except errors.GetTimeoutError as error:
-            raise TimeoutError from error
-        except errors.RayTaskError as error:
-            raise error.cause or error from error
-        except errors.RayError as error:  # ActorDiedError, ObjectLostError, OutOfMemoryError, ...
-            raise WorkerDiedError(str(error).partition("\n")[0]) from error
+        """As `actors.get`."""
+        return actors.get(reference, end)
 
     def _start(self) -> Any:
-        import ray
+        return actors.start(self._given, self._ids, self._workers)
 
-        workers = self._workers
-        shard = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus)(Shard)
-        return shard.remote(self._given, self._ids, machine(), workers.cpus)
-
-    def _greet(self, actors: Sequence[Any]) -> list[Any]:
+    def _greet(self, some: Sequence[Any], within: float) -> list[Any]:
         """Wait until actors are there, and hear who they are.
 
         Raises:
             UserError: one is not there in time.
         """
-        end = time.monotonic() + STARTING
+        end = time.monotonic() + within
         try:
-            return [self._get(reference, end) for reference in [actor.hello.remote() for actor in actors]]
+            return [self._get(reference, end) for reference in [actor.hello.remote() for actor in some]]
         except TimeoutError:
             raise UserError(
-                f"the {self._workers.told()} were not all started within {STARTING:g} seconds: is the cluster busy?"
+                f"a worker was not there within {within:g} seconds (wanted: {self._workers.told()}): is it busy?"
             ) from None
         except WorkerDiedError as error:
             raise UserError(f"a worker cannot be started: {error}") from error
