@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
-from presets import LENGTH, TEXT, short_play, write_texts
+from hypothesis import given
+from hypothesis import strategies as st
+from presets import LENGTH, TEXT, TINY_VIT, short_play, write_texts
 from test_fedtp_rounds import FEW, SMALL, W, Watching
 from test_rounds import Shuffled
 from torch.nn.functional import cross_entropy
 
-from clients.fedtp import FedTPClient
+from clients.fedtp import BothHeads, FedTPClient
 from fedham_flwr import models, registry
 from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
 from fedham_flwr.core.errors import UserError
@@ -30,6 +32,8 @@ from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training import trainer as training
+from fedham_flwr.training.engine.losses import means_of
+from fedham_flwr.training.engine.rows import pad, real_samples
 from fedham_flwr.training.optim import SGD
 from fedham_flwr.training.trainer import Trainer
 
@@ -111,6 +115,25 @@ def test_fedrods_personal_head_starts_at_zero_and_leaves_the_shared_start_as_it_
     assert not any(with_it[name].any() for name in SECOND)
     assert with_it.keys() - without.keys() == set(SECOND)
     assert all(torch.equal(tensor, with_it[name]) for name, tensor in without.items())
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_fedrods_loss_of_many_clients_is_that_of_each(sizes: list[int]) -> None:
+    """Of a folded batch, in which each client's samples are filled up with its first one."""
+    draw = torch.Generator().manual_seed(sum(sizes))
+    chosen = parse({"strategy": "fedtp", "fedtp.head": "fedrod", **TINY_VIT})
+    model = models.build("vit", (1, 8, 8), 10, 0, chosen.networks())
+    x = torch.rand(sum(sizes), 1, 8, 8, generator=draw)
+    y = torch.randint(0, 10, (sum(sizes),), generator=draw)
+    counts = [torch.bincount(part, minlength=10).add(k).tolist() for k, part in enumerate(y.split(sizes))]
+    losses = [BothHeads(each, CPU) for each in counts]
+    more = [*losses, BothHeads([1] * 10, CPU)]  # of a client that has no step any more
+    places = pad(torch.arange(len(y)).split(sizes), max(sizes)).flatten()
+    model.eval()
+    terms = losses[0].stacked(more)(model, x[places], y[places], len(sizes))
+    found = means_of(terms, len(sizes), real_samples(sizes, CPU))
+    wanted = [loss(model, a, b) for loss, a, b in zip(losses, x.split(sizes), y.split(sizes), strict=True)]
+    assert torch.allclose(found, torch.stack(wanted), rtol=1e-5)
 
 
 def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> None:

@@ -92,7 +92,8 @@ class Engine:
         if self.network.way == "none" or not request.size():
             return False
         if self.network.way == "vmap" and not isinstance(request, Score):
-            return not self.network.drops and self.network.masks
+            own = isinstance(request, Fit) and request.loss is not None
+            return not self.network.drops and self.network.masks and not own
         return True
 
     def _carry_out(self, requests: Sequence[Request]) -> list[Answer]:

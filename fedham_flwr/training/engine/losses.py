@@ -51,10 +51,7 @@ def means(
         weights: of each client's classes; None where they are not weighed.
     """
     if settings.label_smoothing == 0 and weights is None:
-        each = terms(outputs, targets).view(clients, len(targets) // clients, -1)
-        if real is None:
-            return each.mean((1, 2))
-        return (each * real.unsqueeze(2)).sum((1, 2)) / (real.sum(1) * each.shape[2])
+        return means_of(terms(outputs, targets), clients, real)
     logs = log_softmax(outputs.flatten(0, -2), -1).view(clients, len(targets) // clients, -1, outputs.shape[-1])
     chosen = targets.view(*logs.shape[:3], 1)
     mask = torch.ones(logs.shape[:3], device=logs.device) if real is None else real.unsqueeze(2).expand(logs.shape[:3])
@@ -65,6 +62,14 @@ def means(
     smooth = settings.label_smoothing
     found = -(1 - smooth) * (hit * share).sum((1, 2)) - smooth / logs.shape[3] * (spread * mask).sum((1, 2))
     return found / share.sum((1, 2))
+
+
+def means_of(each: Tensor, clients: int, real: Float[Tensor, "m b"] | None) -> Float[Tensor, " m"]:
+    """The mean of each client's terms [m b, ...]; without fillers where there are any."""
+    each = each.view(clients, len(each) // clients, -1)
+    if real is None:
+        return each.mean((1, 2))
+    return (each * real.unsqueeze(2)).sum((1, 2)) / (real.sum(1) * each.shape[2])
 
 
 def sums(each: Tensor, owners: Tensor, clients: int) -> Tensor:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from fedham_flwr.core.errors import first_line
 from fedham_flwr.models import kernels
 from fedham_flwr.training.engine.folding import Folded, NotStackableError
+from fedham_flwr.training.engine.products import taken
 
 CLOSE = 1e-7
 TRIED = 3
@@ -47,11 +48,11 @@ class StackedNetwork:
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor], large: float = math.inf) -> None:
-        self._model = model
+        self._model, self._given_to = model, _GivenTo(model)
         self._running = vmap(self._one, (0, 0), randomness="error")
         self.way: Literal["folded", "vmap", "none"] = "folded"
         self.why = ""
-        inputs, self.products = _taken(model, batches)
+        inputs, self.products = taken(model, batches)
         if self.products > large:
             self.way, self.why = "none", f"a sample takes {self.products:,} multiply-adds, enough for one at a time"
             return
@@ -94,9 +95,32 @@ class StackedNetwork:
         if self.way == "vmap":
             out: Tensor = self._running(dict(tensors), x.view(clients, -1, *x.shape[1:]))
             return out.flatten(0, 1)
+        return self.apply(_call, tensors, (x,), real, draws, sizes)
+
+    def apply(
+        self,
+        function: Callable[..., Tensor],
+        tensors: Mapping[str, Tensor],
+        given: tuple[Any, ...],
+        real: Tensor | None = None,
+        draws: Sequence[torch.Generator] | None = None,
+        sizes: Sequence[int] | None = None,
+    ) -> Tensor:
+        """What a function gives of the network, with each client's weights in each client's samples; `way` is folded.
+
+        Args:
+            function: called with the network and what is given.
+            tensors: as for a call.
+            given: folded batches [m b, ...] among it.
+            real: as for a call.
+            draws: as for a call.
+            sizes: as for a call.
+        """
+        clients = len(next(iter(tensors.values())))
         mode = Folded(clients, real, draws, sizes)
         with mode, kernels.stacked(clients), kernels.drawing(mode.drop if draws is not None else None):
-            made: Tensor = functional_call(self._model, dict(tensors), (x,))
+            named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            made: Tensor = functional_call(self._given_to, named, (function, *given))
         return made
 
     @property
@@ -172,34 +196,20 @@ _NORMS = nn.modules.batchnorm._BatchNorm
 _DROPS = nn.modules.dropout._DropoutNd
 
 
-class _Counting(TorchFunctionMode):
-    """Counts the multiply-adds of linear layers and convolutions, which are nearly all there are."""
+class _GivenTo(nn.Module):
+    """A network that is given to a function, so that its weights can be replaced while that works."""
 
-    products = 0
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func in (functional.linear, functional.conv2d) and len(args) > 1:
-            self.products += out.numel() * args[1][0].numel()
-        return out
+    def forward(self, function: Callable[..., Tensor], *given: Any) -> Tensor:
+        return function(self.model, *given)
 
 
-def _taken(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Tensor, int]:
-    """The first of these batches that a network takes, and the multiply-adds of a sample's forward pass.
-
-    If it takes none it is the first and 0: whatever a user's network raises, it is found when that is tried.
-    """
-    was = model.training
-    model.eval()
-    try:
-        for inputs in batches:
-            counting = _Counting()
-            with contextlib.suppress(Exception), torch.no_grad(), counting:
-                model(inputs[:1])
-                return inputs, counting.products
-    finally:
-        model.train(was)
-    return batches[0], 0
+def _call(model: nn.Module, x: Tensor) -> Tensor:
+    made: Tensor = model(x)
+    return made
 
 
 def _refuse(*_: object) -> Tensor:

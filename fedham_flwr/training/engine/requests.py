@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.training.local import LocalTraining, Samples
@@ -15,6 +15,9 @@ from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.measurement import STREAMED
 from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
+
+LossOfEach = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""Of the model, the inputs and targets of a folded batch [m b, ...] and the number m of clients: [m b, predictions]."""
 
 
 class StackableTerm(Protocol):
@@ -29,6 +32,22 @@ class StackableTerm(Protocol):
 
         Args:
             others: the terms of all of them, of this class, in order; this one is the first.
+        """
+        ...
+
+
+class StackableLoss(Protocol):
+    """A loss of a method's own that can be computed for many clients at once."""
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """The mean loss of one client's batch."""
+        ...
+
+    def stacked(self, others: Sequence[StackableLoss]) -> LossOfEach:
+        """The loss of each prediction, for several clients.
+
+        Args:
+            others: the losses of all of them, of this class, in order; this one is the first.
         """
         ...
 
@@ -59,12 +78,11 @@ class Fit:
         """What must be equal for requests to be carried out together; None for one that is carried out alone."""
         training = self.training
         augmented = training.augment and training.augmentation != "shift-flip"
-        if self.loss is not None or training.loss.name != "auto" or ":" in training.optimizer or augmented:
-            return None
-        if self.gradient_term is not None and not hasattr(self.gradient_term, "stacked"):
+        own = (self.loss, self.gradient_term)
+        if not all(map(_stackable, own)) or training.loss.name != "auto" or ":" in training.optimizer or augmented:
             return None
         only = None if self.only is None else frozenset(self.only)
-        return "fit", training, only, type(self.gradient_term), *_data(self.samples)
+        return "fit", training, only, type(self.gradient_term), type(self.loss), *_data(self.samples)
 
     def size(self) -> int:
         """Steps that it takes."""
@@ -138,6 +156,11 @@ class Score:
 
 
 Request = Fit | Gradient | Score
+
+
+def _stackable(part: object) -> bool:
+    """Whether a method's own part of training is none, or says what it is for many clients."""
+    return part is None or hasattr(part, "stacked")
 
 
 def _data(samples: Samples) -> tuple[Hashable, ...]:

@@ -19,7 +19,7 @@ from fedham_flwr.training.engine import losses
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import COUNT
 from fedham_flwr.training.engine.optim import StackedOptimizer
-from fedham_flwr.training.engine.requests import Fit, Gradient, StackableTerm
+from fedham_flwr.training.engine.requests import Fit, Gradient, LossOfEach, StackableLoss, StackableTerm
 from fedham_flwr.training.engine.rows import Means, Plan, Rows, generator, pad, real_samples
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.losses import LossSettings, balanced
@@ -60,7 +60,7 @@ def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
     names = [name for name in model.parameters if first.only is None or name in first.only]
     plan = Plan(requests, model.resident, device)
     optimizer = StackedOptimizer([tensors[name] for name in names], training)
-    term = _term(requests)
+    term, own = _term(requests), _loss(requests)
     weights, mean = _class_weights(model, requests, plan.rows, training.loss), Means(plan, device)
     draws = [generator(device, r.generator.initial_seed()) for r in requests] if model.network.drops else None
     model.template.train()
@@ -70,8 +70,12 @@ def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
             leaves = {name: tensors[name][:m].detach().requires_grad_() for name in names}
             given = {name: tensor[:m] for name, tensor in tensors.items()} | leaves
             with model.autocast():
-                outputs = model.network(given, x, real, draws and draws[:m], sizes)
-                each = losses.means(outputs, y, m, real, training.loss, None if weights is None else weights[:m])
+                if own is not None:
+                    terms = model.network.apply(own, given, (x, y, m), real, draws and draws[:m], sizes)
+                    each = losses.means_of(terms, m, real)
+                else:
+                    outputs = model.network(given, x, real, draws and draws[:m], sizes)
+                    each = losses.means(outputs, y, m, real, training.loss, None if weights is None else weights[:m])
             found = torch.autograd.grad(each.sum(), list(leaves.values()), allow_unused=True)
             with torch.no_grad():
                 # As the weights lie, which fused optimisers take for granted.
@@ -123,6 +127,12 @@ def _term(requests: Sequence[Fit]) -> GradientTerm | None:
     """The terms of a method's own as one."""
     terms = [cast(StackableTerm, request.gradient_term) for request in requests if request.gradient_term is not None]
     return terms[0].stacked(terms) if terms else None
+
+
+def _loss(requests: Sequence[Fit]) -> LossOfEach | None:
+    """The losses of a method's own as one."""
+    losses_of = [cast(StackableLoss, request.loss) for request in requests if request.loss is not None]
+    return losses_of[0].stacked(losses_of) if losses_of else None
 
 
 def _shorten(slopes: Sequence[Tensor], training: LocalTraining) -> None:
