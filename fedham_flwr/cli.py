@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedham_flwr import __version__
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, run_backend
@@ -18,6 +20,7 @@ from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
        fedham settings [SECTION]                             every setting with its default
+       fedham --version
 """
 
 
@@ -30,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section = given[2:] if given[1:2] == ["--section"] else given[1:]
         if len(section) < 2 and not "".join(section).startswith("-"):
             return settings_command("".join(section))
+    if given == ["--version"]:
+        sys.stdout.write(f"fedham-flwr {__version__}\n")
+        return 0
     asked = not given or given[0] in ("-h", "--help")
     (sys.stdout if asked else sys.stderr).write(HELP if asked else f"error: {' '.join(given)!r} is no command\n{HELP}")
     return 0 if asked else 2
@@ -80,16 +86,27 @@ def run_command(arguments: Sequence[str] | None = None, program: str | None = No
         arguments: of the command line, without the program's name.
         program: its name, for the help.
     """
+    options, left = parser(program).parse_args(arguments), list[Path]()
     try:
-        return _run(arguments, program)
+        return _run(options, left)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        from fedham_flwr.ends import interrupted
+
+        again = program or f"python {shlex.quote(sys.argv[0])}"
+        sys.stderr.write(f"{interrupted(left[0] if left else None, again + _as_before(options, left))}\n")
         return 130
 
 
-def _run(arguments: Sequence[str] | None, program: str | None) -> int:
+def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
+    """The options with which a run goes on as it began."""
+    given = ["--resume", *map(str, left)]
+    given += ["--backend", options.backend] if options.backend != "ray" else []
+    given += ["--num-cpus", str(options.num_cpus)] if options.num_cpus != 1 else []
+    return f" {shlex.join(given)}"
+
+
+def _run(options: argparse.Namespace, left: list[Path]) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    options = parser(program).parse_args(arguments)
     try:
         given = overrides(options.run_config or [])
         if options.results_dir:
@@ -105,7 +122,7 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
         settings = parse(given)
         texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
         warn_of_others(overrides(texts), settings.strategy)  # a file may hold what several methods need
-        run(given, options)
+        run(given, options, left)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -142,26 +159,40 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
             raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
         if not text.endswith(".toml") and (bare := _without_quotes(text)):
             raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
+    if twice := _given_twice([text for text in given if not text.endswith(".toml")]):
+        raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
     found: dict[str, Value] = {}
     try:
-        for (
-            text
-        ) in given:  # one at a time: of several, Flower takes one file only, and drops keys of a section given twice
+        for text in given:  # of several, Flower takes one file only, and drops keys of a section given twice
             found |= dict(parse_config_args([text]))
         return found
     except (ValueError, ClickException) as error:
         raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
 
 
+_GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value, as Flower reads them."""
+
+
+def _given_twice(texts: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key that the texts give a second time, and both of its values; a file is there to be overridden."""
+    seen: dict[str, str] = {}
+    for key, value in (found for text in texts for found in _GIVEN.findall(text)):
+        if key in seen:
+            return key, seen[key], value
+        seen[key] = value
+    return None
+
+
 def _without_quotes(text: str) -> re.Match[str] | None:
     """The first key=value whose value is neither in quotes nor a number or a truth value."""
-    found = re.finditer(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)", text)
     values = r"true|false|['\"\[{].*|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)"
-    return next((each for each in found if not re.fullmatch(values, each[2], re.DOTALL)), None)
+    return next((each for each in _GIVEN.finditer(text) if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
-def run(given: dict[str, Value], options: argparse.Namespace) -> None:
-    """Run a federation with these settings, in this process or under Ray."""
+def run(given: dict[str, Value], options: argparse.Namespace, left: list[Path]) -> None:
+    """Run a federation with these settings, in this process or under Ray; its directory is added to `left`."""
     from fedham_flwr.server_app import make_server_app
 
-    run_backend(options.backend, make_server_app(given), given, options.num_supernodes, options.num_cpus)
+    app = make_server_app(given, left.append)
+    run_backend(options.backend, app, given, options.num_supernodes, options.num_cpus)

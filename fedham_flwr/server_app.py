@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedham_flwr import models
+from fedham_flwr import ends, models
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
@@ -75,7 +75,8 @@ def make_server_app(
 def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None) -> None:
     """A whole run: find the clients, train, evaluate, and write and print what came of it.
 
-    Whatever ends the run early, the results so far and the server's state are written first.
+    Whatever ends the run early, the results so far and the server's state are written first; of a run that ends before
+    its first round nothing is left.
 
     Args:
         grid: the way to the clients.
@@ -88,7 +89,7 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
     """
     began = time.perf_counter()
     old = continued(settings)
-    saved = newest(old) if old else None
+    saved, parents = newest(old) if old else None, ends.missing_parents(settings)
     if old and saved:
         settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
         directory = RunDirectory(old)
@@ -100,6 +101,7 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
         left(directory.path)
     report.settings_table(flatten(settings), defaults())
     journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
+    strategy = None
     try:
         strategy = prepare(grid, settings, journal, saved)
         with journal:
@@ -108,8 +110,14 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
             journal.engine = grid.engine()
             report.say(engine_line(journal.engine))
     except BaseException as error:
-        journal.finish(error)
-        raise
+        told = ends.explained(error, settings.strategy, directory.path)
+        if strategy is not None:
+            journal.finish(told)
+        elif not saved:
+            ends.remove(directory.path, parents)
+        if told is error:
+            raise
+        raise told from error
     journal.finish()
 
 
@@ -207,9 +215,16 @@ def build_strategy(
         UserError: the method cannot do with this model or these settings.
     """
     declared = method(settings.strategy)
+    made = half(declared.strategy)
+    if not (isinstance(made, type) and issubclass(made, RoundStrategy)):
+        name = getattr(made, "__name__", type(made).__name__)
+        raise UserError(
+            f"the server half of {declared.name} is {name}, and wanted is a RoundStrategy: a class of yours"
+        )
+    if missing := sorted(made.__abstractmethods__):
+        raise UserError(f"{made.__name__}, the server half of {declared.name}, lacks {', '.join(missing)}")
     setup = Setup(settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress())
-    strategy: RoundStrategy = half(declared.strategy)(setup)
-    return strategy
+    return made(setup)
 
 
 def _task(

@@ -27,7 +27,7 @@ LEVELS = (
     {"registry", "run_settings", "sections", "settings", "task"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
-    {"server_app", "starts", "client_app", "runners"},
+    {"server_app", "starts", "ends", "client_app", "runners"},
     {"simulation", "cli"},
     {"run_simulation"},
 )

@@ -203,12 +203,3 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted\n"
-
-
-def test_an_interrupt_of_a_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run", interrupt)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
