@@ -91,6 +91,17 @@ class Run:
         return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
 
     @cached_property
+    def clients(self) -> pandas.DataFrame:
+        """A client in a row, as in `clients.json`: client, name, its samples in train, validation and test, ...
+
+        Of classes also how many it has, `classes`, and its training samples of each, `train-labels`; `shape` is that
+        of one sample as the network takes it, and `novel` says whether it was held out.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(RunDirectory(self.directory).read_clients())
+
+    @cached_property
     def mixing(self) -> pandas.DataFrame:
         """Who learned from whom: round, client, group, peer, weight; empty for a method that does not mix."""
         return read_weights(self.directory).to_pandas()

@@ -35,7 +35,8 @@ log = logging.getLogger("fedham_flwr")
 def describe(profile: Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
-    return {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
+    told = {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
+    return {**told, "shape": list(profile.shape)}
 
 
 @dataclass
