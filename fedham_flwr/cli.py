@@ -8,14 +8,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from fedham_flwr import __version__
+from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, run_backend
-from fedham_flwr.sections import warn_of_others
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
@@ -119,10 +119,9 @@ def _run(options: argparse.Namespace, left: list[Path]) -> int:
             raise UserError(
                 f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
             )
-        settings = parse(given)
+        check_device(parse(given).device)
         texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
-        warn_of_others(overrides(texts), settings.strategy)  # a file may hold what several methods need
-        run(given, options, left)
+        run(given, options, left, set(overrides(texts)))  # a file may hold what several methods need
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -190,9 +189,9 @@ def _without_quotes(text: str) -> re.Match[str] | None:
     return next((each for each in _GIVEN.finditer(text) if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
-def run(given: dict[str, Value], options: argparse.Namespace, left: list[Path]) -> None:
-    """Run a federation with these settings, in this process or under Ray; its directory is added to `left`."""
+def run(given: dict[str, Value], options: argparse.Namespace, left: list[Path], asked: Collection[str]) -> None:
+    """Run a federation with these settings, of which `asked` were given here; its directory is added to `left`."""
     from fedham_flwr.server_app import make_server_app
 
-    app = make_server_app(given, left.append)
+    app = make_server_app(given, left.append, asked)
     run_backend(options.backend, app, given, options.num_supernodes, options.num_cpus)

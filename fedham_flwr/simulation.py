@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.models.export import load
@@ -23,7 +24,7 @@ from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
 from fedham_flwr.resume.continuing import complete
 from fedham_flwr.runners import BACKENDS, Backend, run_backend
-from fedham_flwr.sections import OBJECTS, warn_of_others
+from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
 
@@ -157,13 +158,13 @@ def simulate(
         raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
     if backend == "ray" or (backend == "cohort" and num_cpus > 1):
         _check_importable(given, backend)
-    warn_of_others(own, parse(given).strategy)
+    check_device(parse(given).device)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-            run_backend(backend, make_server_app(given, left.append), given, clients, num_cpus)
+            run_backend(backend, make_server_app(given, left.append, own), given, clients, num_cpus)
     except UserError as error:
         raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
     return Run(left[0], trust_imports=True)

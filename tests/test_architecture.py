@@ -24,10 +24,10 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "run_settings", "sections", "settings", "task"},
+    {"registry", "run_settings", "sections", "settings", "task", "idle"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
-    {"server_app", "starts", "ends", "client_app", "runners"},
+    {"server_app", "starts", "trials", "ends", "client_app", "runners"},
     {"simulation", "cli"},
     {"run_simulation"},
 )

@@ -117,22 +117,19 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("config", "line"),
+    ("given", "twice"),
     [
-        ("fedham.meta-steps=3", "settings of other methods have no effect with strategy=fedper: fedham.meta-steps=3"),
-        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 amn.unit="model"',
-         'settings of other methods have no effect with strategy=ditto: fedtp.head="fedper", amn.unit="model"'),
-        ("fedper.personal-layers=2 mlp.width=3 dp.delta=0.1", ""),
+        (["seed=1 alpha=0.5 seed=2"], "seed twice, as 1 and as 2"),
+        (["seed=1", "alpha=0.5 seed=1"], "seed twice, as 1 and as 1"),
+        (["fedprox.mu=0.1", 'strategy="fedprox" fedprox.mu=1.0'], "fedprox.mu twice, as 0.1 and as 1.0"),
+        (["dataset='a b seed=1'", 'seed=2 dataset="c"'], "dataset twice, as 'a b seed=1' and as \"c\""),
     ],
-)  # fmt: skip
-def test_settings_of_another_method_are_said_to_have_no_effect(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, config: str, line: str
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    capsys: pytest.CaptureFixture[str], given: list[str], twice: str
 ) -> None:
-    monkeypatch.setattr(cli, "run", lambda *_: None)
-    file = tmp_path / "defaults.toml"  # may hold settings of several methods, as pyproject.toml does
-    file.write_text("[pfedla]\nhidden-dim = 3\n")
-    assert main(["-c", str(file), "-c", config]) == 0
-    assert caplog.messages == ([line] if line else [])
+    options = [option for text in given for option in ("-c", text)]
+    assert errors(capsys, *options) == f"error: -c gives {twice}: wanted it once\n"
 
 
 # ---- the command fedham ----------------------------------------------------------------------------------------------
@@ -151,6 +148,14 @@ def test_fedham_alone_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) ->
         assert "fedham run" in capsys.readouterr().out
     assert fedham(["rnu"]) == 2
     assert capsys.readouterr().err.startswith("error: 'rnu' is no command\nusage: fedham run")
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert fedham(["--version"]) == 0
+    assert capsys.readouterr().out == f"fedham-flwr {tomllib.loads(text)['project']['version']}\n"
+    assert fedham(["--help"]) == 0
+    assert "fedham --version" in capsys.readouterr().out
 
 
 def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:

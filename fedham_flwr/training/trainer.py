@@ -76,8 +76,7 @@ class Trainer:
         Raises:
             DivergedError: a tensor is not finite; nothing of it may be kept or sent.
         """
-        model = self.read(self.manifest.names())
-        for name, tensor in model.items():
+        for name, tensor in (model := self.read(self.manifest.names())).items():
             if not parameters.all_finite(tensor):
                 raise DivergedError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
         return model
@@ -137,9 +136,8 @@ class Trainer:
                 seen += len(chosen)
         mean = total.item() / max(1, seen)
         if not math.isfinite(mean):
-            raise DivergedError(
-                f"training diverged: the loss is {mean}; lower learning-rate={training.learning_rate:g}"
-            )
+            rate = training.learning_rate
+            raise DivergedError(f"training diverged: the loss is {mean}; lower learning-rate={rate:g}")
         return mean
 
     @torch.no_grad()
