@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from torch import nn
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
+from fedham_flwr.ends import interrupted
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
-from fedham_flwr.resume.continuing import complete
+from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, Backend, run_backend
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
@@ -30,6 +32,8 @@ from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
 
 if TYPE_CHECKING:
     import pandas
+
+log = logging.getLogger("fedham_flwr")
 
 
 class Models(Mapping[str, nn.Module]):
@@ -115,9 +119,9 @@ class Run:
 
 
 def simulate(
-    strategy: str | Method = "fedper",
+    strategy: str | Method | None = None,
     task: Task | str | None = None,
-    clients: int = 10,
+    clients: int | None = None,
     backend: Backend = "in-process",
     num_cpus: int = 1,
     verbose: bool = True,
@@ -126,38 +130,35 @@ def simulate(
     """Run a federation on this machine.
 
     Args:
-        strategy: the method, by its name, its import path or itself.
+        strategy: the method, by its name, its import path or itself; by default fedper.
         task: what is brought along: a `Task`, a module's name or an import path.
-        clients: how many.
+        clients: how many; by default 10.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
             small networks), or ray (as many at a time as there are processors).
         num_cpus: of a Ray worker; for cohort processes among which the clients are shared out.
         verbose: whether the run's progress is printed.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
-            a list too. With `resume` all others are those of that run.
+            a list too. With `resume` all others, strategy and clients too, are those of that run.
 
     Raises:
         UserError: as a run on the command line says it.
+        KeyboardInterrupt: the user interrupted; how to go on has been said.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     own = _flat(settings)
-    given = {"strategy": strategy, **own}
+    resume = str(own.get("resume", ""))
+    chosen = strategy or ("" if resume else "fedper")
+    given = {"strategy": chosen, **own} if chosen else dict(own)
     if task is not None:
         given = _joined(given, _brought(task))
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None:
             given[setting] = _named_by(setting, value)
-    if given.get("resume"):
-        given = complete(str(given["resume"]), given)
-    if type(clients) is not int or clients < 1:
-        raise UserError(f"clients={clients!r} must be a whole number above 0")
-    if type(num_cpus) is not int or num_cpus < 1:
-        raise UserError(f"num_cpus={num_cpus!r} must be a whole number above 0")
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "ray" or (backend == "cohort" and num_cpus > 1):
-        _check_importable(given, backend)
+    if resume:
+        given = complete(resume, given)
+    clients = (num_clients(resume) or 10) if clients is None else clients
+    _check_call(given, clients, backend, num_cpus)
     check_device(parse(given).device)
     from fedham_flwr.server_app import make_server_app
 
@@ -167,6 +168,10 @@ def simulate(
             run_backend(backend, make_server_app(given, left.append, own), given, clients, num_cpus)
     except UserError as error:
         raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
+    except KeyboardInterrupt:
+        again = f"simulate(resume={str(left[0]) if left else ''!r}, backend={backend!r}, num_cpus={num_cpus})"
+        log.warning("%s", interrupted(left[0] if left else None, again))
+        raise
     return Run(left[0], trust_imports=True)
 
 
@@ -223,8 +228,16 @@ def _named(value: Any) -> bool:
     return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
 
 
-def _check_importable(given: Mapping[str, Any], backend: str) -> None:
-    """Refuse what other processes would not find."""
+def _check_call(given: Mapping[str, Any], clients: object, backend: str, num_cpus: object) -> None:
+    """Refuse what is no number or no backend, and objects that a backend's other processes would not find."""
+    if type(clients) is not int or clients < 1:
+        raise UserError(f"clients={clients!r} must be a whole number above 0")
+    if type(num_cpus) is not int or num_cpus < 1:
+        raise UserError(f"num_cpus={num_cpus!r} must be a whole number above 0")
+    if backend not in BACKENDS:
+        raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
+    if backend == "in-process" or (backend == "cohort" and num_cpus == 1):
+        return
     for setting in OBJECTS:
         for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
             name = path.rpartition(".")[2]

@@ -72,6 +72,22 @@ def test_the_command_has_the_options_that_the_run_had(capsys: pytest.CaptureFixt
     assert command.endswith("' --backend in-process --num-cpus 2\n")
 
 
+def test_in_a_notebook_an_interrupt_says_the_call_that_goes_on(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import own_methods
+
+    short: dict[str, Any] = {"samples_per_client": 40, "device": "cpu", "verbose": False}
+    with pytest.raises(KeyboardInterrupt):
+        simulate(own_methods.STOPS, clients=3, num_server_rounds=4, checkpoint_every=2, backend="cohort", **short)
+    (run,) = (tmp_path / "results" / "stops").iterdir()
+    call = f"simulate(resume={str(run)!r}, backend='cohort', num_cpus=1)"
+    assert caplog.messages[-1] == f"interrupted; what there is so far is in {run}; to go on after round 2: {call}"
+    monkeypatch.delattr(own_methods.Stops, "merge")
+    done = simulate(resume=run, verbose=False)  # with its own method and as many clients
+    assert (done.directory, done.summary["num-rounds"], len(done.clients)) == (run, 4, 3)
+
+
 def test_an_interrupt_before_the_first_round_leaves_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

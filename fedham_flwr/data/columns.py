@@ -47,8 +47,14 @@ def named(data: datasets.Dataset, setting: str, column: str) -> str:
         UserError: there is none of that name.
     """
     if column not in data.features:
-        raise UserError(f"{setting} is '{column}', but the columns are {_listed(data.features)}.")
+        raise UserError(f"{setting} is '{column}', {_instead_of(column, data)}.")
     return column
+
+
+def _instead_of(name: str, data: datasets.Dataset) -> str:
+    """What to say of a column that isn't there."""
+    advice = "; between the names of columns are blanks, no commas" if "," in name else ""
+    return f"but the columns are {_listed(data.features)}{advice}"
 
 
 def _listed(features: Any) -> str:
@@ -91,7 +97,7 @@ def table_columns(data: datasets.Dataset, columns: Columns) -> list[str]:
         return []
     for number, name in enumerate(names):
         if name not in data.features:
-            raise UserError(f"feature-column names '{name}', but the columns are {_listed(data.features)}.")
+            raise UserError(f"feature-column names '{name}', {_instead_of(name, data)}.")
         if name in names[:number]:
             raise UserError(f"feature-column names '{name}' twice; name each column once.")
         if name == columns.client:
