@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> int:
         if resume := options.resume or str(given.get("resume", "")):
             given = complete(resume, given)
         if options.num_supernodes is None:
-            options.num_supernodes = num_clients(resume) or 10
+            options.num_supernodes = (resume and num_clients(resume)) or 10
         if min(options.num_supernodes, options.num_cpus) < 1:
             raise UserError(
                 f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"

@@ -28,7 +28,7 @@ from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, Backend, run_backend
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
-from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
+from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process, named
 
 if TYPE_CHECKING:
     import pandas
@@ -76,6 +76,9 @@ class Run:
 
     directory: Path
     trust_imports: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))  # from a text, too
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -148,8 +151,7 @@ def simulate(
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     own = _flat(settings)
     resume = str(own.get("resume", ""))
-    chosen = strategy or ("" if resume else "fedper")
-    given = {"strategy": chosen, **own} if chosen else dict(own)
+    given = own if resume and strategy is None else {"strategy": strategy or "fedper", **own}
     if task is not None:
         given = _joined(given, _brought(task))
     for setting in OBJECTS:
@@ -157,7 +159,7 @@ def simulate(
             given[setting] = _named_by(setting, value)
     if resume:
         given = complete(resume, given)
-    clients = (num_clients(resume) or 10) if clients is None else clients
+    clients = ((resume and num_clients(resume)) or 10) if clients is None else clients
     _check_call(given, clients, backend, num_cpus)
     check_device(parse(given).device)
     from fedham_flwr.server_app import make_server_app
@@ -167,10 +169,11 @@ def simulate(
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             run_backend(backend, make_server_app(given, left.append, own), given, clients, num_cpus)
     except UserError as error:
-        raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
+        # Where in this package it was noticed is of no use to the caller, nor are our paths to their objects.
+        raise UserError(named(str(error))) from None
     except KeyboardInterrupt:
-        again = f"simulate(resume={str(left[0]) if left else ''!r}, backend={backend!r}, num_cpus={num_cpus})"
-        log.warning("%s", interrupted(left[0] if left else None, again))
+        run = left[0] if left else None
+        log.warning(interrupted(run, f"simulate(resume={str(run)!r}, backend={backend!r}, num_cpus={num_cpus})"))
         raise
     return Run(left[0], trust_imports=True)
 

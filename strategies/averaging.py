@@ -26,7 +26,12 @@ class AveragingStrategy(RoundStrategy):
         self.shared = self.first
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
-        """The same tensors for every client."""
+        """The same tensors for every client.
+
+        Raises:
+            ValueError: a method of one's own has made `shared` something else than the model's shared tensors.
+        """
+        self.manifest.check(self.shared, self.split.shared, finite=True)
         return dict.fromkeys(clients, Start(self.shared))  # R1
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:

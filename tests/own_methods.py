@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedham_flwr import AveragingStrategy, Method, RoundClient, RoundStrategy, Setup, split_groups
+from fedham_flwr import AveragingStrategy, Method, Outcome, RoundClient, RoundStrategy, Setup, split_groups
 
 
 def everything(manifest: Any, settings: object) -> Any:
@@ -58,6 +58,42 @@ class WrongPlan(AveragingStrategy):
         return dict.fromkeys(clients, 3)
 
 
+class NoPlan(AveragingStrategy):
+    """Forgets a client."""
+
+    def plan(self, round_number: int, clients: Sequence[str]) -> Any:
+        return super().plan(round_number, clients[1:])
+
+
+class WrongMerge(AveragingStrategy):
+    """Makes other tensors of the shared ones."""
+
+    def merge(self, round_number: int, uploads: Mapping[str, Any]) -> None:
+        self.shared = {name: tensor.double() for name, tensor in self.shared.items()}
+
+
+class NoTensors(AveragingStrategy):
+    """Has something else than tensors for a state."""
+
+    def state_dict(self) -> Any:
+        return {**super().state_dict(), "rounds": 3}
+
+
+class SendsNothing(RoundClient):
+    """Gives an outcome of which nothing can be sent."""
+
+    def train(self, start: Any) -> Outcome:
+        return Outcome({}, self.fit(start))
+
+
+class KeepsNothing(RoundClient):
+    """Forgets what is personal."""
+
+    def train(self, start: Any) -> Outcome:
+        model = self.fit(start)
+        return Outcome(model, model)
+
+
 class Unfinished(RoundStrategy):
     """Has half of what a method needs."""
 
@@ -75,5 +111,10 @@ PLAN = method(SlipInPlan, "plan")
 MERGE = method(SlipInMerge, "merge")
 STATE = method(SlipInState, "state")
 WRONG_PLAN = method(WrongPlan, "wrong-plan")
+NO_PLAN = method(NoPlan, "no-plan")
+WRONG_MERGE = method(WrongMerge, "wrong-merge")
+NO_TENSORS = method(NoTensors, "no-tensors")
+SENDS_NOTHING = Method(AveragingStrategy, SendsNothing, everything)
+KEEPS_NOTHING = Method(AveragingStrategy, KeepsNothing, lambda manifest, _: split_groups(manifest, ("fc2",)))
 UNFINISHED = method(Unfinished, "unfinished")
 NO_SERVER_HALF = method(dict, "no-server-half")

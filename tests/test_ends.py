@@ -130,7 +130,10 @@ def test_a_start_that_fails_leaves_only_what_was_there(
         ),
         ("MERGE", "the method merge failed: RuntimeError: The size of tensor a (128) must match"),
         ("STATE", "the method state failed: RuntimeError: The size of tensor a (128) must match"),
-        ("WRONG_PLAN", "the method wrong-plan failed: AttributeError: 'int' object has no attribute 'params'"),
+        (
+            "WRONG_MERGE",
+            "the method wrong-merge failed: ValueError: conv1.weight has dtype torch.float64, wanted torch",
+        ),
     ],
 )
 def test_a_fault_of_an_own_server_half_is_a_sentence_and_its_stack_a_file(
@@ -143,7 +146,7 @@ def test_a_fault_of_an_own_server_half_is_a_sentence_and_its_stack_a_file(
     assert str(raised.value).endswith(f"; the whole stack is in {run / 'error.log'}")
     stack = (run / "error.log").read_text()
     assert stack.startswith("Traceback (most recent call last):\n")
-    assert ("own_methods.py" in stack) == (which != "WRONG_PLAN")
+    assert ("own_methods.py" in stack) == (which != "WRONG_MERGE")
     if which not in ("INIT",):
         assert json.loads((run / "summary.json").read_text())["error"] == f"UserError: {raised.value}"
 
@@ -152,6 +155,7 @@ def test_a_fault_of_an_own_server_half_is_a_sentence_and_its_stack_a_file(
     ("which", "sentence"),
     [
         ("UNFINISHED", r"^Unfinished, the server half of unfinished, lacks load_state_dict, merge, state_dict$"),
+        ("STOPS.strategy", r"is the class Stops, and wanted is a fedham_flwr.Method: Method\(server half, client"),
         ("NO_SERVER_HALF", r"^the server half of no-server-half is dict, and wanted is a RoundStrategy"),
     ],
 )
@@ -161,6 +165,27 @@ def test_a_server_half_that_is_none_is_a_sentence(
     with pytest.raises(UserError, match=sentence):
         federate(strategy=f"own_methods:{which}")
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("which", "sentence"),
+    [
+        ("WRONG_PLAN", r"^plan of WrongPlan gives int for client 0, and wanted is Start\(shared tensors\)$"),
+        ("NO_PLAN", r"^plan of NoPlan gives nothing for client 0, and wanted is Start\(shared tensors\)$"),
+        ("NO_TENSORS", r"^state_dict of NoTensors gives int for rounds, and wanted is a tensor$"),
+        (
+            "SENDS_NOTHING",
+            r"client 0's: train of SendsNothing gives an Outcome whose `send` lacks conv1.weight, conv1.b",
+        ),
+        (
+            "KEEPS_NOTHING",
+            r"client 0's: train of KeepsNothing gives an Outcome whose `keep` lacks fc2.weight, fc2.bias: ",
+        ),
+    ],
+)
+def test_what_a_method_gives_that_is_not_wanted_is_named(federate: Federate, which: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        federate(strategy=f"own_methods:{which}", num_server_rounds=1, checkpoint_every=1)
 
 
 def test_a_fault_of_this_package_keeps_its_stack(

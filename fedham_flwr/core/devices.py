@@ -17,6 +17,11 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(
+            f'device="{name}" is no device: wanted auto, cpu, cuda, or cuda:1 for the second GPU'
+        ) from error
+    try:
         torch.zeros(1, device=device).item()  # fails where there is no such device, or none that computes
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).split("\n", maxsplit=1)[0].split(". ", maxsplit=1)[0]

@@ -166,10 +166,12 @@ def find_label_of_table(data: datasets.Dataset, columns: Columns, table: Sequenc
 def _the_only(setting: str, kind: str, data: datasets.Dataset) -> str:
     found = [name for name, feature in data.features.items() if kind_of_column(feature) == kind]
     if len(found) != 1:
-        count = f"{len(found)} columns of kind {kind}"
+        listed = _listed(data.features)
+        count = f"the data set has {len(found)} columns of kind {kind}, among {listed}"
+        none = f"the data set has no column of kind {kind}, so that it must be named, one of {listed}"
         only = all(kind_of_column(feature) == "Image" for feature in data.features.values())
         advice = "; pictures need a folder for each class, and dataset names the folder of these" if only else ""
-        raise UserError(f"set {setting}: the data set has {count}, among {_listed(data.features)}{advice}.")
+        raise UserError(f"set {setting}: {count if found else none}{advice}.")
     return str(found[0])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+from fedham_flwr.federation.contract import state_of
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -64,7 +65,7 @@ class Journal:
     _ready: float | None = None
     _records: list[RoundRecord] = field(default_factory=list)
     _progress: Progress | None = None
-    _stack: ExitStack = field(default_factory=ExitStack)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def measures(self, measured: tuple[Metric, ...]) -> None:
         """The clients will measure this.
@@ -144,7 +145,7 @@ class Journal:
         kept = Path(task.keep) if task.keep else None
         try:
             self.directory.sync()
-            checkpoints.save(self.directory.path, here, strategy.state_dict(), kept)
+            checkpoints.save(self.directory.path, here, state_of(strategy), kept)
         except OSError as error:
             why = error.strerror or error
             log.warning("the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, why)
@@ -185,11 +186,8 @@ class Journal:
 
     def _state(self, strategy: RoundStrategy, error: BaseException | None) -> Params | None:
         """The server's state; None of a method that has failed, and cannot say it either."""
-        try:
-            return strategy.state_dict()
-        except Exception:
-            if error is None:
-                raise
+        with contextlib.suppress(*([Exception] if error else [])):
+            return state_of(strategy)
         return None
 
     def _spent(self, interrupted: bool) -> dict[str, int]:
