@@ -104,10 +104,10 @@ def run(
         )
     if left is not None:
         left(directory.path)
-    report.settings_table(flatten(settings), defaults())
     journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
     strategy = None
     try:
+        report.settings_table(flatten(settings), defaults())
         strategy = prepare(grid, settings, journal, saved, asked)
         with journal:
             strategy.run(grid)
