@@ -19,7 +19,7 @@ from fedham_flwr.runners import BACKENDS, run_backend
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
-       fedham settings [SECTION]                             every setting with its default
+       fedham settings [SECTION | SETTING]                   every setting with its default
        fedham --version
 """
 
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def settings_command(section: str) -> int:
-    """Print every setting with its default and what it does, or those of one section."""
+    """Print every setting with its default and what it does, or those of one section, or one setting."""
     known = defaults()
-    chosen = {key: value for key, value in known.items() if not section or key.rpartition(".")[0] == section}
+    chosen = {key: known[key] for key in known if not section or section in (key, key.rpartition(".")[0])}
     if not chosen:
         sections = dict.fromkeys(key.partition(".")[0] for key in known if "." in key)
-        sys.stderr.write(f"error: there is no section {section}: wanted one of {', '.join(sections)}\n")
+        sys.stderr.write(f"error: there is no section and no setting {section}: wanted one of {', '.join(sections)}\n")
         return 1
     said = remarks()
     try:

@@ -169,8 +169,11 @@ def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsy
     for arguments in (["settings", "fedper"], ["settings", "--section", "fedper"]):
         assert fedham(arguments) == 0
         assert capsys.readouterr().out.startswith("fedper.personal-layers = 1  ")
+    for setting in ("alpha", "fedper.personal-layers"):
+        assert fedham(["settings", setting]) == 0
+        assert capsys.readouterr().out.startswith(f"{setting} = ")
     assert fedham(["settings", "fedpre"]) == 1
-    assert capsys.readouterr().err.startswith("error: there is no section fedpre: wanted one of ")
+    assert capsys.readouterr().err.startswith("error: there is no section and no setting fedpre: wanted one of ")
     assert fedham(["settings", "--sections"]) == 2
     assert "is no command" in capsys.readouterr().err
 
