@@ -44,10 +44,12 @@ def _dealt(facts: Facts) -> str:
     return "" if facts.partitioned else "each client has data of its own, which are not dealt"
 
 
-def _by_partitioner(*names: str) -> Reason:
+def _by_partitioner(*names: str, own: bool = False) -> Reason:
+    """Of a setting that some partitioners read, and those of a user's own if `own`."""
+
     def reason(facts: Facts) -> str:
         chosen = facts.settings.partitioner
-        read = chosen in names or (is_path(chosen) and "natural" not in names)
+        read = chosen in names or (own and is_path(chosen))
         return _dealt(facts) or ("" if read else f"partitioner is {chosen}")
 
     return reason
@@ -88,8 +90,8 @@ def _of_noise(facts: Facts) -> str:
 REASONS: Mapping[str, Reason] = {
     "partitioner": _dealt,
     "samples-per-client": _dealt,
-    "alpha": _by_partitioner("dirichlet"),
-    "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2"),
+    "alpha": _by_partitioner("dirichlet", own=True),
+    "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2", own=True),
     "owner-share": _by_partitioner("class-owners"),
     "client-column": _by_partitioner("natural"),
     "min-characters": lambda facts: _of_text(facts) or _by_partitioner("natural")(facts),

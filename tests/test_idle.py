@@ -34,11 +34,13 @@ def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any
     return line.removeprefix("settings that have no effect: ")
 
 
+DEAL = "own_objects:by_turns"
 CASES: list[tuple[dict[str, Value], str]] = [
     ({"alpha": 0.5}, "alpha=0.5 (partitioner is pathological)"),
     ({"alpha": 0.1}, "alpha=0.1 (partitioner is pathological)"),  # the default, but given
     ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
     ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
+    ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
     ({"client-column": "ward"}, 'client-column="ward" (partitioner is pathological)'),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off

@@ -79,7 +79,7 @@ def starts_of(half: Any, round_number: int, clients: Sequence[str]) -> Mapping[s
     Raises:
         UserError: a client has none.
     """
-    given = half.plan(round_number, clients)
+    given: Mapping[str, Start] = half.plan(round_number, clients)
     for client in clients:
         start = given.get(client) if isinstance(given, Mapping) else given
         if not isinstance(start, Start):
@@ -87,7 +87,7 @@ def starts_of(half: Any, round_number: int, clients: Sequence[str]) -> Mapping[s
             raise UserError(
                 f"plan of {type(half).__name__} gives {found} for client {client}, and wanted is Start(shared tensors)"
             )
-    return given  # type: ignore[no-any-return]
+    return given
 
 
 def state_of(half: Any) -> Params:
