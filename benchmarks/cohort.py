@@ -141,10 +141,10 @@ def _train(
 # ---- the comparison --------------------------------------------------------------------------------------------------
 
 
-def ours(settings: Mapping[str, Value], clients: int, folder: Path, backend: str, cpus: int = 1) -> list[float]:
+def ours(settings: Mapping[str, Value], clients: int, folder: Path, *options: str) -> list[float]:
     """Seconds of each round but the first."""
     folder.mkdir(parents=True)
-    ends = [line.at for line in simulate(settings, clients, folder, backend, cpus)]
+    ends = [line.at for line in simulate(settings, clients, folder, options)]
     return [later - earlier for earlier, later in pairwise(ends)]
 
 
@@ -156,10 +156,10 @@ def compare(case: Case, rounds: int, repeats: int, folder: Path) -> list[dict[st
     for turn in range(repeats):
         here = folder / str(turn)
         found = {
-            "cohort": ours(settings, case.clients, here / "one", "cohort"),
-            "two": ours(settings, case.clients, here / "two", "cohort", 2),
+            "cohort": ours(settings, case.clients, here / "one", "--backend", "cohort"),
+            "two": ours(settings, case.clients, here / "two", "--num-workers", "2"),
             "plain": plain(settings, case.clients, rounds)[1:],
-            "ray": ours(settings, case.clients, here / "ray", "ray"),
+            "ray": ours(settings, case.clients, here / "ray", "--engine", "one-by-one"),
         }
         turns.append({name: statistics.median(seconds) for name, seconds in found.items()})
         print(turns[-1], flush=True)

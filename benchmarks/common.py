@@ -38,7 +38,7 @@ class Line:
 
 
 def simulate(
-    settings: Mapping[str, Value], clients: int, folder: Path, backend: str = "ray", cpus: int = 1
+    settings: Mapping[str, Value], clients: int, folder: Path, options: Sequence[str] = ("--engine", "one-by-one")
 ) -> Iterator[Line]:
     """Run a federation in a process of its own, and give the training rounds as they end.
 
@@ -46,14 +46,13 @@ def simulate(
         settings: those that differ from the defaults.
         clients: how many.
         folder: an empty one, for the results and the log.
-        backend: ray, cohort or in-process.
-        cpus: `--num-cpus`.
+        options: which backend, as on the command line.
 
     Raises:
         SystemExit: the run failed.
     """
     text = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
-    command = [sys.executable, str(ROOT / "run_simulation.py"), "--backend", backend, "--num-cpus", str(cpus)]
+    command = [sys.executable, str(ROOT / "run_simulation.py"), *options]
     command += ["--num-supernodes", str(clients), "--results-dir", str(folder / "results"), "-c", text]
     log = folder / "log.txt"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT) as process:

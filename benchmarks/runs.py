@@ -228,11 +228,11 @@ def run_one(text: str, clients: int) -> None:
         clients: how many.
     """
     from fedham_flwr.client_app import make_client_app
-    from fedham_flwr.runners.in_process import run_in_process
+    from fedham_flwr.runners.in_process import InProcessGrid, run_on
     from fedham_flwr.server_app import make_server_app
 
     settings = json.loads(text)
-    run_in_process(make_server_app(settings), make_client_app(settings), clients)
+    run_on(InProcessGrid(make_client_app(settings), clients), make_server_app(settings))
 
 
 if __name__ == "__main__":

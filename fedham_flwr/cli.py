@@ -15,7 +15,7 @@ from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
-from fedham_flwr.runners import BACKENDS, run_backend
+from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
@@ -100,8 +100,10 @@ def run_command(arguments: Sequence[str] | None = None, program: str | None = No
 def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
     """The options with which a run goes on as it began."""
     given = ["--resume", *map(str, left)]
-    given += ["--backend", options.backend] if options.backend != "ray" else []
-    given += ["--num-cpus", str(options.num_cpus)] if options.num_cpus != 1 else []
+    usual = vars(parser().parse_args([]))
+    for name in ("backend", "engine", "num_cpus", "num_workers", "ray_address"):
+        if (value := getattr(options, name)) != usual[name]:
+            given += [f"--{name.replace('_', '-')}", str(value)]
     return f" {shlex.join(given)}"
 
 
@@ -115,13 +117,16 @@ def _run(options: argparse.Namespace, left: list[Path]) -> int:
             given = complete(resume, given)
         if options.num_supernodes is None:
             options.num_supernodes = (resume and num_clients(resume)) or 10
-        if min(options.num_supernodes, options.num_cpus) < 1:
-            raise UserError(
-                f"--num-supernodes {options.num_supernodes} and --num-cpus {options.num_cpus} must be above 0"
-            )
-        check_device(parse(given).device)
+        if options.num_supernodes < 1:
+            raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
+        chosen = Simulation(
+            options.num_supernodes, options.backend, options.engine, options.num_cpus, options.num_workers,
+            options.ray_address,
+        )  # fmt: skip
+        chosen.check()
+        check_device(parse(given).device, options.ray_address)
         texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
-        run(given, options, left, set(overrides(texts)))  # a file may hold what several methods need
+        run(given, chosen, left, set(overrides(texts)))  # a file may hold what several methods need
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -135,7 +140,10 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
-    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of a Ray worker; processes of cohort")
+    parser.add_argument("--engine", choices=ENGINES, default="cohort", help="of ray: default: cohort")
+    parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of ray: processors of a worker (1)")
+    parser.add_argument("--num-workers", type=int, default=0, metavar="N", help="of ray (0: as many as fit)")
+    parser.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster that is there")
     parser.add_argument("--results-dir", metavar="DIR", help="the setting results-dir")
     parser.add_argument("--resume", metavar="DIR", help="go on with the run that left this directory")
     return parser
@@ -189,9 +197,8 @@ def _without_quotes(text: str) -> re.Match[str] | None:
     return next((each for each in _GIVEN.finditer(text) if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
-def run(given: dict[str, Value], options: argparse.Namespace, left: list[Path], asked: Collection[str]) -> None:
+def run(given: dict[str, Value], simulation: Simulation, left: list[Path], asked: Collection[str]) -> None:
     """Run a federation with these settings, of which `asked` were given here; its directory is added to `left`."""
     from fedham_flwr.server_app import make_server_app
 
-    app = make_server_app(given, left.append, asked)
-    run_backend(options.backend, app, given, options.num_supernodes, options.num_cpus)
+    run_backend(make_server_app(given, left.append, asked), given, simulation)

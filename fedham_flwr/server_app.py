@@ -134,6 +134,19 @@ def engine_line(told: Mapping[str, object]) -> str:
     return f"cohort  {told.get('together', 0):,} requests carried out together, {apart:,} one at a time{why}"
 
 
+def workers_line(plan: str, size: int) -> str:
+    """What trains the clients, and how many at once, in a line.
+
+    Args:
+        plan: the workers.
+        size: of a model's parameters in bytes.
+    """
+    from fedham_flwr.training.engine.memory import block
+
+    at_once = block(size)
+    return f"workers  {plan}, up to {at_once} clients at once in each ({3 * at_once * size / 1e6:,.1f} MB)"
+
+
 def prepare(
     grid: Grid,
     settings: Settings,
@@ -172,6 +185,8 @@ def prepare(
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
     warn_of_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
     report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    if isinstance(grid, HandsOver):
+        report.say(workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
     strategy = build_strategy(
         settings,
         manifest,

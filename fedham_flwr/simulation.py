@@ -25,7 +25,7 @@ from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
 from fedham_flwr.resume.continuing import complete, num_clients
-from fedham_flwr.runners import BACKENDS, Backend, run_backend
+from fedham_flwr.runners import Backend, Engine, Simulation, run_backend
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
 from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process, named
@@ -128,6 +128,9 @@ def simulate(
     backend: Backend = "in-process",
     num_cpus: int = 1,
     verbose: bool = True,
+    engine: Engine = "cohort",
+    num_workers: int = 0,
+    ray_address: str = "",
     **settings: Any,
 ) -> Run:
     """Run a federation on this machine.
@@ -137,9 +140,12 @@ def simulate(
         task: what is brought along: a `Task`, a module's name or an import path.
         clients: how many; by default 10.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
-            small networks), or ray (as many at a time as there are processors).
-        num_cpus: of a Ray worker; for cohort processes among which the clients are shared out.
+            small networks), or ray (in several processes).
+        num_cpus: of ray: processors of a worker.
         verbose: whether the run's progress is printed.
+        engine: of ray: cohort, or one-by-one (Flower's own simulation).
+        num_workers: of ray: how many workers; 0 for as many as fit.
+        ray_address: of ray: of a cluster; empty for that of `RAY_ADDRESS`, or one of this machine.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
             a list too. With `resume` all others, strategy and clients too, are those of that run.
@@ -160,20 +166,24 @@ def simulate(
     if resume:
         given = complete(resume, given)
     clients = ((resume and num_clients(resume)) or 10) if clients is None else clients
-    _check_call(given, clients, backend, num_cpus)
-    check_device(parse(given).device)
+    chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
+    chosen.check()
+    if chosen.elsewhere:
+        _check_importable(given, backend)
+    check_device(parse(given).device, ray_address)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-            run_backend(backend, make_server_app(given, left.append, own), given, clients, num_cpus)
+            run_backend(make_server_app(given, left.append, own), given, chosen)
     except UserError as error:
         # Where in this package it was noticed is of no use to the caller, nor are our paths to their objects.
         raise UserError(named(str(error))) from None
     except KeyboardInterrupt:
-        run = left[0] if left else None
-        log.warning(interrupted(run, f"simulate(resume={str(run)!r}, backend={backend!r}, num_cpus={num_cpus})"))
+        run, usual = left[0] if left else None, vars(Simulation(chosen.clients, "in-process"))
+        again = {"resume": str(run), **{name: value for name, value in vars(chosen).items() if value != usual[name]}}
+        log.warning(interrupted(run, f"simulate({', '.join(f'{name}={value!r}' for name, value in again.items())})"))
         raise
     return Run(left[0], trust_imports=True)
 
@@ -231,16 +241,8 @@ def _named(value: Any) -> bool:
     return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
 
 
-def _check_call(given: Mapping[str, Any], clients: object, backend: str, num_cpus: object) -> None:
-    """Refuse what is no number or no backend, and objects that a backend's other processes would not find."""
-    if type(clients) is not int or clients < 1:
-        raise UserError(f"clients={clients!r} must be a whole number above 0")
-    if type(num_cpus) is not int or num_cpus < 1:
-        raise UserError(f"num_cpus={num_cpus!r} must be a whole number above 0")
-    if backend not in BACKENDS:
-        raise UserError(f"backend={backend!r}: wanted one of {', '.join(map(repr, BACKENDS))}")
-    if backend == "in-process" or (backend == "cohort" and num_cpus == 1):
-        return
+def _check_importable(given: Mapping[str, Any], backend: str) -> None:
+    """Refuse what other processes would not find."""
     for setting in OBJECTS:
         for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
             name = path.rpartition(".")[2]

@@ -129,7 +129,7 @@ def trainer(make: Callable[[], nn.Module], shape: tuple[int, ...], dtype: torch.
     model = make().to(dtype)
     inputs = torch.zeros(2, *shape, dtype=torch.int64 if shape == TEXT else dtype)
     alone = Trainer(model, CPU, precision, manifest_of(model, [inputs]))
-    return alone, Engine(alone, model, inputs)
+    return alone, Engine(alone, model, [inputs])
 
 
 def models(alone: Trainer, count: int) -> list[Params]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fedham_flwr import models
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.contract import Start
-from fedham_flwr.federation.exchange import Sent
 from fedham_flwr.federation.messages import Upload
+from fedham_flwr.federation.progress import Sent
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.settings import Value, parse
@@ -22,6 +26,23 @@ TINY_CHAR: dict[str, Value] = {
     "char-transformer.heads": 2, "char-transformer.head-dim": 8, "char-transformer.hidden-dim": 32,
     "char-transformer.dropout": 0.0,
 }  # fmt: skip
+
+LENGTH = 8
+TEXT: dict[str, Value] = {**TINY_CHAR, "partitioner": "natural", "client-column": "role", "sequence-length": LENGTH}
+
+
+def write_texts(path: Path, texts: Mapping[str, Sequence[str]]) -> str:
+    """A table of what each role says; its path."""
+    lines = [(role, line) for role, given in texts.items() for line in given]
+    pq.write_table(pa.table({"role": [role for role, _ in lines], "text": [line for _, line in lines]}), path)
+    return str(path)
+
+
+def short_play(folder: Path) -> dict[str, Value]:
+    """Three roles that say the same few words, each in an order of its own, and a network for them."""
+    words = ("to be", "or not", "that is", "the question")
+    roles = {f"r{k}": [" ".join(words[(i + k * j) % 4] for i in range(12)) for j in range(6)] for k in (1, 2, 3)}
+    return {**TEXT, "dataset": write_texts(folder / "play.parquet", roles)}
 
 
 def network_settings(strategy: str) -> dict[str, Value]:

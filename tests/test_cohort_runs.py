@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,18 @@ import pytest
 import torch
 from conftest import Outcome
 from flwr.app import Message
-from presets import network_settings
+from presets import network_settings, short_play
 
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods
 from fedham_flwr.simulation import simulate
+from fedham_flwr.state import files
 from fedham_flwr.training.engine import cohort
+from fedham_flwr.training.engine.model import StackedModel
 
 Federate = Callable[..., Outcome]
 FEW: dict[str, Value] = {"num_server_rounds": 1, "samples_per_client": 64, "batch_size": 10}
@@ -66,6 +70,32 @@ def test_a_round_is_that_of_one_client_after_the_other(federate: Federate, given
         assert told["together"] > 0
         assert told["alone"] == ({"score": 4, "fit": 1} if "novel_clients" in given else {})  # one client
     assert "engine" not in alone.summary
+
+
+def test_texts_are_trained_together(federate: Federate, tmp_path: Path) -> None:
+    given = {"strategy": "fedavg", "clients": 3, **short_play(tmp_path)}
+    alone, cohort = federate(**FEW, **given), together(federate, **given)
+    assert cohort.summary["engine"]["network"] == "folded"
+    assert cohort.summary["engine"]["alone"] == {}
+    assert cohort.summary["engine"]["together"] > 0
+    assert [row[:6] for row in cohort.rows] == [row[:6] for row in alone.rows]
+    for mine, theirs in zip(cohort.rows, alone.rows, strict=True):
+        assert mine.value == pytest.approx(theirs.value, rel=2e-4, abs=2e-4)
+
+
+def test_the_model_that_all_start_from_is_scored_as_one(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what clients have trained themselves is told apart."""
+    stacked: list[int] = []
+    honest = StackedModel.stack
+
+    def stack(self: StackedModel, models: Sequence[Params]) -> Params:
+        stacked.append(len(models))
+        return honest(self, models)
+
+    monkeypatch.setattr(StackedModel, "stack", stack)
+    together(federate, strategy="fedavg", evaluate_every=1)
+    # Validation and test of the common model, training, validation and test of their own; and so in the closing one.
+    assert stacked == [1, 1, 4, 4, 4] * 2
 
 
 def test_updates_are_clipped_and_noise_added_before_they_are_sent(federate: Federate) -> None:
@@ -124,6 +154,25 @@ def test_what_clients_keep_is_written_at_a_checkpoint_and_at_the_end(federate: F
     assert folders == ["round-00002", "round-00003"]
     kept = {file.name for file in (run.path / "clients").glob("*.safetensors")}
     assert kept == {f"{client}.safetensors" for client in range(4)}
+
+
+def test_a_full_disk_leaves_a_checkpoint_out_and_the_run_goes_on(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest, written = files.write, []
+
+    def write(file: Path, *given: Any, **named: Any) -> Any:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return honest(file, *given, **named)
+
+    monkeypatch.setattr(files, "write", write)
+    run = together(federate, strategy="fedper", num_server_rounds=2, checkpoint_every=1)
+    assert [folder.name for folder in (run.path / "checkpoints").iterdir()] == ["round-00002"]
+    assert "the checkpoint of round 1 is left out: the personal state of client" in caplog.text
+    assert "cannot be written: No space left on device" in caplog.text
+    assert "error" not in run.summary
 
 
 def test_without_checkpoints_nothing_is_written_for_clients(federate: Federate) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedham_flwr import simulate
-from fedham_flwr.cli import run_command
+from fedham_flwr.cli import _as_before, parser, run_command
 from fedham_flwr.core.errors import UserError
 
 Federate = Callable[..., Any]
@@ -64,12 +64,14 @@ def test_an_interrupt_without_a_checkpoint_says_so(
 
 
 def test_the_command_has_the_options_that_the_run_had(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--backend", "in-process", "--num-cpus", "2", "--results-dir", "with blanks"]
+    options = ["--backend", "in-process", "--results-dir", "with blanks"]
     config = 'strategy="own_methods:STOPS" samples-per-client=40 checkpoint-every=1 device="cpu"'
     assert run_command(["-c", config, *options], "fedham run") == 130
     command = capsys.readouterr().err.rpartition("to go on after round 2: ")[2]
     assert command.startswith(f"fedham run --resume '{Path.cwd() / 'with blanks' / 'stops'}")
-    assert command.endswith("' --backend in-process --num-cpus 2\n")
+    assert command.endswith("' --backend in-process\n")
+    options = parser().parse_args(["--engine", "one-by-one", "--num-cpus", "2", "--ray-address", "here:1"])
+    assert _as_before(options, [Path("run")]) == " --resume run --engine one-by-one --num-cpus 2 --ray-address here:1"
 
 
 def test_in_a_notebook_an_interrupt_says_the_call_that_goes_on(
@@ -81,7 +83,7 @@ def test_in_a_notebook_an_interrupt_says_the_call_that_goes_on(
     with pytest.raises(KeyboardInterrupt):
         simulate(own_methods.STOPS, clients=3, num_server_rounds=4, checkpoint_every=2, backend="cohort", **short)
     (run,) = (tmp_path / "results" / "stops").iterdir()
-    call = f"simulate(resume={str(run)!r}, backend='cohort', num_cpus=1)"
+    call = f"simulate(resume={str(run)!r}, backend='cohort')"
     assert caplog.messages[-1] == f"interrupted; what there is so far is in {run}; to go on after round 2: {call}"
     monkeypatch.delattr(own_methods.Stops, "merge")
     done = simulate(resume=run, verbose=False)  # with its own method and as many clients

@@ -17,23 +17,23 @@ def test_a_network_that_mixes_samples_is_not_folded() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x - x.mean(0))
 
-    assert StackedNetwork(Mixing(), torch.zeros(2, 5)).way == "vmap"
+    assert StackedNetwork(Mixing(), [torch.zeros(2, 5)]).way == "vmap"
 
 
 def test_a_network_that_decides_by_values_says_so() -> None:
-    network = StackedNetwork(Deciding(), torch.zeros(2, 5))
+    network = StackedNetwork(Deciding(), [torch.zeros(2, 5)])
     assert network.way == "none"
     assert network.why.startswith("it decides by a value of its input or weights")
 
 
 def test_a_large_network_is_not_tried() -> None:
-    network = StackedNetwork(MLP((2, 3), 4), torch.zeros(2, 2, 3), large=10)
+    network = StackedNetwork(MLP((2, 3), 4), [torch.zeros(2, 2, 3)], large=10)
     assert (network.way, network.products) == ("none", 6 * 64 + 64 * 64 + 64 * 4)
     assert network.why == "a sample takes 4,736 multiply-adds, enough for one at a time"
 
 
 def test_an_embedding_is_looked_up_in_each_clients_own_table() -> None:
-    network = StackedNetwork(Words(), torch.zeros(2, 3, dtype=torch.int64))
+    network = StackedNetwork(Words(), [torch.zeros(2, 3, dtype=torch.int64)])
     assert network.way == "folded"
 
 
@@ -45,6 +45,6 @@ def test_outside_of_a_cohort_nobody_is_in_one() -> None:
 def test_the_trial_leaves_the_model_as_it_was() -> None:
     model = build("lenet-bn", (1, 28, 28), 10, 0, NetworkSettings())
     was = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert StackedNetwork(model, torch.zeros(2, 1, 28, 28)).way == "folded"
+    assert StackedNetwork(model, [torch.zeros(2, 1, 28, 28)]).way == "folded"
     assert all(torch.equal(tensor, was[name]) for name, tensor in model.state_dict().items())
     assert model.training

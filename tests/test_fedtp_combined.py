@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import RecordDict
-from presets import TINY_CHAR
+from presets import LENGTH, TEXT, short_play, write_texts
 from test_fedtp_rounds import FEW, SMALL, W, Watching
 from test_rounds import Shuffled
 from torch.nn.functional import cross_entropy
@@ -303,25 +303,10 @@ def test_an_exported_model_scores_what_the_rows_say_with_the_clients_own_neighbo
 
 # ---- text ------------------------------------------------------------------------------------------------------------
 
-T = 8
-TEXT: dict[str, Value] = {**TINY_CHAR, "partitioner": "natural", "client-column": "role", "sequence-length": T}
-
-
-def write_texts(path: Path, texts: dict[str, list[str]]) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    lines = [(role, line) for role, given in texts.items() for line in given]
-    pq.write_table(pa.table({"role": [role for role, _ in lines], "text": [line for _, line in lines]}), path)
-    return str(path)
-
 
 @pytest.fixture
 def play(tmp_path: Path) -> dict[str, Value]:
-    """Three roles that say the same few words, each in an order of its own."""
-    words = ("to be", "or not", "that is", "the question")
-    roles = {f"r{k}": [" ".join(words[(i + k * j) % 4] for i in range(12)) for j in range(6)] for k in (1, 2, 3)}
-    return {**TEXT, "dataset": write_texts(tmp_path / "play.parquet", roles)}
+    return short_play(tmp_path)
 
 
 @pytest.mark.parametrize("method", ["fedtp", "vanilla", "fedavg"])
@@ -337,7 +322,7 @@ def test_on_text_all_positions_count_and_perplexity_is_that_of_the_loss(
     rows = {row[:6]: row for row in run.rows}
     assert len(rows) == 4 * 3 * 2 * 2 * 3  # rounds, clients, splits, phases, metrics
     for row in rows.values():
-        assert row.n == counts[int(row.client)][row.split] * T
+        assert row.n == counts[int(row.client)][row.split] * LENGTH
         if row.metric == "perplexity":
             assert row.value == pytest.approx(math.exp(rows[*row[:5], "loss"].value), rel=1e-12)
     first, last = (

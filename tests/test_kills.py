@@ -19,7 +19,7 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core import files
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
-from fedham_flwr.runners.in_process import run_in_process
+from fedham_flwr.runners.in_process import InProcessGrid, run_on
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value
 
@@ -45,7 +45,7 @@ def in_a_process(work: Callable[[], None], kill: Callable[[], bool] = lambda: Fa
 
 def federate(chosen: dict[str, Value]) -> Path:
     """Run with four clients in this process; the run's directory."""
-    run_in_process(make_server_app(chosen), make_client_app(chosen), 4)
+    run_on(InProcessGrid(make_client_app(chosen), 4), make_server_app(chosen))
     return newest_run(chosen)
 
 

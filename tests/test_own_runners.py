@@ -47,19 +47,11 @@ def summary_of(output: str) -> dict[str, Any]:
     return dict(json.loads((Path(path) / "summary.json").read_text()))
 
 
-def simulated(environment: dict[str, str], folder: Path, backend: str, config: str) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        str(ROOT / "run_simulation.py"),
-        "--backend",
-        backend,
-        "--num-supernodes",
-        "2",
-        "-c",
-        config,
-    ]
+def simulated(environment: dict[str, str], folder: Path, config: str, *options: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "run_simulation.py"), "--num-supernodes", "2", "-c", config, *options]
+    results = str(folder / options[-1])
     done = subprocess.run(
-        [*command, "--results-dir", str(folder / backend)], env=environment, cwd=folder, capture_output=True, text=True,
+        [*command, "--results-dir", results], env=environment, cwd=folder, capture_output=True, text=True,
         timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -69,9 +61,15 @@ def simulated(environment: dict[str, str], folder: Path, backend: str, config: s
 @pytest.mark.parametrize("what", [VALUES, LABELS, RESNET])
 def test_ray_and_one_process_give_the_same_digest(environment: dict[str, str], tmp_path: Path, what: str) -> None:
     config = f'strategy="fedper" num-server-rounds=2 device="cpu" {what}'
-    ray, here = (simulated(environment, tmp_path, backend, config) for backend in ("ray", "in-process"))
+    ray = simulated(environment, tmp_path, config, "--engine", "one-by-one")
+    here = simulated(environment, tmp_path, config, "--backend", "in-process")
+    together = simulated(environment, tmp_path, config, "--engine", "cohort")
     assert ray["digest"] == here["digest"]
-    assert ray["failures"] == 0
+    assert ray["failures"] == together["failures"] == 0
+    assert together["engine"]["workers"] == 2
+    for mine, theirs in zip(together["final"], here["final"], strict=True):
+        assert {**mine, "mean": 0}.keys() == theirs.keys()
+        assert mine["mean"] == pytest.approx(theirs["mean"], rel=0.02, abs=0.02)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
-from fedham_flwr.federation import wire
+from fedham_flwr.federation import folders, wire
 from fedham_flwr.federation.direct import Reply
 from fedham_flwr.federation.messages import ClientFailure, Download, Extras, Profile
 from fedham_flwr.federation.record_values import tensors, tensors_record
@@ -306,3 +306,17 @@ def test_a_profile_that_describes_no_data_set_is_refused(changes: dict[str, Any]
     assert wire.read_profile(wire.write_profile(Profile(**whole))).classes == 2
     with pytest.raises(ValueError, match="this is not the description of a data set"):
         wire.read_profile(wire.write_profile(Profile(**(whole | changes))))
+
+
+@pytest.mark.parametrize("direct", [False, True])
+def test_the_folders_of_a_message_can_be_others_on_another_machine(direct: bool) -> None:
+    content = wire.write_download(Download(1, {}, (2,), 2, keep="/run/clients"), direct=direct)
+    assert folders.read(content) == ("/run/clients", "")
+    moved = wire.read_download(folders.replace(content, "/tmp/keep", "/tmp/model"))
+    assert (moved.keep, moved.export) == ("/tmp/keep", "")
+
+
+def test_a_message_that_names_no_folders_stays_as_it_is() -> None:
+    question = RecordDict()
+    assert folders.read(question) == ("", "")
+    assert folders.replace(question, "/tmp/keep", "/tmp/model") is question

@@ -29,16 +29,20 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def check_device(name: str) -> None:
+def check_device(name: str, cluster: str = "") -> None:
     """Refuse a device that this machine does not have, before its clients are asked to train on it.
 
     A GPU that is there is not touched: that would take memory which the clients may need. In a cluster of Ray's the
     clients may be on other machines, and nothing is said.
+
+    Args:
+        name: the setting `device`.
+        cluster: the address of a cluster; empty for that of `RAY_ADDRESS`.
 
     Raises:
         UserError: no such device here.
     """
     kind, _, number = name.partition(":")
     there = kind == "cuda" and torch.cuda.is_available() and number in ("", *map(str, range(torch.cuda.device_count())))
-    if name != "auto" and not there and not os.environ.get("RAY_ADDRESS"):
+    if name != "auto" and not there and not (cluster or os.environ.get("RAY_ADDRESS")):
         resolve_device(name)

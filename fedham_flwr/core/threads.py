@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import torch
@@ -18,14 +18,19 @@ Result = TypeVar("Result")
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch in one thread, and as many as before afterwards."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def threads(count: int) -> Iterator[None]:
+    """Torch in so many threads, and in as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Torch in one thread, and in as many as before afterwards."""
+    return threads(1)
 
 
 def in_threads(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Result]:
@@ -35,10 +40,10 @@ def in_threads(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Re
         work: changes nothing that another part's work looks at.
         parts: what to work on.
     """
-    threads = torch.get_num_threads()
+    count = torch.get_num_threads()
     with one_thread():
-        if threads == 1:
+        if count == 1:
             return [work(part) for part in parts]
         # A new thread starts with as many as the machine has cores.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, parts))

@@ -43,11 +43,20 @@ def stack(trees: Sequence[Mapping[str, Tensor]]) -> Params:
     """One tensor [n, ...] per name from n trees with the same names: the bank of the clients' models."""
     stacked: Params = {}
     for name, first in trees[0].items():
-        same = all(tree[name] is first for tree in trees)
-        stacked[name] = (
-            first.expand(len(trees), *first.shape).clone() if same else torch.stack([tree[name] for tree in trees])
-        )
+        parts = [tree[name] for tree in trees]
+        common = all(same(part, first) for part in parts)
+        stacked[name] = first.expand(len(parts), *first.shape).clone() if common else torch.stack(parts)
     return stacked
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.dtype == other.dtype
+        and one.stride() == other.stride()
+    )
 
 
 def weighted_mean(trees: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Params:

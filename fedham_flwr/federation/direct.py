@@ -60,5 +60,8 @@ class HandsOver(Protocol):
             UserError: a file cannot be written.
         """
 
+    def plan(self) -> str:
+        """What trains the clients, in a line."""
+
     def engine(self) -> dict[str, object]:
         """How the clients' requests have been carried out, for the results."""

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from flwr.app import Array, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
@@ -18,8 +17,9 @@ from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import Failure, MixingWeights, RoundRecord
 from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation import bounds, wire
-from fedham_flwr.federation.messages import ClientFailure, Download, Start, Upload
-from fedham_flwr.federation.progress import Recorder, RunProgress, Task
+from fedham_flwr.federation.messages import ClientFailure, Download, Upload
+from fedham_flwr.federation.progress import Plan, Recorder, RunProgress, Sent, Task
+from fedham_flwr.federation.replies import read_checked, seconds_of, sender_of
 from fedham_flwr.federation.roster import Roster, order, read_reply
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.run_settings import Settings
@@ -29,25 +29,10 @@ AT_ONCE = 16
 """Clients whose starts are made once more at a time, to measure updates from: each takes the memory of a model."""
 
 
-Plan = Callable[[Sequence[str]], Mapping[str, Start]]
-"""What each of these clients starts from; asked again for those that lost their state, and to measure updates."""
 Check = Callable[[str, str, Params], None]
 """Refuses, by a ValueError, what a client sent along: of the stage's name, the client and its extra tensors."""
 Weights = Callable[[Mapping[str, Upload]], MixingWeights | None]
 """The mixing weights of an exchange, of its good replies."""
-
-
-class Sent(NamedTuple):
-    """The messages of one exchange on their way: when they were made, for whom, and how many bytes."""
-
-    stage: Stage
-    round: int
-    began: float
-    clients: tuple[str, ...]
-    plan: Plan
-    closing: bool
-    bytes_down: int = 0
-    restored: tuple[str, ...] = ()  # those that had lost their state and were asked again
 
 
 class Exchange:
@@ -65,7 +50,6 @@ class Exchange:
 
     Attributes:
         sent: the exchange in progress.
-        direct: the clients are in this process.
     """
 
     def __init__(
@@ -84,9 +68,10 @@ class Exchange:
         self._names: Mapping[str, tuple[str, ...]] = {"shared": split.shared, "adapted": split.adapted, "none": ()}
         self._messages: dict[str, Metadata] = {}  # of each client's last one, which has an id once it is pushed
         self.sent = Sent(TRAIN, 0, 0.0, (), lambda _: {}, False)
-        self.direct = False
 
-    def write(self, stage: Stage, number: int, clients: Sequence[str], plan: Plan, closing: bool) -> list[Message]:
+    def write(
+        self, stage: Stage, number: int, clients: Sequence[str], plan: Plan, closing: bool, direct: bool = False
+    ) -> list[Message]:
         """The messages of a new exchange.
 
         Args:
@@ -95,8 +80,9 @@ class Exchange:
             clients: ids, in order.
             plan: what they start from, or are asked.
             closing: the rounds are over.
+            direct: the clients are in this process, and are handed the values as they are.
         """
-        self.sent = Sent(stage, number, time.perf_counter(), tuple(clients), plan, closing)
+        self.sent = Sent(stage, number, time.perf_counter(), tuple(clients), plan, closing, direct)
         return self._write(clients)
 
     def ask(self, grid: Grid, messages: Iterable[Message]) -> list[Message]:
@@ -139,7 +125,7 @@ class Exchange:
             cohort=sent.clients,
             replies=len(uploads),
             failures=tuple(Failure(sent.round, stage.name, client, failures[client]) for client in order(failures)),
-            seconds=_seconds(sent.began, arrived, uploads.values()),
+            seconds=seconds_of(sent.began, arrived, uploads.values()),
             bytes_up=sum(num_bytes(upload.params) + num_bytes(upload.extras) for upload in uploads.values()),
             bytes_down=sent.bytes_down,
             restored=sent.restored,
@@ -178,7 +164,7 @@ class Exchange:
                 extras=start.extras,
             )
             down += num_bytes(start.params) + num_bytes(start.extras.tensors)
-            content = wire.write_download(download, serialised, self.direct)
+            content = wire.write_download(download, serialised, sent.direct)
             messages.append(Message(content, self._roster.nodes[client], sent.stage.message, group_id=str(sent.round)))
             self._messages[client] = messages[-1].metadata
         self.sent = sent._replace(bytes_down=sent.bytes_down + down)
@@ -197,7 +183,7 @@ class Exchange:
         good: dict[str, Upload] = {}
         failures: dict[str, str] = {}
         for reply in replies:
-            client = _sender(senders, reply)
+            client = sender_of(senders, reply)
             if client is None:
                 why = reply.error.reason if reply.has_error() else "it was not asked"
                 log.warning("a reply from node %s is ignored: %s", reply.metadata.src_node_id, why)
@@ -215,7 +201,7 @@ class Exchange:
         return good, failures
 
     def _checked(self, client: str, content: RecordDict) -> Upload:
-        upload = _read(content, self.sent.round)
+        upload = read_checked(content, self.sent.round)
         if upload.client != client:
             raise ValueError(f"the reply of client {client} says that it comes from {upload.client!r}")
         sized = bounds.well_sized(upload.params)
@@ -252,28 +238,3 @@ class Exchange:
                 f"least {wanted} are wanted (min-replies={least}); the first error is client "
                 f"{record.failures[0].client}'s: {record.failures[0].error}"
             )
-
-
-def _read(content: RecordDict, number: int) -> Upload:
-    """A client's reply; whatever is wrong with it, it is the fault of this reply alone."""
-    try:
-        return wire.read_upload(content, number)
-    except (ClientFailure, KeyError, ValueError, TypeError):
-        raise
-    except Exception as error:  # of NumPy, which is given any bytes: EOFError, BadZipFile, MemoryError, ...
-        raise ValueError(f"the reply cannot be read: {type(error).__name__}: {error}") from error
-
-
-def _seconds(began: float, arrived: float, uploads: Iterable[Upload]) -> dict[str, float]:
-    """Wall clock of the exchange, and of the clients' work summed over them, by purpose."""
-    total: dict[str, float] = {"exchange": arrived - began, "check": time.perf_counter() - arrived}
-    for upload in uploads:
-        for purpose, seconds in upload.seconds.items():
-            total[f"clients-{purpose}"] = total.get(f"clients-{purpose}", 0.0) + seconds
-    return total
-
-
-def _sender(senders: Mapping[object, str], reply: Message) -> str | None:
-    """Whose a reply is. For a node that has gone Flower answers itself, and only the message tells for which."""
-    told = reply.metadata
-    return senders.get(told.src_node_id) or (senders.get(told.reply_to_message_id) if reply.has_error() else None)

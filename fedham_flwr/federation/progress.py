@@ -1,12 +1,17 @@
-"""What a run tells its clients alike, how far it is, and who is told of it."""
+"""What a run tells its clients alike, the exchange on its way, how far the run is, and who is told of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+from fedham_flwr.federation.messages import Start
+from fedham_flwr.federation.stages import Stage
+
+Plan = Callable[[Sequence[str]], Mapping[str, Start]]
+"""What each of these clients starts from; asked again for those that lost their state, and to measure updates."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,20 @@ class RunProgress:
     trained: set[str] = field(default_factory=set)
     stateless: set[str] = field(default_factory=set)
     novel: tuple[str, ...] = ()
+
+
+class Sent(NamedTuple):
+    """The messages of one exchange on their way: when they were made, for whom, and how many bytes."""
+
+    stage: Stage
+    round: int
+    began: float
+    clients: tuple[str, ...]
+    plan: Plan
+    closing: bool
+    direct: bool = False  # to clients of this process, which are handed the values as they are
+    bytes_down: int = 0
+    restored: tuple[str, ...] = ()  # those that had lost their state and were asked again
 
 
 class Recorder(Protocol):

@@ -114,7 +114,6 @@ class RoundStrategy(Strategy, ABC):
             UserError: too few clients, or too few good replies in a round.
         """
         closing = self.rounds + 1
-        self._exchange.direct = isinstance(grid, HandsOver) and not self.settings.dp.epsilon
         for number in range(self.progress.done + 1, closing):
             self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             if number % self.settings.evaluate_every == 0:
@@ -149,8 +148,12 @@ class RoundStrategy(Strategy, ABC):
     def _checkpoint(self, grid: Grid) -> None:
         every, done, recorder = self.settings.checkpoint_every, self.progress.done, self.setup.recorder
         if recorder and every and (done % every == 0 or done == self.rounds):
-            if isinstance(grid, HandsOver):
-                grid.write_states()
+            try:
+                if isinstance(grid, HandsOver):
+                    grid.write_states()
+            except UserError as error:
+                log.warning("the checkpoint of round %d is left out: %s", done, error)
+                return
             recorder.checkpoint()
 
     def _receive(self, replies: Iterable[Message]) -> dict[str, Upload]:
@@ -173,14 +176,15 @@ class RoundStrategy(Strategy, ABC):
         Those that give no good answer are left out: one that is gone would be waited for twice.
         """
         closing = number > self.rounds
+        direct = isinstance(grid, HandsOver) and not self.settings.dp.epsilon
         if isinstance(self, Asks) and clients and (questions := self.questions(number, clients)):
             asked = order(questions)
             plan = {client: Start({}, questions[client]) for client in asked}
-            messages = self._exchange.write(QUERY, number, asked, lambda _: plan, closing)
+            messages = self._exchange.write(QUERY, number, asked, lambda _: plan, closing, direct)
             answers = self._exchange.receive(grid.send_and_receive(messages, timeout=self.settings.round_timeout))
             self.answered(number, answers)
             clients = tuple(client for client in clients if client in answers or client not in questions)
-        return self._exchange.write(stage, number, clients, lambda some: starts_of(self, number, some), closing)
+        return self._exchange.write(stage, number, clients, lambda some: starts_of(self, number, some), closing, direct)
 
     def _present(self, grid: Grid) -> tuple[str, ...]:
         """The clients that are there, without novel ones."""
@@ -201,11 +205,7 @@ class RoundStrategy(Strategy, ABC):
     # ---- Flower's Strategy -----------------------------------------------------------------------------------------
 
     def start(self, grid: Grid, initial_arrays: Any = None, num_rounds: int = 0, *_: Any, **__: Any) -> Result:
-        """Flower's entry point: `run`, for `num_rounds` or, if that is 0, as many rounds as the settings say.
-
-        Returns:
-            The server's state as arrays. The scores are with the recorder.
-        """
+        """`run` under Flower's name, for `num_rounds` or, if 0, as the settings say; returns the server's state."""
         self.rounds = num_rounds or self.rounds
         self.run(grid)
         return Result(arrays=tensors_record(self.state_dict()))

@@ -12,10 +12,9 @@ from typing import Any
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.runners.in_process import InProcessGrid, run_on
+from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
 from fedham_flwr.training.engine.engine import Engine
@@ -67,6 +66,10 @@ class CohortGrid(InProcessGrid):
         engine = self._shared.get("engine")
         return engine.told() if isinstance(engine, Engine) else {}
 
+    def plan(self) -> str:
+        """What trains the clients, in a line."""
+        return "one process"
+
     def _state(self) -> RecordDict:
         return HeldRecord(self._shared)
 
@@ -75,14 +78,3 @@ class CohortGrid(InProcessGrid):
 
     def _lend(self, context: Context) -> Context:
         return context
-
-
-def run_cohort(server_app: ServerApp, client_app: ClientApp, num_supernodes: int) -> None:
-    """Run both apps to the end in this process.
-
-    Args:
-        server_app: the server's app.
-        client_app: the clients' app.
-        num_supernodes: number of clients.
-    """
-    run_on(CohortGrid(client_app, num_supernodes), server_app)

@@ -124,17 +124,6 @@ class InProcessGrid(Grid):
         return context_from_proto(context_to_proto(context))
 
 
-def run_in_process(server_app: ServerApp, client_app: ClientApp, num_supernodes: int) -> None:
-    """Run both apps to the end in this process.
-
-    Args:
-        server_app: the server's app.
-        client_app: the clients' app.
-        num_supernodes: number of clients.
-    """
-    run_on(InProcessGrid(client_app, num_supernodes), server_app)
-
-
 def run_on(grid: Grid, server_app: ServerApp) -> None:
     """Run a server's app to the end in this process, in one thread.
 

@@ -6,18 +6,21 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
+
+from fedham_flwr.runners import placing
+from fedham_flwr.runners.clusters import prepare_environment
 
 PAUSE = 0.03
 """Seconds between two looks for replies."""
@@ -29,7 +32,14 @@ Without them the dead worker would stay in Flower's pool and fail every client t
 """
 
 
-def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: int, num_cpus: int = 1) -> None:
+def run_under_ray(
+    server_app: ServerApp,
+    client_app: ClientApp,
+    num_supernodes: int,
+    num_cpus: int = 1,
+    address: str = "",
+    device: str = "cpu",
+) -> None:
     """Run both apps to the end, the clients in Ray workers.
 
     Args:
@@ -37,6 +47,8 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
         client_app: the clients' app.
         num_supernodes: number of clients.
         num_cpus: of one worker; as many workers run side by side as the machine has room for.
+        address: of a Ray cluster; empty for that of `RAY_ADDRESS`, or one of this machine.
+        device: the setting; workers share the GPUs of this machine. On a cluster GPUs are not shared out.
 
     Raises:
         UserError: as the server's app raises it.
@@ -45,6 +57,14 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
     from flwr.simulation import run_simulation
 
     prepare_environment()
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+    init: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
+    gpus = 0.0
+    if not os.environ.get("RAY_ADDRESS"):
+        here = placing.Node(placing.usable_cpus(), torch.cuda.device_count())
+        gpus = placing.plan([here], num_supernodes, device, num_cpus, shared=True).gpus
+        init["num_cpus"] = here.cpus
     stop, ended = threading.Event(), threading.Event()
     stoppable = ServerApp()
 
@@ -68,8 +88,8 @@ def run_under_ray(server_app: ServerApp, client_app: ClientApp, num_supernodes: 
                 client_app,
                 num_supernodes,
                 backend_config={
-                    "client_resources": {"num_cpus": num_cpus, "num_gpus": 0.0, **RESTARTS},
-                    "init_args": {"logging_level": "error", "log_to_driver": False},
+                    "client_resources": {"num_cpus": num_cpus, "num_gpus": gpus, **RESTARTS},
+                    "init_args": init,
                 },
             )
         except KeyboardInterrupt:
@@ -139,13 +159,3 @@ class StoppableGrid(Grid):
             if waiting and self._stop.wait(PAUSE):
                 raise KeyboardInterrupt
         return replies
-
-
-def prepare_environment() -> None:
-    """What Ray's workers inherit, and which of Flower's and Ray's messages mean nothing to the user."""
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    # Huge pages for what a worker allocates; glibc reads this when a process starts, so only new ones have it.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
-    logging.getLogger("flwr").addFilter(lambda record: "DEPRECATED FEATURE" not in record.getMessage())

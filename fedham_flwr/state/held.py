@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
@@ -47,6 +47,18 @@ class Recorded:
         self._memory[LABEL] = ConfigRecord(dict(label.texts()))
 
 
+class Held(NamedTuple):
+    """What a client keeps, for another process.
+
+    Attributes:
+        params: the personal tensors.
+        label: what they are.
+    """
+
+    params: Params
+    label: Label
+
+
 class HeldRecord(RecordDict):
     """The state of a context whose node never leaves this process, of which files are written when they are wanted.
 
@@ -70,6 +82,7 @@ class HeldRecord(RecordDict):
         self.data, self.label = None, NOTHING
         self._kept: dict[str, Tensor] = {}
         self._file: Path | None = None
+        self._changed = False
 
     def params(self) -> Params:
         """The personal tensors, which are not to be changed."""
@@ -84,7 +97,19 @@ class HeldRecord(RecordDict):
             file: where `write` puts them; None for nowhere.
         """
         self._kept = {name: tensor.detach().clone() for name, tensor in params.items()}
-        self.label, self._file = label, file
+        self.label, self._file, self._changed = label, file, True
+
+    def changed(self) -> Held | None:
+        """What is kept, if it has changed since this was last asked."""
+        if not self._changed:
+            return None
+        self._changed = False
+        return Held(self._kept, self.label)
+
+    def restore(self, held: Held) -> None:
+        """Take what another process kept, in place of what is here."""
+        self.keep(held.params, held.label, None)
+        self._changed = False
 
     def write(self) -> None:
         """Write what is kept to its file, if it has changed since.

@@ -53,13 +53,16 @@ def momentum_step(
     Args:
         params: tensors of any shapes.
         grads: as params.
-        momenta: as params; None before the first step, which fills the list unless `momentum` is 0.
+        momenta: as params; None before the first step, which fills the list unless `momentum` is 0. One that has its
+            first gradient later than others starts from 0.
         rate: learning rate.
         momentum: in [0, 1).
         weight_decay: at least 0.
         nesterov: whether with Nesterov's step ahead; then `momentum` is above 0.
         fused: by one kernel; by default torch decides.
     """
+    if any(held is not None for held in momenta):
+        momenta[:] = [torch.zeros_like(g) if held is None else held for held, g in zip(momenta, grads, strict=True)]
     with torch.no_grad():
         sgd(
             list(params),
@@ -73,6 +76,16 @@ def momentum_step(
             nesterov=nesterov,
             maximize=False,
         )
+
+
+def descent(settings: LocalTraining) -> dict[str, Any]:
+    """The arguments of `momentum_step` that are settings."""
+    return {
+        "rate": settings.learning_rate,
+        "momentum": settings.momentum,
+        "weight_decay": settings.weight_decay,
+        "nesterov": settings.nesterov,
+    }
 
 
 class SGD:
@@ -91,21 +104,10 @@ class SGD:
 
     def step(self) -> None:
         """One update from the parameters' gradients."""
-        settings, moved = self._settings, [i for i, param in enumerate(self._params) if param.grad is not None]
+        moved = [i for i, param in enumerate(self._params) if param.grad is not None]
         grads = [cast(Tensor, self._params[i].grad) for i in moved]
         momenta = [self._momenta[i] for i in moved]
-        if any(momentum is not None for momentum in momenta):  # one that has its first gradient later starts from 0
-            momenta = [torch.zeros_like(g) if m is None else m for m, g in zip(momenta, grads, strict=True)]
-        momentum_step(
-            [self._params[i] for i in moved],
-            grads,
-            momenta,
-            rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=self._fused,
-        )
+        momentum_step([self._params[i] for i in moved], grads, momenta, fused=self._fused, **descent(self._settings))
         for i, momentum in zip(moved, momenta, strict=True):
             self._momenta[i] = momentum
 

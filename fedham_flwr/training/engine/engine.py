@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import first_line
+from fedham_flwr.training.engine import memory
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import StackedNetwork
 from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
@@ -17,10 +19,8 @@ from fedham_flwr.training.engine.scoring import score
 from fedham_flwr.training.engine.trainer import Trained, fit, gradient
 from fedham_flwr.training.trainer import Trainer
 
-BLOCK_BYTES = 8 * 2**20
-"""Of the parameters, momenta and gradients of a block: more leave the processor's caches."""
-MOST, LEAST = 512, 8
-"""Clients of a block."""
+log = logging.getLogger("fedham_flwr")
+
 LARGE = 1_000_000
 """Multiply-adds of a sample's forward pass from which one client alone fills the processor."""
 
@@ -45,7 +45,7 @@ class Engine:
     Args:
         trainer: the one for what cannot be stacked.
         model: its network.
-        inputs: a batch such as the network is given, on its device; only its shape and type count.
+        batches: such as the network may be given, on its device; only shape and type count.
 
     Attributes:
         trainer: as given.
@@ -54,12 +54,11 @@ class Engine:
         together: how many were carried out with others.
     """
 
-    def __init__(self, trainer: Trainer, model: nn.Module, inputs: Tensor) -> None:
+    def __init__(self, trainer: Trainer, model: nn.Module, batches: Sequence[Tensor]) -> None:
         self.trainer = trainer
-        self.network = StackedNetwork(model, inputs, LARGE)
+        self.network = StackedNetwork(model, batches, LARGE)
         self._model = StackedModel(model, self.network, trainer.manifest, trainer.device, trainer.bf16)
-        size = sum(p.numel() * p.element_size() for p in model.parameters())
-        self._block = max(LEAST, min(MOST, BLOCK_BYTES // max(1, 3 * size)))
+        self._block = memory.block(sum(p.numel() * p.element_size() for p in model.parameters()))
         self.alone: dict[str, int] = {}
         self.together = 0
         self._why = ""  # what kept alike requests apart first
@@ -100,26 +99,39 @@ class Engine:
         if len(requests) == 1:
             return [self._one(requests[0])]
         began = time.perf_counter()
-        found: Sequence[Any]
-        states = [request.generator.get_state() for request in requests if isinstance(request, Gradient)]
+        states = [r.generator.get_state() if isinstance(r, Gradient) else None for r in requests]
         try:
-            if isinstance(requests[0], Fit):
-                found = fit(self._model, [r for r in requests if isinstance(r, Fit)])
-            elif isinstance(requests[0], Score):
-                found = score(self._model, [r for r in requests if isinstance(r, Score)])
-            else:
-                found = gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
+            found = self._together(requests)
         except Exception as error:  # one client's fault, of any kind, is found and named alone
-            self._why = self._why or first_line(error)
-            for request in requests:
+            for request, state in zip(requests, states, strict=True):
                 if isinstance(request, Fit):
                     request.generator.manual_seed(request.generator.initial_seed())
-            for request, state in zip((r for r in requests if isinstance(r, Gradient)), states, strict=True):
-                request.generator.set_state(state)
+                elif isinstance(request, Gradient) and state is not None:
+                    request.generator.set_state(state)
+            if memory.ran_out(error):
+                return self._halve(requests)
+            self._why = self._why or first_line(error)
             return [self._one(request) for request in requests]
         self.together += len(requests)
         share = (time.perf_counter() - began) / len(requests)
         return [Answer(result, None, share) for result in found]
+
+    def _together(self, requests: Sequence[Request]) -> Sequence[Any]:
+        """What came of requests that are alike."""
+        if isinstance(requests[0], Fit):
+            return fit(self._model, [r for r in requests if isinstance(r, Fit)])
+        if isinstance(requests[0], Score):
+            return score(self._model, [r for r in requests if isinstance(r, Score)])
+        return gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
+
+    def _halve(self, requests: Sequence[Request]) -> list[Answer]:
+        """Carry out in two blocks what does not fit into memory as one, and make no larger ones from now on."""
+        memory.release(self.trainer.device)
+        half = -(-len(requests) // 2)
+        if half < self._block:
+            self._block = half
+            log.warning("%s: %d clients at once do not fit, and %d are tried", memory.FULL, len(requests), half)
+        return self._carry_out(requests[:half]) + self._carry_out(requests[half:])
 
     def _one(self, request: Request) -> Answer:
         began = time.perf_counter()
@@ -128,7 +140,10 @@ class Engine:
         try:
             result = self._alone(request)
         except Exception as error:  # it is the client's own, and raised there
-            return Answer(None, error, time.perf_counter() - began)
+            full = memory.ran_out(error)
+            if full:
+                memory.release(self.trainer.device)
+            return Answer(None, memory.too_large(self.trainer.device) if full else error, time.perf_counter() - began)
         return Answer(result, None, time.perf_counter() - began)
 
     def _alone(self, request: Request) -> Any:

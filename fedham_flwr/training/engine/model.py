@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.training.engine.memory import Resident
 from fedham_flwr.training.engine.network import StackedNetwork
 
 
@@ -27,6 +29,7 @@ class StackedModel:
         network: as given.
         manifest: as given.
         device: as given.
+        resident: data sets that are there.
         parameters: names of the parameters, in the model's order.
         counts: names of the integer buffers.
     """
@@ -36,18 +39,13 @@ class StackedModel:
     ) -> None:
         self.template, self.network, self.manifest, self.device = model, network, manifest, device
         self._bf16 = bf16
+        self.resident = Resident(device)
         self.parameters = tuple(name for name, _ in model.named_parameters())
         self.counts = tuple(name for name, buffer in model.named_buffers() if not buffer.is_floating_point())
 
     def stack(self, models: Sequence[Params]) -> Params:
         """All tensors, stacked, in new memory; counts of batches at 0."""
-        stacked: Params = {}
-        for name in self.manifest.names():
-            parts = [model[name] for model in models]
-            if all(part is parts[0] for part in parts):
-                stacked[name] = parts[0].to(self.device).expand(len(parts), *parts[0].shape).clone()
-            else:
-                stacked[name] = torch.stack(parts).to(self.device)
+        stacked = {name: tensor.to(self.device) for name, tensor in trees.stack(models).items()}
         for name in self.counts:
             stacked[name] = torch.zeros(len(models), dtype=torch.int64, device=self.device)
         return stacked

@@ -37,7 +37,7 @@ class StackedNetwork:
 
     Args:
         model: the network, on its device; its own weights are not used.
-        inputs: a batch of any size, such as it is given: only its shape, type and device count.
+        batches: such as it may be given, of any size: only shape, type and device count, of the first that it takes.
         large: multiply-adds of a sample's forward pass from which it is not tried.
 
     Attributes:
@@ -46,12 +46,12 @@ class StackedNetwork:
         products: multiply-adds of one sample's forward pass; 0 where that was not counted.
     """
 
-    def __init__(self, model: nn.Module, inputs: Tensor, large: float = math.inf) -> None:
+    def __init__(self, model: nn.Module, batches: Sequence[Tensor], large: float = math.inf) -> None:
         self._model = model
         self._running = vmap(self._one, (0, 0), randomness="error")
         self.way: Literal["folded", "vmap", "none"] = "folded"
         self.why = ""
-        self.products = _products(model, inputs[:1])
+        inputs, self.products = _taken(model, batches)
         if self.products > large:
             self.way, self.why = "none", f"a sample takes {self.products:,} multiply-adds, enough for one at a time"
             return
@@ -132,8 +132,9 @@ class StackedNetwork:
                 stacked[name] = drawn.add_(0.5)  # above 0, as a variance must be
         stacked = {name: tensor.to(inputs.device) for name, tensor in stacked.items()}
         shape = (2 * TRIED, *inputs.shape[1:])
-        x = torch.rand(shape, generator=generator) if inputs.is_floating_point() else torch.zeros(shape)
-        x = x.to(inputs.device, torch.float64 if inputs.is_floating_point() else inputs.dtype)
+        floats = inputs.is_floating_point()  # else numbers of words, of which every network has two
+        x = torch.rand(shape, generator=generator) if floats else torch.randint(0, 2, shape, generator=generator)
+        x = x.to(inputs.device, torch.float64 if floats else inputs.dtype)
         was = self._model.training
         try:
             for training in (False, True):
@@ -183,18 +184,22 @@ class _Counting(TorchFunctionMode):
         return out
 
 
-def _products(model: nn.Module, inputs: Tensor) -> int:
-    """Multiply-adds of the forward pass of these samples; 0 if it fails."""
-    was, counting = model.training, _Counting()
+def _taken(model: nn.Module, batches: Sequence[Tensor]) -> tuple[Tensor, int]:
+    """The first of these batches that a network takes, and the multiply-adds of a sample's forward pass.
+
+    If it takes none it is the first and 0: whatever a user's network raises, it is found when that is tried.
+    """
+    was = model.training
     model.eval()
     try:
-        with torch.no_grad(), counting:
-            model(inputs)
-    except Exception:  # whatever a user's network raises: it is tried later
-        return 0
+        for inputs in batches:
+            counting = _Counting()
+            with contextlib.suppress(Exception), torch.no_grad(), counting:
+                model(inputs[:1])
+                return inputs, counting.products
     finally:
         model.train(was)
-    return counting.products
+    return batches[0], 0
 
 
 def _refuse(*_: object) -> Tensor:

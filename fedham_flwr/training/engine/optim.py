@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.training.local import LocalTraining
-from fedham_flwr.training.optim import FUSED, adam_step, momentum_step
+from fedham_flwr.training.optim import FUSED, adam_step, descent, momentum_step
 
 
 class StackedOptimizer:
@@ -42,23 +42,11 @@ class StackedOptimizer:
             self._adapt(moved, params, grads, clients)
 
     def _descend(self, moved: list[int], params: list[Tensor], grads: list[Tensor], clients: int) -> None:
-        settings, momenta = self._settings, [self._first[place] for place in moved]
-        some: list[Tensor | None] = [None if momentum is None else momentum[:clients] for momentum in momenta]
-        if any(momentum is not None for momentum in some):
-            some = [torch.zeros_like(g) if m is None else m for m, g in zip(some, grads, strict=True)]
-        fresh = [momentum is None for momentum in momenta]
-        momentum_step(
-            params,
-            grads,
-            some,
-            rate=settings.learning_rate,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            nesterov=settings.nesterov,
-            fused=self._fused,
-        )
-        for place, new, momentum in zip(moved, fresh, some, strict=True):
-            if new:
+        held = [self._first[place] for place in moved]
+        momenta = [None if momentum is None else momentum[:clients] for momentum in held]
+        momentum_step(params, grads, momenta, fused=self._fused, **descent(self._settings))
+        for place, before, momentum in zip(moved, held, momenta, strict=True):
+            if before is None:
                 self._first[place] = momentum
 
     def _adapt(self, moved: list[int], params: list[Tensor], grads: list[Tensor], clients: int) -> None:

@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment
+from fedham_flwr.training.engine.memory import Resident, moved
 from fedham_flwr.training.engine.requests import Fit
 from fedham_flwr.training.local import Samples, steps
 
@@ -30,15 +31,23 @@ class Rows:
     index: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, several: Sequence[Samples], split: Sequence[str], device: torch.device) -> Rows:
-        """Those of one split of each client: where they are if all are in one place, else copied."""
+    def of(cls, several: Sequence[Samples], split: Sequence[str], resident: Resident, device: torch.device) -> Rows:
+        """Those of one split of each client: where they are if all are in one place, else copied.
+
+        Args:
+            several: the clients' data.
+            split: of each.
+            resident: data sets that are on the device as a whole.
+            device: where the model is.
+        """
         first = several[0]
-        places = {(s.features.data_ptr(), s.labels.data_ptr(), len(s.features)) for s in several}
-        if len(places) == 1 and device.type == "cpu":
-            return cls(first.features, first.labels, [s.splits[which] for s, which in zip(several, split, strict=True)])
         picked = [s.splits[which] for s, which in zip(several, split, strict=True)]
-        features = torch.cat([s.features[index] for s, index in zip(several, picked, strict=True)]).to(device)
-        labels = torch.cat([s.labels[index] for s, index in zip(several, picked, strict=True)]).to(device)
+        places = {(s.features.data_ptr(), s.labels.data_ptr(), len(s.features)) for s in several}
+        whole = resident.at_hand(first.features, first.labels) if len(places) == 1 else None
+        if whole is not None:
+            return cls(*whole, picked)
+        features = moved(torch.cat([s.features[index] for s, index in zip(several, picked, strict=True)]), device)
+        labels = moved(torch.cat([s.labels[index] for s, index in zip(several, picked, strict=True)]), device)
         sizes, start, index = [len(part) for part in picked], 0, []
         for size in sizes:
             index.append(torch.arange(start, start + size))
@@ -56,6 +65,7 @@ class Plan:
 
     Args:
         requests: alike.
+        resident: data sets that are on the device as a whole.
         device: where the model is.
 
     Attributes:
@@ -63,10 +73,10 @@ class Plan:
         epoch: steps of an epoch of each client.
     """
 
-    def __init__(self, requests: Sequence[Fit], device: torch.device) -> None:
+    def __init__(self, requests: Sequence[Fit], resident: Resident, device: torch.device) -> None:
         self._requests, self._device = requests, device
         self._training, self._kind = requests[0].training, requests[0].samples.kind
-        self.rows = Rows.of([r.samples for r in requests], ["train"] * len(requests), device)
+        self.rows = Rows.of([r.samples for r in requests], ["train"] * len(requests), resident, device)
         self.epoch = [max(1, -(-len(index) // self._training.batch_size)) for index in self.rows.index]
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None, list[int]]]:

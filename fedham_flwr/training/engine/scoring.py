@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from fedham_flwr.core.trees import same
 from fedham_flwr.training.engine import losses
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.requests import Score
@@ -28,7 +29,7 @@ def score(model: StackedModel, requests: Sequence[Score]) -> list[Scores]:
         model: the network.
         requests: alike, sorted by their number of samples, the largest first.
     """
-    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.device)
+    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.resident, model.device)
     sums = _Sums(len(requests), model.device)
     measured = [] if requests[0].streamed else [Measurement(request.metrics, model.device) for request in requests]
     for y, owners, outputs in _outputs(model, requests, rows):
@@ -48,7 +49,7 @@ def score(model: StackedModel, requests: Sequence[Score]) -> list[Scores]:
 def _outputs(model: StackedModel, requests: Sequence[Score], rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Targets, owners and outputs, part by part; owners ascend in each part."""
     first, kind = requests[0].model, requests[0].samples.kind
-    if all(r.model is first or all(r.model[n] is t for n, t in first.items()) for r in requests):
+    if all(r.model is first or all(same(r.model[n], t) for n, t in first.items()) for r in requests):
         tensors = model.stack([first])  # one model for all, so that clients need not be told apart
         lengths = torch.tensor([len(index) for index in rows.index])
         owners = torch.repeat_interleave(torch.arange(len(lengths)), lengths)

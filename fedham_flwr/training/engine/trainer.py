@@ -57,7 +57,7 @@ def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
     training = first.training
     tensors = model.stack([request.model for request in requests])
     names = [name for name in model.parameters if first.only is None or name in first.only]
-    plan = Plan(requests, device)
+    plan = Plan(requests, model.resident, device)
     optimizer = StackedOptimizer([tensors[name] for name in names], training)
     term = _term(requests)
     weights, mean = _class_weights(model, requests, plan.rows, training.loss), Means(plan, device)
@@ -98,7 +98,7 @@ def gradient(model: StackedModel, requests: Sequence[Gradient]) -> list[Params]:
     """
     first, device = requests[0], model.device
     tensors = model.stack([request.model for request in requests])
-    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], device)
+    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.resident, device)
     seeds, chosen = [], []
     for request, index in zip(requests, rows.index, strict=True):
         seeds.append(int(torch.randint(2**62, (), generator=request.generator)))
