@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from flwr.app import Context
@@ -20,23 +19,22 @@ from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.direct import HandsOver
-from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import Facts, changed, warn_of_idle
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.registry import half, method
+from fedham_flwr.registry import method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
-from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest
+from fedham_flwr.resume.checkpoints import Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
-from fedham_flwr.starts import go_on, start_from
+from fedham_flwr.starts import go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import try_training
+from fedham_flwr.trials import server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
@@ -191,7 +189,7 @@ def prepare(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        _task(settings, shape, classes, profiles, journal.directory.path, saved),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved),
         roster,
         journal,
         saved[0].progress() if saved else None,
@@ -230,35 +228,8 @@ def build_strategy(
         UserError: the method cannot do with this model or these settings.
     """
     declared = method(settings.strategy)
-    made = half(declared.strategy)
-    if not (isinstance(made, type) and issubclass(made, RoundStrategy)):
-        name = getattr(made, "__name__", type(made).__name__)
-        raise UserError(
-            f"the server half of {declared.name} is {name}, and wanted is a RoundStrategy: a class of yours"
-        )
-    if missing := sorted(made.__abstractmethods__):
-        raise UserError(f"{made.__name__}, the server half of {declared.name}, lacks {', '.join(missing)}")
     setup = Setup(settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress())
-    return made(setup)
-
-
-def _task(
-    settings: Settings,
-    shape: tuple[int, ...],
-    classes: int,
-    profiles: Sequence[Profile],
-    run: Path,
-    saved: tuple[Checkpoint, Path] | None,
-) -> Task:
-    """What all clients are told; those of a simulation share the file system, real ones keep what is theirs."""
-    training = saved[0].training if saved else f"{run.parent.name}-{run.name}-{secrets.token_hex(4)}"
-    if not any(profile.partitions for profile in profiles):
-        return Task(shape, classes, training=training)
-    keep = run / CLIENTS
-    if not (settings.checkpoint_every or saved):
-        return Task(shape, classes, str(run / "model"), training)
-    keep.mkdir(mode=0o700, exist_ok=True)
-    return Task(shape, classes, str(run / "model"), training, str(keep))
+    return server_half(declared)(setup)
 
 
 app = make_server_app()

@@ -152,7 +152,6 @@ def simulate(
 
     Raises:
         UserError: as a run on the command line says it.
-        KeyboardInterrupt: the user interrupted; how to go on has been said.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     own = _flat(settings)
@@ -178,8 +177,7 @@ def simulate(
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             run_backend(make_server_app(given, left.append, own), given, chosen)
     except UserError as error:
-        # Where in this package it was noticed is of no use to the caller, nor are our paths to their objects.
-        raise UserError(named(str(error))) from None
+        raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller
     except KeyboardInterrupt:
         run, usual = left[0] if left else None, vars(Simulation(chosen.clients, "in-process"))
         again = {"resume": str(run), **{name: value for name, value in vars(chosen).items() if value != usual[name]}}

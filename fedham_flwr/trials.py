@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.methods import Method
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.messages import Profile
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.training import augment, losses, optim
 
@@ -38,6 +42,23 @@ def try_training(settings: Settings, profile: Profile, outputs: int, model: nn.M
     optim.check(list(model.parameters()), training)
     augment.check(training, _kind(settings, profile), profile.shape)
     losses.check(training.loss, torch.zeros(2, outputs), EXAMPLES[profile.target](outputs))
+
+
+def server_half(declared: Method) -> type[RoundStrategy]:
+    """The class of a method's server half.
+
+    Raises:
+        UserError: it is none, or lacks a function.
+    """
+    made = half(declared.strategy)
+    if not (isinstance(made, type) and issubclass(made, RoundStrategy)):
+        name = getattr(made, "__name__", type(made).__name__)
+        raise UserError(
+            f"the server half of {declared.name} is {name}, and wanted is a RoundStrategy: a class of yours"
+        )
+    if missing := sorted(made.__abstractmethods__):
+        raise UserError(f"{made.__name__}, the server half of {declared.name}, lacks {', '.join(missing)}")
+    return made
 
 
 def _kind(settings: Settings, profile: Profile) -> Kind:

@@ -32,7 +32,10 @@ LEVELS = (
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
-SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app", "starts", "reporting", "resume"}, {"clients", "client_app"}
+SERVER_SIDE, CLIENT_SIDE = (
+    {"strategies", "server_app", "starts", "trials", "ends", "reporting", "resume"},
+    {"clients", "client_app"},
+)
 FLOWER = {"federation", "state", "runners", "server_app", "client_app", "cli"}
 FLOWER_DATASETS = {"data"}
 SYSTEM = {f"np.random.{name}" for name in ("get_state", "seed", "set_state")}
