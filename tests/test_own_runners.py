@@ -136,7 +136,9 @@ def test_flwr_run_gives_the_digest_of_one_process(
     summary = json.loads(found[0].read_text())
     assert "error" not in summary, summary
     config = f'strategy="fedavg" num-server-rounds={2 if what is VALUES else 1} device="cpu" min-clients=1 {what}'
-    here = simulated(environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{app}"}, tmp_path, "in-process", config)
+    here = simulated(
+        environment | {"PYTHONPATH": f"{ROOT}{os.pathsep}{app}"}, tmp_path, config, "--backend", "in-process"
+    )
     assert summary["digest"] == here["digest"]
     assert summary["failures"] == 0
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -101,12 +102,12 @@ class Manifest:
             {name: tensors[name].dtype for name in claimed},
         )
 
-    @property
+    @cached_property
     def group_names(self) -> tuple[str, ...]:
         """Names of the groups, from the input to the output."""
         return tuple(group.name for group in self.groups)
 
-    @property
+    @cached_property
     def buffers(self) -> tuple[str, ...]:
         """Names of all floating-point buffers, the running statistics."""
         return tuple(name for group in self.groups for name in group.buffers)
@@ -117,10 +118,16 @@ class Manifest:
         Raises:
             ValueError: a group that the model does not have.
         """
-        chosen = set(self.group_names if groups is None else groups)
+        if groups is None:
+            return self._all_names
+        chosen = set(groups)
         if unknown := sorted(chosen - set(self.group_names)):
             raise ValueError(f"the model has no layer groups {unknown}; it has {list(self.group_names)}")
         return tuple(name for group in self.groups if group.name in chosen for name in group.names)
+
+    @cached_property
+    def _all_names(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group.names)
 
     def count(self, groups: Iterable[str] | None = None) -> int:
         """Number of scalars in the groups given (all groups by default)."""

@@ -87,7 +87,9 @@ def check_report(upload: Upload) -> None:
 def well_sized(params: Mapping[str, Tensor]) -> bool:
     """Whether tensors are finite and together no longer than `MOST_NORM`, by one look at all of them."""
     floating = [tensor for tensor in params.values() if tensor.dtype == torch.float32]
-    return len(floating) == len(params) and float(torch.nn.utils.get_total_norm(floating)) <= MOST_NORM
+    if len(floating) != len(params):
+        return False
+    return math.hypot(*(float(torch.linalg.vector_norm(tensor)) for tensor in floating)) <= MOST_NORM
 
 
 def check_size(params: Mapping[str, Tensor], sized: bool = False) -> None:

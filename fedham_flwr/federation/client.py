@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -194,7 +195,7 @@ class RoundClient:
         self.recalled = self.recalled or bool(names)
         return self.kept.recall(names, first, self.split.shared, self.job.trainer.manifest.buffers)
 
-    @property
+    @cached_property
     def received_names(self) -> tuple[str, ...]:
         """Names of the shared tensors that came, in the model's order."""
         return tuple(name for name in self.split.shared if name in self.job.download.params)

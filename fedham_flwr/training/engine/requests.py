@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
 
 
-@runtime_checkable
 class StackableTerm(Protocol):
     """A term of the gradient that can be computed for many clients at once."""
 
@@ -62,7 +61,7 @@ class Fit:
         augmented = training.augment and training.augmentation != "shift-flip"
         if self.loss is not None or training.loss.name != "auto" or ":" in training.optimizer or augmented:
             return None
-        if self.gradient_term is not None and not isinstance(self.gradient_term, StackableTerm):
+        if self.gradient_term is not None and not hasattr(self.gradient_term, "stacked"):
             return None
         only = None if self.only is None else frozenset(self.only)
         return "fit", training, only, type(self.gradient_term), *_data(self.samples)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -120,9 +121,8 @@ def gradient(model: StackedModel, requests: Sequence[Gradient]) -> list[Params]:
 
 def _term(requests: Sequence[Fit]) -> GradientTerm | None:
     """The terms of a method's own as one."""
-    terms = [request.gradient_term for request in requests]
-    stackable = [term for term in terms if isinstance(term, StackableTerm)]
-    return stackable[0].stacked(stackable) if stackable else None
+    terms = [cast(StackableTerm, request.gradient_term) for request in requests if request.gradient_term is not None]
+    return terms[0].stacked(terms) if terms else None
 
 
 def _shorten(slopes: Sequence[Tensor], training: LocalTraining) -> None:
