@@ -54,7 +54,8 @@ def settings_page() -> str:
     intro = (
         "Generated from the code by `python docs/make.py`. `fedham settings` prints every setting with its default, "
         "and `fedham settings fedprox` those of one section. An object of yours has a section of its own: see [your "
-        "model](model.md)."
+        "model](model.md). What is given and has no effect, since something else is chosen, is said before the first "
+        "round."
     )
     tables = [f"## {title}\n\n{table(keys)}" for title, keys in parts.items()]
     return "\n\n".join(["# Settings", intro, *tables]) + "\n"

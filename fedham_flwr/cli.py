@@ -6,18 +6,21 @@ import argparse
 import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from fedham_flwr import __version__
+from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
-from fedham_flwr.sections import warn_of_others
 from fedham_flwr.settings import Value, defaults, parse
 
 HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
-       fedham settings [SECTION]                             every setting with its default
+       fedham settings [SECTION | SETTING]                   every setting with its default
+       fedham --version
 """
 
 
@@ -30,18 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         section = given[2:] if given[1:2] == ["--section"] else given[1:]
         if len(section) < 2 and not "".join(section).startswith("-"):
             return settings_command("".join(section))
+    if given == ["--version"]:
+        sys.stdout.write(f"fedham-flwr {__version__}\n")
+        return 0
     asked = not given or given[0] in ("-h", "--help")
     (sys.stdout if asked else sys.stderr).write(HELP if asked else f"error: {' '.join(given)!r} is no command\n{HELP}")
     return 0 if asked else 2
 
 
 def settings_command(section: str) -> int:
-    """Print every setting with its default and what it does, or those of one section."""
+    """Print every setting with its default and what it does, or those of one section, or one setting."""
     known = defaults()
-    chosen = {key: value for key, value in known.items() if not section or key.rpartition(".")[0] == section}
+    chosen = {key: known[key] for key in known if not section or section in (key, key.rpartition(".")[0])}
     if not chosen:
         sections = dict.fromkeys(key.partition(".")[0] for key in known if "." in key)
-        sys.stderr.write(f"error: there is no section {section}: wanted one of {', '.join(sections)}\n")
+        sys.stderr.write(f"error: there is no section and no setting {section}: wanted one of {', '.join(sections)}\n")
         return 1
     said = remarks()
     try:
@@ -80,16 +86,29 @@ def run_command(arguments: Sequence[str] | None = None, program: str | None = No
         arguments: of the command line, without the program's name.
         program: its name, for the help.
     """
+    options, left = parser(program).parse_args(arguments), list[Path]()
     try:
-        return _run(arguments, program)
+        return _run(options, left)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        from fedham_flwr.ends import interrupted
+
+        again = program or f"python {shlex.quote(sys.argv[0])}"
+        sys.stderr.write(f"{interrupted(left[0] if left else None, again + _as_before(options, left))}\n")
         return 130
 
 
-def _run(arguments: Sequence[str] | None, program: str | None) -> int:
+def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
+    """The options with which a run goes on as it began."""
+    given = ["--resume", *map(str, left)]
+    usual = vars(parser().parse_args([]))
+    for name in ("backend", "engine", "num_cpus", "num_workers", "ray_address"):
+        if (value := getattr(options, name)) != usual[name]:
+            given += [f"--{name.replace('_', '-')}", str(value)]
+    return f" {shlex.join(given)}"
+
+
+def _run(options: argparse.Namespace, left: list[Path]) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    options = parser(program).parse_args(arguments)
     try:
         given = overrides(options.run_config or [])
         if options.results_dir:
@@ -97,7 +116,7 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
         if resume := options.resume or str(given.get("resume", "")):
             given = complete(resume, given)
         if options.num_supernodes is None:
-            options.num_supernodes = num_clients(resume) or 10
+            options.num_supernodes = (resume and num_clients(resume)) or 10
         if options.num_supernodes < 1:
             raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
         chosen = Simulation(
@@ -105,10 +124,9 @@ def _run(arguments: Sequence[str] | None, program: str | None) -> int:
             options.ray_address,
         )  # fmt: skip
         chosen.check()
-        settings = parse(given)
+        check_device(parse(given).device, options.ray_address)
         texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
-        warn_of_others(overrides(texts), settings.strategy)  # a file may hold what several methods need
-        run(given, chosen)
+        run(given, chosen, left, set(overrides(texts)))  # a file may hold what several methods need
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -148,26 +166,39 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
             raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
         if not text.endswith(".toml") and (bare := _without_quotes(text)):
             raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
+    if twice := _given_twice([text for text in given if not text.endswith(".toml")]):
+        raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
     found: dict[str, Value] = {}
     try:
-        for (
-            text
-        ) in given:  # one at a time: of several, Flower takes one file only, and drops keys of a section given twice
+        for text in given:  # of several, Flower takes one file only, and drops keys of a section given twice
             found |= dict(parse_config_args([text]))
         return found
     except (ValueError, ClickException) as error:
         raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
 
 
+_GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value, as Flower reads them."""
+
+
+def _given_twice(texts: Sequence[str]) -> tuple[str, str, str] | None:
+    """The first key that the texts give a second time, and both of its values; a file is there to be overridden."""
+    seen: dict[str, str] = {}
+    for key, value in (found for text in texts for found in _GIVEN.findall(text)):
+        if key in seen:
+            return key, seen[key], value
+        seen[key] = value
+    return None
+
+
 def _without_quotes(text: str) -> re.Match[str] | None:
     """The first key=value whose value is neither in quotes nor a number or a truth value."""
-    found = re.finditer(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)", text)
     values = r"true|false|['\"\[{].*|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)"
-    return next((each for each in found if not re.fullmatch(values, each[2], re.DOTALL)), None)
+    return next((each for each in _GIVEN.finditer(text) if not re.fullmatch(values, each[2], re.DOTALL)), None)
 
 
-def run(given: dict[str, Value], simulation: Simulation) -> None:
-    """Run a federation with these settings."""
+def run(given: dict[str, Value], simulation: Simulation, left: list[Path], asked: Collection[str]) -> None:
+    """Run a federation with these settings, of which `asked` were given here; its directory is added to `left`."""
     from fedham_flwr.server_app import make_server_app
 
-    run_backend(make_server_app(given), given, simulation)
+    run_backend(make_server_app(given, left.append, asked), given, simulation)

@@ -53,7 +53,10 @@ def method(name: str) -> Method:
             )
         found = load_object("strategy", found)
     if not isinstance(found, Method):
-        raise UserError(f'strategy="{name}" is {type(found).__name__}, and wanted is a fedham_flwr.Method')
+        what = f"the class {found.__name__}" if isinstance(found, type) else type(found).__name__
+        raise UserError(
+            f'strategy="{name}" is {what}, and wanted is a fedham_flwr.Method: Method(server half, client half, split)'
+        )
     return found
 
 

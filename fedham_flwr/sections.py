@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
-import logging
 from collections.abc import Collection, Mapping, Sequence
 
 from fedham_flwr import registry
@@ -13,8 +11,6 @@ from fedham_flwr.core.imports import is_path, load_object, section_of, settings_
 from fedham_flwr.core.methods import Method
 from fedham_flwr.models import NETWORKS
 from fedham_flwr.training.optim import GIVEN
-
-log = logging.getLogger("fedham_flwr")
 
 CALLED_WITH = {
     "optimizer": GIVEN,
@@ -118,18 +114,3 @@ def advice(key: str, core: Sequence[str], others: Sequence[str], chosen: Collect
     if near:
         return f"did you mean {near[0]}?"
     return f"the keys are {', '.join([*core, *others])}"
-
-
-def warn_of_others(given: Mapping[str, object], strategy: str) -> None:
-    """Say in one line which settings have no effect, since they are those of another method than the run's.
-
-    Args:
-        given: the settings that somebody gave for this run, by key; defaults that a file holds are none.
-        strategy: the run's.
-    """
-    others = set(registry.METHODS) - {section_of(strategy)}
-    idle = [f"{key}={json.dumps(value)}" for key, value in given.items() if key.partition(".")[0] in others]
-    if idle:
-        log.warning(
-            "settings of other methods have no effect with strategy=%s: %s", section_of(strategy), ", ".join(idle)
-        )

@@ -3,66 +3,66 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedham_flwr import models
+from fedham_flwr import ends, models
 from fedham_flwr.core import parameters
+from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.direct import HandsOver
-from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.idle import Facts, changed, warn_of_idle
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.registry import half, method
+from fedham_flwr.registry import method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
-from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, newest
+from fedham_flwr.resume.checkpoints import Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
-from fedham_flwr.starts import go_on, start_from
-from fedham_flwr.training import augment, losses, metric_choice, optim
+from fedham_flwr.starts import go_on, start_from, task_of
+from fedham_flwr.training import metric_choice
+from fedham_flwr.trials import server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
-EXAMPLES: Mapping[str, Callable[[int], torch.Tensor]] = {
-    "class": lambda _: torch.zeros(2, dtype=torch.int64),
-    "next-token": lambda _: torch.zeros(2, dtype=torch.int64),
-    "multi-label": lambda outputs: torch.zeros(2, outputs, dtype=torch.uint8),
-    "value": lambda outputs: torch.zeros(2, outputs),
-}
-"""Two targets of each kind, on which a loss is tried before the first round."""
-
 
 def make_server_app(
-    given: Mapping[str, Value] | None = None, left: Callable[[Path], object] | None = None
+    given: Mapping[str, Value] | None = None,
+    left: Callable[[Path], object] | None = None,
+    asked: Collection[str] | None = None,
 ) -> ServerApp:
     """The app, with settings given here or, by default, taken from the run's config.
 
     Args:
         given: settings by key, as in pyproject.toml.
         left: told the run's directory, once there is one.
+        asked: keys of the settings that somebody chose for this run, of which those without effect are said; by
+            default all whose values are not the defaults.
     """
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        raw = context.run_config if given is None else given
         try:
-            run(grid, parse(context.run_config if given is None else given), left)
+            settings = parse(raw)
+            # The name, since the class is in another place from one version of Flower to the next.
+            if type(grid).__name__ == "InMemoryGrid":  # of `flwr run`, with the clients on this machine
+                check_device(settings.device)
+            run(grid, settings, left, changed(raw) if asked is None else asked)
         except UserError as error:
             if given is None:  # a process of Flower's own, which is about to print the stack and end
                 sys.tracebacklimit = 0
@@ -72,15 +72,19 @@ def make_server_app(
     return app
 
 
-def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None) -> None:
+def run(
+    grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None, asked: Collection[str] = ()
+) -> None:
     """A whole run: find the clients, train, evaluate, and write and print what came of it.
 
-    Whatever ends the run early, the results so far and the server's state are written first.
+    Whatever ends the run early, the results so far and the server's state are written first; of a run that ends before
+    its first round nothing is left.
 
     Args:
         grid: the way to the clients.
         settings: the run's.
         left: told the run's directory.
+        asked: keys of the settings that somebody chose for this run.
 
     Raises:
         UserError: the results cannot be written, the clients cannot be reached or do not fit together, or too few
@@ -88,7 +92,7 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
     """
     began = time.perf_counter()
     old = continued(settings)
-    saved = newest(old) if old else None
+    saved, parents = newest(old) if old else None, ends.missing_parents(settings)
     if old and saved:
         settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
         directory = RunDirectory(old)
@@ -98,18 +102,25 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
         )
     if left is not None:
         left(directory.path)
-    report.settings_table(flatten(settings), defaults())
     journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
+    strategy = None
     try:
-        strategy = prepare(grid, settings, journal, saved)
+        report.settings_table(flatten(settings), defaults())
+        strategy = prepare(grid, settings, journal, saved, asked)
         with journal:
             strategy.run(grid)
         if isinstance(grid, HandsOver):
             journal.engine = grid.engine()
             report.say(engine_line(journal.engine))
     except BaseException as error:
-        journal.finish(error)
-        raise
+        told = ends.explained(error, settings.strategy, directory.path)
+        if strategy is not None:
+            journal.finish(told)
+        elif not saved:
+            ends.remove(directory.path, parents)
+        if told is error:
+            raise
+        raise told from error
     journal.finish()
 
 
@@ -135,7 +146,11 @@ def workers_line(plan: str, size: int) -> str:
 
 
 def prepare(
-    grid: Grid, settings: Settings, journal: Journal, saved: tuple[Checkpoint, Path] | None = None
+    grid: Grid,
+    settings: Settings,
+    journal: Journal,
+    saved: tuple[Checkpoint, Path] | None = None,
+    asked: Collection[str] = (),
 ) -> RoundStrategy:
     """Wait for the clients, and build the model that fits their data and the strategy that serves them.
 
@@ -144,6 +159,7 @@ def prepare(
         settings: the run's.
         journal: the run's.
         saved: a checkpoint that the run goes on from, and its folder.
+        asked: as for `run`.
 
     Raises:
         UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
@@ -162,11 +178,10 @@ def prepare(
             'model="package.module:Object"'
         )
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
-    training = settings.local_training(1)
-    optim.check(list(model.parameters()), training)
-    augment.check(training, _kind(settings, profiles[0].target, shape), shape)
-    losses.check(training.loss, torch.zeros(2, classes), EXAMPLES[profiles[0].target](classes))
+    try_training(settings, profiles[0], classes, model)
     manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
+    dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
+    warn_of_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
     report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
     if isinstance(grid, HandsOver):
         report.say(workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
@@ -174,7 +189,7 @@ def prepare(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        _task(settings, shape, classes, profiles, journal.directory.path, saved),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved),
         roster,
         journal,
         saved[0].progress() if saved else None,
@@ -187,15 +202,6 @@ def prepare(
         start_from(settings, strategy, network)
     journal.started(strategy, network)
     return strategy
-
-
-def _kind(settings: Settings, target: str, shape: tuple[int, ...]) -> Kind:
-    """The kind of the clients' data, as far as it can be told from here: a user's own may be images or arrays."""
-    if target == "next-token":
-        return "text"
-    if len(shape) == 3:
-        return "image"
-    return "array" if is_path(settings.dataset) else "table"
 
 
 def build_strategy(
@@ -223,27 +229,7 @@ def build_strategy(
     """
     declared = method(settings.strategy)
     setup = Setup(settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress())
-    strategy: RoundStrategy = half(declared.strategy)(setup)
-    return strategy
-
-
-def _task(
-    settings: Settings,
-    shape: tuple[int, ...],
-    classes: int,
-    profiles: Sequence[Profile],
-    run: Path,
-    saved: tuple[Checkpoint, Path] | None,
-) -> Task:
-    """What all clients are told; those of a simulation share the file system, real ones keep what is theirs."""
-    training = saved[0].training if saved else f"{run.parent.name}-{run.name}-{secrets.token_hex(4)}"
-    if not any(profile.partitions for profile in profiles):
-        return Task(shape, classes, training=training)
-    keep = run / CLIENTS
-    if not (settings.checkpoint_every or saved):
-        return Task(shape, classes, str(run / "model"), training)
-    keep.mkdir(mode=0o700, exist_ok=True)
-    return Task(shape, classes, str(run / "model"), training, str(keep))
+    return server_half(declared)(setup)
 
 
 app = make_server_app()

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,19 +17,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
+from fedham_flwr.ends import interrupted
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
-from fedham_flwr.resume.continuing import complete
+from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import Backend, Engine, Simulation, run_backend
-from fedham_flwr.sections import OBJECTS, warn_of_others
+from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
-from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process
+from fedham_flwr.task import SETTINGS, Task, given_path, is_of_this_process, named
 
 if TYPE_CHECKING:
     import pandas
+
+log = logging.getLogger("fedham_flwr")
 
 
 class Models(Mapping[str, nn.Module]):
@@ -72,6 +77,9 @@ class Run:
     directory: Path
     trust_imports: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", Path(self.directory))  # from a text, too
+
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` says."""
@@ -91,6 +99,17 @@ class Run:
         return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
 
     @cached_property
+    def clients(self) -> pandas.DataFrame:
+        """A client in a row, as in `clients.json`: client, name, its samples in train, validation and test, ...
+
+        Of classes also how many it has, `classes`, and its training samples of each, `train-labels`; `shape` is that
+        of one sample as the network takes it, and `novel` says whether it was held out.
+        """
+        import pandas as pd
+
+        return pd.DataFrame(RunDirectory(self.directory).read_clients())
+
+    @cached_property
     def mixing(self) -> pandas.DataFrame:
         """Who learned from whom: round, client, group, peer, weight; empty for a method that does not mix."""
         return read_weights(self.directory).to_pandas()
@@ -103,9 +122,9 @@ class Run:
 
 
 def simulate(
-    strategy: str | Method = "fedper",
+    strategy: str | Method | None = None,
     task: Task | str | None = None,
-    clients: int = 10,
+    clients: int | None = None,
     backend: Backend = "in-process",
     num_cpus: int = 1,
     verbose: bool = True,
@@ -117,9 +136,9 @@ def simulate(
     """Run a federation on this machine.
 
     Args:
-        strategy: the method, by its name, its import path or itself.
+        strategy: the method, by its name, its import path or itself; by default fedper.
         task: what is brought along: a `Task`, a module's name or an import path.
-        clients: how many.
+        clients: how many; by default 10.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
             small networks), or ray (in several processes).
         num_cpus: of ray: processors of a worker.
@@ -129,36 +148,41 @@ def simulate(
         ray_address: of ray: of a cluster; empty for that of `RAY_ADDRESS`, or one of this machine.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
-            a list too. With `resume` all others are those of that run.
+            a list too. With `resume` all others, strategy and clients too, are those of that run.
 
     Raises:
         UserError: as a run on the command line says it.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     own = _flat(settings)
-    given = {"strategy": strategy, **own}
+    resume = str(own.get("resume", ""))
+    given = own if resume and strategy is None else {"strategy": strategy or "fedper", **own}
     if task is not None:
         given = _joined(given, _brought(task))
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None:
             given[setting] = _named_by(setting, value)
-    if given.get("resume"):
-        given = complete(str(given["resume"]), given)
-    if type(clients) is not int or clients < 1:
-        raise UserError(f"clients={clients!r} must be a whole number above 0")
+    if resume:
+        given = complete(resume, given)
+    clients = ((resume and num_clients(resume)) or 10) if clients is None else clients
     chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
     chosen.check()
     if chosen.elsewhere:
         _check_importable(given, backend)
-    warn_of_others(own, parse(given).strategy)
+    check_device(parse(given).device, ray_address)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
     try:
         with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-            run_backend(make_server_app(given, left.append), given, chosen)
+            run_backend(make_server_app(given, left.append, own), given, chosen)
     except UserError as error:
-        raise error.with_traceback(None) from None  # where in this package it was noticed is of no use to the caller
+        raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller
+    except KeyboardInterrupt:
+        run, usual = left[0] if left else None, vars(Simulation(chosen.clients, "in-process"))
+        again = {"resume": str(run), **{name: value for name, value in vars(chosen).items() if value != usual[name]}}
+        log.warning(interrupted(run, f"simulate({', '.join(f'{name}={value!r}' for name, value in again.items())})"))
+        raise
     return Run(left[0], trust_imports=True)
 
 

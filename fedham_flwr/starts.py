@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.federation.contract import HasPersonalStage
+from fedham_flwr.federation.contract import HasPersonalStage, Task
+from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.run_directory import RunDirectory
-from fedham_flwr.resume.checkpoints import Checkpoint, read_state, restore_clients
+from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, read_state, restore_clients
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import flatten
@@ -82,3 +85,31 @@ def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> Non
             "another may have trained on then",
             ", ".join(differs),
         )
+
+
+def task_of(
+    settings: Settings,
+    shape: tuple[int, ...],
+    classes: int,
+    profiles: Sequence[Profile],
+    run: Path,
+    saved: tuple[Checkpoint, Path] | None,
+) -> Task:
+    """What all clients are told; those of a simulation share the file system, real ones keep what is theirs.
+
+    Args:
+        settings: the run's.
+        shape: of one sample.
+        classes: outputs of the network.
+        profiles: of the clients.
+        run: the run's directory.
+        saved: a checkpoint that the run goes on from, and its folder.
+    """
+    training = saved[0].training if saved else f"{run.parent.name}-{run.name}-{secrets.token_hex(4)}"
+    if not any(profile.partitions for profile in profiles):
+        return Task(shape, classes, training=training)
+    keep = run / CLIENTS
+    if not (settings.checkpoint_every or saved):
+        return Task(shape, classes, str(run / "model"), training)
+    keep.mkdir(mode=0o700, exist_ok=True)
+    return Task(shape, classes, str(run / "model"), training, str(keep))

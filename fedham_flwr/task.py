@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -89,6 +90,11 @@ def given_path(obj: Any, name: str = "") -> str:
 def is_of_this_process(path: str) -> bool:
     """Whether other processes do not find the object."""
     return path.startswith(f"{__name__}:GIVEN.")
+
+
+def named(text: str) -> str:
+    """A text in which objects of this process are called by their names alone, as their owner knows them."""
+    return re.sub(rf"{re.escape(__name__)}:GIVEN\.n\d+\.", "", text)
 
 
 def expand(raw: Mapping[str, Any]) -> dict[str, Any]:

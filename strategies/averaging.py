@@ -11,24 +11,37 @@ from fedham_flwr.federation.rounds import RoundStrategy
 
 
 class AveragingStrategy(RoundStrategy):
-    """One tree of shared tensors; what is not in it is up to the method's split."""
+    """One tree of shared tensors; what is not in it is up to the method's split.
+
+    Args:
+        setup: the run's.
+
+    Attributes:
+        shared: the shared tensors as they are now, by name. They are on their way to clients, so a method of one's own
+            that changes them replaces the whole mapping, after `merge` has made it the mean.
+    """
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        self._shared = self.first
+        self.shared = self.first
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
-        """The same tensors for every client."""
-        return dict.fromkeys(clients, Start(self._shared))  # R1
+        """The same tensors for every client.
+
+        Raises:
+            ValueError: a method of one's own has made `shared` something else than the model's shared tensors.
+        """
+        self.manifest.check(self.shared, self.split.shared, finite=True)
+        return dict.fromkeys(clients, Start(self.shared))  # R1
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Replace the shared tensors by the clients' mean, weighted by their training samples."""
         models = [upload.params for upload in uploads.values()]
-        self._shared = fedavg.aggregate(models, [upload.examples for upload in uploads.values()])  # R4
+        self.shared = fedavg.aggregate(models, [upload.examples for upload in uploads.values()])  # R4
 
     def state_dict(self) -> Params:
         """The shared tensors."""
-        return dict(self._shared)
+        return dict(self.shared)
 
     def load_state_dict(self, state: Params) -> None:
         """Continue from shared tensors.
@@ -37,4 +50,4 @@ class AveragingStrategy(RoundStrategy):
             ValueError: they are not those of this model.
         """
         self.manifest.check(state, self.split.shared)
-        self._shared = {name: state[name] for name in self.split.shared}  # a file has another order
+        self.shared = {name: state[name] for name in self.split.shared}  # a file has another order

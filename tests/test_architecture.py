@@ -24,15 +24,18 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "run_settings", "sections", "settings", "task"},
+    {"registry", "run_settings", "sections", "settings", "task", "idle"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
-    {"server_app", "starts", "client_app", "runners"},
+    {"server_app", "starts", "trials", "ends", "client_app", "runners"},
     {"simulation", "cli"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
-SERVER_SIDE, CLIENT_SIDE = {"strategies", "server_app", "starts", "reporting", "resume"}, {"clients", "client_app"}
+SERVER_SIDE, CLIENT_SIDE = (
+    {"strategies", "server_app", "starts", "trials", "ends", "reporting", "resume"},
+    {"clients", "client_app"},
+)
 FLOWER = {"federation", "state", "runners", "server_app", "client_app", "cli"}
 FLOWER_DATASETS = {"data"}
 SYSTEM = {f"np.random.{name}" for name in ("get_state", "seed", "set_state")}

@@ -96,8 +96,10 @@ def test_a_model_is_refused_from_where_arithmetic_would_break() -> None:
     bounds.check_size({"a": torch.full((4,), 4.9e7)})  # of length 9.8e7
     bounds.check_size({})
     for value, norm in ((5.1e7, "1e+08"), (1e30, "inf"), (3e38, "inf"), (-3e38, "inf")):
-        message = f"the norm of the model is {norm}, most of it in a: wanted at most 1e+08".replace("+", r"\+")
-        with pytest.raises(ValueError, match=rf"^{message}$"):
+        message = f"the norm of the model is {norm}, most of it in a: wanted at most 1e+08; where training div".replace(
+            "+", r"\+"
+        )
+        with pytest.raises(ValueError, match=rf"^{message}"):
             bounds.check_size({"b": torch.ones(3), "a": torch.full((4,), value)})
 
 

@@ -117,22 +117,19 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("config", "line"),
+    ("given", "twice"),
     [
-        ("fedham.meta-steps=3", "settings of other methods have no effect with strategy=fedper: fedham.meta-steps=3"),
-        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 amn.unit="model"',
-         'settings of other methods have no effect with strategy=ditto: fedtp.head="fedper", amn.unit="model"'),
-        ("fedper.personal-layers=2 mlp.width=3 dp.delta=0.1", ""),
+        (["seed=1 alpha=0.5 seed=2"], "seed twice, as 1 and as 2"),
+        (["seed=1", "alpha=0.5 seed=1"], "seed twice, as 1 and as 1"),
+        (["fedprox.mu=0.1", 'strategy="fedprox" fedprox.mu=1.0'], "fedprox.mu twice, as 0.1 and as 1.0"),
+        (["dataset='a b seed=1'", 'seed=2 dataset="c"'], "dataset twice, as 'a b seed=1' and as \"c\""),
     ],
-)  # fmt: skip
-def test_settings_of_another_method_are_said_to_have_no_effect(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, config: str, line: str
+)
+def test_a_setting_that_is_given_twice_is_refused(
+    capsys: pytest.CaptureFixture[str], given: list[str], twice: str
 ) -> None:
-    monkeypatch.setattr(cli, "run", lambda *_: None)
-    file = tmp_path / "defaults.toml"  # may hold settings of several methods, as pyproject.toml does
-    file.write_text("[pfedla]\nhidden-dim = 3\n")
-    assert main(["-c", str(file), "-c", config]) == 0
-    assert caplog.messages == ([line] if line else [])
+    options = [option for text in given for option in ("-c", text)]
+    assert errors(capsys, *options) == f"error: -c gives {twice}: wanted it once\n"
 
 
 # ---- the command fedham ----------------------------------------------------------------------------------------------
@@ -153,6 +150,14 @@ def test_fedham_alone_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.startswith("error: 'rnu' is no command\nusage: fedham run")
 
 
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    assert fedham(["--version"]) == 0
+    assert capsys.readouterr().out == f"fedham-flwr {tomllib.loads(text)['project']['version']}\n"
+    assert fedham(["--help"]) == 0
+    assert "fedham --version" in capsys.readouterr().out
+
+
 def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
     assert fedham(["settings"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -164,8 +169,11 @@ def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsy
     for arguments in (["settings", "fedper"], ["settings", "--section", "fedper"]):
         assert fedham(arguments) == 0
         assert capsys.readouterr().out.startswith("fedper.personal-layers = 1  ")
+    for setting in ("alpha", "fedper.personal-layers"):
+        assert fedham(["settings", setting]) == 0
+        assert capsys.readouterr().out.startswith(f"{setting} = ")
     assert fedham(["settings", "fedpre"]) == 1
-    assert capsys.readouterr().err.startswith("error: there is no section fedpre: wanted one of ")
+    assert capsys.readouterr().err.startswith("error: there is no section and no setting fedpre: wanted one of ")
     assert fedham(["settings", "--sections"]) == 2
     assert "is no command" in capsys.readouterr().err
 
@@ -203,12 +211,3 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted\n"
-
-
-def test_an_interrupt_of_a_run_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run", interrupt)
-    assert main([]) == 130
-    assert capsys.readouterr().err == "interrupted\n"

@@ -132,6 +132,33 @@ def test_the_code_in_a_page_runs(page: Path) -> None:
 
 
 @pytest.mark.usefixtures("workplace")
+def test_the_server_momentum_of_the_page_is_fedavgm_and_can_be_resumed() -> None:
+    names: dict[str, Any] = {}
+    (block,) = [block for block in blocks(ROOT / "docs" / "extending.md") if "velocity" in block]
+    exec(block.partition("\nrun = ")[0], names)
+    short: dict[str, Any] = {"clients": 3, "samples_per_client": 40, "verbose": False, "device": "cpu"}
+
+    def run(beta: float, rounds: int = 3, **more: Any) -> Any:
+        return simulate(names["FEDAVGM"], fedavgm={"beta": beta}, num_server_rounds=rounds, **short, **more)
+
+    def losses(of: Any) -> Any:
+        rows = of.rows
+        return rows[rows["metric"] == "loss"]["value"].to_numpy()
+
+    plain = simulate("fedavg", num_server_rounds=3, **short)
+    assert losses(run(0.0)) == pytest.approx(losses(plain), rel=1e-3)  # no momentum is FedAvg, to rounding
+    whole, begun = run(0.9), run(0.9, 2, checkpoint_every=1)
+    # v_1 = m_1 - w_0 and w_1 = w_0 + v_1 = m_1: momentum begins to tell with round 2, whose result round 3 starts from.
+    told = abs(losses(whole) - losses(plain)) > 0.01
+    rounds = whole.rows[whole.rows["metric"] == "loss"]["round"].to_numpy()
+    assert set(rounds[told]) == {3, 4}
+    assert (
+        simulate(resume=begun.directory, num_server_rounds=3, verbose=False).summary["digest"]
+        == whole.summary["digest"]
+    )
+
+
+@pytest.mark.usefixtures("workplace")
 def test_the_readme_shows_the_table_that_a_run_prints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,7 +125,7 @@ def test_a_run_goes_on_with_its_own_settings() -> None:
 
 def test_settings_of_another_method_are_said_to_have_no_effect(caplog: pytest.LogCaptureFixture) -> None:
     first = simulate("fedavg", fedham={"meta_steps": 3}, **SHORT)
-    assert caplog.messages == ["settings of other methods have no effect with strategy=fedavg: fedham.meta-steps=3"]
+    assert caplog.messages == ["settings that have no effect: fedham.meta-steps=3 (strategy is fedavg)"]
     caplog.clear()
     simulate("fedper", fedper={"personal_layers": 2}, **SHORT)
     # Of the run that goes on, those of other methods were said when it began.
@@ -140,9 +140,9 @@ def test_settings_of_another_method_are_said_to_have_no_effect(caplog: pytest.Lo
     ("given", "sentence"),
     [
         ({"backend": "rya"}, "backend='rya': wanted one of 'ray', 'cohort', 'in-process'"),
-        ({"clients": "3"}, "clients='3' must be a whole number above 0"),
-        ({"clients": 0}, "clients=0 must be a whole number above 0"),
-        ({"clients": True}, "clients=True must be a whole number above 0"),
+        ({"clients": "3"}, "clients='3' must be a whole number of at least 1"),
+        ({"clients": 0}, "clients=0 must be a whole number of at least 1"),
+        ({"clients": True}, "clients=True must be a whole number of at least 1"),
         ({"seed": [1]}, "settings: seed=[1]: wanted a truth value, a number or a text"),
         ({"model": nn.Linear(2, 3)}, "model is a Linear that is made already, and wanted is its class or a function"),
         ({"loss": 3}, "loss is int, and wanted is a name, an import path or an object"),

@@ -236,7 +236,7 @@ def test_clients_are_found_and_shown_by_number_and_by_name(tmp_path: Path, monke
 
 
 def test_no_clients_and_wrong_tasks_are_refused() -> None:
-    with pytest.raises(UserError, match="clients=0 must be a whole number above 0"):
+    with pytest.raises(UserError, match="clients=0 must be a whole number of at least 1"):
         simulate(clients=0)
     with pytest.raises(UserError, match="task is int, and wanted is a Task"):
         simulate(task=3)  # type: ignore[arg-type]

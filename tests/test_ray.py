@@ -114,7 +114,9 @@ def test_an_interrupt_under_ray_leaves_results_and_no_process(
             if line.startswith("round 2/"):
                 run.send_signal(signal.SIGINT)
     assert run.returncode == 130, "".join(lines)
-    assert lines[-1] == "interrupted\n"
+    (run_folder,) = (tmp_path / "results" / "fedper").iterdir()
+    assert lines[-1].startswith(f"interrupted; what there is so far is in {run_folder}; ")
+    assert ("to go on after round" in lines[-1]) == (run_folder / "checkpoints").exists()
     left = summary("".join(lines))
     assert left["num-rounds"] >= 2
     assert left["error"].startswith("KeyboardInterrupt")

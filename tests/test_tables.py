@@ -137,6 +137,15 @@ def test_columns_that_could_be_a_table_are_listed_and_none_is_guessed(cached: Ca
 REFUSED = [
     ({"feature_column": "age ward"}, r"feature-column names 'ward', which holds texts, but .* write them as numbers"),
     ({"feature_column": "age weight"}, r"feature-column names 'weight', but the columns are age \(int64\), dose"),
+    (
+        {"feature_column": "age, dose"},
+        r"names 'age,', but the columns are .*; between the names .* are blanks, no commas",
+    ),
+    (
+        {"feature_column": "age,dose"},
+        r"is 'age,dose', but the columns are .*; between the names .* are blanks, no comm",
+    ),
+    ({"feature_column": "age", "label_column": "a,b"}, r"label-column is 'a,b', but .* are blanks, no commas\.$"),
     ({"feature_column": "weight"}, r"feature-column is 'weight', but the columns are age \(int64\), dose"),
     ({"feature_column": "age dose age"}, r"feature-column names 'age' twice"),
     ({"feature_column": "age label", "label_column": "label"}, r"feature-column names 'label', which is the label-col"),

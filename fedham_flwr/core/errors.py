@@ -23,6 +23,10 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class DivergedError(UserError):
+    """Local training made numbers that are not finite."""
+
+
 def first_line(text: object) -> str:
     """The first line that is not blank of a text or of an error's; the error's name, or "no text", if there is none."""
     empty = type(text).__name__ if isinstance(text, BaseException) else "no text"

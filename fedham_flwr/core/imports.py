@@ -7,6 +7,7 @@ the network: on a SuperNode the module must be there already.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib
@@ -51,10 +52,11 @@ def load_object(setting: str, path: str) -> Any:
             found = getattr(found, part)
     except AttributeError:
         check_theirs(setting, path)
-        known = [known for known in vars(sys.modules[module]) if not known.startswith("_")]
-        raise UserError(
-            f'{setting}="{path}": the module {module} has no {name}; it has {", ".join(known[:10]) or "nothing"}'
-        ) from None
+        here = vars(sys.modules[module]).items()
+        known = [known for known, value in here if not (known.startswith("_") or inspect.ismodule(value))]
+        near = difflib.get_close_matches(name, known, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"it has {', '.join(known[:10]) or 'nothing'}"
+        raise UserError(f'{setting}="{path}": the module {module} has no {name}; {advice}') from None
     return found
 
 

@@ -47,8 +47,14 @@ def named(data: datasets.Dataset, setting: str, column: str) -> str:
         UserError: there is none of that name.
     """
     if column not in data.features:
-        raise UserError(f"{setting} is '{column}', but the columns are {_listed(data.features)}.")
+        raise UserError(f"{setting} is '{column}', {_instead_of(column, data)}.")
     return column
+
+
+def _instead_of(name: str, data: datasets.Dataset) -> str:
+    """What to say of a column that isn't there."""
+    advice = "; between the names of columns are blanks, no commas" if "," in name else ""
+    return f"but the columns are {_listed(data.features)}{advice}"
 
 
 def _listed(features: Any) -> str:
@@ -91,7 +97,7 @@ def table_columns(data: datasets.Dataset, columns: Columns) -> list[str]:
         return []
     for number, name in enumerate(names):
         if name not in data.features:
-            raise UserError(f"feature-column names '{name}', but the columns are {_listed(data.features)}.")
+            raise UserError(f"feature-column names '{name}', {_instead_of(name, data)}.")
         if name in names[:number]:
             raise UserError(f"feature-column names '{name}' twice; name each column once.")
         if name == columns.client:
@@ -160,10 +166,12 @@ def find_label_of_table(data: datasets.Dataset, columns: Columns, table: Sequenc
 def _the_only(setting: str, kind: str, data: datasets.Dataset) -> str:
     found = [name for name, feature in data.features.items() if kind_of_column(feature) == kind]
     if len(found) != 1:
-        count = f"{len(found)} columns of kind {kind}"
+        listed = _listed(data.features)
+        count = f"the data set has {len(found)} columns of kind {kind}, among {listed}"
+        none = f"the data set has no column of kind {kind}, so that it must be named, one of {listed}"
         only = all(kind_of_column(feature) == "Image" for feature in data.features.values())
         advice = "; pictures need a folder for each class, and dataset names the folder of these" if only else ""
-        raise UserError(f"set {setting}: the data set has {count}, among {_listed(data.features)}{advice}.")
+        raise UserError(f"set {setting}: {count if found else none}{advice}.")
     return str(found[0])
 
 

@@ -108,7 +108,7 @@ def check_size(params: Mapping[str, Tensor], sized: bool = False) -> None:
         name = max(lengths, key=lambda one: lengths[one])
         raise ValueError(
             f"the norm of the model is {math.hypot(*lengths.values()):.2g}, most of it in {name}: wanted at most "
-            f"{MOST_NORM:g}"
+            f"{MOST_NORM:g}; where training diverges, lower learning-rate, or scale values that are learned to about 1"
         )
     for name, tensor in params.items():
         if name.rpartition(".")[2] == VARIANCES and bool((tensor < 0).any()):

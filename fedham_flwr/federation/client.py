@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedham_flwr.core import trees
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import DivergedError, UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.contract import Outcome
@@ -139,11 +139,18 @@ class RoundClient:
         training = self.settings.local_training(job.download.round)
         training = dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None})
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
-        with self.clock("train"):
-            self.load(model)
-            self._loaded = None
-            job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only)
-        self._loaded = job.trainer.read_checked()
+        try:
+            with self.clock("train"):
+                self.load(model)
+                self._loaded = None
+                job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only)
+            self._loaded = job.trainer.read_checked()
+        except DivergedError as error:
+            if job.data.target != "value":
+                raise
+            raise DivergedError(
+                f"{error}, or scale the values that are learned to about 1 (see docs/data.md)"
+            ) from error
         return self._loaded
 
     def outcome(self, after: Params) -> Outcome:

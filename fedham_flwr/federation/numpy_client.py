@@ -133,7 +133,24 @@ class FlowerClient(NumPyClient):
                 f"train of {type(self.half).__name__} gives {type(outcome).__name__}, and wanted is an Outcome: "
                 "self.outcome(the trained model)"
             )
+        if self.half.trains:
+            self._check(outcome)
         return outcome
+
+    def _check(self, outcome: Outcome) -> None:
+        """Refuse an outcome that lacks what the server, or the client's next round, will look for."""
+        half, split = self.half, self.half.split
+        kept = (
+            split.personal if type(half).start is RoundClient.start else ()
+        )  # another `start` says itself what it needs
+        wanted = (("send", split.shared, outcome.send), ("use", (*split.shared, *split.personal), outcome.use))
+        for what, names, given in (*wanted, ("keep", kept, outcome.keep)):
+            if missing := [name for name in names if name not in given]:
+                raise UserError(
+                    f"train of {type(half).__name__} gives an Outcome whose `{what}` lacks {', '.join(missing[:3])}: "
+                    "wanted self.outcome(the trained model), or the shared tensors to send, the whole model to use and "
+                    "the personal ones to keep"
+                )
 
     def _improve(self, received: Params) -> Outcome:
         outcome = self._trained(self._start(received))

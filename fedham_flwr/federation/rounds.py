@@ -14,7 +14,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
+from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start, starts_of
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.exchange import Exchange
 from fedham_flwr.federation.messages import Upload
@@ -184,7 +184,7 @@ class RoundStrategy(Strategy, ABC):
             answers = self._exchange.receive(grid.send_and_receive(messages, timeout=self.settings.round_timeout))
             self.answered(number, answers)
             clients = tuple(client for client in clients if client in answers or client not in questions)
-        return self._exchange.write(stage, number, clients, lambda some: self.plan(number, some), closing, direct)
+        return self._exchange.write(stage, number, clients, lambda some: starts_of(self, number, some), closing, direct)
 
     def _present(self, grid: Grid) -> tuple[str, ...]:
         """The clients that are there, without novel ones."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
+from fedham_flwr.federation.contract import state_of
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -34,7 +36,8 @@ log = logging.getLogger("fedham_flwr")
 def describe(profile: Profile) -> dict[str, object]:
     """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
-    return {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
+    told = {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
+    return {**told, "shape": list(profile.shape)}
 
 
 @dataclass
@@ -62,7 +65,7 @@ class Journal:
     _ready: float | None = None
     _records: list[RoundRecord] = field(default_factory=list)
     _progress: Progress | None = None
-    _stack: ExitStack = field(default_factory=ExitStack)
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def measures(self, measured: tuple[Metric, ...]) -> None:
         """The clients will measure this.
@@ -142,17 +145,15 @@ class Journal:
         kept = Path(task.keep) if task.keep else None
         try:
             self.directory.sync()
-            checkpoints.save(self.directory.path, here, strategy.state_dict(), kept)
+            checkpoints.save(self.directory.path, here, state_of(strategy), kept)
         except OSError as error:
-            reason = error.strerror or error
-            log.warning(
-                "the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, reason
-            )
+            why = error.strerror or error
+            log.warning("the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, why)
 
     # ---- at the end ----------------------------------------------------------------------------------------------
 
     def finish(self, error: BaseException | None = None) -> None:
-        """Write the server's state, the summary and the pictures, and print the final table.
+        """Write the server's state, the summary and the pictures, and print the final table of a run that has begun.
 
         Args:
             error: what ended the run early.
@@ -161,32 +162,33 @@ class Journal:
             UserError: they cannot be written.
         """
         strategy = self._strategy
-        if strategy is None and self.resumed:
-            return  # what the run has left is whole, and nothing was added to it
+        assert strategy is not None
         rows = to_rows(read_rows(self.directory.path))
-        if strategy:
-            split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
-            self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
+        split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
+        self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
         summary = self._summary(rows, error)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
         try:
-            if strategy is not None:
-                state = strategy.state_dict()
+            if (state := self._state(strategy, error)) is not None:
                 self.directory.save_state(state, {"strategy": self.settings.strategy, "model": self._model})
                 summary["digest"] = digest(state, rows)
-                self.write_clients(strategy)
+            self.write_clients(strategy)
             self.directory.finish(summary)
             self._draw(rows)
         except OSError as reason:
             raise self._unwritable(reason) from reason
-        if strategy is None:
-            return  # the error says why
         report.final_table(self._statistics(rows), metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
         report.last_line(self.directory.path)
+
+    def _state(self, strategy: RoundStrategy, error: BaseException | None) -> Params | None:
+        """The server's state; None of a method that has failed, and cannot say it either."""
+        with contextlib.suppress(*([Exception] if error else [])):
+            return state_of(strategy)
+        return None
 
     def _spent(self, interrupted: bool) -> dict[str, int]:
         """How often each client may have sent an update; also in what was undone, or what no record tells of."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedham_flwr.core import parameters
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment, losses, optim
@@ -74,12 +74,11 @@ class Trainer:
         """Copies of all tensors, after training.
 
         Raises:
-            UserError: a tensor is not finite; nothing of it may be kept or sent.
+            DivergedError: a tensor is not finite; nothing of it may be kept or sent.
         """
-        model = self.read(self.manifest.names())
-        for name, tensor in model.items():
+        for name, tensor in (model := self.read(self.manifest.names())).items():
             if not parameters.all_finite(tensor):
-                raise UserError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
+                raise DivergedError(f"training diverged: {name} holds NaN or infinity; lower learning-rate")
         return model
 
     def state_dict(self) -> Params:
@@ -112,7 +111,7 @@ class Trainer:
                 none is trained keeps its running statistics too: it works as in evaluation.
 
         Raises:
-            UserError: the loss is NaN or infinite, or the data are not images and `training` says to augment them.
+            UserError: the loss is NaN or infinite (DivergedError), or the data are to be augmented and are no images.
         """
         augmented = augment.make(training, samples.kind)
         features, labels, index = self._local(samples, "train")
@@ -137,7 +136,8 @@ class Trainer:
                 seen += len(chosen)
         mean = total.item() / max(1, seen)
         if not math.isfinite(mean):
-            raise UserError(f"training diverged: the loss is {mean}; lower learning-rate={training.learning_rate:g}")
+            rate = training.learning_rate
+            raise DivergedError(f"training diverged: the loss is {mean}; lower learning-rate={rate:g}")
         return mean
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.training.engine.engine import Answer, Engine
 from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
@@ -136,10 +136,10 @@ class CohortTrainer:
         """All tensors, after training.
 
         Raises:
-            UserError: a tensor is not finite; nothing of it may be kept or sent.
+            DivergedError: a tensor is not finite; nothing of it may be kept or sent.
         """
         if self._bad:
-            raise UserError(f"training diverged: {self._bad} holds NaN or infinity; lower learning-rate")
+            raise DivergedError(f"training diverged: {self._bad} holds NaN or infinity; lower learning-rate")
         return self.read(self.manifest.names())
 
     def state_dict(self) -> Params:
@@ -164,7 +164,7 @@ class CohortTrainer:
         self._model, self._bad, self._counts = trained.params, trained.bad, trained.counts
         if not math.isfinite(trained.mean):
             rate = training.learning_rate
-            raise UserError(f"training diverged: the loss is {trained.mean}; lower learning-rate={rate:g}")
+            raise DivergedError(f"training diverged: the loss is {trained.mean}; lower learning-rate={rate:g}")
         return trained.mean
 
     def evaluate(

@@ -1,0 +1,147 @@
+"""Which settings that somebody gave have no effect on a run, since something else than they are for was chosen."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
+
+from fedham_flwr import registry
+from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.data.batches import Target
+from fedham_flwr.models import NETWORKS
+from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import Value, defaults, flatten
+
+log = logging.getLogger("fedham_flwr")
+
+
+class Facts(NamedTuple):
+    """What decides which settings are read.
+
+    Attributes:
+        settings: the run's.
+        network: its name, `auto` resolved.
+        shape: of one sample.
+        target: what is learned.
+        partitioned: the data are dealt to clients, and no client has brought its own.
+    """
+
+    settings: Settings
+    network: str
+    shape: tuple[int, ...]
+    target: Target
+    partitioned: bool
+
+
+Reason = Callable[[Facts], str]
+"""Why a setting is not read; empty if it is."""
+
+
+def _dealt(facts: Facts) -> str:
+    return "" if facts.partitioned else "each client has data of its own, which are not dealt"
+
+
+def _by_partitioner(*names: str, own: bool = False) -> Reason:
+    """Of a setting that some partitioners read, and those of a user's own if `own`."""
+
+    def reason(facts: Facts) -> str:
+        chosen = facts.settings.partitioner
+        read = chosen in names or (own and is_path(chosen))
+        return _dealt(facts) or ("" if read else f"partitioner is {chosen}")
+
+    return reason
+
+
+def _by_optimizer(*names: str) -> Reason:
+    def reason(facts: Facts) -> str:
+        chosen = facts.settings.optimizer
+        return "" if chosen in names or is_path(chosen) else f"optimizer is {chosen}"
+
+    return reason
+
+
+def _by_schedule(name: str) -> Reason:
+    return lambda facts: "" if facts.settings.schedule == name else f"schedule is {facts.settings.schedule}"
+
+
+def _of_text(facts: Facts) -> str:
+    return "" if facts.target == "next-token" else "the data are no text"
+
+
+def _of_images(facts: Facts) -> str:
+    return "" if len(facts.shape) == 3 else "the data are no images"
+
+
+def _of_epochs(facts: Facts) -> str:
+    return f"local-steps is {facts.settings.local_steps}" if facts.settings.local_steps else ""
+
+
+def _of_novel(facts: Facts) -> str:
+    return "" if facts.settings.novel_clients else "novel-clients is 0"
+
+
+def _of_noise(facts: Facts) -> str:
+    return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
+
+
+REASONS: Mapping[str, Reason] = {
+    "partitioner": _dealt,
+    "samples-per-client": _dealt,
+    "alpha": _by_partitioner("dirichlet", own=True),
+    "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2", own=True),
+    "owner-share": _by_partitioner("class-owners"),
+    "client-column": _by_partitioner("natural"),
+    "min-characters": lambda facts: _of_text(facts) or _by_partitioner("natural")(facts),
+    "sequence-length": _of_text,
+    "vocabulary": _of_text,
+    "image-size": _of_images,
+    "momentum": _by_optimizer("sgd"),
+    "beta1": _by_optimizer("adam", "adamw"),
+    "beta2": _by_optimizer("adam", "adamw"),
+    "local-epochs": _of_epochs,
+    "schedule-every": _by_schedule("step"),
+    "schedule-factor": _by_schedule("step"),
+    "min-learning-rate": _by_schedule("cosine"),
+    "novel-steps": _of_novel,
+    "novel-turns": _of_novel,
+    "dp.delta": _of_noise,
+    "dp.clipping-norm": _of_noise,
+    "dp.sensitivity": _of_noise,
+}
+"""Settings that are read only where something else is chosen. What contradicts another setting is refused instead."""
+
+
+def changed(raw: Mapping[str, Value]) -> set[str]:
+    """The keys of a configuration that holds all settings, as Flower's does, whose values are not the defaults."""
+    usual = defaults()
+    return {key for key, value in raw.items() if usual.get(key) != value}
+
+
+def warn_of_idle(given: Collection[str], facts: Facts) -> None:
+    """Say in one line which settings have no effect, and why.
+
+    Args:
+        given: keys that somebody gave for this run; what is off, as `momentum=0.0`, is not asked for.
+        facts: of the run.
+    """
+    values = flatten(facts.settings)
+    idle = [f"{key}={json.dumps(values[key])} ({why})" for key, why in _idle(given, facts) if values[key]]
+    if idle:
+        log.warning("settings that have no effect: %s", ", ".join(idle))
+
+
+def _idle(given: Collection[str], facts: Facts) -> Iterator[tuple[str, str]]:
+    """The keys in the order of the settings, each with the reason."""
+    chosen = section_of(facts.settings.strategy)
+    network = TORCHVISION.rstrip(":") if facts.network.startswith(TORCHVISION) else section_of(facts.network)
+    for key in filter(set(given).__contains__, flatten(facts.settings)):
+        section = key.rpartition(".")[0]
+        if section in registry.METHODS and section != chosen:
+            yield key, f"strategy is {chosen}"
+        elif section in NETWORKS and section != network:
+            yield key, f"the network is {facts.network}"
+        elif key in REASONS and (why := REASONS[key](facts)):
+            yield key, why

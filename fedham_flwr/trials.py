@@ -1,0 +1,70 @@
+"""What is tried before the first round, so that a mistake is said once and not by every client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.methods import Method
+from fedham_flwr.data.batches import Kind
+from fedham_flwr.federation.messages import Profile
+from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.registry import half
+from fedham_flwr.run_settings import Settings
+from fedham_flwr.training import augment, losses, optim
+
+EXAMPLES: Mapping[str, Callable[[int], torch.Tensor]] = {
+    "class": lambda _: torch.zeros(2, dtype=torch.int64),
+    "next-token": lambda _: torch.zeros(2, dtype=torch.int64),
+    "multi-label": lambda outputs: torch.zeros(2, outputs, dtype=torch.uint8),
+    "value": lambda outputs: torch.zeros(2, outputs),
+}
+"""Two targets of each kind, on which a loss is tried."""
+
+
+def try_training(settings: Settings, profile: Profile, outputs: int, model: nn.Module) -> None:
+    """Try a user's optimiser, augmentation and loss.
+
+    Args:
+        settings: the run's.
+        profile: of any client.
+        outputs: of the network.
+        model: the network; it does not change.
+
+    Raises:
+        UserError: one of them does not fit the model or the data.
+    """
+    training = settings.local_training(1)
+    optim.check(list(model.parameters()), training)
+    augment.check(training, _kind(settings, profile), profile.shape)
+    losses.check(training.loss, torch.zeros(2, outputs), EXAMPLES[profile.target](outputs))
+
+
+def server_half(declared: Method) -> type[RoundStrategy]:
+    """The class of a method's server half.
+
+    Raises:
+        UserError: it is none, or lacks a function.
+    """
+    made = half(declared.strategy)
+    if not (isinstance(made, type) and issubclass(made, RoundStrategy)):
+        name = getattr(made, "__name__", type(made).__name__)
+        raise UserError(
+            f"the server half of {declared.name} is {name}, and wanted is a RoundStrategy: a class of yours"
+        )
+    if missing := sorted(made.__abstractmethods__):
+        raise UserError(f"{made.__name__}, the server half of {declared.name}, lacks {', '.join(missing)}")
+    return made
+
+
+def _kind(settings: Settings, profile: Profile) -> Kind:
+    """The kind of the clients' data, as far as it can be told from here: a user's own may be images or arrays."""
+    if profile.target == "next-token":
+        return "text"
+    if len(profile.shape) == 3:
+        return "image"
+    return "array" if is_path(settings.dataset) else "table"

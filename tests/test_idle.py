@@ -1,0 +1,209 @@
+"""Settings without effect are said in one line before the first round, whichever way a run is started."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from own_objects import linear, slopes
+
+from fedham_flwr import simulate
+from fedham_flwr.cli import run_command
+from fedham_flwr.client_app import make_client_app
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.threads import one_thread
+from fedham_flwr.idle import REASONS, Facts, changed, warn_of_idle
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.server_app import make_server_app
+from fedham_flwr.settings import Value, defaults, parse
+
+IMAGES: dict[str, Any] = {"network": "digits-cnn", "shape": (1, 8, 8), "target": "class", "partitioned": True}
+TEXT: dict[str, Any] = {"network": "char-transformer", "shape": (80,), "target": "next-token", "partitioned": True}
+
+
+def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any) -> str:
+    """The line, without how it begins; empty if there is none."""
+    caplog.clear()
+    warn_of_idle(given.keys(), Facts(parse(given), **{**IMAGES, **facts}))
+    (line,) = caplog.messages or [""]
+    return line.removeprefix("settings that have no effect: ")
+
+
+DEAL = "own_objects:by_turns"
+CASES: list[tuple[dict[str, Value], str]] = [
+    ({"alpha": 0.5}, "alpha=0.5 (partitioner is pathological)"),
+    ({"alpha": 0.1}, "alpha=0.1 (partitioner is pathological)"),  # the default, but given
+    ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
+    ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
+    ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
+    ({"client-column": "ward"}, 'client-column="ward" (partitioner is pathological)'),
+    ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
+    ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
+    ({"beta1": 0.5, "beta2": 0.9}, "beta1=0.5 (optimizer is sgd), beta2=0.9 (optimizer is sgd)"),
+    ({"local-epochs": 2, "local-steps": 3}, "local-epochs=2 (local-steps is 3)"),
+    ({"schedule-every": 3}, "schedule-every=3 (schedule is constant)"),
+    ({"schedule-factor": 0.3, "schedule": "cosine"}, "schedule-factor=0.3 (schedule is cosine)"),
+    ({"min-learning-rate": 0.001, "schedule": "step"}, "min-learning-rate=0.001 (schedule is step)"),
+    ({"novel-steps": 3, "novel-turns": 2}, "novel-steps=3 (novel-clients is 0), novel-turns=2 (novel-clients is 0)"),
+    ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
+    ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
+    ({"dp.sensitivity": 1.0}, "dp.sensitivity=1.0 (dp.epsilon is 0.0)"),
+    ({"sequence-length": 9}, "sequence-length=9 (the data are no text)"),
+    ({"vocabulary": "ab"}, 'vocabulary="ab" (the data are no text)'),
+    ({"min-characters": 9}, "min-characters=9 (the data are no text)"),
+    ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
+    ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
+    ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "line"), CASES, ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
+def test_what_is_not_read_is_said_with_the_reason(
+    caplog: pytest.LogCaptureFixture, given: dict[str, Value], line: str
+) -> None:
+    assert said(caplog, given) == line
+
+
+def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptureFixture) -> None:
+    text: dict[str, Value] = {"min-characters": 9, "image-size": 8, "sequence-length": 9}
+    assert said(caplog, text, **TEXT) == (
+        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological)"
+    )
+    dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
+    own = "each client has data of its own, which are not dealt"
+    assert said(caplog, dealt) == ""
+    assert said(caplog, dealt, partitioned=False) == (
+        f'partitioner="dirichlet" ({own}), alpha=0.5 ({own}), samples-per-client=3 ({own})'
+    )
+
+
+READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
+    ({"alpha": 0.5, "partitioner": "dirichlet", "samples-per-client": 9}, {}),
+    ({"alpha": 0.5, "classes-per-client": 1, "partitioner": "own_objects:by_turns"}, {}),
+    *[({"classes-per-client": 3, "partitioner": each}, {}) for each in ("pathological", "noniid-1", "noniid-2")],
+    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8}, {}),
+    ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
+    ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
+    ({"momentum": 0.5, "local-epochs": 2}, {}),
+    *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
+    ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
+    ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
+    ({"min-learning-rate": 0.001, "schedule": "cosine"}, {}),
+    ({"novel-steps": 3, "novel-turns": 2, "novel-clients": 1}, {}),
+    ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
+    ({"torchvision.norm": "group"}, {"network": "torchvision:resnet18"}),
+    ({"fedham.peers": 3, "strategy": "fedham"}, {}),
+    ({"model": "own_objects:Wide", "wide.width": 3}, {"network": "own_objects:Wide"}),
+]
+
+
+@pytest.mark.parametrize(("given", "facts"), READ, ids=lambda value: "-".join(map(str, value)))
+def test_what_is_read_is_not_said(
+    caplog: pytest.LogCaptureFixture, given: dict[str, Value], facts: dict[str, Any]
+) -> None:
+    assert said(caplog, given, **facts) == ""
+
+
+def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
+    cases = {key for given, _ in CASES for key in given}
+    assert REASONS.keys() <= defaults().keys()
+    assert REASONS.keys() - cases == {"image-size", "samples-per-client"}  # said of other data
+    assert REASONS.keys() <= {key for given, _ in READ for key in given}
+
+
+# ---- the ways to start a run ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        ("fedham.meta-steps=3", "settings that have no effect: fedham.meta-steps=3 (strategy is fedper)"),
+        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 mlp.width=3 alpha=0.1',
+         "settings that have no effect: alpha=0.1 (partitioner is pathological), "
+         'fedtp.head="fedper" (strategy is ditto), mlp.width=3 (the network is digits-cnn)'),
+        ("fedper.personal-layers=2 momentum=0.5", ""),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("workplace")
+def test_the_command_line_says_it(caplog: pytest.LogCaptureFixture, tmp_path: Path, config: str, line: str) -> None:
+    file = tmp_path / "base.toml"  # may hold settings of several methods
+    file.write_text(
+        'num-server-rounds = 1\nsamples-per-client = 40\ndevice = "cpu"\nbeta1 = 0.5\n[pfedla]\nhidden-dim = 3\n'
+    )
+    options = ["--backend", "in-process", "--num-supernodes", "2"]
+    assert run_command([*options, "-c", str(file), "-c", config]) == 0
+    assert caplog.messages == ([line] if line else [])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_program_says_it_also_of_data_that_are_not_dealt(caplog: pytest.LogCaptureFixture) -> None:
+    short: dict[str, Any] = {"num_server_rounds": 1, "clients": 2, "verbose": False, "device": "cpu"}
+    simulate("fedavg", dataset=slopes, model=linear, partitioner="iid", **short)
+    own = "each client has data of its own, which are not dealt"
+    assert caplog.messages == [f'settings that have no effect: partitioner="iid" ({own})']
+
+
+def test_under_flwr_run_what_is_not_the_default_was_given(
+    caplog: pytest.LogCaptureFixture, settings: Callable[..., dict[str, Value]], no_pictures: None
+) -> None:
+    given = settings(strategy="fedavg", num_server_rounds=1, beta1=0.9, beta2=0.5, samples_per_client=40)
+    config = {**defaults(), **given}
+    assert changed(config) == {key for key, value in given.items() if defaults()[key] != value}
+    grid = InProcessGrid(make_client_app(given), 2)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config)
+    with one_thread():
+        make_server_app()(grid, context)
+    assert caplog.messages == ["settings that have no effect: beta2=0.5 (optimizer is sgd)"]
+
+
+# ---- a device that is not there --------------------------------------------------------------------------------------
+
+
+class InMemoryGrid(InProcessGrid):
+    """Named as Flower's, which says that the clients are on the server's machine."""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.usefixtures("workplace")
+def test_a_gpu_that_is_not_there_is_said_before_any_client_is_asked(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Callable[..., dict[str, Value]],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr("fedham_flwr.federation.roster.Roster.discover", lambda *_: pytest.fail("clients were asked"))
+    assert run_command(["-c", 'device="cuda"']) == 1
+    sentence = 'device="cuda" is not available here ('
+    assert capsys.readouterr().err.startswith(f"error: {sentence}")
+    with pytest.raises(UserError) as raised:
+        simulate("fedavg", device="cuda:1", clients=2)
+    assert str(raised.value).startswith('device="cuda:1" is not available here (')
+    grid = InMemoryGrid(make_client_app(settings()), 2)
+    config = {**defaults(), "device": "cuda"}
+    caplog.set_level(logging.CRITICAL)
+    with pytest.raises(UserError) as raised:
+        make_server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config))
+    assert str(raised.value).startswith(sentence)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_in_a_cluster_the_clients_may_have_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fedham_flwr.core.devices import check_device
+
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    check_device("cuda")
+    monkeypatch.delenv("RAY_ADDRESS")
+    check_device("auto")
+    check_device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_device("cuda:1")  # without touching it
+    with pytest.raises(UserError, match="cuda:2"):
+        check_device("cuda:2")
