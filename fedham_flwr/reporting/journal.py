@@ -167,14 +167,15 @@ class Journal:
         if strategy:
             split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
             self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
-        summary = self._summary(rows, error)
+        summary, path = self._summary(rows, error), self.directory.path
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
         try:
             if strategy is not None:
                 state = strategy.state_dict()
-                self.directory.save_state(state, {"strategy": self.settings.strategy, "model": self._model})
+                label = {"strategy": self.settings.strategy, "model": self._model}
+                checkpoints.write_state(path / checkpoints.SERVER, state, label, path)
                 summary["digest"] = digest(state, rows)
                 self.write_clients(strategy)
             self.directory.finish(summary)
