@@ -10,7 +10,7 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ class MappedRows:
 
     def __init__(self, folder: Path, width: int, dtype: torch.dtype) -> None:
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        finalize(self, self._file.close)  # what is still looked at by then stays until it is not
         self._width, self._dtype = width, dtype
         self._map: mmap.mmap | None = None
         self._first = 0  # address

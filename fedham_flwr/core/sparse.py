@@ -35,11 +35,14 @@ class Factor:
 
     def scores(self, models: Tensor, after: Tensor) -> Tensor:
         """<mixture_i - after_i, w_j> for pieces of models [N, p] and of uploads [m, p], where weight_ij is not 0."""
-        change = self.times(models).sub_(after)
+        return self.products(self.times(models).sub_(after), models)
+
+    def products(self, change: Tensor, models: Tensor) -> Tensor:
+        """<change_i, w_j> for pieces of changes [m, p] and of models [N, p], where weight_ij is not 0."""
         if not self._sparse:
             return change @ models.T
-        products: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
-        return products.values()
+        found: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
+        return found.values()
 
     def empty_scores(self) -> Tensor:
         """Zeros to add scores to, float64."""

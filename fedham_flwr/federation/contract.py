@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from fedham_flwr.core.arrays import Storage
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import MixingWeights
@@ -50,6 +51,7 @@ class Setup:
         roster: the clients; found by a query when it is empty.
         recorder: what is told of each exchange; nobody by default.
         progress: how far the run is.
+        storage: where the clients' models may lie on the server; in memory by default.
     """
 
     settings: Settings
@@ -60,6 +62,7 @@ class Setup:
     roster: Roster = field(default_factory=Roster)
     recorder: Recorder | None = None
     progress: RunProgress = field(default_factory=RunProgress)
+    storage: Storage = field(default_factory=Storage)
 
 
 # ---- what a server half may answer beyond `plan`, `merge` and its state -------------------------------------------
