@@ -17,7 +17,8 @@ from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
-from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
+from fedham_flwr.reporting.mixing_sample import sample
+from fedham_flwr.reporting.mixing_weights import write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
@@ -213,9 +214,9 @@ class Journal:
         names = {str(client["client"]): report.client_name(client) for client in self.directory.read_clients()}
         named = [row._replace(client=names.get(row.client, row.client)) for row in rows]
         client_bars(named, path / "clients.png", *what, self._headline)
-        if weights := read_weights(path):
-            heat_maps(latest(weights), path / "mixing-weights.png", *what)
-            self_weight_curves(weights, path / "self-weights.png", *what)
+        if shown := sample(path, self.settings.seed):
+            heat_maps(shown[0], path / "mixing-weights.png", *what, shown[1])
+            self_weight_curves(path, path / "self-weights.png", *what)
 
     def _statistics(self, rows: Sequence[Row]) -> dict[str, list[dict[str, float | int | str]]]:
         """Of the last round, and of the one that validation chooses."""
