@@ -165,6 +165,21 @@ def test_clients_who_come_one_by_one_find_all_others_as_they_were(tmp_path: Path
         assert len(places) < 40, "each client costs a copy of the bank"
 
 
+def test_where_a_system_cannot_reserve_space_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.setattr(mapped, "CHUNK", 1000)
+    rows = mapped.MappedRows(tmp_path, 7, torch.float64)
+    held = torch.empty(0, 7, dtype=torch.float64)
+    for count in (1, 30, 31, 200):
+        array = rows.grow(count)
+        assert torch.equal(array[: len(held)], held)
+        assert not array[len(held) :].any()
+        array[len(held) :] = torch.randn(count - len(held), 7, dtype=torch.float64)
+        held = array.clone()
+        rows.release()
+    assert torch.equal(array, held)
+
+
 def test_a_bank_in_memory_takes_what_its_first_clients_need() -> None:
     bank = Bank(MANIFEST, tuple(SHAPES), CPU)
     bank.add([str(number) for number in range(100)], models(1)[0])

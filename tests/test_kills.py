@@ -53,8 +53,12 @@ def newest_run(chosen: dict[str, Value]) -> Path:
     return max(Path(str(chosen["results-dir"])).glob("*/*"), key=lambda path: path.stat().st_ctime_ns)
 
 
-def test_killed_at_random_moments_a_run_comes_to_the_same_end(settings: Settings, tmp_path: Path) -> None:
-    chosen = settings(strategy="pfedla", num_server_rounds=12, samples_per_client=64, checkpoint_every=1)
+@pytest.mark.parametrize("bank_memory", [16.0, 0.0], ids=["memory", "disk"])
+def test_killed_at_random_moments_a_run_comes_to_the_same_end(
+    settings: Settings, tmp_path: Path, bank_memory: float
+) -> None:
+    few: dict[str, Value] = {"num_server_rounds": 12, "samples_per_client": 64, "checkpoint_every": 1}
+    chosen = settings(strategy="pfedla", bank_memory=bank_memory, **few)
     whole = json.loads((federate(chosen) / "summary.json").read_text())
     chosen["results-dir"] = str(tmp_path / "killed")
     draw, given = random.Random(5), dict(chosen)

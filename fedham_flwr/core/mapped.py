@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CHUNK = 1 << 24
+"""Bytes that are written at a time where a system cannot reserve them."""
 _THERE: WeakSet[MappedRows] = WeakSet()
 
 
@@ -50,11 +52,19 @@ class MappedRows:
         """
         size = rows * self._width * self._dtype.itemsize
         # The disk must give the space now: to write to a map that has none is no error but the end of the process.
-        os.posix_fallocate(self._file.fileno(), 0, size)
+        self._reserve(size)
         self._map = mmap.mmap(self._file.fileno(), size)
         given = torch.from_numpy(np.frombuffer(self._map, dtype=np.uint8)).view(self._dtype).view(rows, self._width)
         self._first = given.data_ptr()
         return given
+
+    def _reserve(self, size: int) -> None:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, size)
+            return
+        for place in range(self._file.seek(0, os.SEEK_END), size, CHUNK):
+            self._file.write(bytes(min(CHUNK, size - place)))
+        self._file.flush()
 
     def covers(self, address: int) -> bool:
         """Whether an address lies in the array."""
