@@ -78,7 +78,9 @@ def holds(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     """
     try:
         with path.open("rb") as file:
-            return all(file.read(len(piece)) == piece for piece in _pieces(tensors, metadata)) and not file.read(1)
+            # A view is compared item by item, bytes at once.
+            same = all(file.read(len(piece)) == bytes(piece) for piece in _pieces(tensors, metadata))
+            return same and not file.read(1)
     except OSError:
         return False
 
