@@ -59,7 +59,7 @@ def sample(run: Path, seed: int) -> tuple[MixingWeights, str] | None:
 
 def _together(weights: MixingWeights) -> MixingWeights:
     """The same weights, in an order in which clients that give each other weight are neighbours."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.cluster.hierarchy import leaves_list, linkage  # it comes with scikit-learn
     from scipy.spatial.distance import squareform
 
     names, mean = list(weights.peers), weights.weights.mean(1).double().numpy()
