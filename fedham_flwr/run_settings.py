@@ -122,6 +122,7 @@ class Settings(BaseModel):
     results_dir: str = "results"
     resume: str = ""
     checkpoint_every: NonNegativeInt = 10
+    bank_memory: NonNegativeFloat = 16.0
     lost_state: Literal["refuse", "restart"] = "refuse"
     dp: PrivacySettings = PrivacySettings()
 

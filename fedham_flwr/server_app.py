@@ -13,6 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedham_flwr import ends, models
 from fedham_flwr.core import parameters
+from fedham_flwr.core.arrays import Storage
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
@@ -193,6 +194,7 @@ def prepare(
         roster,
         journal,
         saved[0].progress() if saved else None,
+        journal.directory.path,
     )
     if saved:
         go_on(strategy, *saved, network, journal.directory, simulated=bool(profiles[0].partitions))
@@ -212,6 +214,7 @@ def build_strategy(
     roster: Roster | None = None,
     recorder: Recorder | None = None,
     progress: RunProgress | None = None,
+    folder: Path | None = None,
 ) -> RoundStrategy:
     """The server half of the method that the settings name.
 
@@ -223,12 +226,16 @@ def build_strategy(
         roster: the clients; by default they are found by a query.
         recorder: what is told of each exchange; by default nobody.
         progress: how far the run is; by default at its start.
+        folder: where what does not fit into memory may lie; by default nowhere.
 
     Raises:
         UserError: the method cannot do with this model or these settings.
     """
     declared = method(settings.strategy)
-    setup = Setup(settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress())
+    storage = Storage(folder, settings.bank_memory * 1e9)
+    setup = Setup(
+        settings, declared, manifest, initial, task, roster or Roster(), recorder, progress or RunProgress(), storage
+    )
     return server_half(declared)(setup)
 
 

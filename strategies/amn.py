@@ -85,6 +85,6 @@ class AMNStrategy(RoundStrategy):
         self._projections.update_all()
 
     def _empty(self) -> tuple[Pool, Projections, MetaModels]:
-        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))
+        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)
         projections = Projections(self.own, pool, self.settings.seed)
         return pool, projections, MetaModels(self.own, projections.units)

@@ -163,7 +163,7 @@ class FedHAMStrategy(RoundStrategy):
         self.settings.local_training(1).check_plain(what)
 
     def _empty(self) -> tuple[Pool, Projections]:
-        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))
+        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)
         return pool, Projections(self.own, pool, self.settings.seed)
 
     def _nothing(self) -> tuple[Tensor, Tensor]:

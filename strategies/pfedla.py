@@ -90,7 +90,7 @@ class PFedLAStrategy(RoundStrategy):
         self._pool.load(state, self.state_dict())
 
     def _empty(self) -> tuple[Pool, Hypernetworks]:
-        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device))
+        pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)
         return pool, Hypernetworks(self.own, len(pool.bank.groups))
 
     def _weigh(self, round_number: int, clients: Sequence[str]) -> Weighed:

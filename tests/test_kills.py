@@ -53,8 +53,12 @@ def newest_run(chosen: dict[str, Value]) -> Path:
     return max(Path(str(chosen["results-dir"])).glob("*/*"), key=lambda path: path.stat().st_ctime_ns)
 
 
-def test_killed_at_random_moments_a_run_comes_to_the_same_end(settings: Settings, tmp_path: Path) -> None:
-    chosen = settings(strategy="pfedla", num_server_rounds=12, samples_per_client=64, checkpoint_every=1)
+@pytest.mark.parametrize("bank_memory", [16.0, 0.0], ids=["memory", "disk"])
+def test_killed_at_random_moments_a_run_comes_to_the_same_end(
+    settings: Settings, tmp_path: Path, bank_memory: float
+) -> None:
+    few: dict[str, Value] = {"num_server_rounds": 12, "samples_per_client": 64, "checkpoint_every": 1}
+    chosen = settings(strategy="pfedla", bank_memory=bank_memory, **few)
     whole = json.loads((federate(chosen) / "summary.json").read_text())
     chosen["results-dir"] = str(tmp_path / "killed")
     draw, given = random.Random(5), dict(chosen)
@@ -76,18 +80,24 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_end(settings: Settings
     assert len(left["resumed-from"]) == 5
 
 
-@pytest.mark.parametrize("function", ["fsync", "link", "rename", "rmdir", "unlink", "mkdir"])
+@pytest.mark.parametrize("changes", [True, False], ids=["new", "same"])
+@pytest.mark.parametrize("function", ["fsync", "link", "rename", "replace", "rmdir", "unlink", "mkdir"])
 def test_killed_at_any_step_of_writing_one_there_is_always_a_whole_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, changes: bool
 ) -> None:
-    """The n-th call of each function that changes the disk, for all n."""
+    """The n-th call of each function that changes the disk, for all n; the state is another each time, or the same."""
     (tmp_path / "clients").mkdir()
 
     def save(number: int) -> None:
-        for client in ("a", "b"):
-            files.write_tensors(tmp_path / "clients" / f"{client}.safetensors", {"w": torch.tensor(number)}, {})
+        """A checkpoint, and what a run writes at its end."""
+        value = number if changes else 0
+        for client in ("a", "b") if changes or number == 1 else ():
+            files.write_tensors(tmp_path / "clients" / f"{client}.safetensors", {"w": torch.tensor(value)}, {})
         here = Checkpoint(**{**vars(HERE), "round": number})
-        checkpoints.save(tmp_path, here, {"s": torch.full((100,), number)}, tmp_path / "clients")
+        state = {"s": torch.full((100,), value)}
+        checkpoints.save(tmp_path, here, state, tmp_path / "clients")
+        label = {"strategy": here.strategy, "model": here.model}
+        checkpoints.write_state(tmp_path / "server.safetensors", state, label, tmp_path)
 
     for number in (1, 2):
         save(number)
@@ -106,7 +116,10 @@ def test_killed_at_any_step_of_writing_one_there_is_always_a_whole_checkpoint(
         there, folder = checkpoints.newest(tmp_path)
         assert there.round in (number - 1, number)
         state = {**load_file(folder / "server.safetensors"), **load_file(folder / "clients" / "b.safetensors")}
-        assert (state["s"].unique().item(), state["w"].item()) == (there.round, there.round)
+        value = there.round if changes else 0
+        assert (state["s"].unique().item(), state["w"].item()) == (value, value)
+        left = load_file(tmp_path / "server.safetensors")["s"].unique().item()
+        assert left in (range(1, there.round + 1) if changes else (0,))  # whole, of this end or of one before
         if code == 0:
             break
         number, calls = there.round + 1, calls + 1

@@ -105,7 +105,9 @@ def test_self_weights_are_those_of_the_naive_loop(
         for g in range(2):
             own = [weights.weights[i, g, "abcd".index(c)].item() for i, c in enumerate(weights.clients)]
             wanted[g, number] = sum(own) / len(own)
-    groups, rounds, means = self_weights(read_weights(run))
-    assert groups == GROUPS
-    assert rounds.tolist() == list(range(1, len(cohorts) + 1))
-    assert np.allclose(means, wanted, atol=1e-7)
+    for source in (read_weights(run), run):
+        groups, rounds, means, peers = self_weights(source)
+        assert groups == GROUPS
+        assert rounds.tolist() == list(range(1, len(cohorts) + 1))
+        assert np.allclose(means, wanted, atol=1e-7)
+        assert peers == 4

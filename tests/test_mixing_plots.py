@@ -207,3 +207,44 @@ def test_curves_of_clients_that_are_nobodys_peer_show_the_equal_weights_only(
     write_weights(tmp_path, 1, "evaluate", MixingWeights(("new",), ("fc",), ("a", "b"), torch.tensor([[[0.25, 0.75]]])))
     assert self_weight_curves(read_weights(tmp_path), tmp_path / "curves.png") is not None
     assert np.isnan(drawn[0].axes[0].get_lines()[0].get_ydata()).all()
+
+
+@pytest.mark.parametrize("groups", [1, 5])
+@pytest.mark.parametrize("named", ["", "hospital$ward-north-"])
+def test_a_sample_shows_what_clients_give_others_and_says_whose_weights_these_are(
+    tmp_path: Path, drawn: list[Figure], groups: int, named: str
+) -> None:
+    whole = make(60, groups, names=named)
+    note = "60 of 2,000 clients: 12 drawn and the 48 to whom these give most weight"
+    heat_maps(whole, tmp_path / "maps.png", "pfedla", "folder/" * 12, note)
+    (figure,) = drawn
+    assert figure._suptitle.get_text().replace("\n", " ").endswith(f", mixing weights of {note}")
+    others = whole.weights.masked_fill(torch.eye(60, dtype=torch.bool)[:, None], 0.0)
+    assert {axes.images[0].get_clim() for axes in figure.axes[:groups]} == {(0.0, others.max().item())}
+    assert others.max() < whole.weights.max()
+    bar = figure.axes[-1]
+    assert bar.get_ylabel() == "weight of another client"
+    texts = [figure._suptitle, bar.yaxis.label, *bar.get_yticklabels()]
+    for axes in figure.axes[:groups]:
+        for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+            assert apart(labels)
+            texts += labels
+    assert within(figure, texts)
+
+
+def test_a_sample_of_clients_who_give_nothing_to_others_shows_what_they_keep(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    ids = tuple(map(str, range(60)))
+    alone = MixingWeights(ids, ("fc",), ids, torch.eye(60)[:, None])
+    heat_maps(alone, tmp_path / "maps.png", note="60 of 200 clients: 60 drawn")
+    assert drawn[0].axes[0].images[0].get_clim() == (0.0, 1.0)
+    assert drawn[0].axes[-1].get_ylabel() == "weight"
+
+
+def test_weights_by_places_are_drawn_as_all_weights(tmp_path: Path) -> None:
+    whole = make(6, 2)
+    values, places = whole.weights.sort(-1)
+    by_places = MixingWeights(whole.clients, whole.groups, whole.peers, values, places)
+    one, other = (pixels(heat_maps(w, tmp_path / f"{i}.png")) for i, w in enumerate((whole, by_places)))
+    assert np.array_equal(one, other)

@@ -1,16 +1,27 @@
 """Files that are whole or not there: written under a temporary name, and renamed."""
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+
+from fedham_flwr.core.mapped import release
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 """What may become the name of a file or a folder: a client's id, a training's name."""
+CHUNK = 1 << 24
+"""Bytes that are read, written or compared at a time."""
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
+}  # fmt: skip
+"""Their names in a safetensors file."""
 
 
 @contextmanager
@@ -33,27 +44,70 @@ def sync(path: Path) -> None:
         os.close(opened)
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system has no hard links, copy it. Neither may be changed in place."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links, or one name too many
+        shutil.copy2(source, target)
+
+
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-    """Write a safetensors file and return its path.
+    """Write a safetensors file, piece by piece, and return its path.
 
     Args:
         path: its name.
         tensors: by name, on any device; memory may be shared between them.
         metadata: stored in the file's header.
     """
-    with replacing(path) as part:
-        save_file(_plain(tensors), part, dict(metadata))
+    with replacing(path) as part, part.open("wb", buffering=0) as file:
+        for piece in _pieces(tensors, metadata):
+            while len(piece):  # a system writes 2 GiB at most, and less when it likes
+                piece = piece[file.write(piece) :]  # noqa: PLW2901
     return path
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Tensors as safetensors wants them: laid out row by row, each in memory of its own; copies only where need be."""
-    plain, taken = {}, set()
-    for name, tensor in tensors.items():
-        one = tensor.detach().cpu().contiguous()
-        memory = one.untyped_storage()
-        if memory.data_ptr() in taken or memory.nbytes() != one.nbytes:
-            one = one.clone()
-        taken.add(one.untyped_storage().data_ptr())
-        plain[name] = one
-    return plain
+def holds(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bool:
+    """Whether a file is what `write_tensors` would write, byte for byte; False if there is none.
+
+    Args:
+        path: of the file.
+        tensors: by name.
+        metadata: of the header.
+    """
+    try:
+        with path.open("rb") as file:
+            # A view is compared item by item, bytes at once.
+            same = all(file.read(len(piece)) == bytes(piece) for piece in _pieces(tensors, metadata))
+            return same and not file.read(1)
+    except OSError:
+        return False
+
+
+def tensor_pieces(tensor: torch.Tensor) -> Iterator[memoryview]:
+    """The bytes of a tensor, row by row, in pieces; what lies in a file does not stay in memory.
+
+    Args:
+        tensor: of any shape and layout, on any device.
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    for start in range(0, len(flat), CHUNK):
+        yield flat[start : start + CHUNK]
+        release(tensor)
+
+
+def _pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Iterator[memoryview]:
+    """The bytes of a safetensors file: its header's length, the header, and the tensors, those of wide types first."""
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in names:
+        begin, end = end, end + tensors[name].nbytes
+        dtype, shape = DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for name in names:
+        yield from tensor_pieces(tensors[name])

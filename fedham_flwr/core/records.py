@@ -64,23 +64,40 @@ class MixingWeights:
         clients: ids, n of them.
         groups: layer groups, L of them.
         peers: ids, N of them.
-        weights: float [n, L, N]; each row sums to 1.
+        weights: float [n, L, N]; each row sums to 1. With `places` [n, L, K], those that are not 0.
+        places: int64 [n, L, K], which peers the weights are of, none twice in a row (one of weight 0 may be). None: all
+            peers, in order.
 
     Raises:
-        ValueError: the weights have another shape.
+        ValueError: the weights have another shape, or a place is none of a peer.
     """
 
     clients: tuple[str, ...]
     groups: tuple[str, ...]
     peers: tuple[str, ...]
     weights: Tensor
+    places: Tensor | None = None
 
     def __post_init__(self) -> None:
-        wanted = (len(self.clients), len(self.groups), len(self.peers))
-        if tuple(self.weights.shape) != wanted:
+        given, wanted = tuple(self.weights.shape), (len(self.clients), len(self.groups), len(self.peers))
+        if self.places is None:
+            if given != wanted:
+                raise ValueError(f"weights have shape {given}, wanted clients, groups, peers = {wanted}")
+            return
+        if tuple(self.places.shape) != given or given[:2] != wanted[:2]:
             raise ValueError(
-                f"weights have shape {tuple(self.weights.shape)}, wanted clients, groups, peers = {wanted}"
+                f"weights and places have shapes {given}, {tuple(self.places.shape)}, wanted both clients, groups, "
+                f"weights of each = {wanted[:2]} and the last"
             )
+        if self.places.numel() and not 0 <= int(self.places.min()) <= int(self.places.max()) < len(self.peers):
+            raise ValueError(f"places are from 0 to {len(self.peers) - 1}, and one is not")
+
+    def dense(self) -> Tensor:
+        """The weights of all peers: [n, L, N]."""
+        if self.places is None:
+            return self.weights
+        whole = self.weights.new_zeros(*self.weights.shape[:2], len(self.peers))
+        return whole.scatter_add_(2, self.places, self.weights)
 
 
 def check_rows(rows: Sequence[Row], number: int) -> None:

@@ -23,23 +23,36 @@ class Factor:
 
     def __init__(self, weights: Tensor) -> None:
         self._sparse = weights.numel() > 0 and bool(weights.count_nonzero() * SPARSE <= weights.numel())
-        with _unfinished():
-            self._weights = weights.to_sparse_csr() if self._sparse else weights
+        self._weights, self._models = weights, weights.shape[1]
+        if self._sparse:
+            # Only models that have a part in some mixture are looked at: a few hundred of ten thousand.
+            used = weights.count_nonzero(0)
+            used[0] += not used.any()
+            self._used = used.nonzero().flatten()
+            with _unfinished():
+                self._weights = weights[:, self._used].to_sparse_csr()
 
     def times(self, models: Tensor) -> Tensor:
         """The mixtures [m, p] of pieces of models [N, p]."""
         if self._sparse:
-            product: Tensor = torch.sparse.mm(self._weights, models.contiguous())
+            product: Tensor = torch.sparse.mm(self._weights, models.index_select(0, self._used))
             return product
         return self._weights @ models
 
     def scores(self, models: Tensor, after: Tensor) -> Tensor:
         """<mixture_i - after_i, w_j> for pieces of models [N, p] and of uploads [m, p], where weight_ij is not 0."""
-        change = self.times(models).sub_(after)
         if not self._sparse:
-            return change @ models.T
-        products: Tensor = torch.sparse.sampled_addmm(self._weights, change, models.contiguous().T, beta=0.0)
-        return products.values()
+            return (self._weights @ models).sub_(after) @ models.T
+        used = models.index_select(0, self._used)
+        return self._sampled(torch.sparse.mm(self._weights, used).sub_(after), used)
+
+    def products(self, change: Tensor, models: Tensor) -> Tensor:
+        """<change_i, w_j> for pieces of changes [m, p] and of models [N, p], where weight_ij is not 0."""
+        return self._sampled(change, models.index_select(0, self._used)) if self._sparse else change @ models.T
+
+    def _sampled(self, change: Tensor, used: Tensor) -> Tensor:
+        found: Tensor = torch.sparse.sampled_addmm(self._weights, change, used.T, beta=0.0)
+        return found.values()
 
     def empty_scores(self) -> Tensor:
         """Zeros to add scores to, float64."""
@@ -52,7 +65,8 @@ class Factor:
             return scores
         w = self._weights
         with _unfinished():
-            return torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
+            found = torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
+        return found.new_zeros(len(found), self._models).index_copy_(1, self._used, found)
 
 
 def _unfinished() -> warnings.catch_warnings[None]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from fedham_flwr.core.arrays import Storage
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Manifest, Params
@@ -53,6 +54,7 @@ class Setup:
         roster: the clients; found by a query when it is empty.
         recorder: what is told of each exchange; nobody by default.
         progress: how far the run is.
+        storage: where the clients' models may lie on the server; in memory by default.
     """
 
     settings: Settings
@@ -63,6 +65,7 @@ class Setup:
     roster: Roster = field(default_factory=Roster)
     recorder: Recorder | None = None
     progress: RunProgress = field(default_factory=RunProgress)
+    storage: Storage = field(default_factory=Storage)
 
 
 # ---- what a method's answers must be ------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ server's work for any method that mixes models: `mix`, one matrix product over t
 `absorb`, which gives the inner products that the gradient of the mixing weights needs and puts the new models in
 place of the old ones. `absorb` goes through the bank once, in pieces that stay in the processor's cache, and makes
 the mixed models anew piece by piece: keeping them from the one to the other would take as much memory as the bank.
+
+A bank beyond a limit of memory lies in a file; see core/disk.py.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedham_flwr.core import disk
+from fedham_flwr.core.arrays import Arrays, Storage, fill
+from fedham_flwr.core.mapped import release
 from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, all_finite, empty
 from fedham_flwr.core.sparse import Factor
 from fedham_flwr.core.threads import in_threads
@@ -36,6 +41,10 @@ class Block:
     shape: tuple[int, ...]
     parameter: bool  # and not a buffer, which no gradient touches
 
+    def within(self, columns: slice) -> slice:
+        """Which scalars of the tensor are in some columns of the array."""
+        return slice(max(0, columns.start - self.start), max(0, columns.stop - self.start))
+
 
 class Bank:
     """Models of the clients that a run has seen, in the order in which they came.
@@ -44,22 +53,27 @@ class Bank:
         manifest: the model's.
         names: tensors to hold; those that stay with the clients are left out.
         device: where the arrays are.
+        storage: where they may be on a processor; in memory by default.
 
     Attributes:
         clients: ids, in the order of the rows.
         arrays: layer group -> [N, P], parameters before buffers.
     """
 
-    def __init__(self, manifest: Manifest, names: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, manifest: Manifest, names: Sequence[str], device: torch.device, storage: Storage | None = None
+    ) -> None:
         held = set(names)
         groups = [group for group in manifest.groups if held & set(group.names)]
         self.clients: tuple[str, ...] = ()
         self._blocks = {group.name: _blocks(group, held, manifest) for group in groups}
         self._rows: dict[str, int] = {}
-        self.arrays = {
+        none = {
             name: torch.empty(0, sum(block.size for block in blocks), dtype=manifest.dtypes[blocks[0].name]).to(device)
             for name, blocks in self._blocks.items()
         }
+        self._arrays = Arrays(none, storage or Storage())
+        self.arrays = self._arrays.of
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -72,17 +86,19 @@ class Bank:
         Args:
             clients: ids that the bank does not have.
             model: the tensors that the bank holds.
+
+        Raises:
+            UserError: the bank is too large for memory, and the disk is full.
         """
         assert not self._rows.keys() & set(clients), "these clients have rows"
+        there = len(self.clients)
+        self._arrays.grow(there + len(clients))
         self.clients = (*self.clients, *clients)
         self._rows = {client: row for row, client in enumerate(self.clients)}
         for group, blocks in self._blocks.items():
-            old = self.arrays[group]
-            row = torch.cat([model[block.name].reshape(-1) for block in blocks]).to(old.device)
-            new = empty((len(self.clients), old.shape[1]), old)
-            new[: len(old)] = old
-            new[len(old) :] = row
-            self.arrays[group] = new
+            array = self.arrays[group][there:]
+            row = torch.cat([model[block.name].reshape(-1) for block in blocks]).to(array.device)
+            fill(array, row)
 
     def rows(self, clients: Sequence[str]) -> Tensor:
         """Numbers of the clients' rows: int64 [n]."""
@@ -109,6 +125,8 @@ class Bank:
             [n, P].
         """
         array = self.arrays[group]
+        if self._arrays.on_disk:
+            return disk.mix(array, weights)
         factor = Factor(weights.to(array))
         mixed = empty((len(weights), array.shape[1]), array)
 
@@ -128,6 +146,7 @@ class Bank:
         for client, model in zip(clients, models, strict=True):
             for name, tensor in self.model(client).items():
                 tensor.copy_(model[name])
+        self._arrays.release()
 
     def inner(self, group: str, direction: Mapping[str, Tensor]) -> Tensor:
         """<direction, w_j> over a group's parameters for every model j of the bank: float64 [N].
@@ -161,6 +180,8 @@ class Bank:
             <before_i - after_i, w_j> over the group's parameters, for the first m clients i and every model j of the
             bank as it was; where weights_ij is 0 it may be left at 0. Float64 [m, N].
         """
+        if self._arrays.on_disk:
+            return self._absorb_on_disk(group, clients, uploads, weights)
         array, rows, factor = self.arrays[group], self.rows(clients), Factor(weights.to(self.arrays[group]))
 
         def lane(number: int) -> Tensor:
@@ -178,6 +199,17 @@ class Bank:
 
         return factor.dense(torch.stack(in_threads(lane, range(LANES))).sum(0))
 
+    def _absorb_on_disk(
+        self, group: str, clients: Sequence[str], uploads: Sequence[Mapping[str, Tensor]], weights: Tensor
+    ) -> Tensor:
+        blocks = self._blocks[group]
+
+        def after(number: int, columns: slice) -> Tensor:
+            return torch.cat([uploads[number][b.name].reshape(-1)[b.within(columns)] for b in blocks])
+
+        counted = torch.cat([torch.full((block.size,), block.parameter) for block in blocks])
+        return disk.absorb(self.arrays[group], self.rows(clients).tolist(), after, weights, counted)
+
     def state_dict(self) -> Params:
         """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
         return {**write_clients(self.clients), **{f"bank/{group}": array for group, array in self.arrays.items()}}
@@ -189,9 +221,10 @@ class Bank:
             ValueError: the first such model.
         """
         for group, array in self.arrays.items():
-            bad = [client for client, row in zip(self.clients, array, strict=True) if not all_finite(row)]
-            if bad:
-                raise ValueError(f"the model of client {bad[0]} in the bank holds NaN or infinity in {group}")
+            for client, row in zip(self.clients, array, strict=True):
+                if not all_finite(row):
+                    raise ValueError(f"the model of client {client} in the bank holds NaN or infinity in {group}")
+                release(row)
 
 
 def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedham_flwr.core.arrays import Storage, fill
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.trees import check_like
 from fedham_flwr.mixing.bank import Bank
@@ -19,6 +20,7 @@ class Pool:
         manifest: the model's.
         first: the first shared tensors, common to all clients.
         device: where the bank is.
+        storage: where it may be; in memory by default.
 
     Attributes:
         bank: the clients' last models; the common start until they have trained.
@@ -26,9 +28,9 @@ class Pool:
         learned: bool [N], of whom the bank has a model that they trained.
     """
 
-    def __init__(self, manifest: Manifest, first: Params, device: torch.device) -> None:
+    def __init__(self, manifest: Manifest, first: Params, device: torch.device, storage: Storage | None = None) -> None:
         self._first = first
-        self.bank = Bank(manifest, tuple(first), device)
+        self.bank = Bank(manifest, tuple(first), device, storage)
         self.ready = torch.zeros(0, dtype=torch.bool)
         self.learned = torch.zeros(0, dtype=torch.bool)
 
@@ -120,7 +122,10 @@ class Pool:
         """
         check_like(state, own)
         for name, tensor in own.items():
-            tensor.copy_(state[name])
+            if name.startswith("bank/"):
+                fill(tensor, state[name])
+            else:
+                tensor.copy_(state[name])
         self.bank.check()
 
     def _trained(self, clients: Sequence[str]) -> None:

@@ -19,7 +19,8 @@ from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
-from fedham_flwr.reporting.mixing_weights import latest, read_weights, write_weights
+from fedham_flwr.reporting.mixing_sample import sample
+from fedham_flwr.reporting.mixing_weights import write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
@@ -166,13 +167,14 @@ class Journal:
         rows = to_rows(read_rows(self.directory.path))
         split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
         self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
-        summary = self._summary(rows, error)
+        summary, path = self._summary(rows, error), self.directory.path
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
         try:
             if (state := self._state(strategy, error)) is not None:
-                self.directory.save_state(state, {"strategy": self.settings.strategy, "model": self._model})
+                label = {"strategy": self.settings.strategy, "model": self._model}
+                checkpoints.write_state(path / checkpoints.SERVER, state, label, path)
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
             self.directory.finish(summary)
@@ -214,9 +216,9 @@ class Journal:
         names = {str(client["client"]): report.client_name(client) for client in self.directory.read_clients()}
         named = [row._replace(client=names.get(row.client, row.client)) for row in rows]
         client_bars(named, path / "clients.png", *what, self._headline)
-        if weights := read_weights(path):
-            heat_maps(latest(weights), path / "mixing-weights.png", *what)
-            self_weight_curves(weights, path / "self-weights.png", *what)
+        if shown := sample(path, self.settings.seed):
+            heat_maps(shown[0], path / "mixing-weights.png", *what, shown[1])
+            self_weight_curves(path, path / "self-weights.png", *what)
 
     def _statistics(self, rows: Sequence[Row]) -> dict[str, list[dict[str, float | int | str]]]:
         """Of the last round, and of the one that validation chooses."""

@@ -25,30 +25,35 @@ _COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#6
 _DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv<>PX"
 
 
-def heat_maps(weights: MixingWeights, path: Path, strategy: str = "", dataset: str = "") -> Path:
+def heat_maps(weights: MixingWeights, path: Path, strategy: str = "", dataset: str = "", note: str = "") -> Path:
     """Draw the mixing weights as a PNG: one square map per layer group, a row per client and a column per peer.
 
-    All maps have one scale, from 0 to the largest weight. Each of up to 500 clients has a pixel at least.
+    All maps have one scale, from 0 to the largest weight; of a sample to the largest that a client gives another, which
+    its weight of itself would hide. Each of up to 500 clients has a pixel at least.
 
     Args:
         weights: to draw, usually the last of every client.
         path: the PNG to write.
         strategy: For the title.
         dataset: For the title.
+        note: whose weights these are, if they are a sample; for the title.
     """
-    values = weights.weights.detach().cpu().numpy()
-    across = min(_PER_ROW, len(weights.groups))
-    down = -(-len(weights.groups) // across)
+    values = weights.dense().detach().cpu().numpy()
+    down = -(-len(weights.groups) // _PER_ROW)
+    across = -(-len(weights.groups) // down)
     names = max(len(_short(name)) for name in (*weights.clients, *weights.peers))
     most = max(len(weights.clients), len(weights.peers))
     side = 0.07 * names + (2.4 if most <= 2 else max(3.6, min(most, 500) / 100 + 0.65))
     name = " on ".join(part for part in (strategy, dataset) if part)
-    title = ", ".join(part for part in (name, "mixing weights") if part)
+    title = ", ".join(part for part in (name, "mixing weights" + (f" of {note}" if note else "")) if part)
     width = max(5.0, side * across + 1.2)
     figure, first = new_figure((width, (side + 0.2) * down + 0.7), gap=0.08)
     first.remove()
     grid = figure.subplots(down, across, squeeze=False)
     highest = max(float(values.max()), 1e-9)
+    if note:
+        own = np.array(weights.clients)[:, None, None] == np.array(weights.peers)
+        highest = float(np.where(own, 0.0, values).max()) or highest
     for at, axes in enumerate(grid.flat):
         if at >= len(weights.groups):
             axes.set_axis_off()
@@ -62,16 +67,17 @@ def heat_maps(weights: MixingWeights, path: Path, strategy: str = "", dataset: s
         _label(axes, weights, outer=at % across == 0, lowest=at + across >= len(weights.groups))
         if most <= _NUMBERED:
             _number(axes, values[:, at], highest)
-    bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.9 / down**0.5, aspect=25)
-    bar.set_label("weight", fontsize=11)
+    above = "max" if values.max() > highest else "neither"
+    bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.9 / down**0.5, aspect=25, extend=above)
+    bar.set_label("weight" if above == "neither" else "weight of another client", fontsize=11)
     return write_figure(figure, path, textwrap.fill(title, int(width / 0.11)))  # the name of a data set may be a path
 
 
-def self_weight_curves(table: pyarrow.Table, path: Path, strategy: str = "", dataset: str = "") -> Path | None:
+def self_weight_curves(source: pyarrow.Table | Path, path: Path, strategy: str = "", dataset: str = "") -> Path | None:
     """Draw as a PNG the weight that clients give themselves, on average, per layer group over the rounds.
 
     Args:
-        table: as `mixing.read_weights` gives it.
+        source: as `read_weights` gives it, or the directory of a run.
         path: the PNG to write.
         strategy: For the title.
         dataset: For the title.
@@ -81,9 +87,9 @@ def self_weight_curves(table: pyarrow.Table, path: Path, strategy: str = "", dat
     """
     from matplotlib.ticker import MaxNLocator
 
-    if not len(table):
+    groups, rounds, means, peers = self_weights(source)
+    if not len(rounds):
         return None
-    groups, rounds, means = self_weights(table)
     figure, axes = new_figure((10.0, 5.6))
     for at, group in enumerate(groups):
         color, dashes, marker = (style[at % len(style)] for style in (_COLORS, _DASHES, _MARKERS))
@@ -91,7 +97,6 @@ def self_weight_curves(table: pyarrow.Table, path: Path, strategy: str = "", dat
             rounds, means[at], color=color, ls=dashes, marker=marker, ms=5 if len(rounds) <= 40 else 0, lw=2,
             label=group.replace("$", r"\$"),
         )  # fmt: skip
-    peers = len(table["peer"].unique())
     axes.axhline(1 / peers, color="#6B6B6B", lw=1.0, label="1/N, equal weights")
     highest = max(1.02 * float(np.nan_to_num(means).max()), 1.3 / peers)
     axes.set(xlabel="round", ylabel="mean self weight", ylim=(0, min(highest, 1.02)))

@@ -24,10 +24,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import torch
-
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import replacing, sync, write_tensors
+from fedham_flwr.core.files import replacing, sync
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
 from fedham_flwr.reporting.formats import json_text, toml_text
@@ -143,15 +141,6 @@ class RunDirectory:
         """What `clients.json` says; nothing if it is not there."""
         file = self.path / "clients.json"
         return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
-
-    def save_state(self, state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> Path:
-        """Write the server's state as `server.safetensors` and return its path.
-
-        Args:
-            state: Named tensors.
-            metadata: Stored in the file's header.
-        """
-        return write_tensors(self.path / "server.safetensors", state, metadata)
 
     def finish(self, summary: Mapping[str, object]) -> Path:
         """Write `summary.json`, with null for numbers that are not finite, and return its path."""

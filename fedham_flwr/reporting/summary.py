@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 
+from fedham_flwr.core.files import tensor_pieces
 from fedham_flwr.core.records import MEMBER, RoundRecord, Row, check_rows
 from fedham_flwr.training.metrics import ACCURACY, Metric, known
 
@@ -84,9 +85,9 @@ def digest(tensors: Mapping[str, torch.Tensor], rows: Iterable[Row]) -> str:
     )
     sha = hashlib.sha256(json.dumps([len(tensors), len(encoded)]).encode())
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(json.dumps([name, str(tensors[name].dtype), list(tensors[name].shape)]).encode())
+        for piece in tensor_pieces(tensors[name]):
+            sha.update(piece)
     for line in encoded:
         sha.update(line)
     return sha.hexdigest()

@@ -6,7 +6,9 @@ Every `checkpoint-every` rounds, and after the last one, a run writes `<run>/che
     server.safetensors            the server's state
     clients/<client>.safetensors  in a simulation, each client's personal state (real nodes keep their own)
 
-A checkpoint gets its name when all of it is on the disk, so one that is half written is never read; two are kept.
+A checkpoint gets its name when all of it is on the disk, so one that is half written is never read; two are kept. What
+is the same as in the one before is not written again: it is the same file under another name (a hard link), or a copy
+where the file system has none. `<run>/server.safetensors` is such a name too if nothing has changed since the last one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -25,7 +26,7 @@ import torch
 from safetensors.torch import load_file
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import sync, write_tensors
+from fedham_flwr.core.files import holds, link, replacing, sync, write_tensors
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.progress import RunProgress
 
@@ -35,6 +36,8 @@ FOLDER, META, SERVER, CLIENTS = "checkpoints", "checkpoint.json", "server.safete
 SCHEMA = 1
 """Of `checkpoint.json`; to be raised when an older program could not go on from it."""
 KEPT = 2
+IN_FILE = 1 << 26
+"""Bytes beyond which a tensor that is read is left in its file, rather than being in memory twice."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,26 @@ def save(run: Path, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor], k
     top = run / FOLDER
     folder = top / f"round-{checkpoint.round:05d}"
     partial = top / f".{folder.name}.partial"
+    before = _before(run)
     shutil.rmtree(partial, ignore_errors=True)
     (partial / CLIENTS).mkdir(parents=True)
     try:
         label = {"strategy": checkpoint.strategy, "model": checkpoint.model}
-        files = [write_tensors(partial / SERVER, state, label)]
+        files = [write_state(partial / SERVER, state, label, run)]
         for file in sorted(kept.glob("*.safetensors")) if kept is not None else ():
             files.append(partial / CLIENTS / file.name)
-            _link(file, files[-1])
-        digests = {file.relative_to(partial).as_posix(): _digest(file) for file in files}
+            link(file, files[-1])
+        digests, new = {}, []
+        for file in files:
+            name = file.relative_to(partial).as_posix()
+            old, digest = before.get(name, (file, ""))
+            if not digest or not _same(old, file):
+                digest = _digest(file)
+                new.append(file)
+            digests[name] = digest
         meta = {"schema": SCHEMA, **asdict(checkpoint), "files": digests}
         (partial / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
-        for path in (*files, partial / META, partial / CLIENTS, partial):
+        for path in (*new, partial / META, partial / CLIENTS, partial):
             sync(path)
         shutil.rmtree(folder, ignore_errors=True)  # of a run that was continued from before it
         partial.rename(folder)
@@ -110,6 +121,26 @@ def save(run: Path, checkpoint: Checkpoint, state: Mapping[str, torch.Tensor], k
     for old in _folders(run)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def write_state(path: Path, state: Mapping[str, torch.Tensor], label: Mapping[str, str], run: Path) -> Path:
+    """Write the server's state, or name the file of the run's last checkpoint if that holds the same; return the path.
+
+    Args:
+        path: the file's name; one that is there is replaced.
+        state: the server's.
+        label: stored in the file's header.
+        run: the run's directory.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
+    folders = _folders(run)
+    if not folders or not holds(folders[-1] / SERVER, state, label):
+        return write_tensors(path, state, label)
+    with replacing(path) as part:
+        link(folders[-1] / SERVER, part)
+    return path
 
 
 def newest(run: Path) -> tuple[Checkpoint, Path]:
@@ -149,8 +180,12 @@ def read(folder: Path) -> Checkpoint:
 
 
 def read_state(folder: Path) -> Params:
-    """The server's state, copied: what safetensors gives changes with the file."""
-    return {name: tensor.clone() for name, tensor in load_file(folder / SERVER).items()}
+    """The server's state. Large tensors lie in the file and come into memory as they are looked at.
+
+    The file has to stay as it is, as that of a checkpoint does; it may be removed. To write to the tensors changes
+    nothing in it.
+    """
+    return {n: t if t.nbytes > IN_FILE else t.clone() for n, t in load_file(folder / SERVER).items()}
 
 
 def restore_clients(folder: Path, kept: Path) -> None:
@@ -163,7 +198,7 @@ def restore_clients(folder: Path, kept: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(mode=0o700)
     for file in (folder / CLIENTS).glob("*.safetensors"):
-        _link(file, kept / file.name)
+        link(file, kept / file.name)
 
 
 def _folders(run: Path) -> list[Path]:
@@ -171,11 +206,22 @@ def _folders(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("round-*"), key=lambda folder: int(folder.name.removeprefix("round-")))
 
 
-def _link(source: Path, target: Path) -> None:
+def _before(run: Path) -> dict[str, tuple[Path, str]]:
+    """The files of the last checkpoint by name, with their digests; none if that cannot be told."""
     try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
+        folder = _folders(run)[-1]
+        files = json.loads((folder / META).read_text(encoding="utf-8"))["files"]
+        return {str(name): (folder / name, str(digest)) for name, digest in files.items()}
+    except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return {}
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file."""
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
 
 
 def _digest(file: Path) -> str:

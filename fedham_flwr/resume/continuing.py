@@ -20,7 +20,8 @@ from fedham_flwr.settings import Value, flatten
 
 FREE = (
     "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",
-    "device", "results-dir", "resume", "checkpoint-every", "lost-state",
+    "device", "results-dir", "resume", "checkpoint-every", "bank-memory",
+    "lost-state",
 )  # fmt: skip
 """Settings that a run may be continued with other values of."""
 
