@@ -7,12 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import Protocol, runtime_checkable
 
 from fedham_flwr.core.arrays import Storage
-from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.records import MixingWeights
@@ -21,7 +18,7 @@ from fedham_flwr.federation.progress import Recorder, RunProgress, Task
 from fedham_flwr.federation.roster import Roster
 from fedham_flwr.run_settings import Settings
 
-__all__ = ["Extras", "Outcome", "RunProgress", "Setup", "Start", "Task", "Upload", "starts_of", "state_of"]
+__all__ = ["Extras", "Outcome", "RunProgress", "Setup", "Start", "Task", "Upload"]
 
 
 @dataclass(frozen=True)
@@ -66,49 +63,6 @@ class Setup:
     recorder: Recorder | None = None
     progress: RunProgress = field(default_factory=RunProgress)
     storage: Storage = field(default_factory=Storage)
-
-
-# ---- what a method's answers must be ------------------------------------------------------------------------------
-
-
-def starts_of(half: Any, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
-    """What a method's server half plans, if it is a `Start` for each client.
-
-    Args:
-        half: the server half.
-        round_number: the round.
-        clients: ids, in order.
-
-    Raises:
-        UserError: a client has none.
-    """
-    given: Mapping[str, Start] = half.plan(round_number, clients)
-    for client in clients:
-        start = given.get(client) if isinstance(given, Mapping) else given
-        if not isinstance(start, Start):
-            found = "nothing" if start is None else type(start).__name__
-            raise UserError(
-                f"plan of {type(half).__name__} gives {found} for client {client}, and wanted is Start(shared tensors)"
-            )
-    return given
-
-
-def state_of(half: Any) -> Params:
-    """What a method's server half has learned, if it is tensors.
-
-    Args:
-        half: the server half.
-
-    Raises:
-        UserError: something else is in it.
-    """
-    given: Params = half.state_dict()
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise UserError(
-                f"state_dict of {type(half).__name__} gives {type(tensor).__name__} for {name}, and wanted is a tensor"
-            )
-    return given
 
 
 # ---- what a server half may answer beyond `plan`, `merge` and its state -------------------------------------------

@@ -14,7 +14,8 @@ from flwr.serverapp.strategy import Result, Strategy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start, starts_of
+from fedham_flwr.federation.answers import starts_of
+from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.exchange import Exchange
 from fedham_flwr.federation.messages import Upload

@@ -13,7 +13,7 @@ from fedham_flwr.core import privacy
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
-from fedham_flwr.federation.contract import state_of
+from fedham_flwr.federation.answers import state_of
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
