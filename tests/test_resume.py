@@ -28,6 +28,10 @@ Settings = Callable[..., dict[str, Value]]
 VARIANTS = [
     pytest.param({"strategy": "fedham", "fedham.transport": "mediated"}, id="fedham-mediated"),
     pytest.param({"strategy": "pfedla", "pfedla.retained-layers": 1, "fraction-train": 0.5}, id="pfedla-retained"),
+    pytest.param(
+        {"strategy": "pfedla", "pfedla.head": "factorised", "pfedla.hypernetwork-momentum": 0.5, "fraction-train": 0.5},
+        id="pfedla-factorised",
+    ),
     pytest.param({"strategy": "fedtp", "fedtp.personal": "vanilla"}, id="fedtp-vanilla"),
     pytest.param({"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "novel-clients": 1}, id="fed_t_a-novel"),
     pytest.param({"strategy": "fedper", "novel-clients": 1, "fraction-train": 0.5}, id="fedper-novel"),
