@@ -209,8 +209,8 @@ def servers(sizes: Sequence[int], dense: int) -> str:
                 *(f"{found[key]:,.1f}" for key in ("heads", "state", "bank", "held", "peak")),
             ]
             rows.append([*row, *(f"{found[key]:.2f}" for key in ("start", "plan", "merge"))])
-    head = ("heads, clients", "heads", "whole state", "of which bank", "resident", "highest, resident")
-    return table((*head, "start, s", "plan, s", "merge, s"), rows)
+    columns = ("heads, clients", "heads", "whole state", "of which bank", "resident", "highest, resident")
+    return table((*columns, "start, s", "plan, s", "merge, s"), rows)
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------
