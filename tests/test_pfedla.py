@@ -15,9 +15,10 @@ from fedham_flwr.algorithms import pfedla
 from fedham_flwr.algorithms.pfedla import Normaliser, PFedLASettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.perceptrons import outputs as logits
 from fedham_flwr.core.sparse import largest
 from fedham_flwr.mixing.bank import Bank
-from fedham_flwr.mixing.hypernetworks import Hypernetworks, logits
+from fedham_flwr.mixing.hypernetworks import Hypernetworks
 
 both = pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
 RATE = 0.005

@@ -12,9 +12,9 @@ from presets import planned
 from test_bounds_rounds import BAD, C, attacks, diameter, rounds
 from test_pfedla_rounds import after_rounds, names, scores, server, state_of, trained
 
+from fedham_flwr.core.perceptrons import outputs as logits
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.mixing import hypernetworks
-from fedham_flwr.mixing.hypernetworks import logits
 from strategies import pfedla as strategy
 
 Federate = Callable[..., Any]

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import relu
 
 from fedham_flwr.algorithms.pfedla import DENSE_CLIENTS, PFedLASettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.pairs import columns_gradient, outputs_gradient, pair_scores
 from fedham_flwr.core.parameters import Params, all_finite, enlarged, finite_rows
+from fedham_flwr.core.perceptrons import outputs, uniform
 from fedham_flwr.training.optim import momentum_step
 
 log = logging.getLogger("fedham_flwr")
@@ -60,6 +60,8 @@ class Hypernetworks:
         total = known + len(generators)
         if self.head == "auto":
             self.head = "dense" if total <= DENSE_CLIENTS else "factorised"
+            if self.head == "factorised":
+                log.warning("factorised heads, which are not of the paper, for %s clients: see pfedla.head", total)
         elif self.settings.head == "auto" and self.head == "dense" and known <= DENSE_CLIENTS < total:
             log.warning('%s clients are many for dense heads; a run with pfedla.head="factorised" takes less', total)
         grown: Params = {}
@@ -80,14 +82,14 @@ class Hypernetworks:
         settings, params = self.settings, {"embedding": torch.randn(self.settings.embedding_dim, generator=generator)}
         width = settings.embedding_dim
         for k in range(settings.hidden_layers):
-            params[f"hidden.{k}.weight"] = _uniform((settings.hidden_dim, width), width, generator)
-            params[f"hidden.{k}.bias"] = _uniform((settings.hidden_dim,), width, generator)
+            params[f"hidden.{k}.weight"] = uniform((settings.hidden_dim, width), width, generator)
+            params[f"hidden.{k}.bias"] = uniform((settings.hidden_dim,), width, generator)
             width = settings.hidden_dim
         rank, dense, positive = settings.head_rank, self.head == "dense", settings.normaliser == "relu-sum"
-        outputs, place = (peers, own) if dense else (rank + 1, rank)
-        shape = (self.layers, outputs, width)
+        size, place = (peers, own) if dense else (rank + 1, rank)
+        shape = (self.layers, size, width)
         params["heads.weight"] = torch.rand(shape, generator=generator) if positive else torch.zeros(shape)
-        params["heads.bias"] = torch.zeros(self.layers, outputs)
+        params["heads.bias"] = torch.zeros(self.layers, size)
         params["heads.bias"][:, place] = settings.self_bias
         if not dense:
             drawn = (torch.rand if positive else torch.randn)(self.layers, rank, generator=generator)
@@ -98,7 +100,7 @@ class Hypernetworks:
 
     def logits(self, rows: Tensor) -> Tensor:
         """R1: s_i^l in R^N for some clients."""
-        return self._logits(logits({name: self.params[name][rows] for name in self._own()}), rows)
+        return self._logits(outputs({name: self.params[name][rows] for name in self._own()}), rows)
 
     def step(self, rows: Tensor, gradient: Tensor) -> None:
         """R7: descend along a gradient with respect to the logits.
@@ -119,7 +121,7 @@ class Hypernetworks:
             if peers is None or total is None:
                 diverged += int((~self._descend(some, slope)).sum())
                 continue
-            before = logits({name: self.params[name][some] for name in self._own()}).to(slope)
+            before = outputs({name: self.params[name][some] for name in self._own()}).to(slope)
             good = self._descend(some, outputs_gradient(slope, peers.to(slope), some))
             total += columns_gradient(slope[good], before[good], some[good])
             diverged += int((~good).sum())
@@ -136,7 +138,7 @@ class Hypernetworks:
         names = self._own()
         mine = [self.params[name][some].requires_grad_() for name in names]
         with torch.enable_grad():
-            out = logits(dict(zip(names, mine, strict=True)))
+            out = outputs(dict(zip(names, mine, strict=True)))
             # Of a scalar: to be given a gradient to start from, torch imports hundreds of modules first.
             surrogate = (out * slope.to(out)).sum()
         # Without hidden layers or with heads of zero, some tensors have a gradient of zero and none is unused.
@@ -144,7 +146,7 @@ class Hypernetworks:
         momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
         with torch.no_grad():
             self._momentum_step(mine, slopes, momenta)
-            after = self._logits(logits(dict(zip(names, mine, strict=True))), some)
+            after = self._logits(outputs(dict(zip(names, mine, strict=True))), some)
             seen = [after, *mine, *(v for v in momenta if v is not None)]
             good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
             for name, tensor, velocity in zip(names, mine, momenta, strict=True):
@@ -174,10 +176,10 @@ class Hypernetworks:
         """Names of the tensors that belong to one client each."""
         return [name for name in self.params if name != PEERS]
 
-    def _logits(self, outputs: Tensor, rows: Tensor) -> Tensor:
+    def _logits(self, given: Tensor, rows: Tensor) -> Tensor:
         """What the heads' outputs of some clients make of all peers: [n, L, N]."""
         peers = self.params.get(PEERS)
-        return outputs if peers is None else pair_scores(outputs, peers, rows)
+        return given if peers is None else pair_scores(given, peers, rows)
 
 
 def stored_head(peers: Tensor | None, settings: PFedLASettings) -> str:
@@ -195,23 +197,3 @@ def stored_head(peers: Tensor | None, settings: PFedLASettings) -> str:
         wanted = f'pfedla.head="{settings.head}" with pfedla.head-rank={settings.head_rank}'
         raise ValueError(f"the state has {head} heads of rank {rank}, and the settings ask for {wanted}")
     return head
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
-    drawn: Tensor = torch.rand(shape, generator=generator) * 2 - 1
-    return drawn.div_(math.sqrt(fan_in))
-
-
-def logits(params: Mapping[str, Tensor]) -> Tensor:
-    """R1: the outputs of the heads of n clients at once: [n, L, K].
-
-    Args:
-        params: as `Hypernetworks.params`, for n clients, without peers.
-    """
-    hidden = params["embedding"].unsqueeze(2)  # [n, d, 1]
-    for k in range(sum(name.startswith("hidden.") for name in params) // 2):
-        bias = params[f"hidden.{k}.bias"].unsqueeze(2)
-        hidden = relu(torch.baddbmm(bias, params[f"hidden.{k}.weight"], hidden))  # [n, h, 1]
-    heads, bias = params["heads.weight"], params["heads.bias"]
-    scores: Tensor = torch.bmm(heads.flatten(1, 2), hidden)  # [n, L K, 1]
-    return bias + scores.view(bias.shape)
