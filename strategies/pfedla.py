@@ -12,11 +12,15 @@ from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.sparse import largest
 from fedham_flwr.core.trees import read_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.mixing.hypernetworks import Hypernetworks
+from fedham_flwr.mixing.hypernetworks import Hypernetworks, stored_head
 from fedham_flwr.mixing.pool import Pool
+
+AT_ONCE = 256
+"""Clients with factorised heads whose weights are made at once, or recorded of an exchange: all are N squared."""
 
 
 class Weighed(NamedTuple):
@@ -51,8 +55,12 @@ class PFedLAStrategy(RoundStrategy):
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The mixed model of each client, without the layers that it retains."""
-        weighed = self._weigh(round_number, clients)
-        mixed = self._pool.mixtures(clients, weighed.weights, weighed.retained)  # R3
+        mixed: dict[str, Params] = {}
+        size = AT_ONCE if self._networks.head == "factorised" else len(clients) or 1
+        for at in range(0, len(clients), size):
+            some = clients[at : at + size]
+            weighed = self._weigh(round_number, some)
+            mixed |= self._pool.mixtures(some, weighed.weights, weighed.retained)  # R3
         return {client: Start(mixed[client], own=True, left_out=self._pool.model(client)) for client in clients}
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
@@ -69,24 +77,27 @@ class PFedLAStrategy(RoundStrategy):
         self._networks.step(weighed.rows, slope)  # R7
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
-        """The weights that the clients' models of a round are mixed with, those of retained layers included."""
-        bank, weights = self._pool.bank, self._weigh(round_number, clients).weights
-        return MixingWeights(tuple(clients), bank.groups, bank.clients, weights)
+        """The weights of a round's mixtures, retained layers included; of at most `AT_ONCE` clients if factorised."""
+        some = tuple(clients) if self._networks.head == "dense" else tuple(clients[:AT_ONCE])
+        bank, weights = self._pool.bank, self._weigh(round_number, some).weights
+        return MixingWeights(some, bank.groups, bank.clients, weights)
 
     def state_dict(self) -> Params:
-        """Pool, embeddings, hypernetworks and their optimiser; live, not copied."""
+        """Pool, embeddings, hypernetworks and their optimiser; live, not copied. Its names tell which head it has."""
         networks = {f"hypernetworks/{name}": tensor for name, tensor in self._networks.params.items()}
         velocity = {f"velocity/{name}": tensor for name, tensor in self._networks.velocity.items()}
         return {**self._pool.state_dict(), **networks, **velocity}
 
     def load_state_dict(self, state: Params) -> None:
-        """Continue from what `state_dict` gave.
+        """Continue from what `state_dict` gave, with the head that it has.
 
         Raises:
             ValueError: it is not of this model and these settings, or a model is not finite.
         """
         self._pool, self._networks = self._empty()
-        self.add_clients(read_clients(state))
+        if clients := read_clients(state):
+            self._networks.head = stored_head(state.get("hypernetworks/peers"), self.own)
+            self.add_clients(clients)
         self._pool.load(state, self.state_dict())
 
     def _empty(self) -> tuple[Pool, Hypernetworks]:
@@ -101,7 +112,7 @@ class PFedLAStrategy(RoundStrategy):
         weights = pfedla.mixing_weights(logits, allowed, rows, own.normaliser)  # R1
         if 0 < own.top_k_peers < len(self._pool.bank.clients):
             order = torch.stack([self._order(round_number, client) for client in clients])
-            allowed = allowed & pfedla.largest(weights, own.top_k_peers, order)
+            allowed = allowed & largest(weights, own.top_k_peers, order)
             weights = pfedla.mixing_weights(logits, allowed, rows, own.normaliser)
         retained = pfedla.retained(weights, rows, own.retained_layers)  # R2
         retained &= self._has_own(rows, clients)[:, None]

@@ -256,7 +256,7 @@ def test_without_the_bound_a_mixture_moves_further(attack: str) -> None:
     assert bounds.length(new["0"], old["0"]) > 5 * share * C
 
 
-# ---- FedHAM and AMN ----------------------------------------------------------------------------------------------
+# ---- FedHAM and AMN, and pFedLA with factorised heads ------------------------------------------------------------
 
 
 def rows_of(made: Any, number: int, looking: Looking | None) -> Tensor:
@@ -275,6 +275,7 @@ ATTENTION: list[tuple[str, dict[str, Value]]] = [
     ("fedham", {"fedham.transport": "peers"}),
     ("fedham", {"fedham.transport": "mediated"}),
     ("amn", {"amn.unit": "layer"}),
+    ("pfedla", {"pfedla.head": "factorised", "pfedla.head-rank": 2}),
 ]
 
 

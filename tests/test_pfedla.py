@@ -15,8 +15,10 @@ from fedham_flwr.algorithms import pfedla
 from fedham_flwr.algorithms.pfedla import Normaliser, PFedLASettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.perceptrons import outputs as logits
+from fedham_flwr.core.sparse import largest
 from fedham_flwr.mixing.bank import Bank
-from fedham_flwr.mixing.hypernetworks import Hypernetworks, logits
+from fedham_flwr.mixing.hypernetworks import Hypernetworks
 
 both = pytest.mark.parametrize("normaliser", ["softmax", "relu-sum"])
 RATE = 0.005
@@ -313,7 +315,7 @@ def test_the_largest_weights_are_kept_and_of_equal_ones_those_first_in_the_order
     k = data.draw(st.integers(1, peers))
     alpha = torch.tensor(data.draw(st.lists(st.sampled_from([0.0, 0.1, 0.2]), min_size=peers, max_size=peers)))
     order = data.draw(st.permutations(range(peers)))
-    chosen = pfedla.largest(alpha[None, None], k, torch.tensor([order]))[0, 0]
+    chosen = largest(alpha[None, None], k, torch.tensor([order]))[0, 0]
     best = sorted(range(peers), key=lambda j: (-alpha[j].item(), order.index(j)))[:k]
     assert chosen.nonzero().flatten().tolist() == sorted(best)
 

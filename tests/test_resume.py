@@ -29,6 +29,10 @@ VARIANTS = [
     pytest.param({"strategy": "fedham", "fedham.transport": "mediated"}, id="fedham-mediated"),
     pytest.param({"strategy": "pfedla", "pfedla.retained-layers": 1, "fraction-train": 0.5}, id="pfedla-retained"),
     pytest.param({"strategy": "pfedla", "bank-memory": 0.0}, id="pfedla-on-disk"),
+    pytest.param(
+        {"strategy": "pfedla", "pfedla.head": "factorised", "pfedla.hypernetwork-momentum": 0.5, "novel-clients": 1},
+        id="pfedla-factorised-novel",
+    ),
     pytest.param({"strategy": "fedtp", "fedtp.personal": "vanilla"}, id="fedtp-vanilla"),
     pytest.param({"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "novel-clients": 1}, id="fed_t_a-novel"),
     pytest.param({"strategy": "fedper", "novel-clients": 1, "fraction-train": 0.5}, id="fedper-novel"),

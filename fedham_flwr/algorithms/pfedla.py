@@ -10,7 +10,7 @@ Identity card
     personal    the mixed model; the running statistics of batch normalisation (or mixed too: `bn_buffers`)
     lives       bank {w_j}, v_i and psi_i on the server; running statistics with the client
     down, up    P scalars each for every client of the cohort and round; HeurpFedLA: down without its k retained layers
-    cost        server: 3 n N P multiply-adds; N (P + |psi|) scalars of memory; client: E epochs
+    cost        server: 3 n N P multiply-adds; N (P + |psi|) scalars, |psi| > L h N with dense heads; client: E epochs
 
 The round
     R1  server: choose S; alpha_i = HN(v_i; psi_i)                              `hypernetworks`, `mixing_weights`
@@ -29,6 +29,10 @@ What the paper leaves open. The normaliser: softmax, from logits of zero, so tha
 `relu-sum` of public code. The bank starts with one common model. A client that comes late is mixed into no other
 client's model, its own included, until it has trained once. `top_k_peers` keeps the k largest weights of a client and
 layer, renormalised, and gives the rest no gradient; equal weights: its own first, then in an order drawn each round.
+
+Not of the paper: factorised heads, whose size does not grow with N. They have r + 1 outputs for each layer, a_il in R^r
+and b_il, and client j as a peer has one embedding p_jl in R^r for all hypernetworks: s_ilj = <a_il, p_jl>, and s_ili =
+b_il. `head="auto"` takes them in a run that begins with more than DENSE_CLIENTS clients. See docs/methods/pfedla.md.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ from fedham_flwr.core.methods import Method, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
 
 Normaliser = Literal["softmax", "relu-sum"]
+DENSE_CLIENTS = 256
+"""With more clients at the start of a run, `head="auto"` is factorised: 100 MB of dense heads for four layers."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ class PFedLASettings:
         embedding_dim: d.
         hidden_dim: h.
         hidden_layers: of a hypernetwork, each with a ReLU.
+        head: dense, the paper's; factorised; or auto, by the number of clients at the start.
+        head_rank: r, of a factorised head.
         self_bias: b >= 0, added to a client's own logits at the start, so that alpha_ii = e^b / (e^b + N - 1).
         bn_buffers: running statistics stay with the client (local), or are mixed with their layer's weights (mix).
     """
@@ -76,6 +84,8 @@ class PFedLASettings:
     embedding_dim: Annotated[int, Gt(0)] = 100
     hidden_dim: Annotated[int, Gt(0)] = 100
     hidden_layers: Annotated[int, Ge(0)] = 3
+    head: Literal["auto", "dense", "factorised"] = "auto"
+    head_rank: Annotated[int, Gt(0)] = 8
     self_bias: Annotated[float, Ge(0)] = 0.0
     bn_buffers: Literal["local", "mix"] = "local"
 
@@ -109,20 +119,6 @@ def mixing_weights(
     total = positive.sum(-1, keepdim=True)
     alone = one_hot(own, s.shape[-1]).to(s)[:, None].expand_as(s)
     return torch.where(total > 0, positive / total.clamp_min(torch.finfo(s.dtype).tiny), alone)
-
-
-def largest(alpha: Float[Tensor, "n L N"], k: int, order: Int64[Tensor, "n N"]) -> Bool[Tensor, "n L N"]:
-    """Which k weights of each client and layer are largest; of equal ones those that come first in the order.
-
-    Args:
-        alpha: weights.
-        k: how many, 1 to N.
-        order: peers by number, for each client.
-    """
-    order = order[:, None].expand_as(alpha)
-    best = alpha.gather(-1, order).argsort(dim=-1, descending=True, stable=True)[..., :k]
-    chosen = torch.zeros_like(alpha, dtype=torch.bool)
-    return chosen.scatter_(-1, order.gather(-1, best), True)
 
 
 def retained(alpha: Float[Tensor, "n L N"], own: Int64[Tensor, " n"], k: int) -> Bool[Tensor, "n L"]:

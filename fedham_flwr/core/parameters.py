@@ -225,3 +225,11 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
     if like.device.type != "cpu":
         return torch.empty(*shape, dtype=like.dtype, device=like.device)
     return torch.from_numpy(np.empty(tuple(shape), like.new_empty(0).numpy().dtype))
+
+
+def enlarged(old: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
+    """Zeros with a tensor's dtype and device, and in their corner an older, smaller array if there is one."""
+    new = like.new_zeros(*shape)
+    if old is not None:
+        new[tuple(slice(size) for size in old.shape)] = old
+    return new

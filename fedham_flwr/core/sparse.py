@@ -1,6 +1,6 @@
 """Mixing weights as the left factor of matrix products: a sparse matrix if most of them are 0.
 
-Shape letters: m mixtures, N models, p scalars of a piece of each.
+Shape letters: m mixtures, N models, p scalars of a piece of each; n clients, L layers.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 SPARSE = 5
@@ -67,6 +68,20 @@ class Factor:
         with _unfinished():
             found = torch.sparse_csr_tensor(w.crow_indices(), w.col_indices(), scores, w.shape).to_dense()
         return found.new_zeros(len(found), self._models).index_copy_(1, self._used, found)
+
+
+def largest(alpha: Float[Tensor, "n L N"], k: int, order: Int64[Tensor, "n N"]) -> Bool[Tensor, "n L N"]:
+    """Which k weights of each client and layer are largest; of equal ones those that come first in the order.
+
+    Args:
+        alpha: weights.
+        k: how many, 1 to N.
+        order: peers by number, for each client.
+    """
+    order = order[:, None].expand_as(alpha)
+    best = alpha.gather(-1, order).argsort(dim=-1, descending=True, stable=True)[..., :k]
+    chosen = torch.zeros_like(alpha, dtype=torch.bool)
+    return chosen.scatter_(-1, order.gather(-1, best), True)
 
 
 def _unfinished() -> warnings.catch_warnings[None]:

@@ -18,7 +18,9 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         its own w_i, and learns how far between by looking at w: how far the update turns that is not bounded by C, but
         the weights stay in [0, 1].
     pfedla   max_l alpha_i^{l,b} C: the hypernetwork of i learns from the models that were
-        mixed, and so not yet from b's; alpha_i is the same in both cases
+        mixed, and so not yet from b's; alpha_i is the same in both cases. With factorised heads as for fedham, since
+        b's update has turned the embeddings of peers, which all share: those of layer l, together, by at most
+        eta_h |a_bl| C D_l in a round (softmax, no momentum), with a_bl what b's own head gives.
     fedham, amn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the update, t_l
         half the L1 distance to those that it has with it (at most 1), D_l the diameter of group l of the pool with it.
         Weights are chosen by looking at the models, so the update also turns attention, and how far is not bounded by

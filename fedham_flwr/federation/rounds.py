@@ -239,8 +239,7 @@ class RoundStrategy(Strategy, ABC):
         """An evaluate message for each client that the round has not scored yet: all of them after the last round."""
         everyone = self._present(grid)
         scored = set() if server_round > self.rounds else set(self._exchange.sent.clients)
-        absent = tuple(client for client in everyone if client not in scored)
-        return self._messages(grid, EVALUATE, server_round, absent)
+        return self._messages(grid, EVALUATE, server_round, tuple(one for one in everyone if one not in scored))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Check and record the scores."""

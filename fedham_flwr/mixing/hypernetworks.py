@@ -1,29 +1,32 @@
 """The hypernetworks of all clients, stacked: evaluated, differentiated and updated together.
 
-Shape letters: N clients, n clients of a cohort, L layer groups, d embedding, h hidden width. A hypernetwork is a
-trainable embedding, hidden layers with ReLU, and one linear head per layer group whose outputs are logits over the N
-clients; see algorithms/pfedla.py for what becomes of these. No graph lives from one call to the next.
+Shape letters: N clients, n clients of a cohort, L layer groups, d embedding, h hidden width, r rank. A hypernetwork is
+a trainable embedding, hidden layers with ReLU, and one linear head per layer group with K outputs: logits over the N
+clients, or their r + 1 factors; see algorithms/pfedla.py. No graph lives from one call to the next.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, relu
 
-from fedham_flwr.algorithms.pfedla import PFedLASettings
+from fedham_flwr.algorithms.pfedla import DENSE_CLIENTS, PFedLASettings
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import Params, finite_rows
+from fedham_flwr.core.pairs import columns_gradient, outputs_gradient, pair_scores
+from fedham_flwr.core.parameters import Params, all_finite, enlarged, finite_rows
+from fedham_flwr.core.perceptrons import outputs, uniform
 from fedham_flwr.training.optim import momentum_step
 
 log = logging.getLogger("fedham_flwr")
 
 SLAB = 64
 """Hypernetworks that are differentiated at once, which bounds the memory that their copies and gradients take."""
+PEERS = "peers"
+"""The one tensor whose rows are of the clients as peers, and learn from all who weigh them."""
 
 
 class Hypernetworks:
@@ -34,14 +37,16 @@ class Hypernetworks:
         layers: L.
 
     Attributes:
-        params: embedding [N, d]; hidden.k.weight [N, h, d or h] and hidden.k.bias [N, h]; heads.weight [N, L, N, h]
-            and heads.bias [N, L, N], the logits of every layer.
+        head: auto until there are clients; then dense or factorised, for good.
+        params: embedding [N, d]; hidden.k.weight [N, h, d or h] and hidden.k.bias [N, h]; heads.weight [N, L, K, h]
+            and heads.bias [N, L, K] with K = N; or, factorised, with K = r + 1, and peers [N, L, r].
         velocity: as params with momentum, else empty.
     """
 
     def __init__(self, settings: PFedLASettings, layers: int) -> None:
         self.settings = settings
         self.layers = layers
+        self.head: str = settings.head
         self.params: Params = {}
         self.velocity: Params = {}
 
@@ -53,48 +58,55 @@ class Hypernetworks:
         """
         known = len(self.params["embedding"]) if self.params else 0
         total = known + len(generators)
-        fresh = [self._fresh(total, known + i, generator) for i, generator in enumerate(generators)]
-        added = {name: torch.stack([one[name] for one in fresh]) for name in fresh[0]}
-        grown = {}
-        for name, tensor in self.params.items():
-            columns = [(0, 0)] * (tensor.dim() - 3) + [(0, total - known)]
-            flat = [n for pair in columns for n in pair]
-            grown[name] = pad(tensor, flat) if name.startswith("heads.") else tensor
-        if known and self.settings.normaliser == "relu-sum":
-            for i, generator in enumerate(generators):  # a logit of 0 would never be left
-                column = grown["heads.weight"][:, :, known + i]
+        if self.head == "auto":
+            self.head = "dense" if total <= DENSE_CLIENTS else "factorised"
+            if self.head == "factorised":
+                log.warning("factorised heads, which are not of the paper, for %s clients: see pfedla.head", total)
+        elif self.settings.head == "auto" and self.head == "dense" and known <= DENSE_CLIENTS < total:
+            log.warning('%s clients are many for dense heads; a run with pfedla.head="factorised" takes less', total)
+        grown: Params = {}
+        for place, generator in enumerate(generators, known):
+            for name, tensor in self._fresh(total, place, known, generator).items():
+                if name not in grown:
+                    grown[name] = enlarged(self.params.get(name), (total, *tensor.shape), tensor)
+                grown[name][place] = tensor
+            if known and self.head == "dense" and self.settings.normaliser == "relu-sum":
+                column = grown["heads.weight"][:known, :, place]  # a logit of 0 would never be left
                 column.copy_(torch.rand(column.shape, generator=generator))
-        self.params = {name: torch.cat([grown[name], added[name]]) if known else added[name] for name in added}
         if self.settings.hypernetwork_momentum:
-            velocity = {name: torch.zeros_like(tensor) for name, tensor in self.params.items()}
-            for name, tensor in self.velocity.items():
-                velocity[name][tuple(slice(size) for size in tensor.shape)] = tensor
-            self.velocity = velocity
+            self.velocity = {n: enlarged(self.velocity.get(n), tensor.shape, tensor) for n, tensor in grown.items()}
+        self.params = grown
 
-    def _fresh(self, peers: int, own: int, generator: torch.Generator) -> Params:
+    def _fresh(self, peers: int, own: int, known: int, generator: torch.Generator) -> Params:
         """One client's embedding (standard normal) and hypernetwork, hidden layers as torch's `Linear` starts them."""
         settings, params = self.settings, {"embedding": torch.randn(self.settings.embedding_dim, generator=generator)}
         width = settings.embedding_dim
         for k in range(settings.hidden_layers):
-            params[f"hidden.{k}.weight"] = _uniform((settings.hidden_dim, width), width, generator)
-            params[f"hidden.{k}.bias"] = _uniform((settings.hidden_dim,), width, generator)
+            params[f"hidden.{k}.weight"] = uniform((settings.hidden_dim, width), width, generator)
+            params[f"hidden.{k}.bias"] = uniform((settings.hidden_dim,), width, generator)
             width = settings.hidden_dim
-        heads = torch.zeros(self.layers, peers, width)
-        if settings.normaliser == "relu-sum":
-            heads = torch.rand(heads.shape, generator=generator)
-        bias = torch.zeros(self.layers, peers)
-        bias[:, own] = settings.self_bias
-        return params | {"heads.weight": heads, "heads.bias": bias}
+        rank, dense, positive = settings.head_rank, self.head == "dense", settings.normaliser == "relu-sum"
+        size, place = (peers, own) if dense else (rank + 1, rank)
+        shape = (self.layers, size, width)
+        params["heads.weight"] = torch.rand(shape, generator=generator) if positive else torch.zeros(shape)
+        params["heads.bias"] = torch.zeros(self.layers, size)
+        params["heads.bias"][:, place] = settings.self_bias
+        if not dense:
+            drawn = (torch.rand if positive else torch.randn)(self.layers, rank, generator=generator)
+            params[PEERS] = (drawn + 0.5) / rank if positive else drawn / math.sqrt(rank)
+            if known and own >= rank and not positive:  # fewer than r peers that are not 0 would not span R^r
+                params[PEERS].zero_()
+        return params
 
     def logits(self, rows: Tensor) -> Tensor:
         """R1: s_i^l in R^N for some clients."""
-        return logits({name: tensor[rows] for name, tensor in self.params.items()})
+        return self._logits(outputs({name: self.params[name][rows] for name in self._own()}), rows)
 
     def step(self, rows: Tensor, gradient: Tensor) -> None:
-        """R7: descend along a gradient with respect to the logits; no other client's tensors change.
+        """R7: descend along a gradient with respect to the logits.
 
-        A client whose step would lead to numbers that are not finite keeps its hypernetwork: that is its own model's
-        fault, unless it happens to most.
+        No other client's tensors change, but the embeddings of peers, along the clients' sum. A client whose step
+        leads to numbers that are not finite does not take it, nor adds to the sum, unless it happens to most.
 
         Args:
             rows: of the clients, each once.
@@ -103,47 +115,85 @@ class Hypernetworks:
         Raises:
             UserError: it happens to most clients; those of them that were looked at keep theirs.
         """
-        names, diverged = list(self.params), 0
-        rate, momentum = self.settings.hypernetwork_learning_rate, self.settings.hypernetwork_momentum
+        diverged, peers = 0, self.params.get(PEERS)
+        total = None if peers is None else torch.zeros(peers.shape, dtype=gradient.dtype)
         for some, slope in zip(torch.split(rows, SLAB), torch.split(gradient, SLAB), strict=True):
-            mine = [self.params[name][some].requires_grad_() for name in names]
-            with torch.enable_grad():
-                out = logits(dict(zip(names, mine, strict=True)))
-                # Of a scalar: to be given a gradient to start from, torch imports hundreds of modules first.
-                surrogate = (out * slope.to(out)).sum()
-            # Without hidden layers or with heads of zero, some tensors have a gradient of zero and none is unused.
-            slopes = torch.autograd.grad(surrogate, mine)
-            momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
-            with torch.no_grad():
-                momentum_step(mine, slopes, momenta, rate=rate, momentum=momentum)
-                seen = [logits(dict(zip(names, mine, strict=True))), *mine, *(v for v in momenta if v is not None)]
-                good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
-                diverged += int((~good).sum())
-                for name, tensor, velocity in zip(names, mine, momenta, strict=True):
-                    self.params[name][some[good]] = tensor[good]
-                    if self.velocity and velocity is not None:
-                        self.velocity[name][some[good]] = velocity[good]
+            if peers is None or total is None:
+                diverged += int((~self._descend(some, slope)).sum())
+                continue
+            before = outputs({name: self.params[name][some] for name in self._own()}).to(slope)
+            good = self._descend(some, outputs_gradient(slope, peers.to(slope), some))
+            total += columns_gradient(slope[good], before[good], some[good])
+            diverged += int((~good).sum())
         if 2 * diverged > len(rows):
+            rate = self.settings.hypernetwork_learning_rate
             raise UserError(f"the hypernetworks diverged: lower pfedla.hypernetwork-learning-rate={rate:g}")
         if diverged:
             log.warning("the hypernetworks of %s clients would have diverged, and stay as they were", diverged)
+        if total is not None:
+            self._descend_peers(rows, total)
+
+    def _descend(self, some: Tensor, slope: Tensor) -> Tensor:
+        """One step of some clients along the gradient of their heads' outputs; who took it: bool [n]."""
+        names = self._own()
+        mine = [self.params[name][some].requires_grad_() for name in names]
+        with torch.enable_grad():
+            out = outputs(dict(zip(names, mine, strict=True)))
+            # Of a scalar: to be given a gradient to start from, torch imports hundreds of modules first.
+            surrogate = (out * slope.to(out)).sum()
+        # Without hidden layers or with heads of zero, some tensors have a gradient of zero and none is unused.
+        slopes = torch.autograd.grad(surrogate, mine)
+        momenta: list[Tensor | None] = [self.velocity[name][some] if self.velocity else None for name in names]
+        with torch.no_grad():
+            self._momentum_step(mine, slopes, momenta)
+            after = self._logits(outputs(dict(zip(names, mine, strict=True))), some)
+            seen = [after, *mine, *(v for v in momenta if v is not None)]
+            good = torch.stack([finite_rows(tensor) for tensor in seen]).all(0)
+            for name, tensor, velocity in zip(names, mine, momenta, strict=True):
+                self.params[name][some[good]] = tensor[good]
+                if self.velocity and velocity is not None:
+                    self.velocity[name][some[good]] = velocity[good]
+        return good
+
+    def _descend_peers(self, rows: Tensor, slope: Tensor) -> None:
+        """One step of the embeddings of peers, if it leads to numbers that are finite."""
+        parts = [part for part in (self.params, self.velocity) if part]
+        before = [part[PEERS] for part in parts]
+        after = [tensor.clone() for tensor in before]
+        self._momentum_step(after[:1], [slope.to(after[0])], [*after[1:]] or [None])
+        for part, tensor in zip(parts, after, strict=True):
+            part[PEERS] = tensor
+        if not all(all_finite(tensor) for tensor in (*after, *map(self.logits, torch.split(rows, SLAB)))):
+            for part, tensor in zip(parts, before, strict=True):
+                part[PEERS] = tensor
+            log.warning("the embeddings of peers would have diverged, and stay as they were")
+
+    def _momentum_step(self, params: list[Tensor], slopes: Sequence[Tensor], momenta: list[Tensor | None]) -> None:
+        rate, momentum = self.settings.hypernetwork_learning_rate, self.settings.hypernetwork_momentum
+        momentum_step(params, slopes, momenta, rate=rate, momentum=momentum)
+
+    def _own(self) -> list[str]:
+        """Names of the tensors that belong to one client each."""
+        return [name for name in self.params if name != PEERS]
+
+    def _logits(self, given: Tensor, rows: Tensor) -> Tensor:
+        """What the heads' outputs of some clients make of all peers: [n, L, N]."""
+        peers = self.params.get(PEERS)
+        return given if peers is None else pair_scores(given, peers, rows)
 
 
-def _uniform(shape: tuple[int, ...], fan_in: int, generator: torch.Generator) -> Tensor:
-    drawn: Tensor = torch.rand(shape, generator=generator) * 2 - 1
-    return drawn.div_(math.sqrt(fan_in))
-
-
-def logits(params: Mapping[str, Tensor]) -> Tensor:
-    """R1: the hypernetworks of n clients at once.
+def stored_head(peers: Tensor | None, settings: PFedLASettings) -> str:
+    """Which head a server's state has.
 
     Args:
-        params: as `Hypernetworks.params`, for n clients.
+        peers: the embeddings of peers in it; None if it has none.
+        settings: the method's.
+
+    Raises:
+        ValueError: these settings ask for another head, or another rank.
     """
-    hidden = params["embedding"].unsqueeze(2)  # [n, d, 1]
-    for k in range(sum(name.startswith("hidden.") for name in params) // 2):
-        bias = params[f"hidden.{k}.bias"].unsqueeze(2)
-        hidden = relu(torch.baddbmm(bias, params[f"hidden.{k}.weight"], hidden))  # [n, h, 1]
-    heads, bias = params["heads.weight"], params["heads.bias"]
-    scores: Tensor = torch.bmm(heads.flatten(1, 2), hidden)  # [n, L N, 1]
-    return bias + scores.view(bias.shape)
+    head, rank = ("dense", settings.head_rank) if peers is None else ("factorised", peers.shape[-1])
+    if settings.head not in ("auto", head) or rank != settings.head_rank:
+        wanted = f'pfedla.head="{settings.head}" with pfedla.head-rank={settings.head_rank}'
+        raise ValueError(f"the state has {head} heads of rank {rank}, and the settings ask for {wanted}")
+    return head
