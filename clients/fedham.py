@@ -55,16 +55,21 @@ class FedHAMClient(RoundClient):
         scored = sent.facts["scored"][0]
         if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
             was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"].bool()
-            looked = self.meta.attend(ONE, was, self.place, then)
+            place = self.kept.tensors.get(f"{SEEN}place", self.place)
+            looked = self.meta.attend(ONE, was, place, then)
             reach = self.settings.local_training(scored).reach(self.examples)
             scores = sent.tensors["scores"][None, :, : len(was)].double() / reach
-            self.meta.step(ONE, looked, self.place, scores)  # R2
+            self.meta.step(ONE, looked, place, scores)  # R2
             done = scored
         row = self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]  # R3
+        few = 0 < self.own.candidates < len(seen)
+        if few and self.job.download.closing:
+            return {"row": row}  # nothing comes after it
         model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
         new = {"projections": seen, "allowed": allowed.to(torch.uint8), "learned": torch.tensor(done)}
-        kept = {**model, **self._meta_state(), **{SEEN + name: tensor for name, tensor in new.items()}}
-        self.job.state.save(kept, self.job.download.round)
+        new |= {"place": self.place} if self.own.candidates else {}  # in another list it is another one
+        psi = {} if few and not done else self._meta_state()  # as it starts, it is made anew
+        self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in new.items()}}, self.job.download.round)
         return {"row": row}
 
     # ---- transport `peers` -----------------------------------------------------------------------------------------
@@ -168,7 +173,7 @@ class FedHAMClient(RoundClient):
             meta.load(kept)
             meta.widen(peers)
             return meta
-        if self.kept.must_be_there:
+        if self.kept.must_be_there and f"{SEEN}learned" not in self.kept.tensors:
             log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
             self.kept.restarted = True
         meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)
