@@ -24,7 +24,7 @@ The round
 (h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise; eta is
 that of the round, over 1 - momentum. With another optimiser, or gradients that are clipped, it does not, and the run is
 refused. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its own
-included, until it has trained once.
+included, until it has trained once. With `candidates`, of no paper, the N of (8) to (10) are K + 1, each client's own.
 """
 
 from __future__ import annotations
