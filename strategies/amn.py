@@ -16,7 +16,7 @@ from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Lists, Projections
 from fedham_flwr.mixing.meta_models import MetaModels, by_unit, side_by_side
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, dense, hybrids, learn
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
 
 AT_ONCE = 256
 """With `candidates`, clients whose rows are made at a time: each looks at projections of its own."""
@@ -67,8 +67,7 @@ class AMNStrategy(RoundStrategy):
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
         """The effective rows: weights over peers, and the gate as the client's weight of itself."""
-        bank, rows = self._pool.bank, self._rows(round_number, clients)
-        return MixingWeights(tuple(clients), bank.groups, bank.clients, dense(self._pool, rows))
+        return mixing_weights(self._pool, self._rows(round_number, clients))
 
     def state_dict(self) -> Params:
         """The pool, and the meta-models with their optimiser; live, not copied."""

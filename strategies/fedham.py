@@ -20,7 +20,7 @@ from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections
 from fedham_flwr.mixing.meta_models import by_group, by_unit, side_by_side
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, dense, hybrids, learn
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
 
 MOST_PEERS = 20
 """With more clients, `auto` is `mediated`: their models would have to be sent to each of them."""
@@ -123,8 +123,7 @@ class FedHAMStrategy(RoundStrategy):
         """The rows as the clients have sent them: weights over peers, and the gate as a client's weight of itself."""
         bank = self._pool.bank
         if self._mediated:
-            answers = {client: self._rows[client] for client in clients}
-            return MixingWeights(tuple(clients), bank.groups, bank.clients, dense(self._pool, answers))
+            return mixing_weights(self._pool, {client: self._rows[client] for client in clients})
         if not uploads:
             return None
         rows = torch.stack([upload.extras["row"] for upload in uploads.values()])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.threads import in_threads
 from fedham_flwr.mixing.bank import COLUMNS
 from fedham_flwr.mixing.pool import Pool
@@ -83,6 +84,11 @@ def dense(pool: Pool, rows: Mapping[str, Row]) -> Tensor:
     for weights, row in zip(found, rows.values(), strict=True):
         weights[:, row.places] = row.weights
     return found
+
+
+def mixing_weights(pool: Pool, rows: Mapping[str, Row]) -> MixingWeights:
+    """The rows as results: who learns from whom."""
+    return MixingWeights(tuple(rows), pool.bank.groups, pool.bank.clients, dense(pool, rows))
 
 
 def _whole(pool: Pool, rows: Mapping[str, Row]) -> bool:
