@@ -62,14 +62,13 @@ class FedHAMClient(RoundClient):
             self.meta.step(ONE, looked, place, scores)  # R2
             done = scored
         row = self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]  # R3
-        few = 0 < self.own.candidates < len(seen)
-        if few and self.job.download.closing:
+        if self.has_few and self.job.download.closing:
             return {"row": row}  # nothing comes after it
         model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
-        new = {"projections": seen, "allowed": allowed.to(torch.uint8), "learned": torch.tensor(done)}
-        new |= {"place": self.place} if self.own.candidates else {}  # in another list it is another one
-        psi = {} if few and not done else self._meta_state()  # as it starts, it is made anew
-        self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in new.items()}}, self.job.download.round)
+        now = {"projections": seen, "allowed": allowed.to(torch.uint8), "place": self.place}
+        now["learned"] = torch.tensor(done)
+        psi = {} if self.has_few and not done else self._meta_state()  # as it starts, it is made anew
+        self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in now.items()}}, self.job.download.round)
         return {"row": row}
 
     # ---- transport `peers` -----------------------------------------------------------------------------------------
@@ -164,7 +163,8 @@ class FedHAMClient(RoundClient):
     @cached_property
     def meta(self) -> MetaModels:
         """The client's meta-model: as kept, or as at the start."""
-        groups, settings, peers = len(self._group_names()), self.own, len(self.ready()[0])
+        groups, settings = len(self._group_names()), self.own
+        peers = settings.candidates + 1 if self.has_few else len(self.ready()[0])
         if not self.has_pool:
             settings = dataclasses.replace(settings, uniform_penalty=0.0)
         meta = MetaModels(settings, groups if settings.unit == "layer" else 1)
@@ -183,6 +183,11 @@ class FedHAMClient(RoundClient):
     def has_pool(self) -> bool:
         """Whether the client is sent the models of its peers (`peers`), and so mixes itself and keeps its own."""
         return "peers" in self.job.download.extras.facts
+
+    @property
+    def has_few(self) -> bool:
+        """Whether there are more models than the client is told of."""
+        return "few" in self.job.download.extras.facts
 
     @property
     def place(self) -> Tensor:

@@ -70,13 +70,13 @@ class FedHAMStrategy(RoundStrategy):
         self._places, self._rows = {}, {}
         if not self._mediated:
             return {}
-        seen, asked = self._projections.seen(), {}
+        seen, asked, few = self._projections.seen(), {}, {"few": (1,)} if self._projections.few else {}
         self._places = self._projections.candidates(round_number, clients)
         for (client, at), place in zip(self._places.items(), self._pool.bank.rows(clients).tolist(), strict=True):
             scores = {"scores": self._last[place]} if self._scored[place] else {}
             ready, own = tuple(self._pool.ready[at].int().tolist()), at.tolist().index(place)
-            facts = {"place": (own,), "ready": ready, "scored": (int(self._scored[place]),)}
-            asked[client] = Extras({"projections": seen if len(at) == len(seen) else seen[at], **scores}, facts)
+            facts = {"place": (own,), "ready": ready, "scored": (int(self._scored[place]),), **few}
+            asked[client] = Extras({"projections": seen[at] if few else seen, **scores}, facts)
         return asked
 
     def answered(self, round_number: int, replies: Mapping[str, Upload]) -> None:
@@ -95,11 +95,11 @@ class FedHAMStrategy(RoundStrategy):
             return {client: Start(mixed[client], own=True, left_out=pool.model(client)) for client in clients}
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
-        starts = {}
-        for client, place, allowed in self._each(clients):
+        starts, ready = {}, tuple(pool.ready.int().tolist())
+        for client, place in zip(clients, pool.bank.rows(clients).tolist(), strict=True):
             peers = self._choose(round_number, client, place)
             tensors = {f"{peer}/{name}": tensor for peer in peers for name, tensor in models[peer].items()}
-            extras = Extras(tensors, {"place": (place,), "ready": tuple(allowed), "peers": tuple(peers)})
+            extras = Extras(tensors, {"place": (place,), "ready": ready, "peers": tuple(peers)})
             without = client in stateless or (client not in trained and pool.has(client))
             starts[client] = Start(models[place] if without else {}, extras, own=True, left_out=models[place])
         return starts
@@ -176,11 +176,6 @@ class FedHAMStrategy(RoundStrategy):
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(0, self._projections.units, 0), torch.zeros(0, dtype=torch.int64)
-
-    def _each(self, clients: Sequence[str]) -> list[tuple[str, int, list[int]]]:
-        """Each client with its place, and who may be mixed for it as 0 and 1."""
-        places, allowed = self._pool.bank.rows(clients).tolist(), self._pool.allowed(clients).int().tolist()
-        return list(zip(clients, places, allowed, strict=True))
 
     @property
     def _width(self) -> int:

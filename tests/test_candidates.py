@@ -84,7 +84,7 @@ def test_of_equal_ones_another_few_are_chosen_by_another_generator() -> None:
 
 def lists_slowly(made: Any, number: int, who: tuple[str, ...], count: int, share: float) -> dict[str, list[int]]:
     """The candidates by features of single models and inner products of single numbers."""
-    everyone, ready = made._pool.bank.clients, made._pool.ready.tolist()
+    everyone, learned = made._pool.bank.clients, made._pool.learned.tolist()
     if len(everyone) <= count + 1:
         return {client: list(range(len(everyone))) for client in who}
     p = made._projections.seen()
@@ -96,7 +96,7 @@ def lists_slowly(made: Any, number: int, who: tuple[str, ...], count: int, share
             sum(x * y for mine, theirs in zip(f[own], f[j], strict=True) for x, y in zip(mine, theirs, strict=True))
             for j in range(len(everyone))
         ]
-        others = [j for j in range(len(everyone)) if ready[j] and j != own]
+        others = [j for j in range(len(everyone)) if learned[j] and j != own]
         draws = torch_stream(SEED, "candidates", number, client)
         found[client] = sorted([*choose_slowly(near, others, count, share, draws), own])
     return found
@@ -113,7 +113,8 @@ def test_candidates_are_those_of_the_naive_loops_and_the_same_whoever_else_is_as
 ) -> None:
     ids = tuple(map(str, range(clients)))
     made: Any = server(ids, meta=meta, candidates=count, candidates_drawn=share)
-    made.merge(1, moved(planned(made.plan(1, ids)), seed))
+    trained = ids[: 1 + seed % clients]
+    made.merge(1, moved(planned(made.plan(1, trained)), seed))
     everyone = (*ids, *(str(100 + i) for i in range(late)))
     made.add_clients(everyone)
     found = made._projections.candidates(2, everyone)
@@ -126,7 +127,7 @@ def test_candidates_are_those_of_the_naive_loops_and_the_same_whoever_else_is_as
         own = made._pool.bank.clients.index(client)
         assert own in places
         if count + 1 < len(everyone):  # those that have never trained are nobody else's candidates
-            assert bool(made._pool.ready[places[places != own]].all())
+            assert bool(made._pool.learned[places[places != own]].all())
 
 
 def test_in_another_round_others_are_drawn_and_the_nearest_stay() -> None:
@@ -314,7 +315,10 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
 def test_a_meta_model_starts_with_the_mean_of_what_it_looks_at() -> None:
     ids = tuple(map(str, range(9)))
     made: Any = server(ids, candidates=3)
-    weights = made.mixing_weights(1, ids, {}).weights
+    alone = made.mixing_weights(1, ids, {}).weights  # nobody has trained
+    assert torch.equal(alone, torch.eye(9)[:, None].expand(-1, 2, -1))
+    made.merge(1, moved(planned(made.plan(1, ids[:4])), 1))
+    weights = made.mixing_weights(2, ids, {}).weights
     assert ((weights > 0).sum(-1) == 4).all()
     assert torch.allclose(weights[weights > 0], torch.tensor(0.25))
 

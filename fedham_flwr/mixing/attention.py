@@ -14,6 +14,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.threads import in_threads
 from fedham_flwr.core.trees import stack
 from fedham_flwr.mixing.bank import Bank
 from fedham_flwr.mixing.meta_models import Projection
@@ -84,35 +85,42 @@ class Projections:
         peers = len(self._pool.bank.clients)
         return min(peers, self._settings.candidates + 1) if self._settings.candidates else peers
 
+    @property
+    def few(self) -> bool:
+        """Whether there are more models than a client looks at."""
+        return self.width < len(self._pool.bank.clients)
+
     def candidates(self, round_number: int, clients: Sequence[str]) -> dict[str, Tensor]:
         """The places of the models that each client looks at, its own among them: int64 [M] or shorter, in order.
 
-        All there are if these are no more than M. Otherwise those are left out that may not be mixed, and of the others
-        the nearest are taken, by the inner product of features over all units, and some that are drawn: the same ones
-        if it is asked again. A client outside the pool's mean has features of 0, so that nobody is near to it and all
-        are drawn.
+        All there are if these are no more than M. Otherwise, of those that have trained, the nearest by the inner
+        product of features over all units, and some that are drawn: the same ones if it is asked again. A client
+        outside the pool's mean has features of 0, so that nobody is near to it and all are drawn.
 
         Args:
             round_number: the round.
             clients: ids.
         """
         pool, settings = self._pool, self._settings
-        if self.width == len(pool.bank.clients):
+        if not self.few:
             return dict.fromkeys(clients, torch.arange(self.width))
-        f, ready, found = amn.features(self.seen(), settings.meta).flatten(1), pool.ready.nonzero().flatten(), {}
-        for client, own in zip(clients, pool.bank.rows(clients), strict=True):
+        f, there = amn.features(self.seen(), settings.meta).flatten(1), pool.learned.nonzero().flatten()
+
+        def choose(client: str) -> Tensor:
+            own = pool.bank.rows([client])
             draws = torch_stream(self._seed, "candidates", round_number, client)
             # One product for each client: those of several at a time may round differently with who else is there.
-            near, others = f @ f[own].clone(), ready[ready != own]
+            near, others = f @ f[own[0]].clone(), there[there != own]
             some = nearest_and_drawn(near, others, settings.candidates, settings.candidates_drawn, draws)
-            found[client] = torch.cat([some, own[None]]).sort().values
-        return found
+            return torch.cat([some, own]).sort().values
+
+        return dict(zip(clients, in_threads(choose, clients), strict=True))
 
     def lists(self, round_number: int, clients: Sequence[str]) -> Lists:
         """Whom the clients look at, side by side; see `candidates`."""
         places, seen = self.candidates(round_number, clients), self.seen()
         rows, ready = self._pool.bank.rows(clients), self._pool.ready
-        if self.width == len(self._pool.bank.clients):
+        if not self.few:
             return Lists(places, seen, rows, self._pool.allowed(clients))
         most = max(map(len, places.values()))
         spare = [torch.cat([at, own.expand(most - len(at))]) for at, own in zip(places.values(), rows, strict=True)]
