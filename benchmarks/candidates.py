@@ -29,9 +29,10 @@ from typing import Any
 
 import numpy as np
 from cohort import COMMON, TABLE, made_table
-from common import deal, publish, simulate, spread, table
+from common import publish, simulate, spread, table
 
-from fedham_flwr.settings import Value
+from fedham_flwr.data.clients import open_partition
+from fedham_flwr.settings import Value, parse
 
 ROWS = 134
 """Of the table, for each client: 100 to train with."""
@@ -97,7 +98,7 @@ def scale(method: str, clients: int, candidates: int, rounds: int, folder: Path)
     settings |= {"fraction-train": cohort / clients, "num-server-rounds": rounds + 5}
     if candidates:
         settings[f"{method}.candidates"] = candidates
-    deal(settings, clients)
+    open_partition(parse(settings).data(), 0, clients)  # reads the table, which is then no part of what is measured
     run.mkdir()
     memory, seconds = [], []
     lines = simulate(settings, clients, run, "cohort")
@@ -169,14 +170,19 @@ def accuracy(method: str, candidates: int, drawn: float, seed: int, folder: Path
 # ---- the card --------------------------------------------------------------------------------------------------------
 
 
+def peers(method: str, count: int) -> str:
+    """How many peers a client looks at."""
+    return str(count or ("all" if method in ("amn", "fedham") else "-"))
+
+
 def cost_table(costs: Sequence[Mapping[str, Any]]) -> str:
     """A row for each federation; memory in MiB in the second and in the last round."""
     head = ("method", "candidates", "clients", "of a round", "MiB, round 2", "MiB, last", "KB down", "KB up", "ms")
     rows = [
         [
-            cost["method"], str(cost["candidates"] or "all"), f"{cost['clients']:,}", str(cost["cohort"]),
+            cost["method"], peers(cost["method"], cost["candidates"]), f"{cost['clients']:,}", str(cost["cohort"]),
             f"{cost['memory'][1]:,.0f}", f"{cost['memory'][-1]:,.0f}", f"{cost['down'] / 1000:,.0f}",
-            f"{cost['up'] / 1000:,.0f}", f"{1000 * cost['seconds']:.1f}",
+            f"{cost['up'] / 1000:,.0f}", f"{1000 * cost['seconds']:.1f}" if cost["seconds"] else "not measured",
         ]
         for cost in costs
     ]  # fmt: skip
@@ -192,7 +198,7 @@ def accuracy_table(runs: Sequence[Mapping[str, Any]]) -> str:
     for (method, count, drawn), found in by_seed.items():
         whole = by_seed[method, 0, 0.0]
         less = [found[seed]["before"] - whole[seed]["before"] for seed in found]
-        kind = f"{count}, {drawn:.0%} drawn" if count else "all" if method in ("amn", "fedham") else "-"
+        kind = peers(method, count) + (f", {drawn:.0%} drawn" if count else "")
         cells = [spread([run[phase] for run in found.values()]) for phase in ("before", "after")]
         inside = [100 * run["inside"] for run in found.values()]
         rows.append([method, kind, *cells, spread(less) if count else "", spread(inside, 0) if kind != "-" else ""])
@@ -203,19 +209,22 @@ def card(entries: Sequence[Mapping[str, Any]]) -> str:
     """The whole result as Markdown."""
     costs = [entry for entry in entries if "memory" in entry]
     runs = [entry for entry in entries if "seed" in entry]
+    whole = {seed for seed in SEEDS if sum(run["seed"] == seed for run in runs) == len(FEW)}
+    runs = [run for run in runs if run["seed"] in whole]
     return f"""\
 # Candidates
 
 What a federation costs under `--backend cohort`: `mlp` (6,018 parameters) on a made table, 100 training rows a client,
 a hundredth of the clients in a round, no evaluation between rounds. Memory is that of the one process that is server
-and all clients; KB and milliseconds of the processor are for one client of a round, all exchanges together.
+and all clients, in the second and in the last of eight rounds; KB and milliseconds of the processor are for one client
+of a round, all exchanges together.
 
 {cost_table(costs)}
 
 Accuracy on digits: {CLIENTS} clients in {GROUPS} groups of {CLIENTS // GROUPS} with labels of their own, 26 training \
 images each, `digits-cnn`, {ROUNDS} rounds of
 everybody, two local epochs with batches of 10, SGD 0.02 with momentum 0.9. Mean test accuracy of the clients in percent
-before and after local training, over the last {LAST} rounds; mean ± standard deviation over {len(SEEDS)} seeds. "Less \
+before and after local training, over the last {LAST} rounds; mean ± standard deviation over {len(whole)} seeds. "Less \
 all": the
 difference to the same method with all peers, seed by seed. "Inside": how much of the weight that clients give to others
 goes to their own group; {100 * (CLIENTS // GROUPS - 1) / (CLIENTS - 1):.0f} % would be no preference.
