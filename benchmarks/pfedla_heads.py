@@ -86,7 +86,7 @@ def run_all(cases: Sequence[Case], rounds: int, data: Path, folder: Path) -> dic
         given, began = settings(case, rounds, data, folder), time.perf_counter()
         text, marker = json.dumps(given, sort_keys=True), place / "given.json"
         if not marker.exists() or marker.read_text() != text:
-            for _ in simulate(given, CLIENTS, place, backend="cohort"):
+            for _ in simulate(given, CLIENTS, place, ("--backend", "cohort")):
                 pass
             marker.write_text(text)
             print(f"{' '.join(map(str, case))}: {time.perf_counter() - began:.0f} s", flush=True)

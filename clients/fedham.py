@@ -55,16 +55,20 @@ class FedHAMClient(RoundClient):
         scored = sent.facts["scored"][0]
         if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
             was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"].bool()
-            looked = self.meta.attend(ONE, was, self.place, then)
+            place = self.kept.tensors.get(f"{SEEN}place", self.place)
+            looked = self.meta.attend(ONE, was, place, then)
             reach = self.settings.local_training(scored).reach(self.examples)
             scores = sent.tensors["scores"][None, :, : len(was)].double() / reach
-            self.meta.step(ONE, looked, self.place, scores)  # R2
+            self.meta.step(ONE, looked, place, scores)  # R2
             done = scored
         row = self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]  # R3
+        if self.has_few and self.job.download.closing:
+            return {"row": row}  # nothing comes after it
         model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
-        new = {"projections": seen, "allowed": allowed.to(torch.uint8), "learned": torch.tensor(done)}
-        kept = {**model, **self._meta_state(), **{SEEN + name: tensor for name, tensor in new.items()}}
-        self.job.state.save(kept, self.job.download.round)
+        now = {"projections": seen, "allowed": allowed.to(torch.uint8), "place": self.place}
+        now["learned"] = torch.tensor(done)
+        psi = {} if self.has_few and not done else self._meta_state()  # as it starts, it is made anew
+        self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in now.items()}}, self.job.download.round)
         return {"row": row}
 
     # ---- transport `peers` -----------------------------------------------------------------------------------------
@@ -159,7 +163,8 @@ class FedHAMClient(RoundClient):
     @cached_property
     def meta(self) -> MetaModels:
         """The client's meta-model: as kept, or as at the start."""
-        groups, settings, peers = len(self._group_names()), self.own, len(self.ready()[0])
+        groups, settings = len(self._group_names()), self.own
+        peers = settings.candidates + 1 if self.has_few else len(self.ready()[0])
         if not self.has_pool:
             settings = dataclasses.replace(settings, uniform_penalty=0.0)
         meta = MetaModels(settings, groups if settings.unit == "layer" else 1)
@@ -168,7 +173,7 @@ class FedHAMClient(RoundClient):
             meta.load(kept)
             meta.widen(peers)
             return meta
-        if self.kept.must_be_there:
+        if self.kept.must_be_there and f"{SEEN}learned" not in self.kept.tensors:
             log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
             self.kept.restarted = True
         meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)
@@ -178,6 +183,11 @@ class FedHAMClient(RoundClient):
     def has_pool(self) -> bool:
         """Whether the client is sent the models of its peers (`peers`), and so mixes itself and keeps its own."""
         return "peers" in self.job.download.extras.facts
+
+    @property
+    def has_few(self) -> bool:
+        """Whether there are more models than the client is told of."""
+        return "few" in self.job.download.extras.facts
 
     @property
     def place(self) -> Tensor:

@@ -5,7 +5,7 @@ from typing import final
 
 import torch
 
-from fedham_flwr.algorithms.amn import AMNSettings
+from fedham_flwr.algorithms.amn import AMNSettings, Rows
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
@@ -13,9 +13,13 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import read_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.mixing.attention import Projections
-from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
+from fedham_flwr.mixing.attention import Lists, Projections
+from fedham_flwr.mixing.meta_models import MetaModels, by_unit, side_by_side
 from fedham_flwr.mixing.pool import Pool
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
+
+AT_ONCE = 256
+"""With `candidates`, clients whose rows are made at a time: each looks at projections of its own."""
 
 
 @final
@@ -38,11 +42,11 @@ class AMNStrategy(RoundStrategy):
         if new := self._pool.add(clients):
             self._projections.add(new)
             streams = [torch_stream(self.settings.seed, "meta-model", client=client) for client in new]
-            self._meta.add(streams, len(self._pool.bank.clients))
+            self._meta.add(streams, self._projections.width)
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The hybrid model of each client."""
-        mixed = self._pool.mixtures(clients, self.mixing_weights(round_number, clients, {}).weights)  # R2
+        mixed = hybrids(self._pool, self._rows(round_number, clients))  # R2
         return {client: Start(mixed[client], own=True) for client in clients}
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
@@ -51,23 +55,19 @@ class AMNStrategy(RoundStrategy):
         Raises:
             UserError: most meta-models diverge.
         """
-        clients, pool = list(uploads), self._pool
-        own = pool.bank.rows(clients)
-        looked = self._meta.attend(own, self._projections.seen(), own, pool.allowed(clients))
-        weights = by_group(looked.effective(own), len(pool.bank.groups))
+        clients, own = list(uploads), self._pool.bank.rows(list(uploads))
+        lists, looked = self._look(round_number, clients)
         training = self.settings.local_training(round_number)
         reach = torch.tensor([training.reach(upload.examples) for upload in uploads.values()], dtype=torch.float64)
-        scores = pool.absorb({client: upload.params for client, upload in uploads.items()}, weights)  # R5
+        models = {client: upload.params for client, upload in uploads.items()}
+        found = learn(self._pool, models, lists.rows(looked.effective(lists.own)))  # R5
         self._projections.update(clients)
-        self._meta.step(own, looked, own, by_unit(scores, self.own.unit) / reach[:, None, None])  # R6
+        scores = by_unit(side_by_side(list(found.values())), self.own.unit)
+        self._meta.step(own, looked, lists.own, scores / reach[:, None, None])  # R6
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
         """The effective rows: weights over peers, and the gate as the client's weight of itself."""
-        bank = self._pool.bank
-        own = bank.rows(clients)
-        looked = self._meta.attend(own, self._projections.seen(), own, self._pool.allowed(clients))  # R1
-        weights = by_group(looked.effective(own), len(bank.groups))
-        return MixingWeights(tuple(clients), bank.groups, bank.clients, weights)
+        return mixing_weights(self._pool, self._rows(round_number, clients))
 
     def state_dict(self) -> Params:
         """The pool, and the meta-models with their optimiser; live, not copied."""
@@ -83,6 +83,21 @@ class AMNStrategy(RoundStrategy):
         self.add_clients(read_clients(state))
         self._pool.load(state, self.state_dict())
         self._projections.update_all()
+
+    def _look(self, round_number: int, clients: Sequence[str]) -> tuple[Lists, Rows]:
+        """R1: whom some clients look at, and what their meta-models make of it."""
+        lists = self._projections.lists(round_number, clients)
+        rows = self._pool.bank.rows(clients)
+        return lists, self._meta.attend(rows, lists.seen, lists.own, lists.allowed)
+
+    def _rows(self, round_number: int, clients: Sequence[str]) -> dict[str, Row]:
+        """The clients' effective rows."""
+        found: dict[str, Row] = {}
+        step = AT_ONCE if self.own.candidates else max(1, len(clients))
+        for at in range(0, len(clients), step):
+            lists, looked = self._look(round_number, clients[at : at + step])
+            found |= lists.rows(looked.effective(lists.own))
+        return found
 
     def _empty(self) -> tuple[Pool, Projections, MetaModels]:
         pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)

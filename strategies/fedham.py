@@ -10,6 +10,7 @@ from torch.nn.functional import pad
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
@@ -17,8 +18,9 @@ from fedham_flwr.core.trees import read_clients
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections
-from fedham_flwr.mixing.meta_models import by_group, by_unit
+from fedham_flwr.mixing.meta_models import by_group, by_unit, side_by_side
 from fedham_flwr.mixing.pool import Pool
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
 
 MOST_PEERS = 20
 """With more clients, `auto` is `mediated`: their models would have to be sent to each of them."""
@@ -43,7 +45,9 @@ class FedHAMStrategy(RoundStrategy):
         if self.own.transport == "mediated":
             self._check_plain('fedham.transport="mediated"')
         self._mediated = torch.tensor(self.own.transport == "mediated")
-        self._rows: dict[str, Tensor] = {}  # [L, N] of the clients that were asked last
+        # Of the clients that were asked last: whom they look at, and the rows [L, M] that they answered.
+        self._places: dict[str, Tensor] = {}
+        self._rows: dict[str, Row] = {}
         self._pool, self._projections = self._empty()
         # What each client's last training gave: with `peers` the row that it used, else its scores and their round.
         self._last, self._scored = self._nothing()
@@ -58,25 +62,26 @@ class FedHAMStrategy(RoundStrategy):
             if self._mediated:
                 self._check_plain(f'fedham.transport="auto" is "mediated" with {len(new)} clients, which')
         self._projections.add(new)
-        self._last = pad(self._last, (0, len(new), 0, 0, 0, len(new)))
+        self._last = pad(self._last, (0, self._width - self._last.shape[-1], 0, 0, 0, len(new)))
         self._scored = pad(self._scored, (0, len(new)))
 
     def questions(self, round_number: int, clients: Sequence[str]) -> dict[str, Extras]:
         """R1 of `mediated`: the projections, and where a client's last training went."""
-        self._rows = {}
+        self._places, self._rows = {}, {}
         if not self._mediated:
             return {}
-        seen = self._projections.seen()
-        asked = {}
-        for client, place, allowed in self._each(clients):
+        seen, asked, few = self._projections.seen(), {}, {"few": (1,)} if self._projections.few else {}
+        self._places = self._projections.candidates(round_number, clients)
+        for (client, at), place in zip(self._places.items(), self._pool.bank.rows(clients).tolist(), strict=True):
             scores = {"scores": self._last[place]} if self._scored[place] else {}
-            facts = {"place": (place,), "ready": tuple(allowed), "scored": (int(self._scored[place]),)}
-            asked[client] = Extras({"projections": seen, **scores}, facts)
+            ready, own = tuple(self._pool.ready[at].int().tolist()), at.tolist().index(place)
+            facts = {"place": (own,), "ready": ready, "scored": (int(self._scored[place]),), **few}
+            asked[client] = Extras({"projections": seen[at] if few else seen, **scores}, facts)
         return asked
 
     def answered(self, round_number: int, replies: Mapping[str, Upload]) -> None:
         """Take the rows; the scores have done their work."""
-        self._rows = {client: reply.extras["row"] for client, reply in replies.items()}
+        self._rows = {client: Row(self._places[client], reply.extras["row"]) for client, reply in replies.items()}
         self._scored[self._pool.bank.rows(list(replies))] = 0
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
@@ -86,15 +91,15 @@ class FedHAMStrategy(RoundStrategy):
         """
         pool = self._pool
         if self._mediated:
-            mixed = pool.mixtures(clients, self._weights(clients))
+            mixed = hybrids(pool, {client: self._rows[client] for client in clients})
             return {client: Start(mixed[client], own=True, left_out=pool.model(client)) for client in clients}
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
-        starts = {}
-        for client, place, allowed in self._each(clients):
+        starts, ready = {}, tuple(pool.ready.int().tolist())
+        for client, place in zip(clients, pool.bank.rows(clients).tolist(), strict=True):
             peers = self._choose(round_number, client, place)
             tensors = {f"{peer}/{name}": tensor for peer in peers for name, tensor in models[peer].items()}
-            extras = Extras(tensors, {"place": (place,), "ready": tuple(allowed), "peers": tuple(peers)})
+            extras = Extras(tensors, {"place": (place,), "ready": ready, "peers": tuple(peers)})
             without = client in stateless or (client not in trained and pool.has(client))
             starts[client] = Start(models[place] if without else {}, extras, own=True, left_out=models[place])
         return starts
@@ -107,9 +112,9 @@ class FedHAMStrategy(RoundStrategy):
             self._pool.put(models)
             self._last[places] = torch.stack([upload.extras["row"] for upload in uploads.values()])
             return
-        scores = self._pool.absorb(models, self._weights(clients))  # R7
+        scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7
         self._projections.update(clients)
-        self._last[places] = by_unit(scores, self.own.unit).float()
+        self._last[places, :, : scores.shape[-1]] = by_unit(scores, self.own.unit).float()
         self._scored[places] = round_number
 
     def mixing_weights(
@@ -118,7 +123,7 @@ class FedHAMStrategy(RoundStrategy):
         """The rows as the clients have sent them: weights over peers, and the gate as a client's weight of itself."""
         bank = self._pool.bank
         if self._mediated:
-            return MixingWeights(tuple(clients), bank.groups, bank.clients, self._weights(clients))
+            return mixing_weights(self._pool, {client: self._rows[client] for client in clients})
         if not uploads:
             return None
         rows = torch.stack([upload.extras["row"] for upload in uploads.values()])
@@ -133,13 +138,14 @@ class FedHAMStrategy(RoundStrategy):
         wanted = {"row"} if (stage == "query") == bool(self._mediated) else set()
         if tensors.keys() != wanted:
             raise ValueError(f"tensors other than the model's are {sorted(tensors)}, wanted {sorted(wanted)}")
-        shape = (self._projections.units, len(self._pool.bank.clients))
+        ready = self._pool.ready[self._places[client]] if self._mediated else self._pool.ready
+        shape = (self._projections.units, len(ready))
         for row in tensors.values():
             if tuple(row.shape) != shape or row.dtype != torch.float32:
                 raise ValueError(f"the row of mixing weights is {row.dtype} {tuple(row.shape)}, wanted float32 {shape}")
             if not bool((row >= 0).all()) or not bool(((row.sum(-1) - 1).abs() < 1e-4).all()):
                 raise ValueError("the row of mixing weights has negative weights, or does not sum to 1")
-            if bool((row * ~self._pool.allowed([client])).any()):
+            if bool((row * ~ready).any()):
                 raise ValueError("the row of mixing weights has weight on a model that has never been trained")
 
     def state_dict(self) -> Params:
@@ -156,6 +162,8 @@ class FedHAMStrategy(RoundStrategy):
         self._pool, self._projections = self._empty()
         self._last, self._scored = self._nothing()
         self.add_clients(read_clients(state))
+        self._mediated.fill_(bool(state.get("mediated", self._mediated).any()))  # as the first clients settled it
+        self._last = self._last.new_zeros(*self._last.shape[:2], self._width)
         self._pool.load(state, self.state_dict())
         self._projections.update_all()
 
@@ -169,24 +177,14 @@ class FedHAMStrategy(RoundStrategy):
     def _nothing(self) -> tuple[Tensor, Tensor]:
         return torch.zeros(0, self._projections.units, 0), torch.zeros(0, dtype=torch.int64)
 
-    def _weights(self, clients: Sequence[str]) -> Tensor:
-        """[n, groups, N]: the rows that came."""
-        return by_group(torch.stack([self._rows[client] for client in clients]), len(self._pool.bank.groups))
-
-    def _each(self, clients: Sequence[str]) -> list[tuple[str, int, list[int]]]:
-        """Each client with its place, and who may be mixed for it as 0 and 1."""
-        places, allowed = self._pool.bank.rows(clients).tolist(), self._pool.allowed(clients).int().tolist()
-        return list(zip(clients, places, allowed, strict=True))
+    @property
+    def _width(self) -> int:
+        """M, the most models that a client is told of."""
+        return self._projections.width if self._mediated else len(self._pool.bank.clients)
 
     def _choose(self, round_number: int, client: str, place: int) -> list[int]:
         """The places of the peers whose models a client gets: those of largest weight, and some that are drawn."""
-        own = self.own
-        others = [peer for peer in self._pool.ready.nonzero().flatten().tolist() if peer != place]
-        if not 0 < own.peers < len(others):
-            return others
-        drawn = torch.randperm(len(others), generator=torch_stream(self.settings.seed, "peers", round_number, client))
-        order = [others[i] for i in drawn.tolist()]
-        weights = self._last[place].mean(0)
-        best = sorted(order, key=lambda peer: -float(weights[peer]))  # stable: of equal ones those drawn first
-        known = best[: own.peers - round(own.exploration * own.peers)]
-        return sorted(known + [peer for peer in order if peer not in known][: own.peers - len(known)])
+        ready = self._pool.ready.nonzero().flatten()
+        others, draws = ready[ready != place], torch_stream(self.settings.seed, "peers", round_number, client)
+        count, weights = self.own.peers or len(others), self._last[place].mean(0)
+        return nearest_and_drawn(weights, others, count, self.own.exploration, draws).tolist()

@@ -30,6 +30,10 @@ FEW: dict[str, Value] = {"num_server_rounds": 1, "samples_per_client": 64, "batc
 CASES: dict[str, dict[str, Value]] = {
     **{name: {"strategy": name} for name in methods()},
     "fedham-mediated": {"strategy": "fedham", "fedham.transport": "mediated", "num_server_rounds": 2},
+    "fedham-candidates": {
+        "strategy": "fedham", "fedham.transport": "mediated", "fedham.candidates": 2, "num_server_rounds": 2,
+    },
+    "amn-candidates": {"strategy": "amn", "amn.candidates": 2, "num_server_rounds": 2},
     "fedham-own": {"strategy": "fedham", "fedham.base-objective": "own", "weight_decay": 0.01},
     "fedtp-fedrod": {"strategy": "fedtp", "fedtp.head": "fedrod"},
     "fedtp-combined": {"strategy": "fedtp", "fedtp.head": "fedrod", "fedtp.knn": True},
@@ -38,7 +42,7 @@ CASES: dict[str, dict[str, Value]] = {
     "augmented": {"strategy": "fedavg", "augment": True},
     "novel": {"strategy": "fedper", "novel_clients": 1},
     "f1": {"strategy": "fedper", "metrics": "accuracy f1"},
-}
+}  # fmt: skip
 
 
 def together(federate: Federate, **given: Any) -> Outcome:

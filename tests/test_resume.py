@@ -27,6 +27,10 @@ from fedham_flwr.settings import Value, methods
 Settings = Callable[..., dict[str, Value]]
 VARIANTS = [
     pytest.param({"strategy": "fedham", "fedham.transport": "mediated"}, id="fedham-mediated"),
+    pytest.param(
+        {"strategy": "fedham", "fedham.transport": "mediated", "fedham.candidates": 2}, id="fedham-candidates"
+    ),
+    pytest.param({"strategy": "amn", "amn.candidates": 2, "fraction-train": 0.5}, id="amn-candidates"),
     pytest.param({"strategy": "pfedla", "pfedla.retained-layers": 1, "fraction-train": 0.5}, id="pfedla-retained"),
     pytest.param({"strategy": "pfedla", "bank-memory": 0.0}, id="pfedla-on-disk"),
     pytest.param(

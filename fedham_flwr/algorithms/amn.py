@@ -24,7 +24,7 @@ The round
 (h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise; eta is
 that of the round, over 1 - momentum. With another optimiser, or gradients that are clipped, it does not, and the run is
 refused. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its own
-included, until it has trained once.
+included, until it has trained once. With `candidates`, of no paper, the N of (8) to (10) are K + 1, each client's own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
@@ -62,6 +62,8 @@ class AttentionSettings:
         uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
+        candidates: K, peers that a client looks at in an exchange, beside its own model; 0 for all. Of no paper.
+        candidates_drawn: share of those K that is drawn, in [0, 1]; the others have the nearest features.
     """
 
     unit: Literal["layer", "model"] = "layer"
@@ -73,6 +75,8 @@ class AttentionSettings:
     uniform_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
+    candidates: Annotated[int, Ge(0)] = 0
+    candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,8 @@ class Rows(NamedTuple):
 
     a: Tensor  # float [n, L, N], 0 for the client itself
     beta: Tensor  # float [n, L]
-    features: Tensor  # float [N, L, d]
+    features: Tensor  # float [N, L, d], or [n, N, L, d]
+    mine: Tensor  # float [n, L, d], features of the clients' own models
     common: Tensor  # float [n, L, d], features of the common models
 
     def effective(self, own: Tensor) -> Tensor:
@@ -127,7 +132,7 @@ def features(p: Float[Tensor, "*n L d"], meta: str) -> Float[Tensor, "*n L d"]:
 
 def attend(
     psi: Mapping[str, Tensor],
-    p: Float[Tensor, "N L d"],
+    p: Float[Tensor, "*lists N L d"],
     own: Int64[Tensor, " n"],
     allowed: Bool[Tensor, "n N"],
     meta: str,
@@ -136,23 +141,24 @@ def attend(
 
     Args:
         psi: the clients' meta-models, stacked; see `initial`.
-        p: the models' projections, centred.
+        p: the models' projections, centred; [n, N, L, d] if each client has a list of N models of its own to look at.
         own: each client's own place among the models.
         allowed: models that may be mixed, a client's own among them.
         meta: attention or aghn.
     """
     f, i = features(p, meta), torch.arange(len(own))
+    mine, each = (f[own], "jld") if f.dim() == 3 else (f[i, own], "njld")
     peers = allowed.clone()
     peers[i, own] = False
-    s = torch.einsum("nld,jld->nlj", _looks(psi, f[own], "", meta), f)
+    s = torch.einsum(f"nld,{each}->nlj", _looks(psi, mine, "", meta), f)
     s = s + psi["bias"][..., : s.shape[-1]] if "bias" in psi else s
     a = s.masked_fill(~peers[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)  # NaN: nobody else is there
-    common = features(torch.einsum("nlj,jld->nld", a, p), meta)
+    common = features(torch.einsum(f"nlj,{each}->nld", a, p), meta)
     u = psi["gate"]
     if meta == "attention":
-        u = u + (_looks(psi, f[own], "2", meta) * (f[own] - common)).sum(-1)
+        u = u + (_looks(psi, mine, "2", meta) * (mine - common)).sum(-1)
     beta = torch.where(peers.any(-1)[:, None], u.sigmoid(), 1.0)
-    return Rows(a, torch.where(allowed[i, own][:, None], beta, 0.0), f, common)
+    return Rows(a, torch.where(allowed[i, own][:, None], beta, 0.0), f, mine, common)
 
 
 def gradient(
@@ -167,14 +173,14 @@ def gradient(
         scores: S_ij = <grad L_i(h_i), w_j> for each unit, j = i included.
         meta: attention or aghn.
     """
-    a, beta, f, mine = rows.a, rows.beta, rows.features, rows.features[own]
+    a, beta, f, mine = rows.a, rows.beta, rows.features, rows.mine
     mean = (a * scores).sum(-1)
     ds = (1 - beta)[..., None] * a * (scores - mean[..., None])
     t = scores.gather(-1, own[:, None, None].expand(-1, a.shape[1], 1)).squeeze(-1) - mean
     # Where all features are 0 the models are equal, and what is left of S_ij - S_ik is rounding.
-    differ = (f != 0).any(-1).any(0)
-    ds, du = ds * differ[:, None], beta * (1 - beta) * t * differ
-    pull = torch.einsum("nlj,jld->nld", ds, f)  # sum_j dJ/ds_ij f_j
+    differ = (f != 0).any(-1).any(-2)  # [L], or [n, L]
+    ds, du = ds * differ[..., None], beta * (1 - beta) * t * differ
+    pull = torch.einsum(f"nlj,{'njld'[4 - f.dim() :]}->nld", ds, f)  # sum_j dJ/ds_ij f_j
     if meta == "aghn":
         found = {"temperature": (pull * mine).sum(-1), "gate": du}
     else:

@@ -2,14 +2,14 @@
 
 Faithful to the abstract of Gao, Wang, Liu, Zhang, Ma, "Configure Your Federation", ACM TIST 2023, 10.1145/3591362, and
 not more: its full text is not public, and all that the abstract leaves open is a reading (below). The mathematics and
-the symbols are those of algorithms/amn.py; M: models that a client is sent, T_m: meta steps of a round.
+the symbols are those of algorithms/amn.py; M: models that a client is sent or told of, T_m: meta steps of a round.
 
 Identity card
     shared      every layer group; the clients' models are mixed and never averaged into one
     personal    psi_i = (W_Q, W_K, W_Q2, W_K2, b0) and its optimiser's state; running statistics; with `peers` also w_i
     lives       psi_i with client i, which never sends it; the pool {w_j} on the server
     down, up    `peers`: M P down; P and a row of N L weights up (N^2 P in all if M = N - 1, and peers see one another)
-                `mediated`: P + N L d + N L down; P + N L up
+                `mediated`: P + M L d + M L down; P + M L up; M is N, or K + 1 with `candidates`
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
 

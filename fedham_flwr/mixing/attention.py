@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.seeding import torch_stream
+from fedham_flwr.core.threads import in_threads
 from fedham_flwr.core.trees import stack
 from fedham_flwr.mixing.bank import Bank
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
+from fedham_flwr.mixing.rows import Row
+
+
+class Lists(NamedTuple):
+    """Whom each of n clients looks at, M models each, or fewer; what is too much of a list may not be mixed."""
+
+    places: Mapping[str, Tensor]  # client id -> int64 [M] or shorter, in order
+    seen: Tensor  # float32 [n, M, L, d], centred projections (7); [N, L, d] where everybody looks at all models
+    own: Tensor  # int64 [n], where in its list a client is
+    allowed: Tensor  # bool [n, M], who may be mixed
+
+    def rows(self, weights: Tensor) -> dict[str, Row]:
+        """The clients' rows.
+
+        Args:
+            weights: [n, L, M].
+        """
+        pairs = zip(self.places.items(), weights, strict=True)
+        return {client: Row(places, row[:, : len(places)]) for (client, places), row in pairs}
 
 
 class Projections:
@@ -26,10 +50,18 @@ class Projections:
 
     Attributes:
         units: L, the layer groups, or 1 for the whole model.
+
+    Raises:
+        UserError: there is to be a number for each pair of clients, and few of these are to be looked at.
     """
 
     def __init__(self, settings: AttentionSettings, pool: Pool, seed: int) -> None:
-        self._settings, self._pool = settings, pool
+        if settings.candidates and settings.peer_bias:
+            raise UserError(
+                f"peer-bias=true keeps a number for every pair of clients, and candidates={settings.candidates} looks "
+                "at a few of them: wanted peer-bias=false, or candidates=0"
+            )
+        self._settings, self._pool, self._seed = settings, pool, seed
         self.units = len(pool.bank.groups) if settings.unit == "layer" else 1
         self._projection = Projection(settings, pool.bank, seed)
         self._p = torch.empty(0, self.units, settings.feature_dim, dtype=torch.float64)
@@ -46,6 +78,56 @@ class Projections:
         if self._settings.reference == "start":
             return (self._p - self._start).float()
         return amn.centred(self._p, self._pool.ready).float()
+
+    @property
+    def width(self) -> int:
+        """M, the most models that a client looks at, its own included."""
+        peers = len(self._pool.bank.clients)
+        return min(peers, self._settings.candidates + 1) if self._settings.candidates else peers
+
+    @property
+    def few(self) -> bool:
+        """Whether there are more models than a client looks at."""
+        return self.width < len(self._pool.bank.clients)
+
+    def candidates(self, round_number: int, clients: Sequence[str]) -> dict[str, Tensor]:
+        """The places of the models that each client looks at, its own among them: int64 [M] or shorter, in order.
+
+        All there are if these are no more than M. Otherwise, of those that have trained, the nearest by the inner
+        product of features over all units, and some that are drawn: the same ones if it is asked again. A client
+        outside the pool's mean has features of 0, so that nobody is near to it and all are drawn.
+
+        Args:
+            round_number: the round.
+            clients: ids.
+        """
+        pool, settings = self._pool, self._settings
+        if not self.few:
+            return dict.fromkeys(clients, torch.arange(self.width))
+        f, there = amn.features(self.seen(), settings.meta).flatten(1), pool.learned.nonzero().flatten()
+
+        def choose(client: str) -> Tensor:
+            own = pool.bank.rows([client])
+            draws = torch_stream(self._seed, "candidates", round_number, client)
+            # One product for each client: those of several at a time may round differently with who else is there.
+            near, others = f @ f[own[0]].clone(), there[there != own]
+            some = nearest_and_drawn(near, others, settings.candidates, settings.candidates_drawn, draws)
+            return torch.cat([some, own]).sort().values
+
+        return dict(zip(clients, in_threads(choose, clients), strict=True))
+
+    def lists(self, round_number: int, clients: Sequence[str]) -> Lists:
+        """Whom the clients look at, side by side; see `candidates`."""
+        places, seen = self.candidates(round_number, clients), self.seen()
+        rows, ready = self._pool.bank.rows(clients), self._pool.ready
+        if not self.few:
+            return Lists(places, seen, rows, self._pool.allowed(clients))
+        most = max(map(len, places.values()))
+        spare = [torch.cat([at, own.expand(most - len(at))]) for at, own in zip(places.values(), rows, strict=True)]
+        own = torch.stack([torch.searchsorted(at, place) for at, place in zip(places.values(), rows, strict=True)])
+        there = torch.arange(most) < torch.tensor([len(at) for at in places.values()])[:, None]
+        at = torch.stack(spare)
+        return Lists(places, seen[at], own, ready[at] & there)
 
     def update(self, clients: Sequence[str]) -> None:
         """Project the models of these clients anew."""

@@ -12,38 +12,21 @@ A bank beyond a limit of memory lies in a file; see core/disk.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedham_flwr.core import disk
 from fedham_flwr.core.arrays import Arrays, Storage, fill
+from fedham_flwr.core.layout import blocks_of, pieces, width
 from fedham_flwr.core.mapped import release
-from fedham_flwr.core.parameters import LayerGroup, Manifest, Params, all_finite, empty
+from fedham_flwr.core.parameters import Manifest, Params, all_finite, empty
 from fedham_flwr.core.sparse import Factor
 from fedham_flwr.core.threads import in_threads
 from fedham_flwr.core.trees import write_clients
 
-COLUMNS = 4096
-"""Scalars of each model in one piece: a piece of a hundred models is 1.6 MB."""
 LANES = 16
 """Sums that the inner products of a layer group are added up in, so that as many threads can take part."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Where one tensor lies in the array of its layer group."""
-
-    name: str
-    start: int
-    size: int
-    shape: tuple[int, ...]
-    parameter: bool  # and not a buffer, which no gradient touches
-
-    def within(self, columns: slice) -> slice:
-        """Which scalars of the tensor are in some columns of the array."""
-        return slice(max(0, columns.start - self.start), max(0, columns.stop - self.start))
 
 
 class Bank:
@@ -66,7 +49,7 @@ class Bank:
         held = set(names)
         groups = [group for group in manifest.groups if held & set(group.names)]
         self.clients: tuple[str, ...] = ()
-        self._blocks = {group.name: _blocks(group, held, manifest) for group in groups}
+        self._blocks = {group.name: blocks_of(group, held, manifest) for group in groups}
         self._rows: dict[str, int] = {}
         none = {
             name: torch.empty(0, sum(block.size for block in blocks), dtype=manifest.dtypes[blocks[0].name]).to(device)
@@ -133,7 +116,7 @@ class Bank:
         def fill(piece: slice) -> None:
             mixed[:, piece] = factor.times(array[:, piece])
 
-        in_threads(fill, _pieces(0, array.shape[1], width=_width(len(array))))
+        in_threads(fill, pieces(0, array.shape[1], columns=width(len(array))))
         return mixed
 
     def put(self, clients: Sequence[str], models: Sequence[Mapping[str, Tensor]]) -> None:
@@ -160,7 +143,7 @@ class Bank:
         for block in self._blocks[group]:
             if block.parameter:
                 flat = direction[block.name].reshape(-1).to(array)
-                for piece in _pieces(0, block.size):
+                for piece in pieces(0, block.size):
                     found += array[:, block.start + piece.start : block.start + piece.stop] @ flat[piece]
         return found.cpu()
 
@@ -189,7 +172,7 @@ class Bank:
             scores = factor.empty_scores()
             for block in self._blocks[group]:
                 flat = [upload[block.name].reshape(-1) for upload in uploads]
-                for piece in _pieces(number, block.size, LANES):
+                for piece in pieces(number, block.size, LANES):
                     after = torch.stack([tensor[piece] for tensor in flat]).to(array.device)
                     old = array[:, block.start + piece.start : block.start + piece.stop]
                     if block.parameter and len(weights):
@@ -225,24 +208,3 @@ class Bank:
                 if not all_finite(row):
                     raise ValueError(f"the model of client {client} in the bank holds NaN or infinity in {group}")
                 release(row)
-
-
-def _blocks(group: LayerGroup, held: set[str], manifest: Manifest) -> list[Block]:
-    blocks, start = [], 0
-    for name in group.names:
-        if name in held:
-            size = torch.Size(manifest.shapes[name]).numel()
-            blocks.append(Block(name, start, size, manifest.shapes[name], name in group.parameters))
-            start += size
-    return blocks
-
-
-def _pieces(first: int, size: int, step: int = 1, width: int = 0) -> list[slice]:
-    """Every `step`th piece of so many scalars (by default COLUMNS), from the first given."""
-    width = width or COLUMNS
-    return [slice(a, min(a + width, size)) for a in range(first * width, size, step * width)]
-
-
-def _width(models: int) -> int:
-    """Scalars of each model in one piece: with few models more, since each piece costs a call."""
-    return COLUMNS * max(1, min(16, 128 // max(1, models)))

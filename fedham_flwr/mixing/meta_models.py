@@ -187,6 +187,12 @@ def by_group(weights: Tensor, groups: int) -> Tensor:
     return weights.expand(-1, groups, -1)
 
 
+def side_by_side(scores: Sequence[Tensor]) -> Tensor:
+    """Scores [L, M] of n clients as [n, L, M], with 0 where a client's list is shorter."""
+    most = max(each.shape[-1] for each in scores)
+    return torch.stack([pad(each, (0, most - each.shape[-1])) for each in scores])
+
+
 def _three(tensor: Tensor) -> Tensor:
     return tensor[..., None] if tensor.dim() == 2 else tensor
 

@@ -45,7 +45,8 @@ class Pool:
         Returns:
             Those that are new, in the order of their places.
         """
-        new = [client for client in clients if client not in self.bank.clients]
+        there = set(self.bank.clients)
+        new = [client for client in clients if client not in there]
         if new:
             founding = not self.bank.clients
             self.bank.add(new, self._first)

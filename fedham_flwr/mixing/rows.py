@@ -1,0 +1,108 @@
+"""Mixing with rows over a few of the models in a pool, each client's own: nothing here has a size of n times N.
+
+Shape letters: N models in the pool, n clients, M models of a row, L layer groups, P scalars of a layer group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fedham_flwr.core.layout import COLUMNS
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.records import MixingWeights
+from fedham_flwr.core.threads import in_threads
+from fedham_flwr.mixing.pool import Pool
+
+
+class Row(NamedTuple):
+    """What one client's start is mixed from."""
+
+    places: Tensor  # int64 [M], of the models in the pool, in order
+    weights: Tensor  # float [L, M], of each layer group; or [1, M], of them all
+
+
+def hybrids(pool: Pool, rows: Mapping[str, Row]) -> dict[str, Params]:
+    """The mixed model of each client.
+
+    Args:
+        pool: whose models are mixed.
+        rows: client id -> its row. If all of them are over all models, mixing is one matrix product.
+    """
+    if _whole(pool, rows):
+        return pool.mixtures(list(rows), dense(pool, rows))
+
+    def one(row: Row) -> Params:
+        mixed: Params = {}
+        for at, group in enumerate(pool.bank.groups):
+            mixed |= pool.bank.tensors(group, _mixed(pool, row, at).cpu())
+        return mixed
+
+    return dict(zip(rows, in_threads(one, rows.values()), strict=True))
+
+
+def learn(pool: Pool, models: Mapping[str, Params], rows: Mapping[str, Row]) -> dict[str, Tensor]:
+    """Put trained models into the pool, and tell how training lay to the models that were mixed.
+
+    Args:
+        pool: its models are changed.
+        models: of n clients, all tensors that the pool holds; all are parameters.
+        rows: theirs, that their starts were mixed with.
+
+    Returns:
+        Client id -> <start_i - trained_i, w_j> for each layer group and model j of its row: float64 [L, M].
+    """
+    rows = {client: rows[client] for client in models}
+    if _whole(pool, rows):
+        return dict(zip(models, pool.absorb(models, dense(pool, rows)), strict=True))
+
+    def one(client: str) -> Tensor:
+        row, found = rows[client], []
+        for at, group in enumerate(pool.bank.groups):
+            array, change = pool.bank.arrays[group], _mixed(pool, row, at)
+            for name, tensor in pool.bank.tensors(group, change).items():
+                tensor.sub_(models[client][name].to(tensor))
+            # In float64, since the sums run over millions of terms.
+            products = [array[row.places, piece].double() @ change[piece].double() for piece in _pieces(array)]
+            found.append(torch.stack(products).sum(0).cpu())
+        return torch.stack(found)
+
+    scores = dict(zip(models, in_threads(one, models), strict=True))
+    pool.put(models)
+    return scores
+
+
+def dense(pool: Pool, rows: Mapping[str, Row]) -> Tensor:
+    """The rows over all models: float [n, L, N], 0 where a client has no weight."""
+    groups, peers = len(pool.bank.groups), len(pool.bank.clients)
+    if _whole(pool, rows):
+        return torch.stack([row.weights for row in rows.values()]).expand(-1, groups, -1)
+    found = torch.zeros(len(rows), groups, peers)
+    for weights, row in zip(found, rows.values(), strict=True):
+        weights[:, row.places] = row.weights
+    return found
+
+
+def mixing_weights(pool: Pool, rows: Mapping[str, Row]) -> MixingWeights:
+    """The rows as results: who learns from whom."""
+    return MixingWeights(tuple(rows), pool.bank.groups, pool.bank.clients, dense(pool, rows))
+
+
+def _whole(pool: Pool, rows: Mapping[str, Row]) -> bool:
+    """Whether the rows are over all models; never of none."""
+    return bool(rows) and all(len(row.places) == len(pool.bank.clients) for row in rows.values())
+
+
+def _mixed(pool: Pool, row: Row, at: int) -> Tensor:
+    """sum_j weights_j w_j over the models of a row, in one layer group: [P]."""
+    array = pool.bank.arrays[pool.bank.groups[at]]
+    weights = row.weights[at % len(row.weights)].to(array)
+    return torch.cat([weights @ array[row.places, piece] for piece in _pieces(array)])
+
+
+def _pieces(array: Tensor) -> list[slice]:
+    """The columns of an array [N, P], so many at a time that a few rows of them stay in the processor's cache."""
+    return [slice(at, at + COLUMNS) for at in range(0, array.shape[1], COLUMNS)]
