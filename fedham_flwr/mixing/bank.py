@@ -193,6 +193,11 @@ class Bank:
         counted = torch.cat([torch.full((block.size,), block.parameter) for block in blocks])
         return disk.absorb(self.arrays[group], self.rows(clients).tolist(), after, weights, counted)
 
+    def release(self) -> None:
+        """Let go of what of a bank on disk is in memory."""
+        for array in self.arrays.values():
+            release(array)
+
     def state_dict(self) -> Params:
         """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
         return {**write_clients(self.clients), **{f"bank/{group}": array for group, array in self.arrays.items()}}

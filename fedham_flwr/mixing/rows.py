@@ -41,7 +41,9 @@ def hybrids(pool: Pool, rows: Mapping[str, Row]) -> dict[str, Params]:
             mixed |= pool.bank.tensors(group, _mixed(pool, row, at).cpu())
         return mixed
 
-    return dict(zip(rows, in_threads(one, rows.values()), strict=True))
+    mixed = dict(zip(rows, in_threads(one, rows.values()), strict=True))
+    pool.bank.release()
+    return mixed
 
 
 def learn(pool: Pool, models: Mapping[str, Params], rows: Mapping[str, Row]) -> dict[str, Tensor]:
@@ -72,6 +74,7 @@ def learn(pool: Pool, models: Mapping[str, Params], rows: Mapping[str, Row]) -> 
 
     scores = dict(zip(models, in_threads(one, models), strict=True))
     pool.put(models)
+    pool.bank.release()
     return scores
 
 
@@ -87,8 +90,15 @@ def dense(pool: Pool, rows: Mapping[str, Row]) -> Tensor:
 
 
 def mixing_weights(pool: Pool, rows: Mapping[str, Row]) -> MixingWeights:
-    """The rows as results: who learns from whom."""
-    return MixingWeights(tuple(rows), pool.bank.groups, pool.bank.clients, dense(pool, rows))
+    """The rows as results: who learns from whom; of rows over a few models, these alone."""
+    bank = pool.bank
+    if _whole(pool, rows):
+        return MixingWeights(tuple(rows), bank.groups, bank.clients, dense(pool, rows))
+    most, groups = max(len(row.places) for row in rows.values()), len(bank.groups)
+    weights, places = torch.zeros(len(rows), groups, most), torch.zeros(len(rows), groups, most, dtype=torch.int64)
+    for at, row in enumerate(rows.values()):
+        weights[at, :, : len(row.places)], places[at, :, : len(row.places)] = row.weights, row.places
+    return MixingWeights(tuple(rows), bank.groups, bank.clients, weights, places)
 
 
 def _whole(pool: Pool, rows: Mapping[str, Row]) -> bool:
