@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedham_flwr.core import layout
 from fedham_flwr.core import sparse as sparse_module
 from fedham_flwr.core.parameters import LayerGroup, Manifest
 from fedham_flwr.core.trees import read_clients
-from fedham_flwr.mixing import bank as bank_module
 from fedham_flwr.mixing.bank import Bank
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_mixing_and_inner_products_are_those_of_the_naive_loops(
     who = torch.randperm(peers, generator=torch.Generator().manual_seed(seed))[:cohort].tolist()
     weights = random_weights(cohort, peers, seed, sparse)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "COLUMNS", columns)  # pieces that do not divide the groups
+        patch.setattr(layout, "COLUMNS", columns)  # pieces that do not divide the groups
         patch.setattr(sparse_module, "SPARSE", 1 if sparse else 1000)
         bank = filled(trees)
         for at, group in enumerate(GROUPS):
@@ -98,7 +98,7 @@ def test_models_that_are_put_stand_in_place_of_the_old_ones(
     who = data.draw(st.lists(st.integers(0, peers - 1), min_size=1, unique=True))
     new = dict(zip(who, models(len(who), seed + 1000), strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "COLUMNS", columns)
+        patch.setattr(layout, "COLUMNS", columns)
         bank = filled(trees)
         bank.put([str(i) for i in who], list(new.values()))
     assert bank.clients == tuple(map(str, range(peers)))
@@ -121,7 +121,7 @@ def test_inner_products_with_a_direction_are_those_of_the_parameters_alone(peers
     trees, (direction,) = models(peers, seed), models(1, seed + 1000)
     bank = filled(trees)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bank_module, "COLUMNS", columns)
+        patch.setattr(layout, "COLUMNS", columns)
         for group in GROUPS:
             only = {name: direction[name] for name in group.parameters}  # a network's gradient knows no buffers
             found = bank.inner(group.name, only)
@@ -132,13 +132,13 @@ def test_inner_products_with_a_direction_are_those_of_the_parameters_alone(peers
 
 
 def test_inner_products_of_many_pieces_are_added_up_in_float64() -> None:
-    size = 5 * bank_module.COLUMNS + 3
+    size = 5 * layout.COLUMNS + 3
     manifest = Manifest((LayerGroup("fc", ("w",)),), {"w": (size,)}, {"w": torch.float32})
     bank = Bank(manifest, ("w",), CPU)
     for client, value in (("0", 1.0), ("1", -2.0)):
         bank.add([client], {"w": torch.full((size,), value)})
     slope = torch.zeros(size)
-    slope[0], slope[bank_module.COLUMNS :: bank_module.COLUMNS] = 2.0**24, 1.0  # in float32 2^24 + 1 is 2^24
+    slope[0], slope[layout.COLUMNS :: layout.COLUMNS] = 2.0**24, 1.0  # in float32 2^24 + 1 is 2^24
     assert bank.inner("fc", {"w": slope}).tolist() == [2.0**24 + 5, -2 * (2.0**24 + 5)]
 
 

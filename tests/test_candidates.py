@@ -297,7 +297,7 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
     naive, first = NaiveFew(ids, unit, meta, meta_models(made)), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids), start=1):
         naive.lists = lists_slowly(made, number, ids, count, 0.25)
-        starts, weights = planned(made.plan(number, who)), made.mixing_weights(number, who, {}).weights
+        starts, weights = planned(made.plan(number, who)), made.mixing_weights(number, who, {}).dense()
         assert weights.shape == (len(who), 2, clients)
         for i, client in enumerate(who):
             row = naive.rows(client, naive.psi[client])
@@ -316,10 +316,10 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
 def test_a_meta_model_starts_with_the_mean_of_what_it_looks_at() -> None:
     ids = tuple(map(str, range(9)))
     made: Any = server(ids, candidates=3)
-    alone = made.mixing_weights(1, ids, {}).weights  # nobody has trained
+    alone = made.mixing_weights(1, ids, {}).dense()  # nobody has trained
     assert torch.equal(alone, torch.eye(9)[:, None].expand(-1, 2, -1))
     made.merge(1, moved(planned(made.plan(1, ids[:4])), 1))
-    weights = made.mixing_weights(2, ids, {}).weights
+    weights = made.mixing_weights(2, ids, {}).dense()
     assert ((weights > 0).sum(-1) == 4).all()
     assert torch.allclose(weights[weights > 0], torch.tensor(0.25))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,7 @@ def test_a_gpu_that_is_not_there_is_said_before_any_client_is_asked(
     grid = InMemoryGrid(make_client_app(settings()), 2)
     config = {**defaults(), "device": "cuda"}
     caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)  # which the app sets, for its process
     with pytest.raises(UserError) as raised:
         make_server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config))
     assert str(raised.value).startswith(sentence)

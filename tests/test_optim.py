@@ -258,7 +258,10 @@ def test_a_federation_with_an_optimiser_of_torchs(federate: Federate) -> None:
 
 
 REFUSED = [
-    ("torch.optim:RMSprob", 'optimizer="torch.optim:RMSprob": the module torch.optim has no RMSprob; it has '),
+    (
+        "torch.optim:RMSprob",
+        'optimizer="torch.optim:RMSprob": the module torch.optim has no RMSprob; did you mean',
+    ),
     ("no_such_module:Thing", 'optimizer="no_such_module:Thing": there is no module no_such_module'),
     ("test_optim:NOT_ONE", 'optimizer="test_optim:NOT_ONE" is int, and wanted is a class or function that makes an '),
     ("test_optim:nothing", 'optimizer="test_optim:nothing" makes int, which has no step() and so is no optimiser'),

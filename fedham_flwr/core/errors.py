@@ -41,9 +41,7 @@ def described(error: BaseException) -> str:
 
 def line_of(error: BaseException) -> str:
     """The last file and line of a user's own code on the way to an error; empty if there is none."""
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_NOT_OF_USERS) and "site-packages" not in frame.filename
-    ]
-    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+    # Not extract_tb, which shows nothing where Flower's processes are told to print no stacks.
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(file, line) for file, line in places if not file.startswith(_NOT_OF_USERS) and "site-packages" not in file]
+    return f"{Path(own[-1][0]).name}, line {own[-1][1]}" if own else ""

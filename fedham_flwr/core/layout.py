@@ -45,8 +45,9 @@ def blocks_of(group: LayerGroup, held: Collection[str], manifest: Manifest) -> l
     return blocks
 
 
-def pieces(first: int, size: int, step: int = 1, columns: int = COLUMNS) -> list[slice]:
+def pieces(first: int, size: int, step: int = 1, columns: int = 0) -> list[slice]:
     """Every `step`th piece of so many scalars (by default COLUMNS), from the first given."""
+    columns = columns or COLUMNS
     return [slice(a, min(a + columns, size)) for a in range(first * columns, size, step * columns)]
 
 

@@ -195,8 +195,7 @@ class Bank:
 
     def release(self) -> None:
         """Let go of what of a bank on disk is in memory."""
-        for array in self.arrays.values():
-            release(array)
+        self._arrays.release()
 
     def state_dict(self) -> Params:
         """The arrays by layer group, live, and the clients' ids as UTF-8 with a line for each."""
