@@ -109,11 +109,13 @@ class Here(ShardedGrid):
 
     def __init__(self, app: object, clients: int) -> None:
         self.chosen: dict[str, Value] = app  # type: ignore[assignment]
+        self.shards: list[Shard] = []
         self.asked: list[tuple[int, tuple[int, ...], int]] = []  # actor, clients, values of states that travel
         super().__init__(self.chosen, clients, Workers(2))
 
     def _start(self) -> Any:
         shard = Shard(self._given, self._ids, self.home)
+        self.shards.append(shard)
 
         def remote(name: str) -> Any:
             call = lambda *given: copy.deepcopy(getattr(shard, name)(*copy.deepcopy(given)))  # noqa: E731
@@ -191,6 +193,24 @@ class Away(Here):
     """Actors that do not see the files of this machine."""
 
     home = "elsewhere"
+
+
+class Raising(Here):
+    """The app of the second actor raises for its first client, which `make_client_app` never lets it do."""
+
+    def _start(self) -> Any:
+        started = super()._start()
+        shard = self.shards[-1]
+        if len(self.shards) == 2:
+            honest, first = shard._grid._client_app, self._ids[1]
+
+            def app(message: Message, context: Any) -> Message:
+                if message.metadata.dst_node_id == first and message.metadata.message_type == "train":
+                    raise RuntimeError("out of file handles")
+                return honest(message, context)
+
+            shard._grid._client_app = app  # type: ignore[assignment]
+        return started
 
 
 class Slow(Here):
@@ -282,6 +302,13 @@ def test_an_actor_that_dies_twice_fails_its_shard_alone(federate: Callable[..., 
     assert failures == [[], ["1", "2"], [], [], []]
     assert "worker that trained this client died" in run.records[1]["failures"][0]["error"]
     assert [record["restarted"] for record in run.records] == [[]] * 5
+
+
+def test_what_an_app_raises_fails_its_client_alone(federate: Callable[..., Outcome]) -> None:
+    run = sharded(federate, Raising, strategy="fedper", num_server_rounds=1)
+    failures = [[failure["client"] for failure in record["failures"]] for record in run.records]
+    assert failures == [["1"], []]
+    assert "RuntimeError: out of file handles" in run.records[0]["failures"][0]["error"]
 
 
 def test_where_there_is_no_room_for_an_actor_the_others_do_its_work(

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedham_flwr.core.threads import threads
-from fedham_flwr.federation import folders
+from fedham_flwr.federation import folders, wire
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.packing import Parcel, States, pack_states, unpack_states, unwrap, wrap
 from fedham_flwr.settings import Value
@@ -55,7 +55,8 @@ class Shard:
         self._grid = CohortGrid(make_client_app(given), len(nodes), nodes)
         self._threads = threads
         self._away = home is not None and home != machine()
-        self._folder = Path(tempfile.mkdtemp(prefix="fedham-")) if self._away else None
+        self._scratch = tempfile.TemporaryDirectory(prefix="fedham-") if self._away else None  # gone when this ends
+        self._folder = Path(self._scratch.name) if self._scratch else None
 
     def hello(self) -> Hello:
         """Who this is."""
@@ -94,7 +95,7 @@ class Shard:
         ]
         with threads(self._threads):
             replies = self._grid.send_and_receive(messages)
-            told = wrap([reply.content for reply in replies])
+            told = wrap([_content(reply) for reply in replies])
         changed = {node: self._state(node).changed() for node, _, _ in heads}
         kept = pack_states({node: held for node, held in changed.items() if held is not None})
         return told, kept, self._written()
@@ -116,6 +117,15 @@ class Shard:
                 found[file.name] = file.read_bytes()
                 file.unlink()
         return found
+
+
+def _content(reply: Message) -> RecordDict:
+    """What a reply says; an error that Flower would report as a sentence."""
+    return (
+        wire.write_failure(reply.error.reason or "no reason given", simulated=True)
+        if reply.has_error()
+        else reply.content
+    )
 
 
 def machine() -> str:
