@@ -17,7 +17,7 @@ from fedham_flwr.training.measurement import MOST_NATS, Measurement, Scores
 from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.trainer import EVALUATION_BATCH
 
-ROWS = 4096
+ROWS = 8192
 """Samples of one evaluation step of a block: more leave the processor's caches."""
 
 
