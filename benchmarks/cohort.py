@@ -1,4 +1,4 @@
-"""Whole rounds of `--backend cohort` beside those of `--backend ray` and beside plain PyTorch.
+"""Whole rounds of cohorts as one program beside those of `--engine one-by-one` and beside plain PyTorch.
 
     python benchmarks/cohort.py --card cards/cohort.md
     python benchmarks/cohort.py --cases digits --repeats 1
@@ -202,9 +202,9 @@ def main() -> None:
             )
         head = ["case", "ray / 1 cpu", "ray / 2 cpus", "aim", "plain / 1 cpu", "plain / best", "aim"]
         text = (
-            "# Cohort\n\nSeconds of a whole round of `--backend ray`, and of two plain PyTorch processes that train "
-            "and score the same clients one after another, by those of `--backend cohort` with one processor and with "
-            f"two: medians of {given.repeats} turns [lowest, highest] of {given.rounds - 1} rounds each. FedAvg, SGD "
+            "# Cohort\n\nSeconds of a whole round of `--engine one-by-one`, and of two plain PyTorch processes that "
+            "train and score the same clients one after another, by those of a cohort as one program with one processor "
+            f"(`--backend cohort`) and with two (`--num-workers 2`): medians of {given.repeats} turns [lowest, highest] of {given.rounds - 1} rounds each. FedAvg, SGD "
             f"with momentum, batches of 10 (cnn: 64).\n{machine(folder)}\n\n{table(head, rows)}"
         )
         publish(text, given.card)
