@@ -203,9 +203,10 @@ def main() -> None:
         head = ["case", "ray / 1 cpu", "ray / 2 cpus", "aim", "plain / 1 cpu", "plain / best", "aim"]
         text = (
             "# Cohort\n\nSeconds of a whole round of `--engine one-by-one`, and of two plain PyTorch processes that "
-            "train and score the same clients one after another, by those of a cohort as one program with one processor "
-            f"(`--backend cohort`) and with two (`--num-workers 2`): medians of {given.repeats} turns [lowest, highest] of {given.rounds - 1} rounds each. FedAvg, SGD "
-            f"with momentum, batches of 10 (cnn: 64).\n{machine(folder)}\n\n{table(head, rows)}"
+            "train and score the same clients one after another, by those of a cohort as one program with one "
+            "processor (`--backend cohort`) and with two (`--num-workers 2`): medians of "
+            f"{given.repeats} turns [lowest, highest] of {given.rounds - 1} rounds each. FedAvg, SGD with momentum, "
+            f"batches of 10 (cnn: 64).\n{machine(folder)}\n\n{table(head, rows)}"
         )
         publish(text, given.card)
 
