@@ -17,6 +17,7 @@ from presets import network_settings, short_play
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.runners import cohort as runner
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods
@@ -178,6 +179,37 @@ def test_a_full_disk_leaves_a_checkpoint_out_and_the_run_goes_on(
     assert "the checkpoint of round 1 is left out: the personal state of client" in caplog.text
     assert "cannot be written: No space left on device" in caplog.text
     assert "error" not in run.summary
+
+
+@pytest.mark.parametrize("strategy", ["fedper", "fedham", "fedrep"])
+def test_what_is_written_is_let_go_of_and_read_again(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    given: dict[str, Value] = {"strategy": strategy, "num_server_rounds": 3, "checkpoint_every": 1}
+    held = together(federate, **given)
+    monkeypatch.setattr(runner, "MOST_HELD", 0)
+    released = together(federate, **given)
+    assert released.summary["digest"] == held.summary["digest"]
+    assert held.grid._shared["held-bytes"] > 0  # type: ignore[attr-defined]
+    assert released.grid._shared["held-bytes"] == 0  # type: ignore[attr-defined]
+
+
+def test_a_state_that_was_let_go_of_and_is_damaged_is_a_sentence(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "MOST_HELD", 0)
+    honest = CohortGrid.write_states
+
+    def damaged(self: CohortGrid) -> None:
+        honest(self)
+        file = self.contexts[next(iter(self.contexts))].state._home  # type: ignore[attr-defined]
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+
+    monkeypatch.setattr(CohortGrid, "write_states", damaged)
+    run = together(federate, strategy="fedper", num_server_rounds=2, checkpoint_every=1)
+    errors = [failure["error"] for record in run.records for failure in record["failures"]]
+    assert len(errors) == 2
+    assert all(error.startswith("the personal state of client 0 in ") for error in errors)
 
 
 def test_without_checkpoints_nothing_is_written_for_clients(federate: Federate) -> None:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.messages import ClientFailure, Download, Extras
+from fedham_flwr.runners import cohort
 from fedham_flwr.runners.actors import WorkerDiedError
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.packing import States, pack, pack_states, unpack, unpack_states, unwrap, wrap
@@ -285,6 +286,20 @@ def test_a_client_that_another_worker_trains_goes_on_from_what_it_kept(federate:
     assert sum(brought for _, _, brought in grid.asked) > 0
     for mine, theirs in zip(run.rows, alone.rows, strict=True):
         assert mine.value == pytest.approx(theirs.value, rel=5e-3, abs=5e-3)
+
+
+def test_actors_that_keep_nothing_are_told_what_their_clients_keep(
+    federate: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"strategy": "fedham", "num_server_rounds": 3, "checkpoint_every": 3}
+    honest = sharded(federate, **given)
+    monkeypatch.setattr(cohort, "MOST_HELD", 0)
+    run = sharded(federate, **given)
+    assert run.summary["digest"] == honest.summary["digest"]
+    grid: Any = run.grid
+    brought = [count for _, _, count in grid.asked]
+    assert sum(brought) > sum(count for _, _, count in cast(Any, honest.grid).asked)
+    assert len(list((run.path / "clients").glob("*.safetensors"))) == 4
 
 
 def test_an_actor_that_dies_once_changes_nothing(federate: Callable[..., Outcome], caplog: Any) -> None:

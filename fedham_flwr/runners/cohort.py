@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.runners.in_process import InProcessGrid
-from fedham_flwr.state.held import HeldRecord
+from fedham_flwr.state.held import MOST_HELD, HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
 from fedham_flwr.training.engine.engine import Engine
 
@@ -60,6 +60,17 @@ class CohortGrid(InProcessGrid):
                 raise UserError(
                     f"the personal state of client {client} cannot be written: {error.strerror or error}"
                 ) from error
+        if self._shared.get("held-bytes", 0) > MOST_HELD:
+            for context in self.contexts.values():
+                context.state.release()  # type: ignore[attr-defined]
+
+    def drop_states(self) -> bool:
+        """Forget what the clients keep, if that is much and somebody else has it; whether that was done."""
+        if self._shared.get("held-bytes", 0) <= MOST_HELD:
+            return False
+        for context in self.contexts.values():
+            context.state.drop()  # type: ignore[attr-defined]
+        return True
 
     def engine(self) -> dict[str, object]:
         """How the clients' requests have been carried out; nothing before the first."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.runners.packing import unpack_states
+from fedham_flwr.runners.packing import States, unpack_states
 from fedham_flwr.state import files as state_files
 
 
@@ -73,21 +73,25 @@ class Kept:
                 self._latest[node] = latest._replace(worker=worker)
         return files, [places for places, _ in wanted.values()], [states for _, states in wanted.values()]
 
-    def take(self, worker: int, states: Any, nodes: Sequence[int], models: Mapping[str, bytes]) -> None:
+    def take(self, worker: int, reference: Any, states: States, models: Mapping[str, bytes]) -> None:
         """Take note of what a worker handed over.
 
         Args:
             worker: its number.
-            states: reference to what its clients keep.
-            nodes: of which clients that is, in its order.
+            reference: to what its clients keep.
+            states: the same.
             models: files that they wrote on another machine.
 
         Raises:
             OSError: a file cannot be written.
         """
-        for place, node in enumerate(nodes):
-            self._latest[node] = Latest(states, place, worker)
-        self._unwritten |= set(nodes)
+        for place, node in enumerate(states.nodes):
+            self._latest[node] = Latest(reference, place, worker)
+        self._unwritten |= set(states.nodes)
+        if states.alone:
+            for node, latest in self._latest.items():
+                if latest.worker == worker:
+                    self._latest[node] = latest._replace(worker=None)
         for name, raw in models.items():
             state_files.private_folder(Path(self._export))
             Path(self._export, name).write_bytes(raw)

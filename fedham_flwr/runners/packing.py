@@ -57,11 +57,13 @@ class States(NamedTuple):
         nodes: the clients' nodes.
         labels: what each keeps.
         tensors: the trees.
+        alone: the worker that made this has forgotten all that its clients keep.
     """
 
     nodes: list[int]
     labels: list[Label]
     tensors: Packed
+    alone: bool = False
 
 
 def pack(trees: Sequence[Params]) -> Packed:

@@ -187,7 +187,7 @@ class ShardedGrid(InProcessGrid):
 
     def _take(self, number: int, kept: Any, files: Any) -> None:
         """Take what an actor handed over beside its replies."""
-        self._kept.take(number, kept, self._get(kept).nodes, self._get(files))
+        self._kept.take(number, kept, self._get(kept), self._get(files))
 
     def _note(self, messages: Sequence[Message], contents: Sequence[RecordDict]) -> None:
         """How much data each client has, as it says in answer to the roster's query."""

@@ -98,7 +98,7 @@ class Shard:
             told = wrap([_content(reply) for reply in replies])
         changed = {node: self._state(node).changed() for node, _, _ in heads}
         kept = pack_states({node: held for node, held in changed.items() if held is not None})
-        return told, kept, self._written()
+        return told, kept._replace(alone=self._grid.drop_states()), self._written()
 
     def engine(self) -> dict[str, object]:
         """As `CohortGrid.engine`."""

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, RecordDict
-from torch import Tensor
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation.record_values import tensors, tensors_record
 from fedham_flwr.state import files as state_files
-from fedham_flwr.state.format import Label
+from fedham_flwr.state.format import Label, UnfitError
 
 TENSORS, LABEL = "personal", "personal-label"
 NOTHING = Label("", "", "", "")
 """Of what is not there."""
+MOST_HELD = 500_000_000
+"""Bytes of what clients keep that stay in a process's memory where it is kept elsewhere too."""
 
 
 class Recorded:
@@ -80,13 +83,23 @@ class HeldRecord(RecordDict):
         super().__init__()
         self.shared = shared
         self.data, self.label = None, NOTHING
-        self._kept: dict[str, Tensor] = {}
-        self._file: Path | None = None
+        self._kept: Params = {}
+        self._file: Path | None = None  # where `write` puts what is kept
+        self._home: Path | None = None  # where it is once it has been released
         self._changed = False
 
     def params(self) -> Params:
-        """The personal tensors, which are not to be changed."""
-        return dict(self._kept)
+        """The personal tensors, which are not to be changed.
+
+        Raises:
+            UserError: they had been released, and their file is not what was written.
+        """
+        if self._home is None:
+            return dict(self._kept)
+        try:
+            return state_files.read(self._home, self.label)[0]
+        except (UnfitError, OSError) as error:
+            raise UserError(f"the personal state of client {self.label.client} in {self._home} {error}") from error
 
     def keep(self, params: Params, label: Label, file: Path | None) -> None:
         """Replace the personal tensors.
@@ -96,8 +109,8 @@ class HeldRecord(RecordDict):
             label: what they are.
             file: where `write` puts them; None for nowhere.
         """
-        self._kept = {name: tensor.detach().clone() for name, tensor in params.items()}
-        self.label, self._file, self._changed = label, file, True
+        self._hold({name: tensor.detach().clone() for name, tensor in params.items()})
+        self.label, self._file, self._home, self._changed = label, file, None, True
 
     def changed(self) -> Held | None:
         """What is kept, if it has changed since this was last asked."""
@@ -117,6 +130,23 @@ class HeldRecord(RecordDict):
         Raises:
             OSError: the file cannot be written.
         """
-        if self._file is not None:
+        if self._file is None:
+            return
+        if self._changed:
             state_files.write(self._file, self._kept, self.label, durable=False)
-        self._file = None
+        self._changed = False
+
+    def release(self) -> None:
+        """Let go of what has been written: it is read from its file when it is asked for."""
+        if self._file is not None and not self._changed and self._home is None:
+            self._home = self._file
+            self._hold({})
+
+    def drop(self) -> None:
+        """Forget what is kept, since somebody else has it."""
+        self._hold({})
+        self.label, self._changed = NOTHING, False
+
+    def _hold(self, params: Params) -> None:
+        self.shared["held-bytes"] = self.shared.get("held-bytes", 0) + num_bytes(params) - num_bytes(self._kept)
+        self._kept = params
