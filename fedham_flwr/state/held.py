@@ -18,7 +18,7 @@ from fedham_flwr.state.format import Label, UnfitError
 TENSORS, LABEL = "personal", "personal-label"
 NOTHING = Label("", "", "", "")
 """Of what is not there."""
-MOST_HELD = 500_000_000
+MOST_HELD = 100_000_000
 """Bytes of what clients keep that stay in a process's memory where it is kept elsewhere too."""
 
 
