@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.runners import Simulation
+from fedham_flwr.runners import ENGINES, Simulation
+from fedham_flwr.runners.clusters import check_address
 from fedham_flwr.runners.placing import SLACK, Node, Workers, owners, plan, shares, usable_cpus
 from fedham_flwr.simulation import simulate
 
@@ -101,6 +103,34 @@ def test_slurm_and_the_binding_of_a_process_bound_the_processors(monkeypatch: py
     assert usable_cpus() == 4
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "2(x3)")
     assert usable_cpus() == 6
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("head:6379", "there is no Ray cluster at head:6379: Connection refused"),
+        ("head", "the address of a Ray cluster is 'head', and wanted is HOST:PORT"),
+        (":6379", "the address of a Ray cluster is ':6379', and wanted is HOST:PORT"),
+        ("head:six", "the address of a Ray cluster is 'head:six', and wanted is HOST:PORT"),
+    ],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_address_where_nobody_listens_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, engine: Any, address: str, message: str
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ConnectionRefusedError(111, "Connection refused")
+
+    monkeypatch.setattr(socket, "create_connection", refused)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(UserError, match=message):
+        simulate(clients=2, backend="ray", engine=engine, ray_address=address)
+    os.environ.pop("RAY_ADDRESS", None)
+
+
+def test_other_addresses_are_rays_to_judge() -> None:
+    for address in ("", "auto", "local", "ray://head:10001"):
+        check_address(address)
 
 
 # ---- what is asked for -----------------------------------------------------------------------------------------------

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 import warnings
 from collections.abc import Iterator
 
 from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.runners import placing
 from fedham_flwr.runners.placing import Node
+
+PATIENCE = 10.0
+"""Seconds within which a cluster answers."""
 
 
 @contextlib.contextmanager
@@ -29,6 +33,7 @@ def cluster(address: str = "") -> Iterator[list[Node]]:
     ours = not ray.is_initialized()
     if ours:
         address = address or os.environ.get("RAY_ADDRESS", "")
+        check_address(address)
         own = {} if address else {"num_cpus": placing.usable_cpus(), "include_dashboard": False}
         try:
             ray.init(address or "local", logging_level="error", log_to_driver=False, **own)
@@ -40,6 +45,27 @@ def cluster(address: str = "") -> Iterator[list[Node]]:
     finally:
         if ours:
             ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse the address of a cluster at which nobody listens: Ray itself would try for minutes.
+
+    Args:
+        address: HOST:PORT; what else Ray knows (auto, local, ray://...), or nothing, is not looked at.
+
+    Raises:
+        UserError: it is no such address, or nobody listens there.
+    """
+    if not address or address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"the address of a Ray cluster is {address!r}, and wanted is HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"there is no Ray cluster at {address}: {why}") from error
 
 
 def prepare_environment() -> None:

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
 from fedham_flwr.runners import placing
-from fedham_flwr.runners.clusters import prepare_environment
+from fedham_flwr.runners.clusters import check_address, prepare_environment
 
 PAUSE = 0.03
 """Seconds between two looks for replies."""
@@ -59,6 +59,7 @@ def run_under_ray(
     prepare_environment()
     if address:
         os.environ["RAY_ADDRESS"] = address
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     init: dict[str, Any] = {"logging_level": "error", "log_to_driver": False}
     gpus = 0.0
     if not os.environ.get("RAY_ADDRESS"):
