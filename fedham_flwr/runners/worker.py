@@ -7,7 +7,9 @@ writes what it would write into the run's directory to a folder of its own, whos
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -55,8 +57,9 @@ class Shard:
         self._grid = CohortGrid(make_client_app(given), len(nodes), nodes)
         self._threads = threads
         self._away = home is not None and home != machine()
-        self._scratch = tempfile.TemporaryDirectory(prefix="fedham-") if self._away else None  # gone when this ends
-        self._folder = Path(self._scratch.name) if self._scratch else None
+        self._folder = Path(tempfile.mkdtemp(prefix="fedham-")) if self._away else None
+        if self._folder:
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)  # also when the process ends
 
     def hello(self) -> Hello:
         """Who this is."""
