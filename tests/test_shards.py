@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FEW: dict[str, Value] = {"num_server_rounds": 2, "samples_per_client": 64, "batch_size": 10}
 
 DEAD: Any = object()
+LATE: Any = object()
 
 
 class Here(ShardedGrid):
@@ -147,11 +148,15 @@ class Raising(Here):
 class Slow(Here):
     """The second actor is not done with the second round until later."""
 
-    def _answers(self, number: int, messages: Sequence[Message], references: Any, end: float | None) -> Any:
-        told = messages[0].metadata
-        if number == 1 and (told.group_id, told.message_type) == ("2", "train"):
+    def _ask(self, number: int, messages: Sequence[Message]) -> Any:
+        found, told = super()._ask(number, messages), messages[0].metadata
+        slow = number == 1 and (told.group_id, told.message_type) == ("2", "train")
+        return (LATE, *found[1:]) if slow else found
+
+    def _get(self, reference: Any, end: float | None = None) -> Any:
+        if reference is LATE:
             raise TimeoutError
-        return super()._answers(number, messages, references, end)
+        return super()._get(reference, end)
 
 
 def sharded(federate: Callable[..., Outcome], grid: Any = Here, **given: Any) -> Outcome:

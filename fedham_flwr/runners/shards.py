@@ -158,6 +158,8 @@ class ShardedGrid(InProcessGrid):
                 self._late[number].clear()
                 number = self._replace(number)
                 references = self._ask(number, messages) if again else None
+            except TimeoutError:
+                raise
             except Exception as error:  # of this project, or of a user's module as the worker imports it
                 log.exception("a worker failed")
                 failure = wire.write_failure(f"its worker failed: {described(error)}", simulated=True)
