@@ -88,20 +88,26 @@ def test_every_way_to_train_is_that_of_one_at_a_time(training: LocalTraining) ->
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
 def test_cohorts_of_any_size_and_very_unequal_data(count: int) -> None:
     sizes = [1 + (17 * place) % 41 if place else 1 for place in range(count)]
-    check("digits-cnn", sizes, MOMENTUM)
+    engine = check("digits-cnn", sizes, MOMENTUM)
+    assert (engine.together, engine.alone) == ((count, {}) if count > 1 else (0, {"fit": 1}))
 
 
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=9), st.integers(1, 12), st.integers(1, 3))
 @hypothesis_settings(max_examples=25)
 def test_any_sizes(sizes: list[int], batch_size: int, epochs: int) -> None:
-    check("mlp", sizes, dataclasses.replace(MOMENTUM, batch_size=batch_size, local_epochs=epochs))
+    engine = check("mlp", sizes, dataclasses.replace(MOMENTUM, batch_size=batch_size, local_epochs=epochs))
+    assert (engine.together, engine.alone) == (len(sizes), {})
 
 
 def test_only_some_parameters_are_trained_and_frozen_statistics_rest() -> None:
     make, shape = NETWORKS["lenet-bn"]
-    alone, _ = trainer(make, shape, torch.float64)
-    names = alone.manifest.names(["fc2", "fc3"])
-    check("lenet-bn", [16, 8, 24], MOMENTUM, only=lambda starts: [names] * len(starts))
+    alone, engine = trainer(make, shape, torch.float64)
+    names, sizes = alone.manifest.names(["fc2", "fc3"]), [16, 8, 24]
+    assert check("lenet-bn", sizes, MOMENTUM, only=lambda starts: [names] * len(starts)).alone == {}
+    starts = models(alone, len(sizes))
+    found = together(engine, starts, dealt(shape, sizes), MOMENTUM, only=[names] * len(sizes))
+    for (mine, _), start in zip(found, starts, strict=True):
+        assert {name for name, tensor in start.items() if not torch.equal(tensor, mine[name])} == set(names)
 
 
 def test_a_term_of_the_gradient_that_can_be_stacked_is() -> None:
