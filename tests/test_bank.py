@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from fedham_flwr.core import layout
 from fedham_flwr.core import sparse as sparse_module
-from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
 from fedham_flwr.core.trees import read_clients
 from fedham_flwr.mixing.bank import Bank
 
@@ -62,6 +64,21 @@ def scores_slowly(trees: list[dict[str, Tensor]], new: list[dict[str, Tensor]], 
     return scores
 
 
+def check_loops(
+    bank: Bank, trees: Sequence[Params], weights: Tensor, mixed: int, who: Sequence[int], new: Sequence[Params]
+) -> None:
+    """Compare mixtures, and the inner products of the first ones, with the naive loops; `new` is then in the bank."""
+    for at, group in enumerate(GROUPS):
+        for row, tensors in enumerate(bank.tensors(group.name, r) for r in bank.mix(group.name, weights)):
+            for name in group.names:
+                assert torch.allclose(tensors[name], mix_slowly(trees, weights, name)[row], atol=1e-12)
+        scores = bank.absorb(group.name, [str(i) for i in who], new, weights[:mixed])
+        wanted = scores_slowly(trees, new, weights[:mixed], at)
+        assert scores.shape == wanted.shape
+        assert scores.dtype == torch.float64
+        assert torch.allclose(scores[weights[:mixed] > 0], wanted[weights[:mixed] > 0], atol=1e-12)
+
+
 @given(
     peers=st.integers(2, 9), seed=st.integers(0, 99), sparse=st.booleans(), columns=st.integers(1, 7), data=st.data()
 )
@@ -77,14 +94,7 @@ def test_mixing_and_inner_products_are_those_of_the_naive_loops(
         patch.setattr(layout, "COLUMNS", columns)  # pieces that do not divide the groups
         patch.setattr(sparse_module, "SPARSE", 1 if sparse else 1000)
         bank = filled(trees)
-        for at, group in enumerate(GROUPS):
-            for row, tensors in enumerate(bank.tensors(group.name, r) for r in bank.mix(group.name, weights)):
-                for name in group.names:
-                    assert torch.allclose(tensors[name], mix_slowly(trees, weights, name)[row], atol=1e-12)
-            scores = bank.absorb(group.name, [str(i) for i in who], new, weights[:mixed])
-            wanted = scores_slowly(trees, new, weights[:mixed], at)
-            assert torch.allclose(scores[weights[:mixed] > 0], wanted[weights[:mixed] > 0], atol=1e-12)
-            assert scores.shape == wanted.shape
+        check_loops(bank, trees, weights, mixed, who, new)
     for number, tree in enumerate(trees):
         held = new[who.index(number)] if number in who else tree
         assert all(torch.equal(tensor, held[name]) for name, tensor in bank.model(str(number)).items())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_bank import CPU, GROUPS, MANIFEST, SHAPES, mix_slowly, models, random_weights, scores_slowly
+from test_bank import CPU, GROUPS, MANIFEST, SHAPES, check_loops, models, random_weights
 from torch import Tensor
 
 from fedham_flwr.core import arrays as arrays_module
@@ -93,15 +93,7 @@ def test_in_a_file_mixing_and_inner_products_are_those_of_the_naive_loops(
         patch.setattr(sparse_module, "SPARSE", 1 if sparse else 1000)
         bank = filled(trees, Storage(tmp_path_factory.getbasetemp(), most))
         assert bank._arrays.on_disk == (peers * 14 * 8 > most)
-        for at, group in enumerate(GROUPS):
-            for row, tensors in enumerate(bank.tensors(group.name, r) for r in bank.mix(group.name, weights)):
-                for name in group.names:
-                    assert torch.allclose(tensors[name], mix_slowly(trees, weights, name)[row], atol=1e-12)
-            scores = bank.absorb(group.name, [str(i) for i in who], new, weights[:mixed])
-            wanted = scores_slowly(trees, new, weights[:mixed], at)
-            assert scores.shape == wanted.shape
-            assert scores.dtype == torch.float64
-            assert torch.allclose(scores[weights[:mixed] > 0], wanted[weights[:mixed] > 0], atol=1e-12)
+        check_loops(bank, trees, weights, mixed, who, new)
         bank.check()
         other = models(1, seed + 2000)
         bank.put([str(who[0])], other)
