@@ -143,7 +143,7 @@ def workers_line(plan: str, size: int) -> str:
     from fedham_flwr.training.engine.memory import block
 
     at_once = block(size)
-    return f"workers  {plan}, up to {at_once} clients at once in each ({3 * at_once * size / 1e6:,.1f} MB)"
+    return f"workers  {plan}, up to {at_once} clients at a time ({3 * at_once * size / 1e6:,.1f} MB)"
 
 
 def prepare(
