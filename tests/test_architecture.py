@@ -24,7 +24,7 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "run_settings", "sections", "settings", "task", "idle"},
+    {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
