@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
@@ -18,32 +20,71 @@ from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, defaults, parse
 
-HELP = """usage: fedham run [-c 'KEY=VALUE ...' | -c FILE.toml] ...    a federation on this machine (fedham run --help)
-       fedham settings [SECTION | SETTING]                   every setting with its default
-       fedham --version
+HELP = """usage: fedham COMMAND ...                                fedham COMMAND --help says more
+
+{commands}
+  fedham --version
 """
+
+
+class Command(NamedTuple):
+    """A command of `fedham`.
+
+    Attributes:
+        function: `module:function` of (arguments, program), which returns the exit code; imported when it is called.
+        usage: its arguments in short.
+        what: it does, in a few words.
+    """
+
+    function: str
+    usage: str
+    what: str
+
+
+COMMANDS = {
+    "run": Command(
+        "fedham_flwr.cli:run_command", "[-c 'KEY=VALUE ...' | -c FILE.toml] ...", "a federation on this machine"
+    ),
+    "settings": Command(
+        "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command `fedham`: parse the command line, do it, and return the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] == ["run"]:
-        return run_command(given[1:], "fedham run")
-    if given[:1] == ["settings"]:
-        section = given[2:] if given[1:2] == ["--section"] else given[1:]
-        if len(section) < 2 and not "".join(section).startswith("-"):
-            return settings_command("".join(section))
+    if given and given[0] in COMMANDS:
+        module, _, function = COMMANDS[given[0]].function.partition(":")
+        return int(getattr(importlib.import_module(module), function)(given[1:], f"fedham {given[0]}"))
     if given == ["--version"]:
         sys.stdout.write(f"fedham-flwr {__version__}\n")
         return 0
     asked = not given or given[0] in ("-h", "--help")
-    (sys.stdout if asked else sys.stderr).write(HELP if asked else f"error: {' '.join(given)!r} is no command\n{HELP}")
+    (sys.stdout if asked else sys.stderr).write(
+        help_text() if asked else f"error: {' '.join(given)!r} is no command\n{help_text()}"
+    )
     return 0 if asked else 2
 
 
-def settings_command(section: str) -> int:
-    """Print every setting with its default and what it does, or those of one section, or one setting."""
-    known = defaults()
+def help_text() -> str:
+    """The commands, a line each."""
+    said = [f"fedham {name} {command.usage}" for name, command in COMMANDS.items()]
+    lines = [f"  {line:<58}  {command.what}" for line, command in zip(said, COMMANDS.values(), strict=True)]
+    return HELP.format(commands="\n".join(lines))
+
+
+def settings_command(arguments: Sequence[str], program: str | None = None) -> int:
+    """Print every setting with its default and what it does, or those of one section, or one setting.
+
+    Args:
+        arguments: of the command line: nothing, or a section's or a setting's name.
+        program: its name, for the help.
+    """
+    parser = argparse.ArgumentParser(program, description="Print settings with their defaults and what they do.")
+    parser.add_argument("name", nargs="?", default="", metavar="SECTION | SETTING", help="default: all")
+    given = arguments[1:] if arguments[:1] == ["--section"] else arguments
+    section, known = parser.parse_args(given).name, defaults()
     chosen = {key: known[key] for key in known if not section or section in (key, key.rpartition(".")[0])}
     if not chosen:
         sections = dict.fromkeys(key.partition(".")[0] for key in known if "." in key)
