@@ -153,7 +153,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise unwritable(root, error) from error
-    data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, side))
+    data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, settings))
     if meta_of(data)["kind"] != "text":
         return data
     length, vocabulary = settings.sequence_length, settings.vocabulary
