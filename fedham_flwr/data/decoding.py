@@ -125,7 +125,7 @@ def _decode_labels(data: datasets.Dataset, label: str, columns: Columns, folder:
     """Write whose each row is and its class; the meta data that go with them."""
     labels, classes = label_codes(data, label)
     np.save(folder / "labels.npy", labels)
-    return {"classes": classes} | _write_owners(data, columns, folder)
+    return {"classes": classes, "labels": [label]} | _write_owners(data, columns, folder)
 
 
 def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:
