@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class ClientData:
         name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
         kind: what the samples are; by default told by the features.
+        recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
+            where a function of a user's loads the data. See `data.recipes`.
     """
 
     features: Tensor
@@ -39,6 +42,7 @@ class ClientData:
     name: str
     scaling: tables.Scaling | None = None
     kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.kind is None:

@@ -171,7 +171,7 @@ def _decode_targets(rows: Rows, table: bool = False) -> dict[str, Any]:
     labels, classes = label_codes(data, label)
     np.save(rows.folder / "labels.npy", labels)
     declared = {"declared": kind_of_column(data.features[label]) == "ClassLabel"} if table else {}
-    return {"classes": classes} | _write_owners(data, columns, rows.folder) | declared
+    return {"classes": classes, "labels": [label]} | _write_owners(data, columns, rows.folder) | declared
 
 
 def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:
