@@ -48,6 +48,9 @@ COMMANDS = {
     "settings": Command(
         "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
+    "predict": Command(
+        "fedham_flwr.commands.predict:command", "MODEL DATA", "predictions of new rows, as CSV or Parquet"
+    ),
 }
 
 
