@@ -39,7 +39,7 @@ class MLP(Network):
         settings: its own.
     """
 
-    dimensions: ClassVar[int] = 2
+    kinds: ClassVar[tuple[str, ...]] = ("table",)
     Settings: ClassVar[type | None] = MLPSettings
 
     def __init__(self, shape: tuple[int, ...], outputs: int, settings: MLPSettings = MLPSettings()) -> None:
