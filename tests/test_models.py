@@ -142,8 +142,16 @@ def test_the_network_of_tables_is_hidden_layers_with_rectifiers_and_a_head(depth
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("mlp", (3, 8, 9), r'model="mlp" is for tables, and the data set is images of 8 x 9 pixels: try model="auto"'),
-        ("mlp", (80,), r'model="mlp" is for tables, and the data set is text, 80 .*: try model="char-transformer"'),
+        (
+            "mlp",
+            (3, 8, 9),
+            r'model="mlp" is for tables and series, and the data set is images of 8 x 9 pixels: try model="auto"',
+        ),
+        (
+            "mlp",
+            (80,),
+            r'model="mlp" is for tables and series, and the data set is text, 80 .*: try model="char-transformer"',
+        ),
         ("vit", (2, 13), r'model="vit" is for images, and the data set is a table of 13 columns: try model="mlp"'),
         ("cnn", (2, 13), r'model="cnn" is for images, and the data set is a table of 13 columns: try model="mlp"'),
         ("char-transformer", (2, 13), r'is for text, and the data set is a table of 13 columns: try model="mlp"'),
