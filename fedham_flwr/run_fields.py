@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
+from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.models import MODELS
 from fedham_flwr.models.torchvision_models import TORCHVISION
@@ -113,3 +115,5 @@ class RunFields(BaseModel):
     bank_memory: NonNegativeFloat = 16.0
     lost_state: Literal["refuse", "restart"] = "refuse"
     dp: PrivacySettings = PrivacySettings()
+    series: SeriesSettings = SeriesSettings()
+    text: TextSettings = TextSettings()

@@ -26,12 +26,17 @@ from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.columns import Columns
 from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.decoding import decode
+from fedham_flwr.data.kinds import series, table_decoding, words
 from fedham_flwr.data.kinds import table as tables
-from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.partitions import check_classless, partition
 from fedham_flwr.data.sources import content_key
 from fedham_flwr.data.splits import split, split_in_order
+from fedham_flwr.data.window_splits import split_windows
+
+SCALED = {"table": table_decoding.standardise, "series": series.standardise}
+"""The kinds of data that each client scales by itself, and what does it."""
 
 
 def open_partition(settings: DataSettings, number: int, clients: int) -> ClientData:
@@ -130,7 +135,7 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
         meta = meta_of(data)
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
-        if meta["kind"] == "table" or meta.get("target"):
+        if meta["kind"] in (*SCALED, "tokens") or meta.get("target"):
             table_decoding.check_classes(path, meta["classes"], meta["declared"])
         return [name], [np.arange(len(array(data / "labels.npy")))]
 
@@ -149,17 +154,20 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
+    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
+        named["series"] = asdict(cuts)
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise unwritable(root, error) from error
     data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, settings))
-    if meta_of(data)["kind"] != "text":
+    meta = meta_of(data)
+    if meta["kind"] != "text":
         return data
-    length, vocabulary = settings.sequence_length, settings.vocabulary
-    key = key_of(length, texts.parse_vocabulary(vocabulary))
-    return build(data / f"windows-{key}", lambda folder: texts.cut(data, length, vocabulary, folder))
+    labelled = bool(meta.get("labelled"))
+    recipe = texts.recipe_of(settings.sequence_length, settings.vocabulary, settings.text, labelled)
+    return build(data / f"windows-{key_of(recipe)}", lambda folder: texts.cut(data, recipe, folder))
 
 
 def _clients_folder(
@@ -176,17 +184,21 @@ def _clients_folder(
         np.save(folder / "indices.npy", np.concatenate([piece for client in pieces for piece in client]))
         counts = [[len(piece) for piece in client] for client in pieces]
         (folder / "meta.json").write_text(json.dumps({"names": names, "counts": counts}))
-        if meta_of(data)["kind"] == "table":
+        if (kind := meta_of(data)["kind"]) in SCALED:
             rows = [(np.concatenate(client), client[SPLITS.index("train")]) for client in pieces]
-            table_decoding.standardise(array(data / "features.npy"), rows, folder)
+            SCALED[kind](array(data / "features.npy"), rows, folder)
 
-    return build(data / f"clients-{key}", fill)
+    whole = "-recordings" if settings.series.split == "recording" else ""
+    return build(data / f"clients-{key}{whole}", fill)
 
 
 def _split(settings: DataSettings, data: Path, part: Indices, name: str) -> dict[str, Indices]:
     if meta_of(data)["kind"] == "text":
         return split_in_order(part, settings.fractions, name)
     rng = stream(settings.partitioning.seed, "split", client=name)
+    if meta_of(data)["kind"] == "series" and (data / "spans.npy").exists():
+        whole = settings.series.split == "recording"
+        return split_windows(part, array(data / "spans.npy"), settings.fractions, rng, name, whole)
     return split(part, _classes(data), settings.fractions, rng, name)
 
 
@@ -203,20 +215,32 @@ def _opener(data: Path, clients: Path) -> Callable[[int], ClientData]:
     counts = np.array(meta["counts"])
     ends = counts.cumsum().reshape(counts.shape)
     indices = torch.from_numpy(array(clients / "indices.npy"))
-    features = torch.from_numpy(array((clients if kind == "table" else data) / "features.npy"))
+    features = torch.from_numpy(array((clients if kind in SCALED else data) / "features.npy"))
     labels = torch.from_numpy(array(data / "labels.npy"))
-    classes = tuple(source["classes"])
-    scaled = array(clients / "scaling.npy") if kind == "table" else None
-    columns = () if scaled is None else tables.columns_of(source["columns"])
+    classes, named = tuple(source["classes"]), meta["names"]
+    scaled = array(clients / "scaling.npy") if kind in SCALED else None
+    columns = tables.columns_of(source["columns"]) if kind == "table" else ()
+    more = {"kind": kind} | _of_kind(source)
 
     def opened(number: int) -> ClientData:
         pieces = zip(SPLITS, ends[number].tolist(), counts[number].tolist(), strict=True)
-        scaling = None
+        splits = {name: indices[end - count : end] for name, end, count in pieces}
+        scaling, recipe = None, recipes.of_client(source, None)
         if scaled is not None:
             mean, std = scaled[number].tolist()
-            scaling = tables.Scaling(columns, tuple(mean), tuple(std))
-        splits = {name: indices[end - count : end] for name, end, count in pieces}
-        recipe = recipes.of_client(source, scaling)
-        return ClientData(features, labels, splits, classes, meta["names"][number], scaling, recipe=recipe)
+            recipe["scaling"] = {"mean": mean, "std": std}
+            if kind == "table":
+                scaling = tables.Scaling(columns, tuple(mean), tuple(std))
+                recipe = recipes.of_client(source, scaling)
+        return ClientData(features, labels, splits, classes, named[number], scaling, recipe=recipe, **more)
 
     return opened
+
+
+def _of_kind(source: Mapping[str, Any]) -> dict[str, Any]:
+    """What clients must agree on of series and of texts with labels, and how many tokens there are of the latter."""
+    if source["kind"] == "series":
+        return {"agreed": tuple(source["recipe"]["channels"])}
+    if source["kind"] == "tokens":
+        return {"vocabulary": source["vocabulary"], "agreed": (f"tokens {words.digest(source['recipe'])}",)}
+    return {}

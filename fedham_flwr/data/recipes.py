@@ -37,6 +37,8 @@ OWN = "own"
 ENCODERS = {
     "image": "fedham_flwr.data.today:encode_images",
     "table": "fedham_flwr.data.today:encode_table",
+    "text": "fedham_flwr.data.kinds.text:encode",
+    "series": "fedham_flwr.data.kinds.series:encode",
 }
 """Kind of data -> its `encode`, of rows and a recipe; imported when it is called."""
 

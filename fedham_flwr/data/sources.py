@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data import plain_texts
 
 if TYPE_CHECKING:
     import datasets
@@ -41,7 +42,10 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in _BUILDERS:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in (
+        *_BUILDERS,
+        plain_texts.SUFFIX,
+    ):
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -131,9 +135,12 @@ def load(source: str, copy: str) -> datasets.Dataset:
 def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
     import datasets
 
+    if (texts := plain_texts.load(path)) is not None:
+        return datasets.DatasetDict({"train": texts})
     builder = _BUILDERS.get(path.suffix.lower())
     if path.is_file() and builder is None:
-        raise UserError(f"dataset is the file {path}, but only {', '.join(_BUILDERS)} files and folders can be read.")
+        readable = ", ".join((*_BUILDERS, plain_texts.SUFFIX))
+        raise UserError(f"dataset is the file {path}, but only {readable} files and folders can be read.")
     what = {"path": builder, "data_files": str(path)} if path.is_file() else {"path": str(path)}
     with _offline():
         try:

@@ -63,7 +63,7 @@ class CharTransformer(Transformer):
         personal_head: whether there is a personal head.
     """
 
-    dimensions: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     Settings: ClassVar[type | None] = CharTransformerSettings
 
     def __init__(
