@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedham_flwr.core import shapes
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data import recipes
@@ -107,7 +108,7 @@ class Exported:
         """
         kind, place = self.recipe["features"], resolve_device(device)
         stored = torch.from_numpy(np.ascontiguousarray(features))
-        if (shape := sample_shape(stored, kind)) != self.shape:
+        if (shape := sample_shape(stored, kind, shapes.vocabulary(self.shape))) != self.shape:
             raise UserError(f"the rows make samples of shape {shape}, and the model of {self.path} is for {self.shape}")
         network: Any = self.network.to(device=place, memory_format=torch.channels_last)  # type: ignore[call-overload]
         bf16 = self.header.get("precision") == "bf16"

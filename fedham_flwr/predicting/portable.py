@@ -4,10 +4,11 @@
 | --- | --- | --- |
 | image | uint8 [b, H, W, C] | pixels, of the size of the training |
 | table | float32 [b, columns] | raw numbers, NaN where one is missing; of a category its number |
-| text | int64 [b, T] | places in the vocabulary |
+| series | float32 [b, T, C] | raw numbers, NaN where one is missing |
+| text | int64 [b, T] | numbers of tokens, as the recipe makes them |
 | own | float32 [b, ...], or uint8 of images | as the user's function gave them |
 
-Letters: b batch, H W C of an image, T characters.
+Letters: b batch, H W C of an image, T steps or tokens, C channels.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fedham_flwr.core import shapes
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.batches import to_float, with_gaps
+from fedham_flwr.data.batches import channels_with_gaps, to_float, with_gaps
 from fedham_flwr.data.kinds.table import FARTHEST
 from fedham_flwr.predicting.exported import Exported
 
@@ -58,6 +60,27 @@ class Scaled(nn.Module):
         return with_gaps(((raw - self.mean) / self.std).clamp(-FARTHEST, FARTHEST).float())
 
 
+class Steps(nn.Module):
+    """Raw series as the network sees them: standardised by channel, with flags where a value is missing.
+
+    Args:
+        recipe: of the client.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, recipe: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(recipe["scaling"][name], dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """float32 [b, T, C] -> [b, 2 C, T]; in 64 bits in between, as the data were scaled."""
+        scaled = ((x.double() - self.mean) / self.std).clamp(-FARTHEST, FARTHEST)
+        return channels_with_gaps(scaled.float())
+
+
 class Pixels(nn.Module):
     """Pixels as the network sees them."""
 
@@ -86,6 +109,8 @@ class Portable(nn.Module):
             self.before = Pixels()
         elif recipe["kind"] == "table":
             self.before = Scaled(recipe)
+        elif recipe["kind"] == "series":
+            self.before = Steps(recipe)
         self.network = model.network
         self._target = recipe["target"]
         self.names = ("values",) if self._target == "value" else ("logits", "probabilities")
@@ -116,11 +141,23 @@ def samples(model: Exported, count: int = SAMPLES) -> Tensor:
         return torch.randint(0, 256, (count, height, width, channels), generator=draw, dtype=torch.uint8)
     if recipe["kind"] == "table":
         return _rows(recipe, count, draw)
-    if recipe["features"] == "text":
-        return torch.randint(0, len(recipe["outputs"]), (count, *shape), generator=draw)
+    if recipe["features"] in ("text", "tokens"):
+        most = shapes.vocabulary(shape) or len(recipe["outputs"])
+        return torch.randint(0, most, (count, *shapes.dimensions(shape)), generator=draw)
+    if recipe["kind"] == "series":
+        return _steps(recipe, shape[1], count, draw)
     if recipe["features"] == "array":
         return torch.randn(count, *shape, generator=draw)
     raise UserError(f"{model.path} is for {recipe['kind']}, which has no raw inputs that another program could give")
+
+
+def _steps(recipe: Mapping[str, Any], length: int, count: int, draw: torch.Generator) -> Tensor:
+    """Numbers about those of the training, and a gap in every channel."""
+    mean, std = (torch.tensor(recipe["scaling"][name], dtype=torch.float64) for name in ("mean", "std"))
+    values = mean + 2 * std * torch.randn(count, length, len(mean), generator=draw, dtype=torch.float64)
+    for channel in range(len(mean)):
+        values[channel % count, channel % length, channel] = np.nan
+    return values.float()
 
 
 def _rows(recipe: Mapping[str, Any], count: int, draw: torch.Generator) -> Tensor:

@@ -107,11 +107,9 @@ def of_rows(
             f"{opened.path} predicts the next character of a text, of which there is none for a row as a whole: wanted "
             "a model of classes, labels or values"
         )
-    first: dict[str, Sequence[Any]] = {"file": rows.files} if rows.files else {"row": range(1, len(rows.data) + 1)}
-    if id_column:
-        if id_column not in rows.data.column_names:
-            raise UserError(f"id column {id_column!r}: the columns are {', '.join(rows.data.column_names)}")
-        first[id_column] = rows.data.with_format("pandas")[:][id_column].tolist()
+    first = _first(rows, id_column)
+    if opened.recipe.get("form") == "recordings":
+        return _of_windows(opened, rows, first, probabilities, device, batch_size)
     faults: list[tuple[int, str]] = []
     if bad_rows == "refuse":
         features, good = recipes.encode(rows.data, opened.recipe), list(range(len(rows.data)))
@@ -124,6 +122,39 @@ def of_rows(
     outputs = opened.outputs(features, device, _checked(batch_size))
     frame = frame_of(outputs, opened.recipe, first, good, probabilities)
     return Predicted(frame, outputs, good, faults)
+
+
+def _first(rows: NewRows, id_column: str) -> dict[str, Sequence[Any]]:
+    """The columns that say which row is which."""
+    first: dict[str, Sequence[Any]] = {"file": rows.files} if rows.files else {"row": range(1, len(rows.data) + 1)}
+    if id_column:
+        if id_column not in rows.data.column_names:
+            raise UserError(f"id column {id_column!r}: the columns are {', '.join(rows.data.column_names)}")
+        first[id_column] = rows.data.select_columns([id_column]).with_format("arrow")[:].column(id_column).to_pylist()
+    return first
+
+
+def _of_windows(
+    opened: Exported,
+    rows: NewRows,
+    first: Mapping[str, Sequence[Any]],
+    probabilities: bool,
+    device: str,
+    batch_size: int,
+) -> Predicted:
+    """A prediction for each window of recordings, which the rows make together; it goes to the window's last row."""
+    from fedham_flwr.data.kinds.recordings import cut, read
+
+    features = recipes.encode(rows.data, opened.recipe)
+    windows = cut(read(rows.data, opened.recipe), None, opened.recipe)
+    ends = windows.spans[:, 1] + windows.values.shape[1] - 1
+    last = windows.order[ends]
+    turn = np.argsort(last, kind="stable")
+    outputs = opened.outputs(features[turn], device, _checked(batch_size))
+    good = last[turn].tolist()
+    told = {name: [values[row] for row in good] for name, values in first.items()}
+    frame = frame_of(outputs, opened.recipe, told, range(len(good)), probabilities)
+    return Predicted(frame, outputs, good, ())
 
 
 def _fitting(
