@@ -27,7 +27,8 @@ class ClientData:
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
         classes: K names; of text: the characters of the vocabulary; of multi-label data the k labels, of values their
             k names, or none.
-        name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
+        name: in a simulation the client's, by which it is known: the owner's with the natural partitioner, the table's
+            with class-table, the file's with files, else the partition's number.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
         kind: what the samples are; by default told by the features.
     """

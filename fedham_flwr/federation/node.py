@@ -9,7 +9,7 @@ from typing import NamedTuple
 from flwr.app import Context
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import SAFE_NAME
+from fedham_flwr.core.files import SAFE_NAME, safe_name
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partition, open_partitions
@@ -44,10 +44,29 @@ def place_of(node: Mapping[str, Value], download: Download) -> Place:
             )
         folder = Path(str(node["state-dir"])).expanduser() / download.training
         return Place(folder, _private(folder / "model") if download.closing else None)
-    if not {"partition-id", "num-partitions"} <= node.keys() or {"client-id", "data-path"} & node.keys():
+    if not _simulated(node):
         return Place()
     keep, export = (Path(given) if given else None for given in (download.keep, download.export))
     return Place(keep, export, own=False)
+
+
+def client_of(node: Mapping[str, Value], data: ClientData) -> str:
+    """A client's id: on a node of its own what its config says, in a simulation the name of its data.
+
+    There the number of its partition says where it comes in an order of sizes, which other data may change.
+
+    Args:
+        node: its node config.
+        data: the client's.
+
+    Raises:
+        UserError: as for `identify`.
+    """
+    return safe_name(data.name) if _simulated(node) else identify(node)
+
+
+def _simulated(node: Mapping[str, Value]) -> bool:
+    return {"partition-id", "num-partitions"} <= node.keys() and not {"client-id", "data-path"} & node.keys()
 
 
 def _private(folder: Path) -> Path:
