@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class ClientData:
             with class-table, the file's with files, else the partition's number.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
         kind: what the samples are; by default told by the features.
+        recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
+            where a function of a user's loads the data. See `data.recipes`.
     """
 
     features: Tensor
@@ -40,6 +43,7 @@ class ClientData:
     name: str
     scaling: tables.Scaling | None = None
     kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
+    recipe: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.kind is None:

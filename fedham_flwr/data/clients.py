@@ -19,6 +19,7 @@ import torch
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, source_digest
 from fedham_flwr.core.seeding import stream
+from fedham_flwr.data import recipes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
 from fedham_flwr.data.class_tables import Indices, read_table, table_owners
 from fedham_flwr.data.client_data import SPLITS, ClientData
@@ -153,7 +154,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise unwritable(root, error) from error
-    data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, side))
+    data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, settings))
     if meta_of(data)["kind"] != "text":
         return data
     length, vocabulary = settings.sequence_length, settings.vocabulary
@@ -197,15 +198,16 @@ def _classes(data: Path) -> Indices:
 
 def _opener(data: Path, clients: Path) -> Callable[[int], ClientData]:
     """What maps the arrays and cuts out a client's sample numbers, which lie client by client, split by split."""
-    meta, kind = meta_of(clients), meta_of(data)["kind"]
+    meta, source = meta_of(clients), meta_of(data)
+    kind = source["kind"]
     counts = np.array(meta["counts"])
     ends = counts.cumsum().reshape(counts.shape)
     indices = torch.from_numpy(array(clients / "indices.npy"))
     features = torch.from_numpy(array((clients if kind == "table" else data) / "features.npy"))
     labels = torch.from_numpy(array(data / "labels.npy"))
-    classes = tuple(meta_of(data)["classes"])
+    classes = tuple(source["classes"])
     scaled = array(clients / "scaling.npy") if kind == "table" else None
-    columns = () if scaled is None else tables.columns_of(meta_of(data)["columns"])
+    columns = () if scaled is None else tables.columns_of(source["columns"])
 
     def opened(number: int) -> ClientData:
         pieces = zip(SPLITS, ends[number].tolist(), counts[number].tolist(), strict=True)
@@ -214,6 +216,7 @@ def _opener(data: Path, clients: Path) -> Callable[[int], ClientData]:
             mean, std = scaled[number].tolist()
             scaling = tables.Scaling(columns, tuple(mean), tuple(std))
         splits = {name: indices[end - count : end] for name, end, count in pieces}
-        return ClientData(features, labels, splits, classes, meta["names"][number], scaling)
+        recipe = recipes.of_client(source, scaling)
+        return ClientData(features, labels, splits, classes, meta["names"][number], scaling, recipe=recipe)
 
     return opened
