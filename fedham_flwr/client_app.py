@@ -105,6 +105,7 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
             name=data.name,
             meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
             target=data.target,
+            data=data.pin,
         )
     )
 
@@ -125,7 +126,7 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
-    data = open_data(context, settings)
+    data = open_data(context, settings, download.data)
     client, place = client_of(context.node_config, data), place_of(context.node_config, download)
     if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(

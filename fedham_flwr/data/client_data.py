@@ -34,6 +34,8 @@ class ClientData:
         kind: what the samples are; by default told by the features.
         recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
             where a function of a user's loads the data. See `data.recipes`.
+        pin: in a simulation, a text that says what data these are, which clients of the same run open: the digest of
+            the source and the folder of the cache, with a blank between. Empty where a function loads the data.
     """
 
     features: Tensor
@@ -44,6 +46,7 @@ class ClientData:
     scaling: tables.Scaling | None = None
     kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
     recipe: Mapping[str, Any] | None = None
+    pin: str = ""
 
     def __post_init__(self) -> None:
         if self.kind is None:

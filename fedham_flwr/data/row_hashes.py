@@ -43,6 +43,19 @@ def row_hashes(data: datasets.Dataset, names: Sequence[str]) -> Hashes:
     return total
 
 
+def write(data: datasets.Dataset, names: Sequence[str], folder: Path) -> None:
+    """Write the numbers of the rows that a folder of the cache has samples of, where it has one of each row.
+
+    Args:
+        data: all rows.
+        names: as for `row_hashes`.
+        folder: has `labels.npy`, if its samples are rows.
+    """
+    labels = folder / "labels.npy"
+    if labels.is_file() and len(np.load(labels, mmap_mode="r")) == len(data):
+        np.save(folder / FILE, row_hashes(data, names))
+
+
 def array_hashes(folder: Path) -> Hashes:
     """As `row_hashes`, of the decoded features and labels of a folder of the cache that has no `FILE`."""
     total = np.zeros(len(np.load(folder / "labels.npy", mmap_mode="r")), dtype=np.uint64)
@@ -160,5 +173,3 @@ def _each(pieces: Iterator[bytes], count: int) -> Hashes:
 
 def _digest(raw: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "little")
-
-
