@@ -28,13 +28,16 @@ class ClientData:
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
         classes: K names; of text without labels: the tokens; of multi-label data the k labels, of values their
             k names, or none.
-        name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
+        name: in a simulation the client's, by which it is known: the owner's with the natural partitioner, the table's
+            with class-table, the file's with files, else the partition's number.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
         kind: what the samples are; by default told by the features.
         recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
             where a function of a user's loads the data. See `data.recipes`.
         vocabulary: of text with labels, how many tokens there are.
         agreed: names that all clients must have the same, beside those of the classes.
+        pin: in a simulation, a text that says what data these are, which clients of the same run open: the digest of
+            the source and the folder of the cache, with a blank between. Empty where a function loads the data.
     """
 
     features: Tensor
@@ -47,6 +50,7 @@ class ClientData:
     recipe: Mapping[str, Any] | None = None
     vocabulary: int = 0
     agreed: tuple[str, ...] = ()
+    pin: str = ""
 
     def __post_init__(self) -> None:
         if self.kind is None:

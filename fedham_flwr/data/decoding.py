@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data import targets
+from fedham_flwr.data import row_hashes, targets
+from fedham_flwr.data.client_files import OWNER, load_clients
 from fedham_flwr.data.columns import (
     Columns,
     codes_of,
@@ -92,10 +93,13 @@ def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) 
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        _decode_rows(load(source, copy), columns, folder, settings)
+        data, notes = load_clients(source, copy) if columns.client == OWNER else (load(source, copy), [])
+        _decode_rows(data, columns, folder, settings, notes)
 
 
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, settings: DataSettings) -> None:
+def _decode_rows(
+    data: datasets.Dataset, columns: Columns, folder: Path, settings: DataSettings, notes: Sequence[str] = ()
+) -> None:
     kind, features = _kind_of(data, columns, settings)
     if settings.image_size and kind != "image":
         raise UserError(
@@ -103,6 +107,8 @@ def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, setting
         )
     meta = KINDS[kind].decode(Rows(data, columns, features, folder, settings)) | {"kind": kind}
     meta["recipe"] = {"kind": kind} | meta.get("recipe", {})
+    meta["notes"] = [*notes, *meta.get("notes", [])]
+    row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 

@@ -18,7 +18,7 @@ def files(path: Path) -> list[Path]:
     """The texts of a source, in the order of their paths; none if it is of another kind.
 
     Args:
-        path: a file, or a folder, in which nothing else than texts and what explains them lies; hidden files don't count.
+        path: a file, or a folder with nothing in it but texts and what explains them; hidden files don't count.
     """
     if path.is_file():
         return [path] if path.suffix.lower() == SUFFIX else []

@@ -27,7 +27,9 @@ from fedham_flwr.data import plain_texts
 if TYPE_CHECKING:
     import datasets
 
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+READABLE = (*BUILDERS, plain_texts.SUFFIX)
+"""Endings of files that are a data set."""
 _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -42,10 +44,7 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in (
-        *_BUILDERS,
-        plain_texts.SUFFIX,
-    ):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in READABLE:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -137,10 +136,9 @@ def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
 
     if (texts := plain_texts.load(path)) is not None:
         return datasets.DatasetDict({"train": texts})
-    builder = _BUILDERS.get(path.suffix.lower())
+    builder = BUILDERS.get(path.suffix.lower())
     if path.is_file() and builder is None:
-        readable = ", ".join((*_BUILDERS, plain_texts.SUFFIX))
-        raise UserError(f"dataset is the file {path}, but only {readable} files and folders can be read.")
+        raise UserError(f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read.")
     what = {"path": builder, "data_files": str(path)} if path.is_file() else {"path": str(path)}
     with _offline():
         try:

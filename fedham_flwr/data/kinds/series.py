@@ -112,7 +112,7 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
     np.save(folder / "labels.npy", cuts.labels(np.load(folder / "labels.npy"), settings.label))
     if owners is not None:
         np.save(folder / "owners.npy", cuts.first(owners))
-    return {"recipe": {**recipe, "channels": list(recipe["columns"])}, "recordings": found.names}
+    return {"recipe": {**recipe, "channels": list(recipe["columns"])}, "ordered": True}
 
 
 def lists(data: datasets.Dataset, column: str, length: int) -> Steps:

@@ -97,7 +97,7 @@ def cut(joined: Path, recipe: Mapping[str, Any], folder: Path) -> None:
     meta["recipe"] = recipe
     if recipe["labelled"]:
         np.save(folder / "features.npy", words.padded(_texts(joined), recipe, recipe["length"]))
-        for name in ("labels.npy", "owners.npy"):
+        for name in ("labels.npy", "owners.npy", "row-hashes.npy"):
             if (joined / name).exists():
                 shutil.copyfile(joined / name, folder / name)
         meta |= {"kind": "tokens", "vocabulary": words.tokeniser_of(recipe).size}
