@@ -28,6 +28,7 @@ from fedham_flwr.data.decoding import decode
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_pixels import AS_USUAL
 from fedham_flwr.data.partitions import check_classless, partition
 from fedham_flwr.data.sources import content_key
 from fedham_flwr.data.splits import split, split_in_order
@@ -144,16 +145,19 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> Pat
     """The folder with the samples of this source, as arrays."""
     root = cache_root(settings.cache_dir)
     columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
-    side = settings.image_size
+    side, pictures = settings.image_size, settings.image
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
+    named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")
     except OSError as error:
         raise unwritable(root, error) from error
-    data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, side))
+    data = build(
+        root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, side, pictures)
+    )
     if meta_of(data)["kind"] != "text":
         return data
     length, vocabulary = settings.sequence_length, settings.vocabulary

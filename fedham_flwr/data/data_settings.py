@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
+
 
 @dataclass(frozen=True)
 class Partitioning:
@@ -59,6 +61,7 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
+        image: how images are resized, and what becomes of those that can't be read.
     """
 
     dataset: str = "digits"
@@ -74,3 +77,4 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
+    image: ImageSettings = field(default_factory=ImageSettings)

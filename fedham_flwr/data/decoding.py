@@ -34,13 +34,14 @@ from fedham_flwr.data.columns import (
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_pixels import AS_USUAL, ImageSettings
 from fedham_flwr.data.sources import load
 
 if TYPE_CHECKING:
     import datasets
 
 
-def decode(source: str, columns: Columns, folder: Path, side: int = 0) -> None:
+def decode(source: str, columns: Columns, folder: Path, side: int = 0, pictures: ImageSettings = AS_USUAL) -> None:
     """Write the arrays and the meta data of a source into this folder, which exists and is empty.
 
     Args:
@@ -48,20 +49,21 @@ def decode(source: str, columns: Columns, folder: Path, side: int = 0) -> None:
         columns: which columns are what.
         folder: where.
         side: pixels of the square that images are resized to; 0: they stay as they are.
+        pictures: how images are resized, and what becomes of those that can't be read.
 
     Raises:
         UserError: the source can't be read or reached, or its columns aren't what is needed.
         OSError: the folder can't be written.
     """
     if source == "digits":
-        _decode_digits(columns, folder, side)
+        _decode_digits(columns, folder, side, pictures)
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        _decode_rows(load(source, copy), columns, folder, side)
+        _decode_rows(load(source, copy), columns, folder, side, pictures)
 
 
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: int) -> None:
+def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: int, pictures: ImageSettings) -> None:
     table = table_columns(data, columns)
     feature = "" if table else find_feature(data, columns)
     image = bool(feature) and kind_of_column(data.features[feature]) == "Image"
@@ -72,13 +74,13 @@ def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: i
     if table:
         meta = _decode_table(data, table, columns, folder)
     elif image:
-        meta = _decode_images(data, feature, columns, folder, side)
+        meta = _decode_images(data, feature, columns, folder, side, pictures)
     else:
         meta = _decode_texts(data, feature, columns, folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
+def _decode_digits(columns: Columns, folder: Path, side: int, pictures: ImageSettings) -> None:
     """scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -91,22 +93,30 @@ def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
         raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    np.save(folder / "features.npy", images.resized(pixels, side)[..., None])
+    np.save(folder / "features.npy", images.resized(pixels, side, pictures.resize)[..., None])
     np.save(folder / "labels.npy", digits.target.astype(np.int64))
-    (folder / "meta.json").write_text(json.dumps({"classes": [str(i) for i in range(10)], "kind": "image"}))
+    recipe = images.recipe_of("image", (side or 8, side or 8, 1), side, pictures)
+    (folder / "meta.json").write_text(
+        json.dumps({"classes": [str(i) for i in range(10)], "kind": "image", "recipe": recipe})
+    )
 
 
 # ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
 
 
-def _decode_images(data: datasets.Dataset, feature: str, columns: Columns, folder: Path, side: int) -> dict[str, Any]:
+def _decode_images(
+    data: datasets.Dataset, feature: str, columns: Columns, folder: Path, side: int, pictures: ImageSettings
+) -> dict[str, Any]:
     targets.check(columns, "images")
+    label = "" if columns.target in targets.CLASSLESS else find_label(data, columns.label)
+    decoded = images.decode(data, feature, folder / "features.npy", side, pictures)
+    if len(decoded.kept) < len(data):
+        data = data.select(decoded.kept)
     if columns.target in targets.CLASSLESS:
         meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
     else:
-        meta = _decode_labels(data, find_label(data, columns.label), columns, folder)
-    images.decode(data, feature, folder / "features.npy", side)
-    return meta | {"kind": "image"}
+        meta = _decode_labels(data, label, columns, folder)
+    return meta | {"kind": "image", "recipe": decoded.recipe}
 
 
 def _decode_table(data: datasets.Dataset, table: Sequence[str], columns: Columns, folder: Path) -> dict[str, Any]:
