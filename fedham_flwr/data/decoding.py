@@ -2,23 +2,24 @@
 
 Images have `features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy`
 (int64 [N]). Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join`
-writes. scikit-learn and Pillow are imported by the functions that decode.
+writes. A new kind of data is a line of `KINDS`. scikit-learn and Pillow are imported by the functions that decode.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data import targets
+from fedham_flwr.data import row_hashes, targets
+from fedham_flwr.data.client_files import OWNER, load_clients
 from fedham_flwr.data.columns import (
     Columns,
     codes_of,
@@ -31,56 +32,98 @@ from fedham_flwr.data.columns import (
     table_columns,
     values_of,
 )
+from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
-from fedham_flwr.data.kinds.image_pixels import AS_USUAL, ImageSettings
 from fedham_flwr.data.sources import load
 
 if TYPE_CHECKING:
     import datasets
 
 
-def decode(source: str, columns: Columns, folder: Path, side: int = 0, pictures: ImageSettings = AS_USUAL) -> None:
+class Rows(NamedTuple):
+    """What is decoded, and where to.
+
+    Attributes:
+        data: all rows.
+        columns: which columns are what, as the settings say.
+        features: the columns of the samples.
+        folder: exists; what is decoded is written there.
+        settings: all settings of the data.
+    """
+
+    data: datasets.Dataset
+    columns: Columns
+    features: list[str]
+    folder: Path
+    settings: DataSettings
+
+
+class Kind(NamedTuple):
+    """A kind of data.
+
+    Attributes:
+        what: its samples, in sentences: images, a table.
+        finds: the columns of the samples; none if the data set is of another kind.
+        decode: writes the arrays, and returns the meta data without the kind; with `recipe`, which says how raw rows
+            become features, `rows`, the numbers of those that are left, where some are left out, and `notes`, what is
+            to be said.
+    """
+
+    what: str
+    finds: Callable[[datasets.Dataset, Columns, DataSettings], list[str]]
+    decode: Callable[[Rows], dict[str, Any]]
+
+
+def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) -> None:
     """Write the arrays and the meta data of a source into this folder, which exists and is empty.
 
     Args:
         source: the `dataset` setting.
         columns: which columns are what.
         folder: where.
-        side: pixels of the square that images are resized to; 0: they stay as they are.
-        pictures: how images are resized, and what becomes of those that can't be read.
+        settings: what each kind of data is decoded by, such as `image-size`.
 
     Raises:
         UserError: the source can't be read or reached, or its columns aren't what is needed.
         OSError: the folder can't be written.
     """
     if source == "digits":
-        _decode_digits(columns, folder, side, pictures)
+        _decode_digits(columns, folder, settings)
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        _decode_rows(load(source, copy), columns, folder, side, pictures)
+        data, notes = load_clients(source, copy) if columns.client == OWNER else (load(source, copy), [])
+        _decode_rows(data, columns, folder, settings, notes)
 
 
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, side: int, pictures: ImageSettings) -> None:
-    table = table_columns(data, columns)
-    feature = "" if table else find_feature(data, columns)
-    image = bool(feature) and kind_of_column(data.features[feature]) == "Image"
-    if side and not image:
+def _decode_rows(
+    data: datasets.Dataset, columns: Columns, folder: Path, settings: DataSettings, notes: Sequence[str] = ()
+) -> None:
+    kind, features = _kind_of(data, columns, settings)
+    if settings.image_size and kind != "image":
         raise UserError(
-            f"image-size={side} resizes images, and the data set is {'a table' if table else 'text'}: set 0."
+            f"image-size={settings.image_size} resizes images, and the data set is {KINDS[kind].what}: set 0."
         )
-    if table:
-        meta = _decode_table(data, table, columns, folder)
-    elif image:
-        meta = _decode_images(data, feature, columns, folder, side, pictures)
-    else:
-        meta = _decode_texts(data, feature, columns, folder)
+    meta = KINDS[kind].decode(Rows(data, columns, features, folder, settings)) | {"kind": kind}
+    meta["recipe"] = {"kind": kind} | meta.get("recipe", {})
+    meta["notes"] = [*notes, *meta.get("notes", [])]
+    if (kept := meta.pop("rows", None)) is not None:
+        data = data.select(kept)
+    row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def _decode_digits(columns: Columns, folder: Path, side: int, pictures: ImageSettings) -> None:
+def _kind_of(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> tuple[str, list[str]]:
+    """The first kind that finds its columns; the last one finds some, or says what is wrong."""
+    for kind, each in KINDS.items():
+        if features := each.finds(data, columns, settings):
+            return kind, features
+    raise AssertionError("the last kind finds its columns or raises")
+
+
+def _decode_digits(columns: Columns, folder: Path, settings: DataSettings) -> None:
     """scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
@@ -93,6 +136,7 @@ def _decode_digits(columns: Columns, folder: Path, side: int, pictures: ImageSet
         raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    side, pictures = settings.image_size, settings.image
     np.save(folder / "features.npy", images.resized(pixels, side, pictures.resize)[..., None])
     np.save(folder / "labels.npy", digits.target.astype(np.int64))
     recipe = images.recipe_of("image", (side or 8, side or 8, 1), side, pictures)
@@ -104,38 +148,49 @@ def _decode_digits(columns: Columns, folder: Path, side: int, pictures: ImageSet
 # ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
 
 
-def _decode_images(
-    data: datasets.Dataset, feature: str, columns: Columns, folder: Path, side: int, pictures: ImageSettings
-) -> dict[str, Any]:
-    targets.check(columns, "images")
-    label = "" if columns.target in targets.CLASSLESS else find_label(data, columns.label)
-    decoded = images.decode(data, feature, folder / "features.npy", side, pictures)
-    if len(decoded.kept) < len(data):
-        data = data.select(decoded.kept)
+def _find_table(data: datasets.Dataset, columns: Columns, _: DataSettings) -> list[str]:
+    return table_columns(data, columns)
+
+
+def _find_images(data: datasets.Dataset, columns: Columns, _: DataSettings) -> list[str]:
+    feature = find_feature(data, columns)
+    return [feature] if kind_of_column(data.features[feature]) == "Image" else []
+
+
+def _find_texts(data: datasets.Dataset, columns: Columns, _: DataSettings) -> list[str]:
+    return [find_feature(data, columns)]
+
+
+def _decode_images(rows: Rows) -> dict[str, Any]:
+    targets.check(rows.columns, "images")
+    settings, file = rows.settings, rows.folder / "features.npy"
+    if rows.columns.target not in targets.CLASSLESS:
+        find_label(rows.data, rows.columns.label)  # a mistake in it is said before an hour of decoding
+    decoded = images.decode(rows.data, rows.features[0], file, settings.image_size, settings.image)
+    left_out: dict[str, Any] = {}
+    if len(decoded.kept) < len(rows.data):
+        rows = rows._replace(data=rows.data.select(decoded.kept))
+        left_out = {"rows": decoded.kept, "notes": [decoded.note]}
+    return _decode_targets(rows) | {"recipe": decoded.recipe} | left_out
+
+
+def _decode_table(rows: Rows) -> dict[str, Any]:
+    targets.check(rows.columns, "a table")
+    meta = _decode_targets(rows, table=True)
+    decoded = [asdict(each) for each in table_decoding.decode(rows.data, rows.features, rows.folder / "features.npy")]
+    return meta | {"columns": decoded, "recipe": {"columns": decoded}}
+
+
+def _decode_targets(rows: Rows, table: bool = False) -> dict[str, Any]:
+    """Write whose each row is and what is to be learned of it; the meta data that go with them."""
+    data, columns, inputs = rows.data, rows.columns, rows.features if table else []
     if columns.target in targets.CLASSLESS:
-        meta = targets.decode(data, columns, (), folder) | _write_owners(data, columns, folder)
-    else:
-        meta = _decode_labels(data, label, columns, folder)
-    return meta | {"kind": "image", "recipe": decoded.recipe}
-
-
-def _decode_table(data: datasets.Dataset, table: Sequence[str], columns: Columns, folder: Path) -> dict[str, Any]:
-    targets.check(columns, "a table")
-    if columns.target in targets.CLASSLESS:
-        meta = targets.decode(data, columns, table, folder) | _write_owners(data, columns, folder)
-    else:
-        label = find_label_of_table(data, columns, table)
-        meta = _decode_labels(data, label, columns, folder)
-        meta["declared"] = kind_of_column(data.features[label]) == "ClassLabel"
-    decoded = table_decoding.decode(data, table, folder / "features.npy")
-    return meta | {"kind": "table", "columns": [asdict(column) for column in decoded]}
-
-
-def _decode_labels(data: datasets.Dataset, label: str, columns: Columns, folder: Path) -> dict[str, Any]:
-    """Write whose each row is and its class; the meta data that go with them."""
+        return targets.decode(data, columns, inputs, rows.folder) | _write_owners(data, columns, rows.folder)
+    label = find_label_of_table(data, columns, inputs) if table else find_label(data, columns.label)
     labels, classes = label_codes(data, label)
-    np.save(folder / "labels.npy", labels)
-    return {"classes": classes} | _write_owners(data, columns, folder)
+    np.save(rows.folder / "labels.npy", labels)
+    declared = {"declared": kind_of_column(data.features[label]) == "ClassLabel"} if table else {}
+    return {"classes": classes, "labels": [label]} | _write_owners(data, columns, rows.folder) | declared
 
 
 def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:
@@ -145,7 +200,8 @@ def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dic
     return dict(names)
 
 
-def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder: Path) -> dict[str, Any]:
+def _decode_texts(rows: Rows) -> dict[str, Any]:
+    data, columns, feature = rows.data, rows.columns, rows.features[0]
     targets.check(columns, "texts")
     if columns.label:
         raise UserError(
@@ -153,8 +209,8 @@ def _decode_texts(data: datasets.Dataset, feature: str, columns: Columns, folder
             "which takes no labels; leave label-column empty."
         )
     owners, names = _owners(data, columns.client)
-    characters = texts.join(values_of(data, feature, "feature-column"), owners, folder)
-    return {"kind": "text", "characters": characters} | names
+    characters = texts.join(values_of(data, feature, "feature-column"), owners, rows.folder)
+    return {"characters": characters} | names
 
 
 def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
@@ -163,3 +219,12 @@ def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] 
         return None, {}
     owners, names = codes_of(data, named(data, "client-column", column), "client-column")
     return owners, {"owners": names}
+
+
+KINDS: Mapping[str, Kind] = {
+    "table": Kind("a table", _find_table, _decode_table),
+    "image": Kind("images", _find_images, _decode_images),
+    "text": Kind("text", _find_texts, _decode_texts),
+}
+"""The kinds of data, in the order in which they are tried: `find_feature` raises where nothing is found, so that what
+takes other columns stands before it."""

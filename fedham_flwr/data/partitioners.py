@@ -194,9 +194,12 @@ BY_LABEL: dict[str, Callable[[Partitioning, Indices, int], list[Indices]]] = {
 BY_OWNER: dict[str, Callable[[npt.NDArray[Any] | None, int], list[Indices]]] = {
     "class-table": _class_table,
     "natural": _natural,
+    "files": _natural,
 }
 """Those that deal by owner: of whose each sample is, [n] or None, and N."""
-WITHOUT_LABELS = ("natural", "iid")
+BY_NAME = ("natural", "files")
+"""Those whose clients have names in the data, and are as many as these."""
+WITHOUT_LABELS = (*BY_NAME, "iid")
 """Those that deal data without classes."""
 PARTITIONERS = (*BY_LABEL, *BY_OWNER)
 """Names of the built-in partitioners."""

@@ -26,7 +26,7 @@ from fedham_flwr.core.errors import UserError, first_line
 if TYPE_CHECKING:
     import datasets
 
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
 _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -41,7 +41,7 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in _BUILDERS:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in BUILDERS:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -131,9 +131,9 @@ def load(source: str, copy: str) -> datasets.Dataset:
 def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
     import datasets
 
-    builder = _BUILDERS.get(path.suffix.lower())
+    builder = BUILDERS.get(path.suffix.lower())
     if path.is_file() and builder is None:
-        raise UserError(f"dataset is the file {path}, but only {', '.join(_BUILDERS)} files and folders can be read.")
+        raise UserError(f"dataset is the file {path}, but only {', '.join(BUILDERS)} files and folders can be read.")
     what = {"path": builder, "data_files": str(path)} if path.is_file() else {"path": str(path)}
     with _offline():
         try:

@@ -63,10 +63,10 @@ def decode(data: datasets.Dataset, columns: Columns, table: Sequence[str], folde
     elif len(names) == 1 and kind_of_column(data.features[names[0]]) in _LISTS:
         flags, classes, declared = _lists(data, names[0])
         np.save(folder / "labels.npy", flags)
-        return {"classes": classes, "target": columns.target, "declared": declared}
+        return {"classes": classes, "target": columns.target, "declared": declared, "labels": names}
     else:
         np.save(folder / "labels.npy", _flags(data, names))
-    return {"classes": names, "target": columns.target, "declared": True}
+    return {"classes": names, "target": columns.target, "declared": True, "labels": names}
 
 
 def _numbers(data: datasets.Dataset, names: Sequence[str], target: str) -> npt.NDArray[np.float32]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,6 @@ from fedham_flwr.data.kinds.image_reading import column_of, from_files, pictures
 if TYPE_CHECKING:
     import datasets
 
-log = logging.getLogger("fedham_flwr")
-
 NAMED = 10
 """Pictures that are named of those which can't be read."""
 
@@ -37,10 +34,12 @@ class Decoded(NamedTuple):
     Attributes:
         kept: int64, the numbers of the rows whose pictures could be read.
         recipe: how new pictures become like these: see `encode`.
+        note: the sentence that lists those which can't be read; empty if all could.
     """
 
     kept: npt.NDArray[np.int64]
     recipe: dict[str, Any]
+    note: str = ""
 
 
 def decode(
@@ -90,9 +89,8 @@ def decode(
             raise UserError(f"none of the {len(data)} images can be read: {broken[0]}")
         width, height = (side, side) if side else first[0]
         _write_head(file, (len(kept), height, width, channels))
-    if broken:
-        log.warning("%s", left_out(broken, len(data)))
-    return Decoded(np.array(kept), recipe_of(column, (height, width, channels), side, settings))
+    note = left_out(broken, len(data)) if broken else ""
+    return Decoded(np.array(kept), recipe_of(column, (height, width, channels), side, settings), note)
 
 
 def recipe_of(column: str, shape: tuple[int, int, int], side: int, settings: ImageSettings) -> dict[str, Any]:
