@@ -19,6 +19,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data import recipes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
+from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.client_files import OWNER
@@ -61,7 +62,7 @@ def open_partitions(settings: DataSettings, clients: int, pin: str = "") -> Call
     """
     root, partitioning = cache_root(settings.cache_dir), settings.partitioning
     folder = root / pin.rpartition(" ")[2]
-    if not pin or not folder.is_dir():
+    if not pin or fault(folder.parent) or fault(folder):
         table = read_table(partitioning.class_table) if partitioning.partitioner == "class-table" else None
         data, content = _data_folder(settings, settings.dataset, _owner_column(settings))
         key = key_of_dealing(settings, data, clients, table)
