@@ -187,8 +187,8 @@ def _decode_targets(rows: Rows, schema: Schema | None = None) -> tuple[Rows, dic
         meta = targets.decode(rows.data, columns.target, names, rows.folder, table)
     else:
         label = find_label_of_table(rows.data, columns, inputs) if inputs else find_label(rows.data, columns.label)
-        rows = rows._replace(data=with_labels(rows.data, [label], table.unlabelled, table.missing.split()))
         declared = schema.label.classes if schema and schema.label and schema.label.column == label else ()
+        rows = rows._replace(data=with_labels(rows.data, [label], table.unlabelled, table.missing.split(), declared))
         labels, classes = label_codes(rows.data, label, declared)
         np.save(rows.folder / "labels.npy", labels)
         known = bool(declared) or kind_of_column(rows.data.features[label]) == "ClassLabel"

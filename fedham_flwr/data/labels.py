@@ -26,7 +26,11 @@ _ID = re.compile(r"\d+", re.ASCII)
 
 
 def with_labels(
-    data: datasets.Dataset, names: Sequence[str], unlabelled: str, missing: Sequence[str]
+    data: datasets.Dataset,
+    names: Sequence[str],
+    unlabelled: str,
+    missing: Sequence[str],
+    declared: Sequence[str] = (),
 ) -> datasets.Dataset:
     """The rows that have a label, or all if each has one.
 
@@ -35,13 +39,14 @@ def with_labels(
         names: the columns of the label, of which each row needs all.
         unlabelled: the setting: refuse, or leave-out, which says how many are left out.
         missing: markers beside the usual ones, in columns of texts.
+        declared: classes of a schema, which are no markers.
 
     Raises:
         UserError: a row has none, and the setting is refuse; or no row has one.
     """
     lacking = np.zeros(len(data), dtype=bool)
     for name in names:
-        lacking |= _lacks(data, name, missing)
+        lacking |= _lacks(data, name, missing, declared)
     if not lacking.any():
         return data
     quoted, count = " ".join(names), int(lacking.sum())
@@ -57,13 +62,13 @@ def with_labels(
     return selected(data, np.flatnonzero(~lacking))
 
 
-def _lacks(data: datasets.Dataset, name: str, missing: Sequence[str]) -> npt.NDArray[np.bool_]:
+def _lacks(data: datasets.Dataset, name: str, missing: Sequence[str], declared: Sequence[str]) -> npt.NDArray[np.bool_]:
     import pyarrow.compute as pc
 
     column = data.select_columns([name]).with_format("arrow")[:].column(name)
     kind = kind_of_column(data.features[name])
     if kind.endswith("string"):
-        column = texts(column, missing)
+        column = texts(column, missing, declared)
     null: npt.NDArray[np.bool_] = pc.is_null(column, nan_is_null=True).to_numpy()
     if kind == "ClassLabel":
         null = null | (pc.fill_null(column, -1).to_numpy() < 0)

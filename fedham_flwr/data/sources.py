@@ -136,6 +136,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
         if path.suffix.lower() not in _BUILDERS:
             raise UserError(f"dataset is the file {path}, but only {', '.join(_READ)} files and folders can be read.")
         return _merge(load_files(_BUILDERS[path.suffix.lower()], [path], path, copy), source)
+    path = path.resolve()  # as the library names files
     name, splits = files_of(path, copy)
     if name == "csv":
         return csv_files.read([file for files in splits.values() for file in files], path, table)

@@ -51,7 +51,7 @@ def encode(column: Column, values: Any, where: Where, missing: Sequence[str] = (
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    given = meaning.texts(values, missing) if is_text else values
+    given = meaning.texts(values, missing, column.names) if is_text else values
     encoded = _ENCODERS[column.kind](column, given, is_text, where)
     _check_range(column, encoded.numbers, where)
     return encoded

@@ -48,18 +48,19 @@ class Parsed(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def texts(column: Any, missing: Sequence[str] = ()) -> Any:
+def texts(column: Any, missing: Sequence[str] = (), names: Sequence[str] = ()) -> Any:
     """An Arrow column of texts without blanks around them, null where a value is missing.
 
     Args:
         column: an Arrow array or chunked array of texts.
         missing: markers beside the usual ones.
+        names: categories that are declared, so that they are no markers.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     trimmed = pc.utf8_trim_whitespace(pc.cast(column, pa.large_string()))
-    markers = pa.array([*MISSING, *missing], pa.large_string())
+    markers = pa.array([sign for sign in (*MISSING, *missing) if sign not in names], pa.large_string())
     return pc.if_else(pc.is_in(trimmed, markers), pa.scalar(None, pa.large_string()), trimmed)
 
 
