@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.resume.continuing import clients_of, complete
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, defaults, parse
 
@@ -157,7 +157,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> int:
         if resume := options.resume or str(given.get("resume", "")):
             given = complete(resume, given)
         if options.num_supernodes is None:
-            options.num_supernodes = (resume and num_clients(resume)) or 10
+            options.num_supernodes = clients_of(given, resume)
         if options.num_supernodes < 1:
             raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
         chosen = Simulation(
@@ -179,7 +179,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     what = "Run a federation on this machine."
     parser = argparse.ArgumentParser(program, description=what, epilog="`fedham settings` lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
-    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
+    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: those of the data, or 10)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
     parser.add_argument("--engine", choices=ENGINES, default="cohort", help="of ray: default: cohort")
     parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of ray: processors of a worker (1)")

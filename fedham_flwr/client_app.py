@@ -25,10 +25,9 @@ from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Metrics, Profile
-from fedham_flwr.federation.node import open_data, place_of
+from fedham_flwr.federation.node import client_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
-from fedham_flwr.federation.roster import identify
 from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
@@ -97,7 +96,7 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
     data = open_data(context, settings)
     return wire.write_profile(
         Profile(
-            client=identify(context.node_config),
+            client=client_of(context.node_config, data),
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
             classes=data.outputs,
@@ -106,6 +105,7 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
             name=data.name,
             meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
             target=data.target,
+            data=data.pin,
         )
     )
 
@@ -126,15 +126,15 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
-    data = open_data(context, settings)
+    data = open_data(context, settings, download.data, download.training)
+    client, place = client_of(context.node_config, data), place_of(context.node_config, download)
     if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(
-            f"client {identify(context.node_config)} has samples of shape {data.shape} and {data.outputs} "
+            f"client {client} has samples of shape {data.shape} and {data.outputs} "
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
     parts = _parts(settings, download.shape, download.classes)
-    client, place = identify(context.node_config), place_of(context.node_config, download)
     state = ClientState(
         context.state,
         client,

@@ -48,7 +48,7 @@ def _by_partitioner(*names: str, own: bool = False) -> Reason:
     """Of a setting that some partitioners read, and those of a user's own if `own`."""
 
     def reason(facts: Facts) -> str:
-        chosen = facts.settings.partitioner
+        chosen = facts.settings.partitioner_used
         read = chosen in names or (own and is_path(chosen))
         return _dealt(facts) or ("" if read else f"partitioner is {chosen}")
 

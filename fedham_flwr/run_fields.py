@@ -57,7 +57,7 @@ class RunFields(BaseModel):
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     image_size: NonNegativeInt = 0
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
-    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
+    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", ("auto", *PARTITIONERS)))] = "auto"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
     owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
@@ -110,6 +110,7 @@ class RunFields(BaseModel):
     seed: NonNegativeInt = 0
     results_dir: str = "results"
     resume: str = ""
+    changed_data: Literal["refuse", "accept"] = "refuse"
     checkpoint_every: NonNegativeInt = 10
     bank_memory: NonNegativeFloat = 16.0
     lost_state: Literal["refuse", "restart"] = "refuse"

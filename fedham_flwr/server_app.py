@@ -29,11 +29,12 @@ from fedham_flwr.registry import method
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
+from fedham_flwr.resume.changed_data import Watch, remember
 from fedham_flwr.resume.checkpoints import Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
-from fedham_flwr.starts import go_on, start_from, task_of
+from fedham_flwr.starts import data_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
 from fedham_flwr.trials import server_half, try_training
 
@@ -170,6 +171,7 @@ def prepare(
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
+    pin = data_of(settings, profiles)
     measured = settings.measured(profiles[0].target, classes)
     metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
@@ -190,14 +192,15 @@ def prepare(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        task_of(settings, shape, classes, profiles, journal.directory.path, saved),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved, pin),
         roster,
-        journal,
+        Watch(journal, settings.data(), pin),
         saved[0].progress() if saved else None,
         journal.directory.path,
     )
     if saved:
         go_on(strategy, *saved, network, journal.directory, simulated=bool(profiles[0].partitions))
+    remember(journal.directory.path, pin, len(profiles), settings.data())
     report.data_table(journal.write_clients(strategy))
     report.say(strategy.describe())
     if settings.resume:

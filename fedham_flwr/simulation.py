@@ -24,7 +24,7 @@ from fedham_flwr.ends import interrupted
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
-from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.resume.continuing import clients_of, complete
 from fedham_flwr.runners import Backend, Engine, Simulation, run_backend
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import parse
@@ -138,7 +138,7 @@ def simulate(
     Args:
         strategy: the method, by its name, its import path or itself; by default fedper.
         task: what is brought along: a `Task`, a module's name or an import path.
-        clients: how many; by default 10.
+        clients: how many; by default as many as the data name, or 10 where they are dealt by draw.
         backend: in-process (one client after the other), cohort (those of a round as one program, which is faster for
             small networks), or ray (in several processes).
         num_cpus: of ray: processors of a worker.
@@ -164,7 +164,7 @@ def simulate(
             given[setting] = _named_by(setting, value)
     if resume:
         given = complete(resume, given)
-    clients = ((resume and num_clients(resume)) or 10) if clients is None else clients
+    clients = clients_of(given, resume) if clients is None else clients
     chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
     chosen.check()
     if chosen.elsewhere:

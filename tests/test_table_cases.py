@@ -109,9 +109,7 @@ def test_rows_without_a_label(opened: Callable[..., Opened], caplog: pytest.LogC
     lines = (CASES / "nolabelvals.csv").read_text().splitlines()[1:]
     there = np.array([not line.endswith(",") for line in lines])
     count = int((~there).sum())
-    with pytest.raises(
-        UserError, match=rf"label-column .label. has {count} empty rows, .* first is nolabelvals\.csv"
-    ):
+    with pytest.raises(UserError, match=rf"label-column .label. has {count} empty rows, .* first is nolabelvals\.csv"):
         opened("nolabelvals.csv")
     features, labels = opened("nolabelvals.csv", unlabelled="leave-out")
     np.testing.assert_array_equal(features, wanted[there])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,9 +28,14 @@ class ClientData:
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
         classes: K names; of text: the characters of the vocabulary; of multi-label data the k labels, of values their
             k names, or none.
-        name: the partition's number; with the natural partitioner the owner's name, with class-table the table's.
+        name: in a simulation the client's, by which it is known: the owner's with the natural partitioner, the table's
+            with class-table, the file's with files, else the partition's number.
         scaling: of a table: how raw rows become inputs. It says something of this client's data, and stays with it.
         kind: what the samples are; by default told by the features.
+        recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
+            where a function of a user's loads the data. See `data.recipes`.
+        pin: in a simulation, a text that says what data these are, which clients of the same run open: the digest of
+            the source and the folder of the cache, with a blank between. Empty where a function loads the data.
     """
 
     features: Tensor
@@ -39,6 +45,8 @@ class ClientData:
     name: str
     scaling: tables.Scaling | None = None
     kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
+    recipe: Mapping[str, Any] | None = None
+    pin: str = ""
 
     def __post_init__(self) -> None:
         if self.kind is None:

@@ -117,6 +117,23 @@ def files_of(data: datasets.Dataset) -> list[tuple[str, int]]:
     return list(zip(names, carried.get("rows", []), strict=True))
 
 
+def joined(parts: Sequence[datasets.Dataset]) -> datasets.Dataset:
+    """The rows of several data sets, which go on knowing their lines if all do.
+
+    Args:
+        parts: with the same columns.
+    """
+    import datasets
+
+    carried, whole = [_carried(part) for part in parts], datasets.concatenate_datasets(list(parts))
+    whole.info.description = ""
+    if all(each and each["kept"] is None for each in carried):
+        root = os.path.commonpath([os.path.dirname(file[0]) for each in carried for file in each["files"]])
+        files = [Dialect(*file) for each in carried for file in each["files"]]
+        whole.info.description = described(Path(root), files, [count for each in carried for count in each["rows"]])
+    return whole
+
+
 def selected(data: datasets.Dataset, kept: npt.NDArray[np.int64]) -> datasets.Dataset:
     """Some rows of a data set, which go on knowing their lines.
 

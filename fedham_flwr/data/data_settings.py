@@ -9,12 +9,26 @@ from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.schema import read_schema
 
 
+def resolved(partitioner: str, client_column: str, class_table: str) -> str:
+    """The partitioner that `auto` stands for: what goes with the column or the table that is named, else pathological.
+
+    Args:
+        partitioner: the setting; any other stays as it is.
+        client_column: the setting.
+        class_table: the setting.
+    """
+    if partitioner != "auto":
+        return partitioner
+    return "natural" if client_column else "class-table" if class_table else "pathological"
+
+
 @dataclass(frozen=True)
 class Partitioning:
     """How samples are dealt to clients.
 
     Attributes:
-        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural.
+        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural |
+            files.
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
         seed: the run's seed.

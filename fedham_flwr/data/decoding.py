@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data import targets
+from fedham_flwr.data import row_hashes, targets
+from fedham_flwr.data.client_files import OWNER, load_clients
 from fedham_flwr.data.columns import (
     Columns,
     find_feature,
@@ -92,10 +93,15 @@ def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) 
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        _decode_rows(load(source, copy, settings.table), columns, folder, settings)
+        table = settings.table
+        ours = columns.client == OWNER
+        data, notes = load_clients(source, copy, table) if ours else (load(source, copy, table), [])
+        _decode_rows(data, columns, folder, settings, notes)
 
 
-def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, settings: DataSettings) -> None:
+def _decode_rows(
+    data: datasets.Dataset, columns: Columns, folder: Path, settings: DataSettings, notes: Sequence[str] = ()
+) -> None:
     kind, features = _kind_of(data, columns, settings)
     if settings.image_size and kind != "image":
         raise UserError(
@@ -103,6 +109,9 @@ def _decode_rows(data: datasets.Dataset, columns: Columns, folder: Path, setting
         )
     meta = KINDS[kind].decode(Rows(data, columns, features, folder, settings)) | {"kind": kind}
     meta["recipe"] = {"kind": kind} | meta.get("recipe", {})
+    meta["notes"] = [*notes, *meta.get("notes", [])]
+    if not (folder / row_hashes.FILE).is_file():
+        row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -186,14 +195,15 @@ def _decode_targets(rows: Rows, schema: Schema | None = None) -> tuple[Rows, dic
         rows = rows._replace(data=with_labels(rows.data, names, table.unlabelled, table.missing.split()))
         meta = targets.decode(rows.data, columns.target, names, rows.folder, table)
     else:
-        label = find_label_of_table(rows.data, columns, inputs) if inputs else find_label(rows.data, columns.label)
-        declared = schema.label.classes if schema and schema.label and schema.label.column == label else ()
-        rows = rows._replace(data=with_labels(rows.data, [label], table.unlabelled, table.missing.split(), declared))
-        labels, classes = label_codes(rows.data, label, declared)
+        names = [find_label_of_table(rows.data, columns, inputs) if inputs else find_label(rows.data, columns.label)]
+        declared = schema.label.classes if schema and schema.label and [schema.label.column] == names else ()
+        rows = rows._replace(data=with_labels(rows.data, names, table.unlabelled, table.missing.split(), declared))
+        labels, classes = label_codes(rows.data, names[0], declared)
         np.save(rows.folder / "labels.npy", labels)
-        known = bool(declared) or kind_of_column(rows.data.features[label]) == "ClassLabel"
+        known = bool(declared) or kind_of_column(rows.data.features[names[0]]) == "ClassLabel"
         meta = {"classes": classes} | ({"declared": known} if inputs else {})
-    return rows, meta | _write_owners(rows.data, columns, rows.folder)
+    row_hashes.write(rows.data, [*rows.features, *names], rows.folder)  # of the rows that are left
+    return rows, meta | {"labels": names} | _write_owners(rows.data, columns, rows.folder)
 
 
 def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:

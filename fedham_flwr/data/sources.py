@@ -28,8 +28,15 @@ from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offl
 if TYPE_CHECKING:
     import datasets
 
-_BUILDERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-_READ = (".parquet", *csv_files.ENDINGS, ".json", ".jsonl", ".arrow")
+BUILDERS = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
+}  # fmt: skip
+"""Endings of the files that can be read, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file can be read, by its ending."""
+    return path.suffix.lower() in BUILDERS or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -43,7 +50,7 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not path.name.lower().endswith(_READ):
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not is_data(path):
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -133,9 +140,11 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if path.is_file():
         if csv_files.is_csv(path):
             return csv_files.read([path], path, table)
-        if path.suffix.lower() not in _BUILDERS:
-            raise UserError(f"dataset is the file {path}, but only {', '.join(_READ)} files and folders can be read.")
-        return _merge(load_files(_BUILDERS[path.suffix.lower()], [path], path, copy), source)
+        if path.suffix.lower() not in BUILDERS:
+            raise UserError(
+                f"dataset is the file {path}, but only {', '.join(BUILDERS)} files and folders can be read."
+            )
+        return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
     path = path.resolve()  # as the library names files
     name, splits = files_of(path, copy)
     if name == "csv":

@@ -11,6 +11,7 @@ from flwr.common import NDArrays, Scalar
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.data import recipes
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
@@ -27,6 +28,7 @@ class FlowerClient(NumPyClient):
     def __init__(self, half: RoundClient) -> None:
         self.half = half
         self._job = half.job
+        self._has_predictor = False
 
     def work(self, stage: Stage) -> Params:
         """What a message of this stage asks for; the tensors to send back."""
@@ -172,6 +174,7 @@ class FlowerClient(NumPyClient):
         measured = half.settings.measured(data.target, self._job.download.classes)
         with half.clock("evaluate"):
             predictor = half.predictor()
+        self._has_predictor = predictor is not None
         for split in ("validation", "test"):
             if not len(data.splits[split]):
                 continue
@@ -188,7 +191,10 @@ class FlowerClient(NumPyClient):
             "client": job.client,
             "strategy": self.half.settings.strategy,
             "phase": phase,
+            "round": str(download.round),
+            "precision": self.half.settings.precision,
+            **({"predictor": type(self.half).__name__} if self._has_predictor else {}),
             **export.label(self.half.settings.model, download.shape, download.classes, self.half.settings.networks()),
-            **(job.data.scaling.label() if job.data.scaling else {}),
+            **recipes.label(job.data),
         }
         export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)

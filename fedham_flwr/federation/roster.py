@@ -1,7 +1,8 @@
 """Who is who: client id <-> node id, and the cohort of a round.
 
 Flower's node ids are random and change when a node restarts. A client's id is its own: the `client-id` of its node
-config, else the number of its partition in a simulation. Ids are learned by a query message; duplicates are refused.
+config, in a simulation the name of its data, or its number where data have no names. Ids are learned by a query
+message; duplicates are refused.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ def write_download(download: Download, serialised: dict[int, Array] | None = Non
             "training": download.training,
             "keep": download.keep,
             "own": download.own,
+            "data": download.data,
         }
     )
     content = RecordDict({TENSORS: ArrayRecord(arrays(download.params, serialised)), INSTRUCTIONS: instructions})
@@ -75,6 +76,7 @@ def read_download(content: RecordDict) -> Download:
         training=str(given["training"]),
         keep=str(given["keep"]),
         own=bool(given["own"]),
+        data=str(given["data"]),
         extras=_extras(content),
     )
 
@@ -165,6 +167,7 @@ def write_profile(profile: Profile) -> RecordDict:
             "name": profile.name,
             "meanings": json.dumps(profile.meanings),
             "target": profile.target,
+            "data": profile.data,
         }
     )
     return RecordDict({SENDER: given})
@@ -193,6 +196,7 @@ def read_profile(content: RecordDict) -> Profile:
         name=str(given["name"]),
         meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
         target=_target(given["target"]),
+        data=str(given["data"]),
     )
     counted = len(profile.labels) == (profile.classes if profile.target in ("class", "next-token") else 0)
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import SAFE_NAME, write_tensors
+from fedham_flwr.core.files import SAFE_ID, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
 from fedham_flwr.models.grafts import GraftSettings
@@ -33,7 +33,7 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
     Raises:
         UserError: `client` cannot be a file name, or the file cannot be written.
     """
-    if not SAFE_NAME.fullmatch(client):
+    if not SAFE_ID.fullmatch(client):
         raise UserError(
             f"client id {client!r} cannot name a file: wanted 1 to 64 of A-Z a-z 0-9 . _ - not starting with a dot"
         )

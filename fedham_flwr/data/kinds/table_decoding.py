@@ -72,8 +72,8 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.
 
     Args:
         rows: with the columns of the recipe, in any order, of texts or of types.
-        recipe: `columns` as JSON has them; `missing`, markers of what is missing; `mean` and `std` of a client, or
-            neither, for rows before scaling.
+        recipe: `columns` as JSON has them; `missing`, markers of what is missing; and a client's `scaling`, with `mean`
+            and `std`, or none for rows before scaling.
 
     Raises:
         UserError: a column isn't there, or a value isn't what it holds.
@@ -85,9 +85,8 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.
             f"has; theirs are {', '.join(rows.features)}."
         )
     values = _features(rows, columns, recipe.get("missing", ()))
-    if "mean" not in recipe:
-        return values
-    return scale(values, np.array(recipe["mean"]), np.array(recipe["std"]))
+    scaling = recipe.get("scaling")
+    return scale(values, np.array(scaling["mean"]), np.array(scaling["std"])) if scaling else values
 
 
 def _features(data: datasets.Dataset, columns: Sequence[Column], missing: Sequence[str]) -> npt.NDArray[np.float32]:
