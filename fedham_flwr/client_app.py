@@ -128,7 +128,7 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
-    data = open_data(context, settings, download.data)
+    data = open_data(context, settings, download.data, download.training)
     client, place = client_of(context.node_config, data), place_of(context.node_config, download)
     if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(

@@ -88,6 +88,7 @@ class Settings(RunFields):
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
             image=self.image,
+            table=self.table,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

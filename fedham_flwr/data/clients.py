@@ -17,7 +17,7 @@ import torch
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
-from fedham_flwr.data import recipes
+from fedham_flwr.data import own_changes, recipes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
 from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
@@ -137,15 +137,16 @@ def _owner_column(settings: DataSettings) -> str:
     return {"natural": settings.client_column, "files": OWNER}.get(partitioner, "")
 
 
-def open_node(settings: DataSettings, path: str) -> ClientData:
+def open_node(settings: DataSettings, path: str, training: str = "") -> ClientData:
     """The data of a node that has its own: the whole data set at `path`, split but not dealt.
 
     Args:
         settings: as for `open_partition`; its data set and its partitioner are not used, its seed and columns are.
         path: a local folder or file (or any other source). Its last part is the client's name.
+        training: name of the training that the data are opened for; empty before the first round.
 
     Raises:
-        UserError: as for `open_partition`.
+        UserError: as for `open_partition`, or the classes or columns are others than the training began with.
     """
     name = Path(path).name or path
     data, content = _data_folder(settings, path, client_column="")
@@ -159,7 +160,9 @@ def open_node(settings: DataSettings, path: str) -> ClientData:
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
-    return _opener(data, _clients_folder(data, key, settings, content, deal_all))(0)
+    opened = _opener(data, _clients_folder(data, key, settings, content, deal_all))(0)
+    own_changes.look(cache_root(settings.cache_dir), path, content, training, opened)
+    return opened
 
 
 # ---- folders of the cache --------------------------------------------------------------------------------------------
@@ -174,6 +177,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
     named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
+    named |= settings.table_key()
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.schema import read_schema
 
 
 def resolved(partitioner: str, client_column: str, class_table: str) -> str:
@@ -76,6 +78,7 @@ class DataSettings:
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
         image: how images are resized, and what becomes of those that can't be read.
+        table: how files of rows are read, and what their columns may hold.
     """
 
     dataset: str = "digits"
@@ -92,3 +95,14 @@ class DataSettings:
     own: Any = None
     image_size: int = 0
     image: ImageSettings = field(default_factory=ImageSettings)
+    table: TableSettings = AS_FOUND
+
+    def table_key(self) -> dict[str, str]:
+        """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
+
+        Raises:
+            UserError: the schema can't be read.
+        """
+        given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
+        schema = read_schema(self.table.schema)
+        return given | ({"table.schema": schema.digest} if schema else {})

@@ -77,20 +77,21 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def open_data(context: Context, settings: Settings, pin: str = "") -> ClientData:
+def open_data(context: Context, settings: Settings, pin: str = "", training: str = "") -> ClientData:
     """A client's data; where it stays in this process they are opened once, and the data set is looked at once.
 
     Args:
         context: of the node.
         settings: the run's.
         pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start.
+        training: name of the training that the message is part of; empty at its start.
     """
     held, node = context.state, context.node_config
     if not isinstance(held, HeldRecord):
-        return _opened(context, settings, pin)
+        return _opened(context, settings, pin, training)
     if held.data is None:
         if is_path(settings.dataset) or "data-path" in node:
-            held.data = _opened(context, settings, pin)
+            held.data = _opened(context, settings, pin, training)
         else:
             if "open" not in held.shared:
                 held.shared["open"] = open_partitions(settings.data(), int(node["num-partitions"]), pin)
@@ -99,13 +100,13 @@ def open_data(context: Context, settings: Settings, pin: str = "") -> ClientData
     return held.data
 
 
-def _opened(context: Context, settings: Settings, pin: str) -> ClientData:
+def _opened(context: Context, settings: Settings, pin: str, training: str) -> ClientData:
     node = context.node_config
     if is_path(settings.dataset):
         number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
         return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
     if "data-path" in node:
-        return open_node(settings.data(), str(node["data-path"]))
+        return open_node(settings.data(), str(node["data-path"]), training)
     if "partition-id" not in node or "num-partitions" not in node:
         raise UserError(
             f"the node config of client {identify(node)} names no data: give the SuperNode "
