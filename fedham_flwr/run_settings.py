@@ -89,6 +89,8 @@ class Settings(RunFields):
             image_size=self.image_size,
             series=self.series,
             text=self.text,
+            image=self.image,
+            table=self.table,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
