@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -197,6 +199,60 @@ def test_a_predictor_that_is_more_than_the_network_is_said(
     assert main(["predict", str(votes), str(trained.file)]) == 0
     told = capsys.readouterr().err
     assert "those of FedTPClient, which asks the client's own training samples too; the file holds the network" in told
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_commands_of_the_page_run(capfd: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "predict.md").read_text()
+    (block,) = [block for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) if "fedham run" in block]
+    table().rename(columns={"site": "hospital"}).to_csv("patients.csv", index=False)
+    run, *predict = [shlex.split(line)[1:] for line in block.splitlines()]
+    assert main([*run, "-c", 'device="cpu"']) == 0
+    for line in predict:
+        assert main([str(next(Path().glob(word))) if "*" in word else word for word in line]) == 0
+    written = pd.read_csv("predictions.csv")
+    assert list(written.columns) == ["row", "prediction", "probability", "p(no)", "p(yes)"]
+    assert len(written) == ROWS
+    assert "accuracy 0." in capfd.readouterr().err
+
+
+def test_words_dates_and_ranks_go_in_as_they_stand(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = table().assign(
+        sex=np.resize(["F", "M", "M"], ROWS),
+        seen=(pd.Timestamp("2021-03-01") + pd.to_timedelta(np.arange(ROWS) * 5, unit="D")).strftime("%Y-%m-%d"),
+        smokes=np.resize(["yes", "no", ""], ROWS),
+    )
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    run = simulate(
+        "fedavg", dataset=tmp_path / "rows.csv", feature_column="age sex seen smokes", label_column="ill",
+        client_column="site", results_dir=tmp_path / "results", cache_dir=tmp_path / "cache",
+        **{"table.categories": "found"}, **SHORT,
+    )  # fmt: skip
+    made = Trained(run, rows, tmp_path / "rows.csv")
+    file, test = made.of(0)
+    mine = rows.iloc[test]
+    mine.to_csv(tmp_path / "mine.csv", index=False)
+    assert main(["predict", str(file), str(tmp_path / "mine.csv"), "--score"]) == 0
+    scores = made.scores(0)
+    told = capsys.readouterr()
+    assert f"accuracy {scores['accuracy']:.6g}, loss {scores['loss']:.6g} ({len(test)} predictions)" in told.err
+    found = fedham_flwr.predict(file, mine)
+    assert found["prediction"].tolist() == [line.split(",")[1] for line in told.out.splitlines()[1:]]
+    card = json.loads(file.with_suffix(".json").read_text())
+    site = run.clients["name"][0]
+    days = rows.loc[rows["site"] == site, "seen"]
+    assert card["data"]["period"] == {"seen": [days.min(), days.max()]}
+    odd = mine.copy()
+    odd.iloc[0, odd.columns.get_loc("sex")] = "X"
+    odd.iloc[2, odd.columns.get_loc("seen")] = "soon"
+    odd.to_csv(tmp_path / "odd.csv", index=False)
+    with pytest.raises(UserError, match=r"column 'seen' holds 'soon' in odd.csv, line 4; wanted a date"):
+        fedham_flwr.predict(file, tmp_path / "odd.csv")
+    left = fedham_flwr.predict(file, tmp_path / "odd.csv", bad_rows="leave-empty")
+    assert left.index[left["prediction"].isna()].tolist() == [2]
+    assert "X (1 rows): none of its categories" in caplog.text
 
 
 # ---- other kinds of data ---------------------------------------------------------------------------------------------
