@@ -138,7 +138,8 @@ def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> 
             raise UserError(f"{found[where]} has a column '{odd[0]}' and {found[lacking]} has none: all need the same.")
     kinds = {column: _common([part.features[column] for part in parts.values()]) for column in first}
     features = datasets.Features(kinds)
-    cast = [part.select_columns(first).cast(features) for part in parts.values()]
+    ordered = [part.select_columns(first) for part in parts.values()]
+    cast = [part if part.features == features else part.cast(features) for part in ordered]
     owners = [name for name, part in parts.items() for _ in range(len(part))]
     return joined(cast).add_column(OWNER, owners)
 

@@ -172,10 +172,10 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     targets.check(rows.columns, "a table")
     rows, meta = _decode_targets(rows, schema)
     columns = table_kinds.columns_of_table(rows.data, rows.features, table, schema.columns if schema else ())
-    table_decoding.decode(rows.data, columns, rows.folder / "features.npy", missing)
+    table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
-    meta |= {"schema": schema.digest} if schema else {}
-    return meta | {"columns": described, "recipe": {"columns": described, "missing": missing}}
+    digest = {"schema": schema.digest} if schema else {}
+    return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
 
 
 def _by_schema(columns: Columns, schema: Schema | None) -> Columns:
