@@ -89,6 +89,7 @@ class Settings(RunFields):
             image_size=self.image_size,
             series=self.series,
             text=self.text,
+            table=self.table,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.sources import BUILDERS, load, local_path
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.sources import BUILDERS, is_data, load, local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -27,12 +28,13 @@ FIRST = 5
 """How many names a sentence lists before it counts the rest."""
 
 
-def load_clients(source: str, copy: str) -> tuple[datasets.Dataset, list[str]]:
+def load_clients(source: str, copy: str, table: TableSettings = AS_FOUND) -> tuple[datasets.Dataset, list[str]]:
     """The rows of all clients, in the order of their names, and sentences about what was left out.
 
     Args:
         source: the `dataset` setting: a folder.
         copy: as for `sources.load`.
+        table: as for `sources.load`.
 
     Raises:
         UserError: it is no folder, has no client, two of one name, or some whose data are not of one kind.
@@ -56,7 +58,7 @@ def load_clients(source: str, copy: str) -> tuple[datasets.Dataset, list[str]]:
             f"in the folder {folder} the client {next(iter(pictures))} has images and the client {others[0]} none: "
             "all must have data of one kind."
         )
-    return (_load_images(found, pictures) if pictures else _load_tables(found, copy)), notes
+    return (_load_images(found, pictures) if pictures else _load_tables(found, copy, table)), notes
 
 
 def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -67,7 +69,7 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if not _is_data(entry):
             left_out += [entry.name] if not entry.name.startswith(".") else []
             continue
-        name = entry.name if entry.is_dir() else entry.name[: -len(entry.suffix)]
+        name = entry.name if entry.is_dir() else Path(entry.name.removesuffix(".gz")).stem
         if name in found:
             raise UserError(
                 f"in the folder {folder} both {found[name].name} and {entry.name} would be the client '{name}': give "
@@ -82,7 +84,7 @@ def _is_data(entry: Path) -> bool:
         return False
     if entry.is_dir():
         return any(_is_data(Path(inner)) for inner in _files(entry))
-    return entry.is_file() and entry.suffix.lower() in (*BUILDERS, TEXT, *IMAGES)
+    return entry.is_file() and (is_data(entry) or entry.suffix.lower() in (TEXT, *IMAGES))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -122,12 +124,12 @@ def _load_images(found: Mapping[str, Path], pictures: Mapping[str, Sequence[Path
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
-def _load_tables(found: Mapping[str, Path], copy: str) -> datasets.Dataset:
+def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> datasets.Dataset:
     """The rows of all clients' tables or texts, their columns of one type each."""
     import datasets
     import pyarrow as pa
 
-    parts = {name: _load_one(entry, copy) for name, entry in found.items()}
+    parts = {name: _load_one(entry, copy, table) for name, entry in found.items()}
     first, names = next(iter(parts.values())).column_names, list(parts)
     for name, part in parts.items():
         if odd := sorted(set(first) ^ set(part.column_names)):
@@ -143,12 +145,12 @@ def _load_tables(found: Mapping[str, Path], copy: str) -> datasets.Dataset:
     return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
 
 
-def _load_one(entry: Path, copy: str) -> datasets.Dataset:
+def _load_one(entry: Path, copy: str, table: TableSettings) -> datasets.Dataset:
     import datasets
 
     texts = [file for file in (_files(entry) if entry.is_dir() else [entry]) if file.suffix.lower() == TEXT]
     if not texts or any(file.suffix.lower() in BUILDERS for file in _files(entry)):
-        return load(str(entry), copy)
+        return load(str(entry), copy, table)
     try:
         return datasets.Dataset.from_dict({"text": [file.read_text(encoding="utf-8-sig") for file in texts]})
     except UnicodeDecodeError as error:

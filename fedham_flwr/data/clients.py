@@ -178,6 +178,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     named |= {"image-size": side} if side else {}
     if (cuts := replace(settings.series, split="time")) != SeriesSettings():
         named["series"] = asdict(cuts)
+    named |= settings.table_key()
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.kinds.words import TextSettings
+from fedham_flwr.data.schema import read_schema
 
 
 def resolved(partitioner: str, client_column: str, class_table: str) -> str:
@@ -78,6 +80,7 @@ class DataSettings:
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
         series: how long samples of series are, and how recordings are cut into them.
         text: what tokens of texts are.
+        table: how files of rows are read, and what their columns may hold.
     """
 
     dataset: str = "digits"
@@ -95,3 +98,14 @@ class DataSettings:
     image_size: int = 0
     series: SeriesSettings = field(default_factory=SeriesSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    table: TableSettings = AS_FOUND
+
+    def table_key(self) -> dict[str, str]:
+        """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
+
+        Raises:
+            UserError: the schema can't be read.
+        """
+        given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
+        schema = read_schema(self.table.schema)
+        return given | ({"table.schema": schema.digest} if schema else {})

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError, first_line
-from fedham_flwr.data.columns import codes_of, is_number, kind_of_column
+from fedham_flwr.data.columns import is_number, kind_of_column
+from fedham_flwr.data.labels import codes_of
 
 if TYPE_CHECKING:
     import datasets

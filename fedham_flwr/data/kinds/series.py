@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several
+from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds.recordings import cut, read
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table import scale
@@ -33,13 +34,13 @@ Indices = npt.NDArray[np.int64]
 Steps = npt.NDArray[np.float32]
 
 
-def find(data: datasets.Dataset, columns: Columns, settings: SeriesSettings) -> list[str]:
+def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
     """The columns of a series: one of lists [T, C], or with `series.length` one of lists [T] or several channels.
 
     Args:
         data: all rows.
         columns: which are asked for; without any, the only column of lists [T, C] is meant.
-        settings: those of series.
+        settings: of the data.
 
     Returns:
         Their names; none if the data set is no series.
@@ -49,8 +50,8 @@ def find(data: datasets.Dataset, columns: Columns, settings: SeriesSettings) -> 
         return nested if len(nested) == 1 else []
     names = [name for name in several(data, columns.feature) if name in data.features]
     if len(names) == 1 and (depth := _depth(data.features[names[0]])):
-        return names if depth == 2 or (depth == 1 and settings.length) else []
-    if settings.length and names and all(is_number(data, name) for name in names):
+        return names if depth == 2 or (depth == 1 and settings.series.length) else []
+    if settings.series.length and names and all(is_number(data, name) for name in names):
         return several(data, columns.feature)
     return []
 
