@@ -23,8 +23,8 @@ OWNED = {
     "dp": "differential privacy",
     "image": "[images](images.md)",
     "table": "[tables](tables.md)",
-    "series": "time series",
-    "text": "tokens of texts",
+    "series": "[time series](series.md)",
+    "text": "[tokens of texts](texts.md)",
 }
 """Sections that belong neither to a method nor to a network, and what each is about."""
 

@@ -75,9 +75,10 @@ class ClientData:
 
     @property
     def meanings(self) -> tuple[tuple[str, ...], ...]:
-        """Names on which clients must agree: of the classes, and of columns, channels or what makes tokens."""
+        """What must be the same at all clients: classes; columns, channels or what makes tokens; a schema's digest."""
         others = self.scaling.names if self.scaling else self.agreed
-        return (self.classes, others) if others else (self.classes,)
+        schema = (self.recipe or {}).get("schema", "") if self.scaling else ""
+        return (self.classes, *([others] if others else []), *([(schema,)] if schema else []))
 
     def counts(self) -> dict[str, int]:
         """Samples per split."""

@@ -1,7 +1,7 @@
 """Where in which file a row of a data set stands, and what is wrong with a file that can't be read.
 
 A data set that is read of .csv files carries their names and lengths in its description, which stays with it when
-columns are selected. Lines are counted when they are asked for, in an error or a warning, by reading the file again.
+columns are selected. Lines are counted when they are asked for, by reading the file again.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -105,9 +106,16 @@ def _carried(data: datasets.Dataset) -> dict[str, Any]:
     return dict(json.loads(text)) if text.startswith('{"root": ') else {}
 
 
-def separators(data: datasets.Dataset) -> set[str]:
-    """Of the .csv files that a data set was read of; none of anything else."""
-    return {Dialect(*file).separator for file in _carried(data).get("files", [])}
+def spans(data: datasets.Dataset) -> list[tuple[int, int, str]]:
+    """Of each .csv file that a data set was read of, its first row, the one after its last, and its separator."""
+    carried = _carried(data)
+    ends = np.cumsum(carried.get("rows", []))
+    if carried and carried["kept"] is not None:
+        ends = np.searchsorted(carried["kept"], ends)
+    starts = [0, *ends.tolist()]
+    return [
+        (*ab, Dialect(*file).separator) for ab, file in zip(pairwise(starts), carried.get("files", []), strict=True)
+    ]
 
 
 def files_of(data: datasets.Dataset) -> list[tuple[str, int]]:
