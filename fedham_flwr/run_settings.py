@@ -89,6 +89,8 @@ class Settings(RunFields):
             image_size=self.image_size,
             image=self.image,
             table=self.table,
+            series=self.series,
+            text=self.text,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

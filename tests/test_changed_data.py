@@ -66,7 +66,8 @@ def test_other_data_are_refused_in_one_sentence_that_says_what_changed(began: Ru
         simulate(resume=began.directory, num_server_rounds=2, verbose=False)
     assert str(told.value) == (
         f"resume={began.directory}: the data have changed since the run began: west has 80 samples and had 20. A run "
-        'is continued with the data that it began with: put them back, start anew, or continue with changed-data="accept"'
+        "is continued with the data that it began with: put them back, start anew, or continue with "
+        'changed-data="accept"'
     )
     changed = [line.replace("north,", "north,1") for line in FIRST]
     write(tmp_path / "sites.csv", changed)

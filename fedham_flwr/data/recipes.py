@@ -37,6 +37,8 @@ OWN = "own"
 ENCODERS = {
     "image": "fedham_flwr.data.kinds.image:encode",
     "table": "fedham_flwr.data.kinds.table_decoding:encode",
+    "text": "fedham_flwr.data.kinds.text:encode",
+    "series": "fedham_flwr.data.kinds.series:encode",
 }
 """Kind of data -> its `encode`, of rows and a recipe; imported when it is called."""
 

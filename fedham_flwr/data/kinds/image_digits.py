@@ -1,4 +1,4 @@
-"""scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255; it is imported by the function that decodes."""
+"""scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
 
 from __future__ import annotations
 
