@@ -44,7 +44,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
     ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
     ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
-    ({"client-column": "ward"}, 'client-column="ward" (partitioner is pathological)'),
+    ({"partitioner": "files", "alpha": 1.0}, "alpha=1.0 (partitioner is files)"),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
     ({"beta1": 0.5, "beta2": 0.9}, "beta1=0.5 (optimizer is sgd), beta2=0.9 (optimizer is sgd)"),
@@ -97,6 +97,7 @@ def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptur
     )
     dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
     own = "each client has data of its own, which are not dealt"
+    assert said(caplog, {"client-column": "ward"}, partitioned=False) == f'client-column="ward" ({own})'
     assert said(caplog, dealt) == ""
     assert said(caplog, dealt, partitioned=False) == (
         f'partitioner="dirichlet" ({own}), alpha=0.5 ({own}), samples-per-client=3 ({own})'
