@@ -21,6 +21,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.ends import interrupted
+from fedham_flwr.idle import check_sections
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
@@ -169,7 +170,9 @@ def simulate(
     chosen.check()
     if chosen.elsewhere:
         _check_importable(given, backend)
-    check_device(parse(given).device, ray_address)
+    parsed = parse(given)
+    check_device(parsed.device, ray_address)
+    check_sections(own, parsed)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []

@@ -116,6 +116,27 @@ def say(text: str, console: "Console | None" = None) -> None:
     plain(console or make_console(), text)
 
 
+def engine_line(told: Mapping[str, object]) -> str:
+    """How the clients of a cohort were trained and scored, in a line."""
+    alone = told.get("alone")
+    apart = sum(alone.values()) if isinstance(alone, dict) else 0
+    why = f" ({told['why-alone']})" if "why-alone" in told else ""
+    return f"cohort  {told.get('together', 0):,} requests carried out together, {apart:,} one at a time{why}"
+
+
+def workers_line(plan: str, size: int) -> str:
+    """What trains the clients, and how many at once, in a line.
+
+    Args:
+        plan: the workers.
+        size: of a model's parameters in bytes.
+    """
+    from fedham_flwr.training.engine.memory import block
+
+    at_once = block(size)
+    return f"workers  {plan}, up to {at_once} clients at a time ({3 * at_once * size / 1e6:,.1f} MB)"
+
+
 def last_line(path: Path, console: "Console | None" = None) -> None:
     """Print where the results are.
 
