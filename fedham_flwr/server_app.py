@@ -92,31 +92,33 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
     """
     began = time.perf_counter()
     old, parents = continued(settings), ends.missing_parents(settings)
-    directory = (
-        RunDirectory(old)
-        if old
-        else RunDirectory.create(settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings))
-    )
-    with only_writer(directory.path):
-        saved = newest(old) if old else None
-        if old and saved:
-            settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
-        if left is not None:
-            left(directory.path)
-        journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
-        _run(grid, journal, saved, asked, parents)
+    directory: RunDirectory | None = None
+    journal: Journal | None = None
+    try:
+        directory = (
+            RunDirectory(old)
+            if old
+            else RunDirectory.create(
+                settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings)
+            )
+        )
+        with only_writer(directory.path):
+            saved = newest(old) if old else None
+            if old and saved:
+                settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
+            if left is not None:
+                left(directory.path)
+            journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
+            _run(grid, journal, saved, asked)
+    except BaseException:
+        if not old and not (journal and journal.begun):
+            ends.remove(directory.path if directory else None, parents)
+        raise
 
 
-def _run(
-    grid: Grid,
-    journal: Journal,
-    saved: tuple[Checkpoint, Path] | None,
-    asked: Asked,
-    parents: tuple[Path, ...],
-) -> None:
-    """A whole run in a directory that nobody else writes to; of one that has not begun nothing is left."""
-    settings, directory = journal.settings, journal.directory
-    strategy = None
+def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, asked: Asked) -> None:
+    """A whole run in a directory that nobody else writes to."""
+    settings = journal.settings
     try:
         report.settings_table(flatten(settings), defaults())
         strategy = prepare(grid, settings, journal, saved, asked)
@@ -126,11 +128,9 @@ def _run(
             journal.engine = grid.engine()
             report.say(report.engine_line(journal.engine))
     except BaseException as error:
-        told = ends.explained(error, settings.strategy, directory.path)
-        if strategy is not None:
+        told = ends.explained(error, settings.strategy, journal.directory.path)
+        if journal.begun:
             journal.finish(told)
-        elif not saved:
-            ends.remove(directory.path, parents)
         if told is error:
             raise
         raise told from error

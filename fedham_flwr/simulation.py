@@ -19,6 +19,7 @@ from torch import nn
 
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.core.methods import Method
 from fedham_flwr.ends import interrupted
 from fedham_flwr.idle import check_sections
@@ -162,8 +163,7 @@ def simulate(
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None:
             given[setting] = _named_by(setting, value)
-    if resume:
-        given = complete(resume, given)
+    given = complete(resume, given) if resume else given
     clients = ((resume and num_clients(resume)) or 10) if clients is None else clients
     chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
     chosen.check()
@@ -171,11 +171,11 @@ def simulate(
         _check_importable(given, backend)
     check_device((parsed := parse(given)).device, ray_address)
     check_sections(own, parsed)
-    from fedham_flwr.server_app import make_server_app
-
     left: list[Path] = []
     try:
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+        with Interruptible(), contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            from fedham_flwr.server_app import make_server_app
+
             run_backend(make_server_app(given, left.append, own), given, chosen)
     except UserError as error:
         raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedham_flwr.core import privacy
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import reason
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
@@ -23,7 +23,7 @@ from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
-from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
+from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows, unwritable
 from fedham_flwr.reporting.summary import digest, ended, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
@@ -90,6 +90,11 @@ class Journal:
         self._records = self.directory.read_rounds()  # of a run that is continued
         self._ready = time.perf_counter()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to take down."""
+        return self._strategy is not None
+
     def __enter__(self) -> Journal:
         """Show the progress."""
         rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
@@ -113,17 +118,15 @@ class Journal:
                 write_weights(self.directory.path, record.round, record.kind, weights)
             self.directory.write_round(record, rows)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.directory.path, error) from error
         self._records.append(record)
         if self._progress is None:
             return
         self._progress.failed(record.failures)
-        if record.kind not in ("train", "personal"):
-            return
         values = line_values(rows, len(record.cohort), record.replies, waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
-        else:
+        elif record.kind == "train":
             self._progress.round(record.round, values)
 
     def checkpoint(self) -> None:
@@ -143,13 +146,12 @@ class Journal:
             exchanges=len(self._records),
             resumed=self.resumed,
         )
-        kept = Path(task.keep) if task.keep else None
         try:
             self.directory.sync()
-            checkpoints.save(self.directory.path, here, state_of(strategy), kept)
+            checkpoints.save(self.directory.path, here, state_of(strategy), Path(task.keep) if task.keep else None)
         except OSError as error:
-            why = error.strerror or error
-            log.warning("the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, why)
+            why = "the checkpoint of round %s cannot be written (%s); the one before it stays"
+            log.warning(why, here.round, reason(error))
 
     # ---- at the end ----------------------------------------------------------------------------------------------
 
@@ -180,8 +182,8 @@ class Journal:
             self.write_clients(strategy)
             self.directory.finish(summary)
             self._draw(rows)
-        except OSError as reason:
-            raise self._unwritable(reason) from reason
+        except OSError as why:
+            raise unwritable(path, why) from why
         report.final_table(summary, metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
@@ -207,9 +209,6 @@ class Journal:
         everyone = [clients[client] for client in order(clients)]
         self.directory.write_clients(everyone)
         return everyone
-
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"the results cannot be written to {self.directory.path}: {error.strerror or error}")
 
     def _draw(self, rows: Sequence[Row]) -> None:
         path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
