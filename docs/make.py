@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 from fedham_flwr import registry
-from fedham_flwr.cli import remarks
+from fedham_flwr.commands.settings import remarks
 from fedham_flwr.settings import defaults
 
 ROOT = Path(__file__).resolve().parents[1]

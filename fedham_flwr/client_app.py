@@ -18,6 +18,7 @@ from flwr.clientapp import ClientApp
 from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError, described, line_of
+from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.cache_files import start_of
@@ -72,9 +73,11 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
                 _use_assigned_threads()
             content = work(message, context, settings_of(context))
         except UserError as error:
+            raise_if_seen()  # Ctrl-C in an import may come out of it as any error
             lost = isinstance(error, StateLostError)
             content = wire.write_failure(str(error), "partition-id" in context.node_config, lost)
         except Exception as error:
+            raise_if_seen()
             text = described(error)  # which of a user's own code says the line; of ours the stack does
             log.error("%s failed: %s", message.metadata.message_type, text, exc_info=not line_of(error))
             content = wire.write_failure(text, "partition-id" in context.node_config)

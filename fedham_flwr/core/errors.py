@@ -33,6 +33,16 @@ def first_line(text: object) -> str:
     return next((line.strip() for line in str(text).splitlines() if line.strip()), empty)
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read or written: what the system says, and the file's name if it is known.
+
+    Args:
+        error: an OSError, as a rule.
+    """
+    why, file = getattr(error, "strerror", None) or first_line(error), getattr(error, "filename", None)
+    return f"{why} ({Path(os.fsdecode(file)).name})" if file and not isinstance(file, int) else str(why)
+
+
 def described(error: BaseException) -> str:
     """An error that a user's code raised: its name, its first line, and the user's file and line that it came from."""
     place = line_of(error)

@@ -38,6 +38,11 @@ BUILDERS = {
 """Endings of the files of rows, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
 READABLE = (*BUILDERS, plain_texts.SUFFIX)
 """Endings of files that are a data set."""
+_OF_FILES = re.compile(
+    r"\.(xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
+    r"sas7bdat|dta|rds|rdata|mat|edf|bak|png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|wav|mp3|flac|py)"
+)
+"""Endings of files that cannot be read, which nobody gives to a name on the Hub either."""
 
 
 def is_data(path: Path) -> bool:
@@ -56,7 +61,8 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not is_data(path):
+    file = is_data(path) or _OF_FILES.fullmatch(path.suffix.lower()) or ("/" in source and path.parent.is_dir())
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not file:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "

@@ -18,13 +18,14 @@ A number that was not measured is absent, never 0. All keys in the TOML and JSON
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UserError, reason
 from fedham_flwr.core.files import replacing, sync
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
@@ -58,19 +59,27 @@ class RunDirectory:
         top = Path(os.path.abspath(os.path.expanduser(root)))
         now = _utc_now()
         # Trying is the only test that holds: access bits say nothing on a read-only mount or for the superuser.
+        path = None
         try:
             path = _new_directory(top / strategy, f"{now:%Y%m%dT%H%M%SZ}-{seed}")
-            (path / "metrics").mkdir()
-            (path / "model").mkdir()
             directory = cls(path)
-            directory.write_settings(settings)
-            environment = environment_facts(str(settings.get("device", "auto")), now)
-            (path / "environment.json").write_text(json_text(environment, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
+            directory._begin(settings, now)
+        except BaseException as error:
+            if path:
+                shutil.rmtree(path, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise UserError(
                 f"results-dir {top} cannot be written: {error.strerror or error}; name another with results-dir=..."
             ) from error
         return directory
+
+    def _begin(self, settings: Mapping[str, bool | int | float | str], now: datetime) -> None:
+        (self.path / "metrics").mkdir()
+        (self.path / "model").mkdir()
+        self.write_settings(settings)
+        environment = environment_facts(str(settings.get("device", "auto")), now)
+        (self.path / "environment.json").write_text(json_text(environment, indent=2) + "\n", encoding="utf-8")
 
     def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
         """Write `config.toml`, and `resume.toml`, which has the same and the name of this directory."""
@@ -196,6 +205,16 @@ def _table(rows: Sequence[Row]) -> "pyarrow.Table":
     kinds = {"int": pa.int64(), "str": pa.string(), "float": pa.float64()}
     schema = pa.schema([(name, kinds[kind.__name__]) for name, kind in get_type_hints(Row).items()])
     return pa.table({name: [row[at] for row in rows] for at, name in enumerate(Row._fields)}, schema=schema)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """What to say of results that cannot be written.
+
+    Args:
+        path: The run's directory.
+        error: What came of trying.
+    """
+    return UserError(f"the results cannot be written to {path}: {reason(error)}")
 
 
 def _utc_now() -> datetime:
