@@ -1,0 +1,1 @@
+"""Commands of `fedham`, a module each, imported when they are called."""
