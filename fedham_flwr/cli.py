@@ -16,6 +16,7 @@ from typing import NamedTuple
 from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.idle import check_sections
 from fedham_flwr.resume.continuing import complete, num_clients
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, defaults, parse
@@ -165,9 +166,11 @@ def _run(options: argparse.Namespace, left: list[Path]) -> int:
             options.ray_address,
         )  # fmt: skip
         chosen.check()
-        check_device(parse(given).device, options.ray_address)
-        texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
-        run(given, chosen, left, set(overrides(texts)))  # a file may hold what several methods need
+        settings = parse(given)
+        check_device(settings.device, options.ray_address)
+        asked = set(overrides([text for text in options.run_config or [] if not text.endswith(".toml")]))
+        check_sections(asked, settings)
+        run(given, chosen, left, asked)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
@@ -207,8 +210,8 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
             raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
         if not text.endswith(".toml") and (bare := _without_quotes(text)):
             raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
-    if twice := _given_twice([text for text in given if not text.endswith(".toml")]):
-        raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
+        if not text.endswith(".toml") and (twice := _given_twice(text)):
+            raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
     found: dict[str, Value] = {}
     try:
         for text in given:  # of several, Flower takes one file only, and drops keys of a section given twice
@@ -222,10 +225,10 @@ _GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower reads them."""
 
 
-def _given_twice(texts: Sequence[str]) -> tuple[str, str, str] | None:
-    """The first key that the texts give a second time, and both of its values; a file is there to be overridden."""
+def _given_twice(text: str) -> tuple[str, str, str] | None:
+    """The first key that one `-c` gives a second time, and both of its values; of several, the later one wins."""
     seen: dict[str, str] = {}
-    for key, value in (found for text in texts for found in _GIVEN.findall(text)):
+    for key, value in _GIVEN.findall(text):
         if key in seen:
             return key, seen[key], value
         seen[key] = value

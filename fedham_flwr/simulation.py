@@ -21,6 +21,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.ends import interrupted
+from fedham_flwr.idle import check_sections
 from fedham_flwr.models.export import load
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
@@ -41,7 +42,7 @@ class Models(Mapping[str, nn.Module]):
 
     Args:
         folder: with a file for each.
-        clients: the entries of `clients.json`, which say the names.
+        clients: the entries of `clients.json`, with names.
         trust_imports: as of `load_model`.
     """
 
@@ -95,8 +96,8 @@ class Run:
         """One exchange with the clients in a row, as in `rounds.jsonl`."""
         import pandas as pd
 
-        file = self.directory / "rounds.jsonl"
-        return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+        lines = (self.directory / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame([json.loads(line) for line in lines])
 
     @cached_property
     def clients(self) -> pandas.DataFrame:
@@ -117,8 +118,7 @@ class Run:
     @cached_property
     def models(self) -> Models:
         """Client -> its personal model, in evaluation mode."""
-        clients = RunDirectory(self.directory).read_clients()
-        return Models(self.directory / "model", clients, self.trust_imports)
+        return Models(self.directory / "model", RunDirectory(self.directory).read_clients(), self.trust_imports)
 
 
 def simulate(
@@ -169,7 +169,8 @@ def simulate(
     chosen.check()
     if chosen.elsewhere:
         _check_importable(given, backend)
-    check_device(parse(given).device, ray_address)
+    check_device((parsed := parse(given)).device, ray_address)
+    check_sections(own, parsed)
     from fedham_flwr.server_app import make_server_app
 
     left: list[Path] = []
@@ -180,7 +181,7 @@ def simulate(
         raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller
     except KeyboardInterrupt:
         run, usual = left[0] if left else None, vars(Simulation(chosen.clients, "in-process"))
-        again = {"resume": str(run), **{name: value for name, value in vars(chosen).items() if value != usual[name]}}
+        again = {"resume": str(run)} | {name: value for name, value in vars(chosen).items() if value != usual[name]}
         log.warning(interrupted(run, f"simulate({', '.join(f'{name}={value!r}' for name, value in again.items())})"))
         raise
     return Run(left[0], trust_imports=True)
@@ -222,8 +223,8 @@ def _brought(task: Task | str) -> dict[str, Any]:
         return {"task": task}
     if not isinstance(task, Task):
         raise UserError(f"task is {type(task).__name__}, and wanted is a Task, a module's name or an import path")
-    brought = {setting: getattr(task, part) for part, setting in SETTINGS.items()}
-    return {setting: _named_by(setting, value) for setting, value in brought.items() if value is not None}
+    parts = ((setting, getattr(task, part)) for part, setting in SETTINGS.items())
+    return {setting: _named_by(setting, value) for setting, value in parts if value is not None}
 
 
 def _joined(given: dict[str, Any], brought: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,15 +237,14 @@ def _joined(given: dict[str, Any], brought: Mapping[str, Any]) -> dict[str, Any]
 
 def _named(value: Any) -> bool:
     name = getattr(value, "__name__", "")
-    return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
+    return name not in ("", "<lambda>") and (inspect.isclass(value) or inspect.isroutine(value))
 
 
 def _check_importable(given: Mapping[str, Any], backend: str) -> None:
     """Refuse what other processes would not find."""
     for setting in OBJECTS:
         for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
-            name = path.rpartition(".")[2]
             raise UserError(
-                f'{setting}={name} is defined in this script or notebook, where the workers of backend="{backend}" do '
-                'not find it: wanted an object of a module, or backend="in-process"'
+                f"{setting}={path.rpartition('.')[2]} is defined in this script or notebook, where the workers of "
+                f'backend="{backend}" do not find it: wanted an object of a module, or backend="in-process"'
             )

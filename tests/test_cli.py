@@ -120,9 +120,9 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
     ("given", "twice"),
     [
         (["seed=1 alpha=0.5 seed=2"], "seed twice, as 1 and as 2"),
-        (["seed=1", "alpha=0.5 seed=1"], "seed twice, as 1 and as 1"),
-        (["fedprox.mu=0.1", 'strategy="fedprox" fedprox.mu=1.0'], "fedprox.mu twice, as 0.1 and as 1.0"),
-        (["dataset='a b seed=1'", 'seed=2 dataset="c"'], "dataset twice, as 'a b seed=1' and as \"c\""),
+        (["alpha=0.5 seed=1 seed=1"], "seed twice, as 1 and as 1"),
+        (["seed=2", 'strategy="fedprox" fedprox.mu=1.0 fedprox.mu=0.1'], "fedprox.mu twice, as 1.0 and as 0.1"),
+        (["dataset='a b seed=1' seed=2 dataset=\"c\""], "dataset twice, as 'a b seed=1' and as \"c\""),
     ],
 )
 def test_a_setting_that_is_given_twice_is_refused(
@@ -140,6 +140,11 @@ def test_the_later_of_several_options_wins_and_sections_are_joined(tmp_path: Pat
     assert overrides([str(tmp_path / "base.toml"), 'strategy="local" fedtp.head="fedper"']) == {
         "strategy": "local", "seed": 4, "fedtp.rank": 2, "fedtp.head": "fedper",
     }  # fmt: skip
+    (tmp_path / "more.toml").write_text("seed = 5\n[fedtp]\nrank = 4\n")
+    files = [str(tmp_path / name) for name in ("base.toml", "more.toml")]
+    assert overrides(files) == {"strategy": "fedper", "seed": 5, "fedtp.rank": 4}
+    assert overrides(["seed=1 alpha=0.5", "seed=2"]) == {"seed": 2, "alpha": 0.5}
+    assert overrides(["seed=1", files[0]]) == {"strategy": "fedper", "seed": 4, "fedtp.rank": 2}
 
 
 def test_fedham_alone_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:

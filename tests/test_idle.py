@@ -14,11 +14,11 @@ from flwr.app import Context, RecordDict
 from own_objects import linear, slopes
 
 from fedham_flwr import simulate
-from fedham_flwr.cli import run_command
+from fedham_flwr.cli import overrides, run_command
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
-from fedham_flwr.idle import REASONS, Facts, changed, warn_of_idle
+from fedham_flwr.idle import REASONS, Asked, Facts, changed, check_idle, check_sections
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value, defaults, parse
@@ -30,7 +30,7 @@ TEXT: dict[str, Any] = {"network": "char-transformer", "shape": (80,), "target":
 def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any) -> str:
     """The line, without how it begins; empty if there is none."""
     caplog.clear()
-    warn_of_idle(given.keys(), Facts(parse(given), **{**IMAGES, **facts}))
+    check_idle(Asked(given.keys()), Facts(parse(given), **{**IMAGES, **facts}))
     (line,) = caplog.messages or [""]
     return line.removeprefix("settings that have no effect: ")
 
@@ -125,10 +125,9 @@ def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ("fedham.meta-steps=3", "settings that have no effect: fedham.meta-steps=3 (strategy is fedper)"),
-        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 mlp.width=3 alpha=0.1',
+        ('strategy="ditto" ditto.penalty=2.0 alpha=0.1 owner-share=0.5',
          "settings that have no effect: alpha=0.1 (partitioner is pathological), "
-         'fedtp.head="fedper" (strategy is ditto), mlp.width=3 (the network is digits-cnn)'),
+         "owner-share=0.5 (partitioner is pathological)"),
         ("fedper.personal-layers=2 momentum=0.5", ""),
     ],
 )  # fmt: skip
@@ -141,6 +140,39 @@ def test_the_command_line_says_it(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     options = ["--backend", "in-process", "--num-supernodes", "2"]
     assert run_command([*options, "-c", str(file), "-c", config]) == 0
     assert caplog.messages == ([line] if line else [])
+
+
+OTHERS: list[tuple[str, str]] = [
+    ("fedham.meta-steps=3", "fedham.meta-steps=3 (strategy is fedper)"),
+    ('model="cnn" mlp.width=3 amn.peer-bias=false',
+     "amn.peer-bias=false (strategy is fedper), mlp.width=3 (the network is cnn)"),
+    ("mlp.width=3", "mlp.width=3 (the network is digits-cnn)"),  # which only the data tell
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "which"), OTHERS)
+@pytest.mark.usefixtures("workplace")
+def test_settings_of_another_method_or_network_are_refused_in_a_command_and_a_call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str, which: str
+) -> None:
+    options = ["--backend", "in-process", "--num-supernodes", "2"]
+    assert run_command([*options, "-c", "samples-per-client=40", "-c", config]) == 1
+    sentence = (
+        f"settings of another method or network than the run's: {which}; wanted without them (a file may hold what "
+        "several methods need)"
+    )
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    with pytest.raises(UserError) as raised:
+        simulate(clients=2, samples_per_client=40, verbose=False, **dict(overrides([config])))
+    assert str(raised.value) == sentence
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_the_data_only_what_they_cannot_change_is_refused() -> None:
+    check_sections(["mlp.width"], parse({"mlp.width": 3}))
+    check_sections(["torchvision.norm"], parse({"model": "torchvision:resnet18", "torchvision.norm": "group"}))
+    with pytest.raises(UserError, match=r"mlp.width=3 \(the network is torchvision:resnet18\)"):
+        check_sections(["mlp.width"], parse({"model": "torchvision:resnet18", "mlp.width": 3}))
 
 
 @pytest.mark.usefixtures("workplace")

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     import datasets
 
 _BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+_OF_FILES = re.compile(
+    r"\.(tsv|txt|xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
+    r"sas7bdat|dta|rds|rdata|mat|edf|bak|png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|wav|mp3|flac|py)"
+)
+"""Endings of files that cannot be read, which nobody gives to a name on the Hub either."""
 _SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
 
 
@@ -41,7 +46,9 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in _BUILDERS:
+    ending = path.suffix.lower()
+    file = ending in _BUILDERS or _OF_FILES.fullmatch(ending) or ("/" in source and path.parent.is_dir())
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not file:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "

@@ -24,7 +24,7 @@ from fedham_flwr.reporting.mixing_weights import write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
-from fedham_flwr.reporting.summary import digest, final, selected, traffic, waited
+from fedham_flwr.reporting.summary import digest, ended, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.run_settings import Settings
@@ -167,7 +167,8 @@ class Journal:
         rows = to_rows(read_rows(self.directory.path))
         split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
         self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
-        summary, path = self._summary(rows, error), self.directory.path
+        path = self.directory.path
+        summary = ended(self._summary(rows), error, strategy.setup.method)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
@@ -181,7 +182,7 @@ class Journal:
             self._draw(rows)
         except OSError as reason:
             raise self._unwritable(reason) from reason
-        report.final_table(self._statistics(rows), metric=self._headline)
+        report.final_table(summary, metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
         report.last_line(self.directory.path)
@@ -225,10 +226,10 @@ class Journal:
         chosen = selected(rows, self._validated, self._headline, self._measured)
         return {"final": final(rows, self._measured), "selected": chosen}
 
-    def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
+    def _summary(self, rows: Sequence[Row]) -> dict[str, object]:
         now = time.perf_counter()
         rounds = [waited(record) for record in self._records if record.kind == "train"]
-        summary: dict[str, object] = {
+        return {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
             "model": self._model or self.settings.model,
@@ -247,4 +248,3 @@ class Journal:
             "bytes": traffic(self._records),
             **self.more,
         }
-        return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}
