@@ -49,6 +49,7 @@ COMMANDS = {
     "settings": Command(
         "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
+    "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 
 

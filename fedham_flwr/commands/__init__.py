@@ -1,1 +1,1 @@
-"""Commands of `fedham`, a module each, imported when they are called."""
+"""Commands of `fedham` that have a module of their own."""

@@ -34,7 +34,7 @@ class Finding:
 
     def line(self) -> str:
         """As it is printed."""
-        parts = [self.found]
+        parts = [self.found if self.state != "ok" or not self.wanted else f"{self.found} (wanted: {self.wanted})"]
         parts += [f"wanted: {self.wanted}"] if self.wanted and self.state != "ok" else []
         parts += [self.advice] if self.advice else []
         return f"{self.state:<5}  {self.what:<22}  {'; '.join(parts)}"
@@ -79,3 +79,8 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def count(findings: Iterable[Finding], state: str = "fault") -> int:
+    """How many findings are of a state."""
+    return sum(finding.state == state for finding in findings)

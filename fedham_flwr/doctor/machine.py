@@ -1,31 +1,28 @@
-"""The machine: Python and packages, processors, memory, GPUs, disks, Ray and ports."""
+"""The machine: Python and packages, processors, memory, GPUs and disks."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import importlib.metadata
+import io
 import os
 import platform
 import shutil
-import socket
 import sys
 import tempfile
 import tomllib
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fedham_flwr import __version__
-from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.errors import first_line
 from fedham_flwr.doctor.findings import LEAST_FREE, Finding, fault, note, ok, size
 from fedham_flwr.runners import placing
-from fedham_flwr.runners.clusters import check_address, cluster
 
 MODULES = {"flwr-datasets": "flwr_datasets", "scikit-learn": "sklearn", "annotated-types": "annotated_types"}
 """Names of modules that are not their packages'."""
-PORTS = {8000: "a SuperLink", 9092: "its proxy, for SuperNodes", 9094: "the inner interface of a SuperNode"}
-"""What the guide to real sites uses."""
 CGROUP = Path("/sys/fs/cgroup")
 LEAST_MEMORY = 0.5e9
 """Bytes that torch and Flower take alone."""
@@ -48,8 +45,12 @@ def python_and_packages(project: Mapping[str, object] | None = None) -> Iterator
         yield fault("python", "python", found, wanted, "make a virtual environment with another Python")
     known = platform.system() == "Linux"
     system = f"{platform.platform()}, {platform.machine()}"
-    yield ok("python", "platform", system) if known else note(
-        "python", "platform", system, "Linux", "single processes work; Ray and SuperNodes were tried on Linux"
+    yield (
+        ok("python", "platform", system)
+        if known
+        else note(
+            "python", "platform", system, "Linux", "single processes work; Ray and SuperNodes were tried on Linux"
+        )
     )
     yield ok("python", "fedham-flwr", __version__)
     for requirement in _requirements(declared):
@@ -71,6 +72,7 @@ def _requirements(project: Mapping[str, object]) -> Iterator[str]:
         for text in importlib.metadata.requires("flwr") or []:
             if text.startswith("ray") and "simulation" in text:
                 yield text.partition(";")[0].replace("(", "").replace(")", "")
+                return  # a line for each range of Pythons
 
 
 def _package(text: str) -> Finding:
@@ -83,19 +85,21 @@ def _package(text: str) -> Finding:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         if name == "ray":
-            return note("python", name, "not installed", wanted, f'--backend cohort and in-process need none; {advice}')
+            return note("python", name, "not installed", wanted, f"--backend cohort and in-process need none; {advice}")
         return fault("python", name, "not installed", wanted, advice)
     if not requirement.specifier.contains(version, prereleases=True):
         return fault("python", name, version, wanted, advice)
     if why := _import_fault(MODULES.get(name, name)):
-        return fault("python", name, f"{version}, which cannot be imported: {why}", wanted, f"install it anew: {advice}")
+        return fault(
+            "python", name, f"{version}, which cannot be imported: {why}", wanted, f"install it anew: {advice}"
+        )
     return ok("python", name, version, wanted)
 
 
 def _import_fault(module: str) -> str:
     """Why a module cannot be imported; empty if it can. What is imported already costs nothing."""
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(None):
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             importlib.import_module(module)
     except Exception as error:  # whatever the module raises
@@ -147,7 +151,10 @@ def memory(root: Path = CGROUP, info: Path = Path("/proc/meminfo")) -> tuple[int
         total, available = (int(lines[key].split()[0]) * 1024 for key in ("MemTotal", "MemAvailable"))
     except (OSError, KeyError, ValueError):
         return 0, 0
-    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for most, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
         with contextlib.suppress(OSError, ValueError):
             limit, taken = (int((root / name).read_text()) for name in (most, used))
             if limit < total:
@@ -188,8 +195,10 @@ def disks(folders: Mapping[str, Path]) -> Iterator[Finding]:
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
         told = f"{size(free)} free"
-        yield ok("disk", str(shared), told) if free >= LEAST_FREE else note(
-            "disk", str(shared), told, "", "Ray keeps its objects there, and else on the disk, which is slow"
+        yield (
+            ok("disk", str(shared), told)
+            if free >= LEAST_FREE
+            else note("disk", str(shared), told, "", "Ray keeps its objects there, and else on the disk, which is slow")
         )
 
 
@@ -211,52 +220,3 @@ def _disk(what: str, folder: Path) -> Finding:
 def flower_home() -> Path:
     """Where Flower keeps its configuration."""
     return Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
-
-
-def ray(start: bool = False) -> Iterator[Finding]:
-    """Ray's cluster, if one is named; whether one can be started here is tried only if asked for.
-
-    Args:
-        start: start one of this machine's own, or connect to the one that is named.
-    """
-    address = os.environ.get("RAY_ADDRESS", "")
-    if address:
-        try:
-            check_address(address)
-            yield ok("ray", "RAY_ADDRESS", f"{address}, where somebody listens")
-        except UserError as error:
-            yield fault("ray", "RAY_ADDRESS", str(error), "", "start the cluster, or unset RAY_ADDRESS")
-            return
-    elif not start:
-        yield ok("ray", "cluster", "none is named, and runs start one here (--start-ray tries it)")
-    if start:
-        try:
-            with cluster() as nodes:
-                told = ", ".join(f"{node.cpus} processors and {node.gpus} GPUs" for node in nodes)
-            yield ok("ray", "cluster", f"{len(nodes)} machines: {told}")
-        except Exception as error:  # Ray's own errors are of any kind
-            yield fault("ray", "cluster", first_line(error), "", "--backend cohort needs no Ray")
-
-
-def ports(numbers: Sequence[int] = ()) -> Iterator[Finding]:
-    """Whether ports of this machine are free.
-
-    Args:
-        numbers: of the ports; by default those of the guide to real sites.
-    """
-    for number in numbers or PORTS:
-        what = f"port {number}"
-        of = f", as {PORTS[number]} wants it" if number in PORTS else ""
-        with socket.socket() as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                tried.bind(("127.0.0.1", number))
-                yield ok("ports", what, f"free{of}")
-            except (OSError, OverflowError) as error:
-                why = getattr(error, "strerror", None) or str(error)
-                yield note("ports", what, f"taken ({why}){of}", "", "is it what you want to be there?")
-
-
-def count(findings: Iterable[Finding], state: str = "fault") -> int:
-    """How many findings are of a state."""
-    return sum(finding.state == state for finding in findings)
