@@ -24,13 +24,14 @@ from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.cross_client import CrossClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Metrics, Profile
 from fedham_flwr.federation.node import client_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
-from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
+from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
@@ -84,7 +85,7 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
         return Message(content, reply_to=message)
 
     app.query()(partial(answer, work=_profile))
-    for stage in STAGES:
+    for stage in (*STAGES, *ACROSS):
         _registrar(app, stage)(partial(answer, work=partial(_work, stage)))
     return app
 
@@ -120,6 +121,10 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     client, seconds = _open_client(stage, message, context, settings)
     if not isinstance(message.content, Direct):  # else it is the server's own, and has been looked at
         client.job.trainer.manifest.check(client.job.download.params, client.received_names)
+    if stage in ACROSS:
+        return wire.write_upload(
+            CrossClient(client, context.node_config).work(stage), isinstance(message.content, Direct)
+        )
     params = FlowerClient(client).work(stage)
     metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0

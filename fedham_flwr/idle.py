@@ -149,6 +149,7 @@ REASONS: Mapping[str, Reason] = {
     "schedule-every": _by_schedule("step"),
     "schedule-factor": _by_schedule("step"),
     "min-learning-rate": _by_schedule("cosine"),
+    "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
     "novel-steps": _of_novel,
     "novel-turns": _of_novel,
     "dp.delta": _of_noise,

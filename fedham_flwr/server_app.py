@@ -19,6 +19,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
+from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
@@ -26,6 +27,7 @@ from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import method
+from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
@@ -125,9 +127,11 @@ def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, as
         strategy = prepare(grid, settings, journal, saved, asked)
         with journal:
             strategy.run(grid)
-        if isinstance(grid, HandsOver):
-            journal.engine = grid.engine()
-            report.say(report.engine_line(journal.engine))
+        if settings.cross_evaluation:
+            cross_sites.keep(cross_evaluate(grid, strategy), journal)
+        if isinstance(grid, HandsOver) and (engine := grid.engine()):
+            journal.more["engine"] = engine
+            report.say(report.engine_line(engine))
     except BaseException as error:
         told = ends.explained(error, settings.strategy, journal.directory.path)
         if journal.begun:

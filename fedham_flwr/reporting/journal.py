@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,14 +44,14 @@ class Journal:
         settings: the run's.
         began: when the run began, by `time.perf_counter`.
         resumed: the rounds that it has been continued from.
-        engine: how a cohort's requests were carried out; empty where each client trains alone.
+        more: entries of the summary from elsewhere, such as how a cohort's requests were carried out.
     """
 
     directory: RunDirectory
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
-    engine: Mapping[str, object] = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)
     _measured: tuple[Metric, ...] = (ACCURACY,)
     _headline: Metric = ACCURACY
     _strategy: RoundStrategy | None = None
@@ -242,5 +242,5 @@ class Journal:
                 "total": now - self.began,
             },
             "bytes": traffic(self._records),
-            **({"engine": dict(self.engine)} if self.engine else {}),
+            **self.more,
         }
