@@ -48,6 +48,7 @@ COMMANDS = {
     "settings": Command(
         "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
+    "schema": Command("fedham_flwr.commands.schema:command", "DATA [-o FILE]", "a draft of what columns hold"),
 }
 
 

@@ -87,6 +87,7 @@ class Settings(RunFields):
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
+            table=self.table,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

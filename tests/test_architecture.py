@@ -28,7 +28,7 @@ LEVELS = (
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
-    {"simulation", "cli"},
+    {"simulation", "cli", "commands"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""

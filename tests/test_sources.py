@@ -192,7 +192,7 @@ BAD_TABLES = {
         r"set feature-column: the data set has no column of kind Image, so .* one of words \(.*string\), label",
     ),
     "a kind of feature not supported": (
-        {"size": [[0.5, 1.5]] * 4, "label": [0, 1, 0, 1]},
+        {"size": [[[0.5, 1.5]]] * 4, "label": [0, 1, 0, 1]},
         {},
         {"feature_column": "size"},
         r"feature-column names 'size' of kind List, but must name one column of Image, string, large_string",
@@ -237,7 +237,7 @@ BAD_TABLES = {
         {"picture": [picture(1)] * 4, "label": [0, -1, 0, 1]},
         {"label": ("a", "b")},
         {},
-        r"label-column 'label' has 1 rows without a label",
+        r"label-column 'label' has 1 empty rows, but every row needs a value; the first is row 1; table\.unlabelled",
     ),
     "images of different sizes": (
         {"picture": [picture(1), picture(1), picture(1, size=(5, 4)), picture(1)], "label": [0, 1, 0, 1]},

@@ -58,6 +58,13 @@ class ClientData:
         return sample_shape(self.features, self.kind)
 
     @property
+    def meanings(self) -> tuple[tuple[str, ...], ...]:
+        """What must be the same at all clients: classes; of a table its columns too, and the digest of its schema."""
+        columns = [self.scaling.names] if self.scaling else []
+        schema = (self.recipe or {}).get("schema", "")
+        return (self.classes, *columns, *([(schema,)] if schema and columns else []))
+
+    @property
     def target(self) -> Target:
         """What is to be learned."""
         return "next-token" if self.kind == "text" else target_of(self.labels)

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.sources import BUILDERS, load, local_path
+from fedham_flwr.data.csv_places import joined
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.sources import BUILDERS, is_data, load, local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -27,12 +29,13 @@ FIRST = 5
 """How many names a sentence lists before it counts the rest."""
 
 
-def load_clients(source: str, copy: str) -> tuple[datasets.Dataset, list[str]]:
+def load_clients(source: str, copy: str, table: TableSettings = AS_FOUND) -> tuple[datasets.Dataset, list[str]]:
     """The rows of all clients, in the order of their names, and sentences about what was left out.
 
     Args:
         source: the `dataset` setting: a folder.
         copy: as for `sources.load`.
+        table: as for `sources.load`.
 
     Raises:
         UserError: it is no folder, has no client, two of one name, or some whose data are not of one kind.
@@ -56,7 +59,7 @@ def load_clients(source: str, copy: str) -> tuple[datasets.Dataset, list[str]]:
             f"in the folder {folder} the client {next(iter(pictures))} has images and the client {others[0]} none: "
             "all must have data of one kind."
         )
-    return (_load_images(found, pictures) if pictures else _load_tables(found, copy)), notes
+    return (_load_images(found, pictures) if pictures else _load_tables(found, copy, table)), notes
 
 
 def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -67,7 +70,7 @@ def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
         if not _is_data(entry):
             left_out += [entry.name] if not entry.name.startswith(".") else []
             continue
-        name = entry.name if entry.is_dir() else entry.name[: -len(entry.suffix)]
+        name = entry.name if entry.is_dir() else Path(entry.name.removesuffix(".gz")).stem
         if name in found:
             raise UserError(
                 f"in the folder {folder} both {found[name].name} and {entry.name} would be the client '{name}': give "
@@ -82,7 +85,7 @@ def _is_data(entry: Path) -> bool:
         return False
     if entry.is_dir():
         return any(_is_data(Path(inner)) for inner in _files(entry))
-    return entry.is_file() and entry.suffix.lower() in (*BUILDERS, TEXT, *IMAGES)
+    return entry.is_file() and (is_data(entry) or entry.suffix.lower() in (TEXT, *IMAGES))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -122,12 +125,11 @@ def _load_images(found: Mapping[str, Path], pictures: Mapping[str, Sequence[Path
     return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
 
 
-def _load_tables(found: Mapping[str, Path], copy: str) -> datasets.Dataset:
+def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> datasets.Dataset:
     """The rows of all clients' tables or texts, their columns of one type each."""
     import datasets
-    import pyarrow as pa
 
-    parts = {name: _load_one(entry, copy) for name, entry in found.items()}
+    parts = {name: _load_one(entry, copy, table) for name, entry in found.items()}
     first, names = next(iter(parts.values())).column_names, list(parts)
     for name, part in parts.items():
         if odd := sorted(set(first) ^ set(part.column_names)):
@@ -135,20 +137,28 @@ def _load_tables(found: Mapping[str, Path], copy: str) -> datasets.Dataset:
             lacking = name if odd[0] in first else names[0]
             raise UserError(f"{found[where]} has a column '{odd[0]}' and {found[lacking]} has none: all need the same.")
     kinds = {column: _common([part.features[column] for part in parts.values()]) for column in first}
-    schema = datasets.Features(kinds).arrow_schema
-    tables = [part.select_columns(first).with_format("arrow")[:].cast(schema, safe=False) for part in parts.values()]
-    owners = pa.array([name for name, part in parts.items() for _ in range(len(part))])
-    features = datasets.Features({**kinds, OWNER: datasets.Value("string")})
-    whole = pa.concat_tables(tables).append_column(OWNER, owners)
-    return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
+    features = datasets.Features(kinds)
+    ordered = [_as(part.select_columns(first), features) for part in parts.values()]
+    owners = [name for name, part in parts.items() for _ in range(len(part))]
+    return joined(ordered).add_column(OWNER, owners)
 
 
-def _load_one(entry: Path, copy: str) -> datasets.Dataset:
+def _as(part: datasets.Dataset, features: Any) -> datasets.Dataset:
+    """A client's rows with columns of these types."""
+    import datasets
+
+    if part.features == features:
+        return part
+    table = part.with_format("arrow")[:].cast(features.arrow_schema, safe=False)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+
+
+def _load_one(entry: Path, copy: str, table: TableSettings) -> datasets.Dataset:
     import datasets
 
     texts = [file for file in (_files(entry) if entry.is_dir() else [entry]) if file.suffix.lower() == TEXT]
     if not texts or any(file.suffix.lower() in BUILDERS for file in _files(entry)):
-        return load(str(entry), copy)
+        return load(str(entry), copy, table)
     try:
         return datasets.Dataset.from_dict({"text": [file.read_text(encoding="utf-8-sig") for file in texts]})
     except UnicodeDecodeError as error:

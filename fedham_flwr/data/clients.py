@@ -176,6 +176,7 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
+    named |= settings.table_key()
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.schema import read_schema
 
 
 def resolved(partitioner: str, client_column: str, class_table: str) -> str:
@@ -73,6 +76,7 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
+        table: how files of rows are read, and what their columns may hold.
     """
 
     dataset: str = "digits"
@@ -88,3 +92,14 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
+    table: TableSettings = AS_FOUND
+
+    def table_key(self) -> dict[str, str]:
+        """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
+
+        Raises:
+            UserError: the schema can't be read.
+        """
+        given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
+        schema = read_schema(self.table.schema)
+        return given | ({"table.schema": schema.digest} if schema else {})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,20 +22,20 @@ from fedham_flwr.data import row_hashes, targets
 from fedham_flwr.data.client_files import OWNER, load_clients
 from fedham_flwr.data.columns import (
     Columns,
-    codes_of,
     find_feature,
     find_label,
     find_label_of_table,
     kind_of_column,
-    label_codes,
     named,
     table_columns,
     values_of,
 )
 from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds import image as images
-from fedham_flwr.data.kinds import table_decoding
+from fedham_flwr.data.kinds import table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.labels import codes_of, label_codes, with_labels
+from fedham_flwr.data.schema import Schema, read_schema
 from fedham_flwr.data.sources import load
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) 
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
-        data, notes = load_clients(source, copy) if columns.client == OWNER else (load(source, copy), [])
+        table = settings.table
+        ours = columns.client == OWNER
+        data, notes = load_clients(source, copy, table) if ours else (load(source, copy, table), [])
         _decode_rows(data, columns, folder, settings, notes)
 
 
@@ -108,7 +110,8 @@ def _decode_rows(
     meta = KINDS[kind].decode(Rows(data, columns, features, folder, settings)) | {"kind": kind}
     meta["recipe"] = {"kind": kind} | meta.get("recipe", {})
     meta["notes"] = [*notes, *meta.get("notes", [])]
-    row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
+    if not (folder / row_hashes.FILE).is_file():
+        row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -141,8 +144,9 @@ def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
 # ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
 
 
-def _find_table(data: datasets.Dataset, columns: Columns, _: DataSettings) -> list[str]:
-    return table_columns(data, columns)
+def _find_table(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
+    schema = read_schema(settings.table.schema)
+    return table_columns(data, columns, schema.names if schema else ())
 
 
 def _find_images(data: datasets.Dataset, columns: Columns, _: DataSettings) -> list[str]:
@@ -156,28 +160,50 @@ def _find_texts(data: datasets.Dataset, columns: Columns, _: DataSettings) -> li
 
 def _decode_images(rows: Rows) -> dict[str, Any]:
     targets.check(rows.columns, "images")
-    meta = _decode_targets(rows)
+    rows, meta = _decode_targets(rows)
     images.decode(rows.data, rows.features[0], rows.folder / "features.npy", rows.settings.image_size)
     return meta
 
 
 def _decode_table(rows: Rows) -> dict[str, Any]:
+    table, missing = rows.settings.table, rows.settings.table.missing.split()
+    schema = read_schema(table.schema)
+    rows = rows._replace(columns=_by_schema(rows.columns, schema))
     targets.check(rows.columns, "a table")
-    meta = _decode_targets(rows, table=True)
-    decoded = [asdict(each) for each in table_decoding.decode(rows.data, rows.features, rows.folder / "features.npy")]
-    return meta | {"columns": decoded, "recipe": {"columns": decoded}}
+    rows, meta = _decode_targets(rows, schema)
+    columns = table_kinds.columns_of_table(rows.data, rows.features, table, schema.columns if schema else ())
+    table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
+    described = [column.described() for column in columns]
+    digest = {"schema": schema.digest} if schema else {}
+    return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
 
 
-def _decode_targets(rows: Rows, table: bool = False) -> dict[str, Any]:
-    """Write whose each row is and what is to be learned of it; the meta data that go with them."""
-    data, columns, inputs = rows.data, rows.columns, rows.features if table else []
+def _by_schema(columns: Columns, schema: Schema | None) -> Columns:
+    """With the label that a schema names, where the settings name none."""
+    if schema is None or schema.label is None or columns.label not in ("", schema.label.column):
+        return columns
+    value = schema.label.kind == "value" and columns.target == "auto"
+    return replace(columns, label=f"'{schema.label.column}'", target="value" if value else columns.target)
+
+
+def _decode_targets(rows: Rows, schema: Schema | None = None) -> tuple[Rows, dict[str, Any]]:
+    """Write whose each row is and what is to be learned of it; the rows that have a label, and their meta data."""
+    columns, table = rows.columns, rows.settings.table
+    inputs = rows.features if kind_of_column(rows.data.features[rows.features[0]]) != "Image" else []
     if columns.target in targets.CLASSLESS:
-        return targets.decode(data, columns, inputs, rows.folder) | _write_owners(data, columns, rows.folder)
-    label = find_label_of_table(data, columns, inputs) if table else find_label(data, columns.label)
-    labels, classes = label_codes(data, label)
-    np.save(rows.folder / "labels.npy", labels)
-    declared = {"declared": kind_of_column(data.features[label]) == "ClassLabel"} if table else {}
-    return {"classes": classes, "labels": [label]} | _write_owners(data, columns, rows.folder) | declared
+        names = targets.names_of(rows.data, columns, inputs)
+        rows = rows._replace(data=with_labels(rows.data, names, table.unlabelled, table.missing.split()))
+        meta = targets.decode(rows.data, columns.target, names, rows.folder, table)
+    else:
+        names = [find_label_of_table(rows.data, columns, inputs) if inputs else find_label(rows.data, columns.label)]
+        declared = schema.label.classes if schema and schema.label and [schema.label.column] == names else ()
+        rows = rows._replace(data=with_labels(rows.data, names, table.unlabelled, table.missing.split(), declared))
+        labels, classes = label_codes(rows.data, names[0], declared)
+        np.save(rows.folder / "labels.npy", labels)
+        known = bool(declared) or kind_of_column(rows.data.features[names[0]]) == "ClassLabel"
+        meta = {"classes": classes} | ({"declared": known} if inputs else {})
+    row_hashes.write(rows.data, [*rows.features, *names], rows.folder)  # of the rows that are left
+    return rows, meta | {"labels": names} | _write_owners(rows.data, columns, rows.folder)
 
 
 def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dict[str, Any]:

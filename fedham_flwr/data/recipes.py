@@ -36,7 +36,7 @@ OWN = "own"
 """The kind of data that a function of a user's loads: no rows, but arrays as the function gives them."""
 ENCODERS = {
     "image": "fedham_flwr.data.today:encode_images",
-    "table": "fedham_flwr.data.today:encode_table",
+    "table": "fedham_flwr.data.kinds.table_decoding:encode",
 }
 """Kind of data -> its `encode`, of rows and a recipe; imported when it is called."""
 

@@ -16,18 +16,27 @@ import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data import csv_files
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offline
 
 if TYPE_CHECKING:
     import datasets
 
-BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
-_SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
+BUILDERS = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
+}  # fmt: skip
+"""Endings of the files that can be read, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file can be read, by its ending."""
+    return path.suffix.lower() in BUILDERS or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -41,7 +50,7 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and path.suffix.lower() not in BUILDERS:
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not is_data(path):
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -114,53 +123,33 @@ def _sha256(data: bytes) -> str:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def load(source: str, copy: str) -> datasets.Dataset:
-    """All rows of a source, of its official splits those of train first.
+def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Dataset:
+    """All rows of a source, of its official splits those of train first; columns of .csv files are texts, as written.
 
     Args:
         source: the `dataset` setting; not `digits`.
         copy: folder for the copy that the library writes of the local files it reads.
+        table: how .csv files are read.
 
     Raises:
         UserError: the source can't be read or reached, or has no rows.
     """
     path = local_path(source)
-    return _merge(_load_hub(source) if path is None else _load_local(path, copy), source)
-
-
-def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
-    import datasets
-
-    builder = BUILDERS.get(path.suffix.lower())
-    if path.is_file() and builder is None:
-        raise UserError(f"dataset is the file {path}, but only {', '.join(BUILDERS)} files and folders can be read.")
-    what = {"path": builder, "data_files": str(path)} if path.is_file() else {"path": str(path)}
-    with _offline():
-        try:
-            return datasets.load_dataset(**what, cache_dir=copy)
-        except Exception as error:  # the library and its readers raise errors of every kind for a file they can't read
-            raise UserError(f"dataset {path} can't be read: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Keep `datasets` off the network, and quiet, for the time of reading local files."""
-    import datasets
-    import huggingface_hub
-
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in switches]
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    for module in switches:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-        if not quiet:
-            datasets.enable_progress_bars()
+    if path is None:
+        return _merge(_load_hub(source), source)
+    if path.is_file():
+        if csv_files.is_csv(path):
+            return csv_files.read([path], path, table)
+        if path.suffix.lower() not in BUILDERS:
+            raise UserError(
+                f"dataset is the file {path}, but only {', '.join(BUILDERS)} files and folders can be read."
+            )
+        return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
+    path = path.resolve()  # as the library names files
+    name, splits = files_of(path, copy)
+    if name == "csv":
+        return csv_files.read([file for files in splits.values() for file in files], path, table)
+    return _merge(load_files(str(path), [], path, copy), source)
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:
@@ -172,7 +161,7 @@ def _load_hub(name: str) -> datasets.DatasetDict:
         return datasets.DatasetDict({"train": _merge(splits, name)})
 
     try:
-        with contextlib.nullcontext() if _has_network() else _offline():
+        with contextlib.nullcontext() if _has_network() else offline():
             whole = FederatedDataset(dataset=name, partitioners={}, preprocessor=merge, shuffle=False)
             return datasets.DatasetDict({"train": whole.load_split("train")})
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -207,7 +196,7 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
     """All rows of all splits, those of train first."""
     import datasets
 
-    order = sorted(splits, key=lambda name: _SPLIT_ORDER.get(name, 3))
+    order = sorted(splits, key=lambda name: SPLIT_ORDER.get(name, 3))
     try:
         merged = datasets.concatenate_datasets([splits[name] for name in order])
     except ValueError as error:

@@ -115,7 +115,7 @@ class Profile:
         labels: how often each class is a target in training: once per sample, or T times in a text; none where there
             are no classes.
         name: of its data, such as the owner's in a natural partitioning.
-        meanings: names of the classes, in their order; of a table, and then of its columns.
+        meanings: names of the classes, in their order; of a table then its columns, and the digest of its schema.
         target: what is learned: class, multi-label, value or next-token.
         data: simulation: the `pin` of its data; a real node says nothing of that kind.
     """

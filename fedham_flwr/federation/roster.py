@@ -234,8 +234,13 @@ def _agree_on_target(first: Profile, other: Profile) -> None:
 
 def _agree_on_meanings(first: Profile, other: Profile) -> None:
     """The same names in the same order; the last classes may be missing where none has names but numbers."""
-    for what, ours, theirs in zip(("class", "column"), first.meanings, other.meanings, strict=False):
+    for what, ours, theirs in zip(("class", "column", "schema"), first.meanings, other.meanings, strict=False):
         for place, (one, another) in enumerate(zip(ours, theirs, strict=False)):
+            if one != another and what == "schema":
+                raise UserError(
+                    f"client {first.client} and client {other.client} have different schemas ({one} and {another}): "
+                    "all clients need the same file as table.schema"
+                )
             if one != another:
                 raise UserError(
                     f"client {first.client} calls {what} {place} {one!r} and client {other.client} calls it "
