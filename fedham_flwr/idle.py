@@ -98,6 +98,8 @@ REASONS: Mapping[str, Reason] = {
     "sequence-length": _of_text,
     "vocabulary": _of_text,
     "image-size": _of_images,
+    "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
+    "image.unreadable": _of_images,
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),
     "beta2": _by_optimizer("adam", "adamw"),
