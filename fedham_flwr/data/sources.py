@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import replacing
 from fedham_flwr.data import csv_files, plain_texts
+from fedham_flwr.data.kinds import image_folder
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offline
 
@@ -169,6 +170,8 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
                 f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read."
             )
         return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
+    if found := image_folder.find(path, BUILDERS):
+        return image_folder.rows(found, lambda file: load(str(file), copy, table))
     path = path.resolve()  # as the library names files
     name, splits = files_of(path, copy)
     if name == "csv":

@@ -1,4 +1,4 @@
-"""scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
+"""scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255, as a data set of images."""
 
 from __future__ import annotations
 
