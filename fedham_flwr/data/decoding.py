@@ -175,6 +175,8 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
     digest = {"schema": schema.digest} if schema else {}
+    if table.categories == "found" and schema is None:
+        meta["found"] = [column.name for column in columns if column.kind == "category"]
     return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
 
 
