@@ -87,6 +87,7 @@ class Settings(RunFields):
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
+            image=self.image,
             table=self.table,
         )
 

@@ -49,7 +49,9 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "torchvision", "dp", "table"} <= set(methods())
+    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "torchvision", "dp", "image", "table"} <= set(
+        methods()
+    )
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.section("fedprox").mu == 0.5
     assert settings.section("fedper").personal_layers == 3
@@ -115,8 +117,8 @@ WRONG: list[tuple[str, Value, str]] = [
     (
         "partitioner",
         "class-table.toml",
-        "partitioner='class-table.toml': wanted 'iid', 'dirichlet', 'pathological', 'noniid-1', 'noniid-2', "
-        "'class-owners', 'class-table', 'natural' or an import path 'package.module:Object'",
+        "partitioner='class-table.toml': wanted 'auto', 'iid', 'dirichlet', 'pathological', 'noniid-1', 'noniid-2', "
+        "'class-owners', 'class-table', 'natural', 'files' or an import path 'package.module:Object'",
     ),
     ("sequence-length", 0, "sequence-length=0: wanted greater than 0"),
     ("min-characters", -1, "min-characters=-1: wanted greater than or equal to 0"),

@@ -42,7 +42,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
     ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
     ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
-    ({"client-column": "ward"}, 'client-column="ward" (partitioner is pathological)'),
+    ({"partitioner": "files", "alpha": 1.0}, "alpha=1.0 (partitioner is files)"),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
     ({"beta1": 0.5, "beta2": 0.9}, "beta1=0.5 (optimizer is sgd), beta2=0.9 (optimizer is sgd)"),
@@ -59,6 +59,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"min-characters": 9}, "min-characters=9 (the data are no text)"),
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
+    ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -72,11 +73,14 @@ def test_what_is_not_read_is_said_with_the_reason(
 
 def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptureFixture) -> None:
     text: dict[str, Value] = {"min-characters": 9, "image-size": 8, "sequence-length": 9}
+    text["image.unreadable"] = "leave-out"
     assert said(caplog, text, **TEXT) == (
-        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological)"
+        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological), "
+        'image.unreadable="leave-out" (the data are no images)'
     )
     dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
     own = "each client has data of its own, which are not dealt"
+    assert said(caplog, {"client-column": "ward"}, partitioned=False) == f'client-column="ward" ({own})'
     assert said(caplog, dealt) == ""
     assert said(caplog, dealt, partitioned=False) == (
         f'partitioner="dirichlet" ({own}), alpha=0.5 ({own}), samples-per-client=3 ({own})'
@@ -87,10 +91,10 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"alpha": 0.5, "partitioner": "dirichlet", "samples-per-client": 9}, {}),
     ({"alpha": 0.5, "classes-per-client": 1, "partitioner": "own_objects:by_turns"}, {}),
     *[({"classes-per-client": 3, "partitioner": each}, {}) for each in ("pathological", "noniid-1", "noniid-2")],
-    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8}, {}),
+    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
-    ({"momentum": 0.5, "local-epochs": 2}, {}),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
@@ -113,7 +117,8 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    assert REASONS.keys() - cases == {"image-size", "samples-per-client"}  # said of other data
+    of_other_data = {"client-column", "image-size", "image.unreadable", "samples-per-client"}
+    assert REASONS.keys() - cases == of_other_data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 
 

@@ -19,16 +19,18 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data import own_changes, recipes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
+from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.client_files import OWNER
 from fedham_flwr.data.columns import Columns
 from fedham_flwr.data.data_settings import DataSettings
-from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, splitter
+from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, some, splitter
 from fedham_flwr.data.decoding import decode
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_pixels import AS_USUAL
 from fedham_flwr.data.partitioners import BY_NAME
 from fedham_flwr.data.sources import content_key
 
@@ -60,7 +62,7 @@ def open_partitions(settings: DataSettings, clients: int, pin: str = "") -> Call
     """
     root, partitioning = cache_root(settings.cache_dir), settings.partitioning
     folder = root / pin.rpartition(" ")[2]
-    if not pin or not folder.is_dir():
+    if not pin or fault(folder.parent) or fault(folder):
         table = read_table(partitioning.class_table) if partitioning.partitioner == "class-table" else None
         data, content = _data_folder(settings, settings.dataset, _owner_column(settings))
         key = key_of_dealing(settings, data, clients, table)
@@ -158,8 +160,10 @@ def open_node(settings: DataSettings, path: str, training: str = "") -> ClientDa
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
-    opened = _opener(data, _clients_folder(data, key, settings, content, deal_all))(0)
-    own_changes.look(cache_root(settings.cache_dir), path, content, training, opened)
+    folder = _clients_folder(data, key, settings, content, deal_all)
+    opened = _opener(data, folder)(0)
+    notes = [note for place in (data, folder) for note in meta_of(place).get("notes", [])]
+    own_changes.look(cache_root(settings.cache_dir), path, content, training, opened, notes)
     return opened
 
 
@@ -170,10 +174,11 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     """The folder with the samples of this source, as arrays, and the source's `content_key`."""
     root = cache_root(settings.cache_dir)
     columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
-    side = settings.image_size
+    side, pictures = settings.image_size, settings.image
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
+    named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     named |= settings.table_key()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -198,6 +203,9 @@ def _clients_folder(data: Path, key: str, settings: DataSettings, content: str, 
         pieces = [[each[which] for which in SPLITS] for each in splits]
         np.save(folder / "indices.npy", np.concatenate([piece for client in pieces for piece in client]))
         counts = [[len(piece) for piece in client] for client in pieces]
+        untested = [name for name, count in zip(names, counts, strict=True) if not count[SPLITS.index("test")]]
+        if untested:
+            notes = [*notes, f"with nothing to test on, trained but not scored: {some(untested)}"]
         meta = {"names": names, "counts": counts, "content": content, "notes": [*notes], "there": there}
         (folder / "meta.json").write_text(json.dumps(meta))
         if meta_of(data)["kind"] == "table":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.schema import read_schema
 
@@ -76,6 +77,7 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
+        image: how images are resized, and what becomes of those that can't be read.
         table: how files of rows are read, and what their columns may hold.
     """
 
@@ -92,6 +94,7 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
+    image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
 
     def table_key(self) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 Images have `features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy`
 (int64 [N]). Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join`
-writes. A new kind of data is a line of `KINDS`. scikit-learn and Pillow are imported by the functions that decode.
+writes. A new kind of data is a line of `KINDS`. Pillow is imported by what decodes.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_digits import decode_digits
 from fedham_flwr.data.labels import codes_of, label_codes, with_labels
 from fedham_flwr.data.schema import Schema, read_schema
 from fedham_flwr.data.sources import load
@@ -67,7 +68,7 @@ class Kind(NamedTuple):
         what: its samples, in sentences: images, a table.
         finds: the columns of the samples; none if the data set is of another kind.
         decode: writes the arrays, and returns the meta data without the kind; with `recipe`, which says how raw rows
-            become features.
+            become features, and `notes`, what is to be said.
     """
 
     what: str
@@ -89,7 +90,7 @@ def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) 
         OSError: the folder can't be written.
     """
     if source == "digits":
-        _decode_digits(columns, folder, settings.image_size)
+        decode_digits(columns, folder, settings.image_size, settings.image)
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
@@ -123,24 +124,6 @@ def _kind_of(data: datasets.Dataset, columns: Columns, settings: DataSettings) -
     raise AssertionError("the last kind finds its columns or raises")
 
 
-def _decode_digits(columns: Columns, folder: Path, side: int) -> None:
-    """scikit-learn's 1797 hand-written digits, 8x8 grey, from 0..16 to 0..255."""
-    from sklearn.datasets import load_digits
-
-    for setting, wanted, actual in (("feature", columns.feature, "image"), ("label", columns.label, "label")):
-        if wanted not in ("", actual):
-            raise UserError(f"{setting}-column is '{wanted}', but the digits have only the columns image and label.")
-    if columns.client:
-        raise UserError(f"client-column is '{columns.client}', but the digits have only the columns image and label.")
-    if columns.target not in ("auto", "class"):
-        raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    np.save(folder / "features.npy", images.resized(pixels, side)[..., None])
-    np.save(folder / "labels.npy", digits.target.astype(np.int64))
-    (folder / "meta.json").write_text(json.dumps({"classes": [str(i) for i in range(10)], "kind": "image"}))
-
-
 # ---- kinds of data: what writes the folder and returns its meta data ------------------------------------------------
 
 
@@ -160,9 +143,14 @@ def _find_texts(data: datasets.Dataset, columns: Columns, _: DataSettings) -> li
 
 def _decode_images(rows: Rows) -> dict[str, Any]:
     targets.check(rows.columns, "images")
+    settings = rows.settings
     rows, meta = _decode_targets(rows)
-    images.decode(rows.data, rows.features[0], rows.folder / "features.npy", rows.settings.image_size)
-    return meta
+    decoded = images.decode(
+        rows.data, rows.features[0], rows.folder / "features.npy", settings.image_size, settings.image
+    )
+    if len(decoded.kept) < len(rows.data):
+        _, meta = _decode_targets(rows._replace(data=rows.data.select(decoded.kept)))
+    return meta | {"recipe": decoded.recipe, "notes": [decoded.note] if decoded.note else []}
 
 
 def _decode_table(rows: Rows) -> dict[str, Any]:
