@@ -75,6 +75,10 @@ def _of_images(facts: Facts) -> str:
     return "" if len(facts.shape) == 3 else "the data are no images"
 
 
+def _of_tables(facts: Facts) -> str:
+    return "" if len(facts.shape) == 2 else "the data are no table"
+
+
 def _of_epochs(facts: Facts) -> str:
     return f"local-steps is {facts.settings.local_steps}" if facts.settings.local_steps else ""
 
@@ -100,6 +104,7 @@ REASONS: Mapping[str, Reason] = {
     "image-size": _of_images,
     "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
     "image.unreadable": _of_images,
+    **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),
     "beta2": _by_optimizer("adam", "adamw"),

@@ -79,6 +79,7 @@ class DataSettings:
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
         image: how images are resized, and what becomes of those that can't be read.
         table: how files of rows are read, and what their columns may hold.
+        categories: those that sites have agreed upon, as JSON: column -> words; empty: none.
     """
 
     dataset: str = "digits"
@@ -96,6 +97,7 @@ class DataSettings:
     image_size: int = 0
     image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
+    categories: str = ""
 
     def table_key(self) -> dict[str, str]:
         """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
@@ -105,4 +107,5 @@ class DataSettings:
         """
         given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
         schema = read_schema(self.table.schema)
-        return given | ({"table.schema": schema.digest} if schema else {})
+        given |= {"table.schema": schema.digest} if schema else {}
+        return given | ({"categories": self.categories} if self.categories else {})
