@@ -23,6 +23,7 @@ from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.categories import words_profile
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.cross_client import CrossClient
 from fedham_flwr.federation.direct import Direct, Reply
@@ -97,9 +98,11 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
     return decorator
 
 
-def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
+def _profile(message: Message, context: Context, settings: Settings) -> RecordDict:
     with start_of(str(context.run_id)):
-        data = open_data(context, settings)
+        if words := words_profile(message.content, context, settings):
+            return wire.write_profile(words)
+        data = open_data(context, settings, wire.read_told(message.content))
     return wire.write_profile(
         Profile(
             client=client_of(context.node_config, data),

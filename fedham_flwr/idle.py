@@ -107,6 +107,10 @@ def _of_words(facts: Facts) -> str:
     return _of_text(facts)
 
 
+def _of_tables(facts: Facts) -> str:
+    return "" if sample_kind(facts.shape) in ("table", "series") else "the data are no table"
+
+
 def _of_epochs(facts: Facts) -> str:
     return f"local-steps is {facts.settings.local_steps}" if facts.settings.local_steps else ""
 
@@ -142,6 +146,7 @@ REASONS: Mapping[str, Reason] = {
     "series.gap": _of_series,
     "series.label": _of_series,
     "series.split": _of_series,
+    **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),
     "beta2": _by_optimizer("adam", "adamw"),

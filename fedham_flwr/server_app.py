@@ -18,6 +18,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.federation.categories import agreed, recalled
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
@@ -162,8 +163,9 @@ def prepare(
         UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
             start from, or a user's optimiser or loss does not fit the model.
     """
-    roster = Roster()
+    roster = Roster(recalled(settings, journal.directory.path))
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+    told = agreed(roster, grid, settings.round_timeout, journal.directory.path)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     pin = data_of(settings, profiles)
@@ -187,7 +189,7 @@ def prepare(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        task_of(settings, shape, classes, profiles, journal.directory.path, saved, pin),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved, told or pin),
         roster,
         Watch(journal, settings.data(), pin),
         saved[0].progress() if saved else None,

@@ -73,6 +73,10 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
     ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
+    ({"table.decimal": ","}, 'table.decimal="," (the data are no table)'),
+    ({"table.missing": "x"}, 'table.missing="x" (the data are no table)'),
+    ({"table.categories": "found"}, 'table.categories="found" (the data are no table)'),
+    ({"table.schema": "s.toml"}, 'table.schema="s.toml" (the data are no table)'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -126,6 +130,10 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
     ({"torchvision.norm": "group"}, {"network": "torchvision:resnet18"}),
+    (
+        {"table.decimal": ",", "table.missing": "x", "table.categories": "found", "table.schema": "s.toml"},
+        {"network": "mlp", "shape": (2, 3)},
+    ),
     ({"fedham.peers": 3, "strategy": "fedham"}, {}),
     ({"model": "own_objects:Wide", "wide.width": 3}, {"network": "own_objects:Wide"}),
 ]

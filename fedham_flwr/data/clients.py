@@ -156,7 +156,7 @@ def open_node(settings: DataSettings, path: str, training: str = "") -> ClientDa
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
         if meta["kind"] in (*SCALED, "tokens") or meta.get("target"):
-            table_decoding.check_classes(path, meta["classes"], meta["declared"])
+            table_decoding.check_node(path, meta)
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))

@@ -83,6 +83,7 @@ class DataSettings:
         table: how files of rows are read, and what their columns may hold.
         series: how long samples of series are, and how recordings are cut into them.
         text: what tokens of texts are.
+        categories: those that sites have agreed upon, as JSON: column -> words; empty: none.
     """
 
     dataset: str = "digits"
@@ -100,6 +101,9 @@ class DataSettings:
     image_size: int = 0
     image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
+    series: SeriesSettings = field(default_factory=SeriesSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    categories: str = ""
 
     def table_key(self) -> dict[str, str]:
         """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
@@ -109,7 +113,5 @@ class DataSettings:
         """
         given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
         schema = read_schema(self.table.schema)
-        return given | ({"table.schema": schema.digest} if schema else {})
-
-    series: SeriesSettings = field(default_factory=SeriesSettings)
-    text: TextSettings = field(default_factory=TextSettings)
+        given |= {"table.schema": schema.digest} if schema else {}
+        return given | ({"categories": self.categories} if self.categories else {})

@@ -163,13 +163,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if (texts := plain_texts.load(path)) is not None:
         return texts
     if path.is_file():
-        if csv_files.is_csv(path):
-            return csv_files.read([path], path, table)
-        if path.suffix.lower() not in BUILDERS:
-            raise UserError(
-                f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read."
-            )
-        return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
+        return _load_file(path, copy, table)
     if found := image_folder.find(path, BUILDERS):
         return image_folder.rows(found, lambda file: load(str(file), copy, table))
     path = path.resolve()  # as the library names files
@@ -177,6 +171,15 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if name == "csv":
         return csv_files.read([file for files in splits.values() for file in files], path, table)
     return _merge(load_files(str(path), [], path, copy), source)
+
+
+def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    """All rows of one file."""
+    if csv_files.is_csv(path):
+        return csv_files.read([path], path, table)
+    if path.suffix.lower() not in BUILDERS:
+        raise UserError(f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read.")
+    return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), str(path))
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:

@@ -101,9 +101,11 @@ class Roster:
         profiles: client -> what it said of itself.
         nodes: client -> node id.
         failures: node id -> why it could not say who it is; it is not asked again, unless it leaves and comes back.
+        told: what each is told of the data with the query: categories that the sites agree upon; empty: nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = "") -> None:
+        self.told = told
         self.profiles: dict[str, Profile] = {}
         self.nodes: dict[str, int] = {}
         self.failures: dict[int, str] = {}
@@ -161,7 +163,7 @@ class Roster:
         # A node that is authenticated has the same id when it is started again, with its mistake mended.
         self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
-        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
+        messages = [Message(wire.write_query(self.told), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
             node = reply.metadata.src_node_id
             try:
