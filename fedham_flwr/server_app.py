@@ -27,6 +27,7 @@ from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.models.sizes import model_line
 from fedham_flwr.registry import method
 from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report
@@ -40,7 +41,7 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
 from fedham_flwr.starts import data_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import server_half, try_training
+from fedham_flwr.trials import check_size, server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
@@ -177,12 +178,13 @@ def prepare(
             f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
             'model="package.module:Object"'
         )
+    check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)
     manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
     check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
-    report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    report.say(model_line(network, model, shape))
     if isinstance(grid, HandsOver):
         report.say(report.workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
     strategy = build_strategy(

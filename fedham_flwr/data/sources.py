@@ -17,6 +17,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -101,14 +102,13 @@ def _scikit_learn() -> str:
 
 def _digest(path: Path, memo: Path) -> str:
     """SHA-256 over the names and bytes of a folder's files, or over one file; from the memo if nothing was touched."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    stats = [(".", path.stat())] if path.is_file() else sorted(_below(str(path)))
     touched = _sha256(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
     known = _read_memo(memo)
     if known.get(str(path), ("",))[0] != touched:
         total = hashlib.sha256()
-        for (name, _), file in zip(stats, files, strict=True):
-            with file.open("rb") as opened:
+        for name, _ in stats:
+            with (path / name).open("rb") as opened:
                 total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
         known[str(path)] = [touched, total.hexdigest(), _check(str(path), touched, total.hexdigest())]
         with replacing(memo) as part:
@@ -116,8 +116,21 @@ def _digest(path: Path, memo: Path) -> str:
     return f"local:{known[str(path)][1]}"
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _below(
+    folder: str, above: str = "", seen: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, os.stat_result]]:
+    """The files below a folder, hidden ones left out, each looked at once: of many pictures that takes the time."""
+    own = os.stat(folder)
+    if (own.st_dev, own.st_ino) in seen:  # by a link to itself
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _below(entry.path, f"{above}{entry.name}/", (*seen, (own.st_dev, own.st_ino)))
+            elif entry.is_file():
+                yield f"{above}{entry.name}", entry.stat()
 
 
 def _read_memo(memo: Path) -> dict[str, list[str]]:
