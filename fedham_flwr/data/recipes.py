@@ -109,5 +109,6 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[Any
             f"the data of this model {what}, of which no rows can be read: give predict(...) an array of its inputs"
         )
     module, _, function = ENCODERS[kind].partition(":")
-    found: npt.NDArray[Any] = getattr(importlib.import_module(module), function)(rows, recipe)
+    own = {**recipe, **recipe.get("scaling", {})}  # a client's numbers, which of a table stand beside its columns
+    found: npt.NDArray[Any] = getattr(importlib.import_module(module), function)(rows, own)
     return found

@@ -5,6 +5,7 @@ They are written where the model is, and sent nowhere.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import platform
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ CAUTION = (
     "the scores are those of a predictor that asks the client's own training samples too; the file holds the network "
     "alone"
 )
+EPOCH = datetime.date(2000, 1, 1)
+"""Dates of a table are days since then."""
 ALONE = "Against training alone: "
 EVERYBODYS = "Against everybody's model: "
 
@@ -127,8 +130,26 @@ def _data(data: ClientData) -> dict[str, Any]:
     elif data.target == "value":
         told["outputs"] = list(data.classes)
     if columns := recipe.get("columns"):
-        told["columns"] = [column["name"] for column in columns]
+        told["columns"] = [column if isinstance(column, str) else column["name"] for column in columns]
+    if period := _period(data):
+        told["period"] = period
     return told
+
+
+def _period(data: ClientData) -> dict[str, list[str]]:
+    """The first and the last day of each column of dates, over all of the client's rows."""
+    if data.scaling is None:
+        return {}
+    found, at = {}, 0
+    index = torch.cat([data.splits[split] for split in SPLITS])
+    for column in data.scaling.columns:
+        if column.kind == "date":
+            stored = data.features[index, at].double()
+            days = (stored * data.scaling.std[at] + data.scaling.mean[at])[~stored.isnan()]
+            ends = [days.min(), days.max()] if len(days) else []
+            found[column.name] = [str(EPOCH + datetime.timedelta(round(float(end), 3))) for end in ends]
+        at += column.width
+    return {name: ends for name, ends in found.items() if ends}
 
 
 def _scores(metrics: Mapping[str, Any], phase: str) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from fedham_flwr import __version__
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import CHUNK, replacing
+from fedham_flwr.predicting import raw_rows
 from fedham_flwr.predicting.exported import Exported
 from fedham_flwr.predicting.portable import Portable, samples
 
@@ -71,8 +72,9 @@ def metadata(model: Exported, module: Portable) -> dict[str, str]:
     """
     recipe = model.recipe
     of_header = {key: model.header[key] for key in ("client", "strategy", "phase", "round") if key in model.header}
-    columns = [each["name"] for each in recipe.get("columns", ())]
-    categories = {each["name"]: each["names"] for each in recipe.get("columns", ()) if each.get("names")}
+    table = recipe["kind"] == "table"
+    columns = raw_rows.names(recipe) if table else recipe.get("channels", ())
+    categories = {each["name"]: each["names"] for each in recipe["columns"] if each["names"]} if table else {}
     return {
         **of_header,
         "outputs": json.dumps(recipe["outputs"], ensure_ascii=False),

@@ -3,7 +3,7 @@
 | kind of data | input | |
 | --- | --- | --- |
 | image | uint8 [b, H, W, C] | pixels, of the size of the training |
-| table | float32 [b, columns] | raw numbers, NaN where one is missing; of a category its number |
+| table | float64 [b, columns] | raw numbers, NaN where one is missing; see `raw_rows` |
 | series | float32 [b, T, C] | raw numbers, NaN where one is missing |
 | text | int64 [b, T] | numbers of tokens, as the recipe makes them |
 | own | float32 [b, ...], or uint8 of images | as the user's function gave them |
@@ -22,42 +22,13 @@ from torch import Tensor, nn
 
 from fedham_flwr.core import shapes
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.batches import channels_with_gaps, to_float, with_gaps
+from fedham_flwr.data.batches import channels_with_gaps, to_float
 from fedham_flwr.data.kinds.table import FARTHEST
+from fedham_flwr.predicting import raw_rows
 from fedham_flwr.predicting.exported import Exported
 
 SAMPLES = 5
 """Of a batch with which a model is tried."""
-
-
-class Scaled(nn.Module):
-    """Raw rows of a table as the network sees them: standardised, with flags where a value is missing.
-
-    Args:
-        recipe: of the client.
-    """
-
-    widths: tuple[int, ...]
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, recipe: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.widths = tuple(len(column["names"]) for column in recipe["columns"])
-        for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(recipe["scaling"][name], dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """float32 [b, columns] -> [b, 2, F]; in 64 bits in between, as the data were scaled."""
-        parts = []
-        for place, width in enumerate(self.widths):
-            column = x[:, place : place + 1]
-            if width:
-                hit = (column == torch.arange(width, dtype=x.dtype)).to(x.dtype)
-                column = torch.where(column.isnan(), column, hit)
-            parts.append(column)
-        raw = torch.cat(parts, 1).double()
-        return with_gaps(((raw - self.mean) / self.std).clamp(-FARTHEST, FARTHEST).float())
 
 
 class Steps(nn.Module):
@@ -108,7 +79,7 @@ class Portable(nn.Module):
         if recipe["features"] == "image":
             self.before = Pixels()
         elif recipe["kind"] == "table":
-            self.before = Scaled(recipe)
+            self.before = raw_rows.Scaled(recipe)
         elif recipe["kind"] == "series":
             self.before = Steps(recipe)
         self.network = model.network
@@ -140,7 +111,7 @@ def samples(model: Exported, count: int = SAMPLES) -> Tensor:
         channels, height, width = shape
         return torch.randint(0, 256, (count, height, width, channels), generator=draw, dtype=torch.uint8)
     if recipe["kind"] == "table":
-        return _rows(recipe, count, draw)
+        return raw_rows.samples(recipe, count, draw)
     if recipe["features"] in ("text", "tokens"):
         most = shapes.vocabulary(shape) or len(recipe["outputs"])
         return torch.randint(0, most, (count, *shapes.dimensions(shape)), generator=draw)
@@ -158,19 +129,3 @@ def _steps(recipe: Mapping[str, Any], length: int, count: int, draw: torch.Gener
     for channel in range(len(mean)):
         values[channel % count, channel % length, channel] = np.nan
     return values.float()
-
-
-def _rows(recipe: Mapping[str, Any], count: int, draw: torch.Generator) -> Tensor:
-    """Numbers about those of the training, class labels, and a gap in every column."""
-    found, at = [], 0
-    for number, column in enumerate(recipe["columns"]):
-        width = len(column["names"])
-        mean, std = (recipe["scaling"][name][at] for name in ("mean", "std"))
-        if width:
-            values = torch.randint(0, width, (count,), generator=draw).float()
-        else:
-            values = (mean + 2 * std * torch.randn(count, generator=draw, dtype=torch.float64)).float()
-        values[number % count] = np.nan
-        found.append(values)
-        at += width or 1
-    return torch.stack(found, 1)

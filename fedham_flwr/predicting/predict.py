@@ -32,7 +32,7 @@ class Predicted(NamedTuple):
         frame: a prediction in a row.
         outputs: of the network, of the rows that fit.
         good: the numbers of these rows, from 0.
-        faults: the numbers of the others, and what is wrong with each.
+        faults: the numbers of the others, each with what is wrong with the first.
     """
 
     frame: pandas.DataFrame
@@ -158,20 +158,21 @@ def _of_windows(
 
 
 def _fitting(
-    data: datasets.Dataset, recipe: Mapping[str, Any], start: int, faults: list[tuple[int, str]]
+    data: datasets.Dataset, recipe: Mapping[str, Any], start: int, faults: list[tuple[int, str]], said: str = ""
 ) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
     """The stored features of runs of rows that fit, each with the number of its first row; halves of what does not."""
     try:
         yield start, recipes.encode(data, recipe)
     except UserError as error:
+        said = said or str(error)  # that of all rows knows their lines
         if len(data) == 1:
-            faults.append((start, str(error)))
+            faults.append((start, said))
             if len(faults) > MOST_BAD:
                 raise UserError(f"more than {MOST_BAD} rows do not fit: {faults[0][1]}") from error
             return
         half = len(data) // 2
-        yield from _fitting(data.select(range(half)), recipe, start, faults)
-        yield from _fitting(data.select(range(half, len(data))), recipe, start + half, faults)
+        yield from _fitting(data.select(range(half)), recipe, start, faults, said)
+        yield from _fitting(data.select(range(half, len(data))), recipe, start + half, faults, said)
 
 
 def _checked(batch_size: int) -> int:
