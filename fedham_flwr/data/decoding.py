@@ -212,7 +212,7 @@ def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dic
 
 
 def _decode_texts(rows: Rows) -> dict[str, Any]:
-    data, columns, feature = rows.data, rows.columns, rows.features[0]
+    columns, feature = rows.columns, rows.features[0]
     targets.check(columns, "texts")
     labelled = columns.target not in ("auto", "next-token") or (columns.target == "auto" and bool(columns.label))
     if labelled:
@@ -239,7 +239,7 @@ def _decode_series(rows: Rows) -> dict[str, Any]:
     return meta | series.decode(rows.data, recipe, rows.settings.series, rows.folder)
 
 
-def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
+def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, Any]]:
     """Whose each row is and the owners' names, if there is a client column."""
     if not column:
         return None, {}
@@ -248,7 +248,7 @@ def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] 
 
 
 KINDS: Mapping[str, Kind] = {
-    "series": Kind("series", _find_series, _decode_series),
+    "series": Kind("series", series.find, _decode_series),
     "table": Kind("a table", _find_table, _decode_table),
     "image": Kind("images", _find_images, _decode_images),
     "text": Kind("text", _find_texts, _decode_texts),
