@@ -180,8 +180,8 @@ class Journal:
                 checkpoints.write_state(path / checkpoints.SERVER, state, label, path)
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
-            self.directory.finish(summary)
             self._draw(rows)
+            self.directory.finish(summary)  # the last of all: a run that has one has come to its end
         except OSError as why:
             raise unwritable(path, why) from why
         report.final_table(summary, metric=self._headline)

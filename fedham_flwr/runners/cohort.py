@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, cause
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.state.held import MOST_HELD, HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
@@ -57,8 +57,8 @@ class CohortGrid(InProcessGrid):
                 context.state.write()
             except OSError as error:
                 client = context.node_config["partition-id"]
-                raise UserError(
-                    f"the personal state of client {client} cannot be written: {error.strerror or error}"
+                raise UnwritableError(
+                    f"the personal state of client {client} cannot be written: {cause(error)}"
                 ) from error
         if self._shared.get("held-bytes", 0) > MOST_HELD:
             for context in self.contexts.values():
