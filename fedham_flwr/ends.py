@@ -8,7 +8,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from fedham_flwr.core.errors import UserError, described, line_of
+from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.core.interrupts import seen
 from fedham_flwr.registry import BUILT_IN
@@ -54,6 +54,9 @@ def explained(error: BaseException, strategy: str, directory: Path) -> BaseExcep
     """
     if isinstance(error, Exception) and seen():
         return KeyboardInterrupt()
+    error = out_of_space(error) or error
+    if isinstance(error, UnwritableError) and any((directory / FOLDER).glob("round-*")):
+        return UserError(f"{error}; what was written before is whole: after room is made, resume={directory} goes on")
     if isinstance(error, UserError) or not isinstance(error, Exception):
         return error
     file = directory / STACK

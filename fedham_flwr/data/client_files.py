@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.csv_places import joined
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.sources import BUILDERS, is_data, load, local_path
 

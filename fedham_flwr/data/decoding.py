@@ -214,22 +214,16 @@ def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dic
 def _decode_texts(rows: Rows) -> dict[str, Any]:
     columns, feature = rows.columns, rows.features[0]
     targets.check(columns, "texts")
-    labelled = columns.target not in ("auto", "next-token") or (columns.target == "auto" and bool(columns.label))
-    if labelled:
+    if columns.target == "next-token" and columns.label:
+        raise UserError(f"label-column is '{columns.label}', but target is next-token, which takes no labels; drop it.")
+    owners, meta = None, dict[str, Any]()
+    if columns.target == "next-token" or (columns.target == "auto" and not columns.label):
+        owners, meta = _owners(rows.data, columns.client)
+    else:
         rows, meta = _decode_targets(rows)
-        said = values_of(rows.data, feature, "feature-column")
-        return meta | {"labelled": True, "column": feature, "characters": texts.join(said, None, rows.folder)}
-    if columns.label:
-        raise UserError(
-            f"label-column is '{columns.label}', but target is next-token, which takes no labels; leave it empty."
-        )
-    owners, names = _owners(data, columns.client)
-    said = values_of(data, feature, "feature-column")
-    return {"column": feature, "characters": texts.join(said, owners, rows.folder)} | names
-
-
-def _find_series(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
-    return series.find(data, columns, settings.series)
+        meta["labelled"] = True
+    said = values_of(rows.data, feature, "feature-column")
+    return {"column": feature, "characters": texts.join(said, owners, rows.folder)} | meta
 
 
 def _decode_series(rows: Rows) -> dict[str, Any]:

@@ -175,8 +175,8 @@ class Journal:
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
             model_card.complete(path, rows, self._records, self._headline)
-            self.directory.finish(summary)
             self._draw(rows)
+            self.directory.finish(summary)  # the last of all: a run that has one has come to its end
         except OSError as why:
             raise unwritable(path, why) from why
         report.final_table(summary, metric=self._headline)

@@ -25,8 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from fedham_flwr.core.errors import UserError, reason
-from fedham_flwr.core.files import replacing, sync
+from fedham_flwr.core.errors import UnwritableError, UserError, cause, reason
+from fedham_flwr.core.files import naming, replacing, sync
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
 from fedham_flwr.reporting.formats import json_text, toml_text
@@ -70,7 +70,7 @@ class RunDirectory:
             if not isinstance(error, OSError):
                 raise
             raise UserError(
-                f"results-dir {top} cannot be written: {error.strerror or error}; name another with results-dir=..."
+                f"results-dir {top} cannot be written: {cause(error)}; name another with results-dir=..."
             ) from error
         return directory
 
@@ -96,8 +96,10 @@ class RunDirectory:
         file = self.path / "rounds.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if exchanges or file.exists() else []
         if undone := [line for line in lines[exchanges:] if line.endswith("\n")]:
-            with (self.path / "undone.jsonl").open("a", encoding="utf-8") as past:
-                past.writelines(undone)
+            past = self.path / "undone.jsonl"
+            before = past.read_text(encoding="utf-8") if past.exists() else ""
+            with replacing(past) as part:
+                part.write_text(before + "".join(undone), encoding="utf-8")
         with replacing(file) as part:
             part.write_text("".join(lines[:exchanges]), encoding="utf-8")
         stay = {f"round-{record.round:05d}-{record.kind}.parquet" for record in self.read_rounds()}
@@ -136,8 +138,8 @@ class RunDirectory:
             check_rows(rows, record.round)
             with replacing(self.path / "metrics" / f"round-{record.round:05d}-{record.kind}.parquet") as part:
                 pq.write_table(_table(rows), part)
-        line = _write_record(record)
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        line, journal = _write_record(record), self.path / "rounds.jsonl"
+        with naming(journal), journal.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
 
@@ -207,14 +209,14 @@ def _table(rows: Sequence[Row]) -> "pyarrow.Table":
     return pa.table({name: [row[at] for row in rows] for at, name in enumerate(Row._fields)}, schema=schema)
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: Path, error: OSError) -> UnwritableError:
     """What to say of results that cannot be written.
 
     Args:
         path: The run's directory.
         error: What came of trying.
     """
-    return UserError(f"the results cannot be written to {path}: {reason(error)}")
+    return UnwritableError(f"the results cannot be written to {path}: {reason(error)}")
 
 
 def _utc_now() -> datetime:
