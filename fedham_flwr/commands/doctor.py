@@ -183,7 +183,7 @@ def _predicted(found: dict[str, Any]) -> Iterator[Finding]:
     yield ok(
         "run", "seconds, an estimate",
         f"{duration(found['seconds-per-round'])} a round, {duration(found['seconds-in-all'])} in all, on "
-        f"{found['workers']} workers (measured with {trial_told['clients']} clients here)",
+        f"{found['workers']} worker{'s' * (found['workers'] != 1)} (measured with {trial_told['clients']} clients here)",
     )  # fmt: skip
     needed, (_, free) = found["memory"]["in-all"], machine.memory()
     line = f"{size(found['memory']['worker'])} a process, {size(needed)} in all"
