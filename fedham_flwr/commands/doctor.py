@@ -179,11 +179,11 @@ def _predicted(found: dict[str, Any]) -> Iterator[Finding]:
     yield ok(
         "run", "sent per round", f"{size(each['down'])} down and {size(each['up'])} up, of {found['cohort']} clients"
     )
-    trial_told = found["trial"]
+    tried, workers = found["trial"]["clients"], f"{found['workers']} worker{'s' * (found['workers'] != 1)}"
     yield ok(
         "run", "seconds, an estimate",
-        f"{duration(found['seconds-per-round'])} a round, {duration(found['seconds-in-all'])} in all, on "
-        f"{found['workers']} worker{'s' * (found['workers'] != 1)} (measured with {trial_told['clients']} clients here)",
+        f"{duration(found['seconds-per-round'])} a round, {duration(found['seconds-in-all'])} in all, on {workers} "
+        f"(measured with {tried} clients here)",
     )  # fmt: skip
     needed, (_, free) = found["memory"]["in-all"], machine.memory()
     line = f"{size(found['memory']['worker'])} a process, {size(needed)} in all"
