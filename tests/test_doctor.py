@@ -92,6 +92,14 @@ def test_a_port_is_free_or_taken() -> None:
     assert (free.state, free.found) == ("ok", "free")
 
 
+def test_what_is_mistyped_has_its_own_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--ports", "99999"], ["--bogus"], ["--backend", "horse"]):
+        with pytest.raises(SystemExit) as ended:
+            command.command(wrong)
+        assert ended.value.code == 2
+    assert "'99999' is no port: wanted 1 to 65535" in capsys.readouterr().err
+
+
 def test_sizes_and_times_are_for_people() -> None:
     assert [size(n) for n in (999, 1_200, 3_400_000, 2e9)] == ["999 bytes", "1.2 kB", "3.4 MB", "2.0 GB"]
     assert [duration(s) for s in (0.123, 42.3, 600, 9000)] == ["0.12 s", "42 s", "10 min", "2.5 h"]
