@@ -34,7 +34,6 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     told: dict[str, Any] = {}
     findings: list[Finding] = []
-    shown = "\n".join(text([])) if options.json else ""
     for finding in _look(options, told):
         findings.append(finding)
         if not options.json:
@@ -46,7 +45,7 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         notes = count(findings, "note")
-        sys.stdout.write(f"\n{faults} fault{'s' * (faults != 1)}, {notes} note{'s' * (notes != 1)}{shown}\n")
+        sys.stdout.write(f"\n{faults} fault{'s' * (faults != 1)}, {notes} note{'s' * (notes != 1)}\n")
     return 1 if faults else 0
 
 
@@ -81,6 +80,12 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--insecure", action="store_true", help="the SuperLink is reached without TLS")
     made.add_argument("--json", action="store_true", help="print JSON")
     return made
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: wanted 1 to 65535")
+    return int(text)
 
 
 def _next(findings: Sequence[Finding]) -> str:
@@ -179,11 +184,11 @@ def _predicted(found: dict[str, Any]) -> Iterator[Finding]:
     yield ok(
         "run", "sent per round", f"{size(each['down'])} down and {size(each['up'])} up, of {found['cohort']} clients"
     )
-    trial_told = found["trial"]
+    tried, workers = found["trial"]["clients"], f"{found['workers']} worker{'s' * (found['workers'] != 1)}"
     yield ok(
         "run", "seconds, an estimate",
-        f"{duration(found['seconds-per-round'])} a round, {duration(found['seconds-in-all'])} in all, on "
-        f"{found['workers']} workers (measured with {trial_told['clients']} clients here)",
+        f"{duration(found['seconds-per-round'])} a round, {duration(found['seconds-in-all'])} in all, on {workers} "
+        f"(measured with {tried} clients here)",
     )  # fmt: skip
     needed, (_, free) = found["memory"]["in-all"], machine.memory()
     line = f"{size(found['memory']['worker'])} a process, {size(needed)} in all"

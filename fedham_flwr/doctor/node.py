@@ -41,7 +41,7 @@ def findings(config: str, given: Mapping[str, Value]) -> Iterator[Finding]:
     yield from _data(node, given)
     yield from _state(node)
     takes = node.get("cross-evaluation", False)
-    if takes not in (True, False):
+    if not isinstance(takes, bool):
         yield fault("node", "cross-evaluation", f"{takes!r}", "true or false")
     else:
         yield ok("node", "cross-evaluation", f"{str(takes).lower()}: this client's model " + (
