@@ -20,6 +20,7 @@ from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError, described, line_of
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
+from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.direct import Direct, Reply
@@ -93,7 +94,8 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
 
 
 def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
-    data = open_data(context, settings)
+    with start_of(str(context.run_id)):
+        data = open_data(context, settings)
     return wire.write_profile(
         Profile(
             client=client_of(context.node_config, data),

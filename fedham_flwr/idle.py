@@ -123,6 +123,8 @@ REASONS: Mapping[str, Reason] = {
     "series.gap": _of_series,
     "series.label": _of_series,
     "series.split": _of_series,
+    "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
+    "image.unreadable": _of_images,
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),
     "beta2": _by_optimizer("adam", "adamw"),

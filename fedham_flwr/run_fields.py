@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.kinds.words import TextSettings
@@ -116,6 +117,7 @@ class RunFields(BaseModel):
     checkpoint_every: NonNegativeInt = 10
     bank_memory: NonNegativeFloat = 16.0
     lost_state: Literal["refuse", "restart"] = "refuse"
+    image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
     series: SeriesSettings = SeriesSettings()

@@ -89,6 +89,7 @@ class Settings(RunFields):
             image_size=self.image_size,
             series=self.series,
             text=self.text,
+            image=self.image,
             table=self.table,
         )
 

@@ -91,7 +91,7 @@ from fedham_flwr.data import clients as data
 from fedham_flwr.data.data_settings import DataSettings
 
 def race(cold, number):
-    def decode(source, columns, folder, side):
+    def decode(source, columns, folder, *_):
         (cold / f"decoded-{number}").touch()
         time.sleep(0.2)
         np.save(folder / "features.npy", np.zeros((9, 2, 2, 1), dtype=np.uint8))
@@ -139,7 +139,7 @@ def test_two_processes_warm_and_cold(tmp_path: Path, cache_dir: Path, monkeypatc
 def test_a_folder_left_half_written_is_not_read(
     cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str, columns: object, folder: Path, side: int) -> None:
+    def fail(source: str, columns: object, folder: Path, *_: object) -> None:
         (folder / "features.npy").write_bytes(b"half")
         raise UserError("no more")
 

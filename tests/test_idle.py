@@ -71,6 +71,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"series.split": "recording"}, 'series.split="recording" (the data are no series)'),
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
+    ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -84,8 +85,10 @@ def test_what_is_not_read_is_said_with_the_reason(
 
 def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptureFixture) -> None:
     text: dict[str, Value] = {"min-characters": 9, "image-size": 8, "sequence-length": 9}
+    text["image.unreadable"] = "leave-out"
     assert said(caplog, text, **TEXT) == (
-        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological)"
+        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological), "
+        'image.unreadable="leave-out" (the data are no images)'
     )
     labelled: dict[str, Value] = {"min-characters": 9, "text.buckets": 9, "series.length": 9}
     assert said(caplog, labelled | {"text.tokenizer": "words.txt"}, **NEWS) == (
@@ -105,14 +108,14 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"alpha": 0.5, "partitioner": "dirichlet", "samples-per-client": 9}, {}),
     ({"alpha": 0.5, "classes-per-client": 1, "partitioner": "own_objects:by_turns"}, {}),
     *[({"classes-per-client": 3, "partitioner": each}, {}) for each in ("pathological", "noniid-1", "noniid-2")],
-    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8}, {}),
+    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
     ({"sequence-length": 3, "text.unit": "word", "text.buckets": 9, "fasttext.pairs": 3}, NEWS),
     ({"text.tokenizer": "words.txt"}, NEWS),
     ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
     ({"series.recording": "r", "series.label": "majority", "series.split": "recording"}, SERIES),
-    ({"momentum": 0.5, "local-epochs": 2}, {}),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
@@ -135,7 +138,8 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    assert REASONS.keys() - cases == {"client-column", "image-size", "samples-per-client"}  # said of other data
+    of_other_data = {"client-column", "image-size", "image.unreadable", "samples-per-client"}
+    assert REASONS.keys() - cases == of_other_data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 
 

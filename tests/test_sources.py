@@ -16,7 +16,7 @@ from fedham_flwr.data import sources
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.data_settings import DataSettings, Partitioning
-from fedham_flwr.data.kinds import image as images
+from fedham_flwr.data.kinds import image_reading as images
 
 EVERYTHING = Partitioning("iid")
 

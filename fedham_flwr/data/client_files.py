@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.csv_places import joined
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.sources import BUILDERS, is_data, load, local_path
 
@@ -127,7 +128,6 @@ def _load_images(found: Mapping[str, Path], pictures: Mapping[str, Sequence[Path
 def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> datasets.Dataset:
     """The rows of all clients' tables or texts, their columns of one type each."""
     import datasets
-    import pyarrow as pa
 
     parts = {name: _load_one(entry, copy, table) for name, entry in found.items()}
     first, names = next(iter(parts.values())).column_names, list(parts)
@@ -137,12 +137,20 @@ def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> 
             lacking = name if odd[0] in first else names[0]
             raise UserError(f"{found[where]} has a column '{odd[0]}' and {found[lacking]} has none: all need the same.")
     kinds = {column: _common([part.features[column] for part in parts.values()]) for column in first}
-    schema = datasets.Features(kinds).arrow_schema
-    tables = [part.select_columns(first).with_format("arrow")[:].cast(schema, safe=False) for part in parts.values()]
-    owners = pa.array([name for name, part in parts.items() for _ in range(len(part))])
-    features = datasets.Features({**kinds, OWNER: datasets.Value("string")})
-    whole = pa.concat_tables(tables).append_column(OWNER, owners)
-    return datasets.Dataset(whole, info=datasets.DatasetInfo(features=features))
+    features = datasets.Features(kinds)
+    ordered = [_as(part.select_columns(first), features) for part in parts.values()]
+    owners = [name for name, part in parts.items() for _ in range(len(part))]
+    return joined(ordered).add_column(OWNER, owners)
+
+
+def _as(part: datasets.Dataset, features: Any) -> datasets.Dataset:
+    """A client's rows with columns of these types."""
+    import datasets
+
+    if part.features == features:
+        return part
+    table = part.with_format("arrow")[:].cast(features.arrow_schema, safe=False)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
 
 
 def _load_one(entry: Path, copy: str, table: TableSettings) -> datasets.Dataset:

@@ -18,6 +18,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data import own_changes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
+from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.client_files import OWNER
@@ -27,6 +28,7 @@ from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, som
 from fedham_flwr.data.decoding import decode
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_pixels import AS_USUAL
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.opening import SCALED, opener
 from fedham_flwr.data.partitioners import BY_NAME
@@ -60,7 +62,7 @@ def open_partitions(settings: DataSettings, clients: int, pin: str = "") -> Call
     """
     root, partitioning = cache_root(settings.cache_dir), settings.partitioning
     folder = root / pin.rpartition(" ")[2]
-    if not pin or not folder.is_dir():
+    if not pin or fault(folder.parent) or fault(folder):
         table = read_table(partitioning.class_table) if partitioning.partitioner == "class-table" else None
         data, content = _data_folder(settings, settings.dataset, _owner_column(settings))
         key = key_of_dealing(settings, data, clients, table)
@@ -172,12 +174,13 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     """The folder with the samples of this source, as arrays, and the source's `content_key`."""
     root = cache_root(settings.cache_dir)
     columns = Columns(settings.feature_column, settings.label_column, client_column, settings.target)
-    side = settings.image_size
+    side, pictures = settings.image_size, settings.image
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
     if (cuts := replace(settings.series, split="time")) != SeriesSettings():
         named["series"] = asdict(cuts)
+    named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     named |= settings.table_key()
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.kinds.words import TextSettings
@@ -80,6 +81,7 @@ class DataSettings:
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
         series: how long samples of series are, and how recordings are cut into them.
         text: what tokens of texts are.
+        image: how images are resized, and what becomes of those that can't be read.
         table: how files of rows are read, and what their columns may hold.
     """
 
@@ -98,6 +100,7 @@ class DataSettings:
     image_size: int = 0
     series: SeriesSettings = field(default_factory=SeriesSettings)
     text: TextSettings = field(default_factory=TextSettings)
+    image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
 
     def table_key(self) -> dict[str, str]:

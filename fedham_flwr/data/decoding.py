@@ -2,7 +2,7 @@
 
 Images have `features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy`
 (int64 [N]). Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join`
-writes. A new kind of data is a line of `KINDS`. scikit-learn and Pillow are imported by the functions that decode.
+writes. A new kind of data is a line of `KINDS`. Pillow is imported by what decodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data import digits, row_hashes, targets
+from fedham_flwr.data import row_hashes, targets
 from fedham_flwr.data.client_files import OWNER, load_clients
 from fedham_flwr.data.columns import (
     Columns,
@@ -34,6 +34,7 @@ from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import series, table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.image_digits import decode_digits
 from fedham_flwr.data.labels import codes_of, label_codes, with_labels
 from fedham_flwr.data.schema import Schema, read_schema
 from fedham_flwr.data.sources import load
@@ -67,7 +68,7 @@ class Kind(NamedTuple):
         what: its samples, in sentences: images, a table.
         finds: the columns of the samples; none if the data set is of another kind.
         decode: writes the arrays, and returns the meta data without the kind; with `recipe`, which says how raw rows
-            become features.
+            become features, and `notes`, what is to be said.
     """
 
     what: str
@@ -89,7 +90,7 @@ def decode(source: str, columns: Columns, folder: Path, settings: DataSettings) 
         OSError: the folder can't be written.
     """
     if source == "digits":
-        digits.decode(columns, folder, settings.image_size)
+        decode_digits(columns, folder, settings.image_size, settings.image)
         return
     # The library writes a copy of the files it reads; of a local source it isn't needed for longer than decoding takes.
     with tempfile.TemporaryDirectory(dir=folder) as copy:
@@ -142,9 +143,14 @@ def _find_texts(data: datasets.Dataset, columns: Columns, _: DataSettings) -> li
 
 def _decode_images(rows: Rows) -> dict[str, Any]:
     targets.check(rows.columns, "images")
+    settings = rows.settings
     rows, meta = _decode_targets(rows)
-    images.decode(rows.data, rows.features[0], rows.folder / "features.npy", rows.settings.image_size)
-    return meta
+    decoded = images.decode(
+        rows.data, rows.features[0], rows.folder / "features.npy", settings.image_size, settings.image
+    )
+    if len(decoded.kept) < len(rows.data):
+        _, meta = _decode_targets(rows._replace(data=rows.data.select(decoded.kept)))
+    return meta | {"recipe": decoded.recipe, "notes": [decoded.note] if decoded.note else []}
 
 
 def _decode_table(rows: Rows) -> dict[str, Any]:

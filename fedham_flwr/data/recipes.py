@@ -35,7 +35,7 @@ FORMAT = 1
 OWN = "own"
 """The kind of data that a function of a user's loads: no rows, but arrays as the function gives them."""
 ENCODERS = {
-    "image": "fedham_flwr.data.today:encode_images",
+    "image": "fedham_flwr.data.kinds.image:encode",
     "text": "fedham_flwr.data.kinds.text:encode",
     "series": "fedham_flwr.data.kinds.series:encode",
     "table": "fedham_flwr.data.kinds.table_decoding:encode",

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import socket
@@ -21,12 +22,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.files import replacing
 from fedham_flwr.data import csv_files, plain_texts
+from fedham_flwr.data.kinds import image_folder
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offline
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger("fedham_flwr")
 
 BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
@@ -94,15 +99,14 @@ def _digest(path: Path, memo: Path) -> str:
     stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
     touched = _sha256(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
     known = _read_memo(memo)
-    if known.get(str(path), ("", ""))[0] != touched:
+    if known.get(str(path), ("",))[0] != touched:
         total = hashlib.sha256()
         for (name, _), file in zip(stats, files, strict=True):
             with file.open("rb") as opened:
                 total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
-        known[str(path)] = (touched, total.hexdigest())
-        partial = memo.with_name(f"{memo.name}.{os.getpid()}")
-        partial.write_text(json.dumps(known))
-        partial.replace(memo)
+        known[str(path)] = [touched, total.hexdigest(), _check(str(path), touched, total.hexdigest())]
+        with replacing(memo) as part:
+            part.write_text(json.dumps(known))
     return f"local:{known[str(path)][1]}"
 
 
@@ -110,12 +114,23 @@ def _hidden(file: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
-def _read_memo(memo: Path) -> dict[str, tuple[str, str]]:
-    """The memo, or an empty one: losing it costs a second, no more."""
+def _read_memo(memo: Path) -> dict[str, list[str]]:
+    """The memo, without what is damaged in it: losing it costs as long as reading the files takes, no more."""
     try:
-        return dict(json.loads(memo.read_text()))
-    except (OSError, ValueError):
+        known = json.loads(memo.read_text())
+        sound = {path: entry for path, entry in known.items() if entry[2:] == [_check(path, *entry[:2])]}
+        damaged = any(len(entry) > 2 for path, entry in known.items() if path not in sound)  # not of an earlier version
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        sound, damaged = {}, True
+    if damaged:
+        log.warning("the digests of data sets in %s are damaged: they are made anew", memo)
+    return sound
+
+
+def _check(*parts: str) -> str:
+    return _sha256("\0".join(parts).encode())[:16]
 
 
 def _sha256(data: bytes) -> str:
@@ -149,11 +164,17 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
                 f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read."
             )
         return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
+    return _load_folder(path, copy, table)
+
+
+def _load_folder(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    if found := image_folder.find(path, BUILDERS):
+        return image_folder.rows(found, lambda file: load(str(file), copy, table))
     path = path.resolve()  # as the library names files
     name, splits = files_of(path, copy)
     if name == "csv":
         return csv_files.read([file for files in splits.values() for file in files], path, table)
-    return _merge(load_files(str(path), [], path, copy), source)
+    return _merge(load_files(str(path), [], path, copy), str(path))
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CLASSLESS = ("value", "multi-label")
 """Targets for which there are no classes to deal by."""
+SEPARATORS = (";", "|", ",")
+"""Between several labels in one text, such as "dog;cat"; one of them alone is a sample without any label."""
 _LISTS = ("List", "LargeList", "Sequence")
 
 
@@ -88,6 +90,10 @@ def decode(
         flags, classes, declared = _lists(data, names[0])
         np.save(folder / "labels.npy", flags)
         return {"classes": classes, "target": target, "declared": declared}
+    elif len(names) == 1 and (texts := _texts(data, names[0])):
+        flags, classes = _cut(texts)
+        np.save(folder / "labels.npy", flags)
+        return {"classes": classes, "target": target, "declared": False}
     else:
         np.save(folder / "labels.npy", _flags(data, names, settings))
     return {"classes": list(names), "target": target, "declared": True}
@@ -131,6 +137,23 @@ def _flags(data: datasets.Dataset, names: Sequence[str], settings: TableSettings
             "needs columns of 0 and 1, or one column of lists of classes."
         )
     return flags.astype(np.uint8)
+
+
+def _texts(data: datasets.Dataset, name: str) -> list[str]:
+    """The values of a column of texts that are names of labels; none if they are 0 and 1, or no texts."""
+    if not kind_of_column(data.features[name]).endswith("string"):
+        return []
+    texts = [str(text).strip() for text in values_of(data, name, "label-column")]
+    return [] if {*texts} <= {"0", "1", "0.0", "1.0"} else texts
+
+
+def _cut(texts: Sequence[str]) -> tuple[npt.NDArray[np.uint8], list[str]]:
+    """uint8 [N, k] of texts such as "dog;cat", and the k names; they are cut at the first of SEPARATORS that occurs."""
+    sign = next((each for each in SEPARATORS if any(each in text for text in texts)), SEPARATORS[0])
+    rows = [{part.strip() for part in text.split(sign)} - {""} for text in texts]
+    names = sorted(set().union(*rows))
+    flags = np.array([[name in row for name in names] for row in rows], dtype=np.uint8)
+    return flags.reshape(len(rows), len(names)), names
 
 
 def _lists(data: datasets.Dataset, name: str) -> tuple[npt.NDArray[np.uint8], list[str], bool]:
