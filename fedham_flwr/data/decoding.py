@@ -35,6 +35,7 @@ from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import series, table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
 from fedham_flwr.data.kinds.image_digits import decode_digits
+from fedham_flwr.data.kinds.table_column import Column
 from fedham_flwr.data.labels import codes_of, label_codes, with_labels
 from fedham_flwr.data.schema import Schema, read_schema
 from fedham_flwr.data.sources import load
@@ -159,11 +160,20 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     rows = rows._replace(columns=_by_schema(rows.columns, schema))
     targets.check(rows.columns, "a table")
     rows, meta = _decode_targets(rows, schema)
-    columns = table_kinds.columns_of_table(rows.data, rows.features, table, schema.columns if schema else ())
+    declared = [*(schema.columns if schema else ()), *_agreed(rows.settings)]
+    columns = table_kinds.columns_of_table(rows.data, rows.features, table, declared)
     table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
     digest = {"schema": schema.digest} if schema else {}
+    known = {column.name for column in declared}
+    meta["found"] = [each.name for each in columns if each.kind == "category" and each.name not in known]
     return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
+
+
+def _agreed(settings: DataSettings) -> list[Column]:
+    """The columns of categories that the sites have agreed upon."""
+    agreed = json.loads(settings.categories) if settings.categories else {}
+    return [Column(name, tuple(words), "category") for name, words in agreed.items()]
 
 
 def _by_schema(columns: Columns, schema: Schema | None) -> Columns:

@@ -57,7 +57,7 @@ class GRULayer(nn.Module):
     def forward(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b t h"]:
         """The state after each step; it starts at zero."""
         given: Tensor = self.inputs(x)
-        state = given.new_zeros(len(x), given.shape[2] // 3)
+        state = given.new_zeros(x.shape[0], given.shape[2] // 3)
         states = []
         for step in given.unbind(1):
             reset_in, update_in, new_in = step.chunk(3, dim=1)

@@ -105,7 +105,7 @@ def drawing(drop: Drop | None) -> Iterator[None]:
 _stacks: list[int] = []
 
 
-def per_sample(param: Tensor, samples: int) -> Tensor:
+def per_sample(param: Tensor, samples: int | torch.SymInt) -> Tensor:
     """A parameter for each sample of a batch, to be added to the samples or put beside them.
 
     Args:

@@ -55,11 +55,11 @@ class StepsEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of series."""
         patches: Tensor = self.patches(cut(x, self._patch))
-        tokens = torch.cat([per_sample(self.cls, len(x))[..., None, :].expand(len(x), 1, -1), patches], dim=1)
+        tokens = torch.cat([per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1), patches], dim=1)
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = per_sample(self.positions, len(x))
+            positions = per_sample(self.positions, x.shape[0])
         return drop(tokens + positions, self._dropout, self.training)
 
 
@@ -71,7 +71,7 @@ def cut(x: Float[Tensor, "b c t"], steps: int) -> Float[Tensor, "b n v"]:
         steps: of a patch.
     """
     x = pad(x, (0, -x.shape[2] % steps))
-    return x.transpose(1, 2).reshape(len(x), x.shape[2] // steps, steps * x.shape[1])
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2] // steps, steps * x.shape[1])
 
 
 class SeriesTransformer(Transformer):

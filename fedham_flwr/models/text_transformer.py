@@ -46,12 +46,12 @@ class TextEmbedding(nn.Module):
 
     def forward(self, x: Int64[Tensor, "b t"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of texts."""
-        first = per_sample(self.cls, len(x))[..., None, :].expand(len(x), 1, -1)
+        first = per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1)
         tokens = torch.cat([first, self.tokens(x)], dim=1)
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = per_sample(self.positions, len(x))
+            positions = per_sample(self.positions, x.shape[0])
         return drop(tokens + positions, self._dropout, self.training)
 
 

@@ -70,7 +70,7 @@ class Attention(nn.Module):
         asking = x[:, :1] if first_only else x
         # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
         parts = zip((asking, x, x), self.to_qkv.weight.chunk(3, -2), strict=True)
-        query, key, value = (linear(t, part).view(len(x), -1, *self._heads).transpose(1, 2) for t, part in parts)
+        query, key, value = (linear(t, part).view(x.shape[0], -1, *self._heads).transpose(1, 2) for t, part in parts)
         gathered = attend(query, key, value, self._causal and not first_only, there)
         answer: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return answer
