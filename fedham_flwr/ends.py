@@ -38,7 +38,7 @@ def remove(directory: Path | None, parents: tuple[Path, ...]) -> None:
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
     for folder in parents:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             folder.rmdir()
 
 
