@@ -17,7 +17,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.idle import check_sections
-from fedham_flwr.resume.continuing import complete, num_clients
+from fedham_flwr.resume.continuing import clients_of, complete
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, parse
 
@@ -49,6 +49,12 @@ COMMANDS = {
     "settings": Command(
         "fedham_flwr.commands.settings:command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
+    "schema": Command("fedham_flwr.commands.schema:command", "DATA [-o FILE]", "a draft of what columns hold"),
+    "predict": Command("fedham_flwr.commands.predict:command", "MODEL DATA", "predictions of new rows"),
+    "export": Command(
+        "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
+    ),
+    "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 
 
@@ -126,7 +132,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     if resume := options.resume or str(given.get("resume", "")):
         given = complete(resume, given)
     if options.num_supernodes is None:
-        options.num_supernodes = (resume and num_clients(resume)) or 10
+        options.num_supernodes = clients_of(given, resume)
     if options.num_supernodes < 1:
         raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
     chosen = Simulation(
@@ -154,7 +160,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     what = "Run a federation on this machine."
     parser = Parser(program, description=what, epilog="`fedham settings` lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
-    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: 10, or those of --resume)")
+    parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: those of the data, or 10)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
     parser.add_argument("--engine", choices=ENGINES, default="cohort", help="of ray: default: cohort")
     parser.add_argument("--num-cpus", type=int, default=1, metavar="N", help="of ray: processors of a worker (1)")

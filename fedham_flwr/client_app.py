@@ -21,16 +21,18 @@ from fedham_flwr.core.errors import UnwritableError, UserError, described, line_
 from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
+from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.categories import words_profile
 from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.cross_client import CrossClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Metrics, Profile
-from fedham_flwr.federation.node import open_data, place_of
+from fedham_flwr.federation.node import client_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
-from fedham_flwr.federation.roster import identify
-from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
+from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
@@ -78,7 +80,7 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
         return Message(content, reply_to=message)
 
     app.query()(partial(answer, work=_profile))
-    for stage in STAGES:
+    for stage in (*STAGES, *ACROSS):
         _registrar(app, stage)(partial(answer, work=partial(_work, stage)))
     return app
 
@@ -102,19 +104,23 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
     return decorator
 
 
-def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
-    data = open_data(context, settings)
+def _profile(message: Message, context: Context, settings: Settings) -> RecordDict:
+    with start_of(str(context.run_id)):
+        if words := words_profile(message.content, context, settings):
+            return wire.write_profile(words)
+        data = open_data(context, settings, wire.read_told(message.content))
     return wire.write_profile(
         Profile(
-            client=identify(context.node_config),
+            client=client_of(context.node_config, data),
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
             classes=data.outputs,
             counts=data.counts(),
             labels=tuple(data.label_counts("train")),
             name=data.name,
-            meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
+            meanings=data.meanings,
             target=data.target,
+            data=data.pin,
         )
     )
 
@@ -124,6 +130,10 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     client, seconds = _open_client(stage, message, context, settings)
     if not isinstance(message.content, Direct):  # else it is the server's own, and has been looked at
         client.job.trainer.manifest.check(client.job.download.params, client.received_names)
+    if stage in ACROSS:
+        return wire.write_upload(
+            CrossClient(client, context.node_config).work(stage), isinstance(message.content, Direct)
+        )
     params = FlowerClient(client).work(stage)
     metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
@@ -135,15 +145,15 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
     """The client half that a message is for, and the seconds it took to put together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
-    data = open_data(context, settings)
+    data = open_data(context, settings, download.data, download.training)
+    client, place = client_of(context.node_config, data), place_of(context.node_config, download)
     if data.shape != download.shape or data.outputs > download.classes:
         raise UserError(
-            f"client {identify(context.node_config)} has samples of shape {data.shape} and {data.outputs} "
+            f"client {client} has samples of shape {data.shape} and {data.outputs} "
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
     parts = _parts(settings, download.shape, download.classes)
-    client, place = identify(context.node_config), place_of(context.node_config, download)
     state = ClientState(
         context.state,
         client,

@@ -15,6 +15,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.models import MODELS
 from fedham_flwr.models.torchvision_models import TORCHVISION
@@ -56,7 +60,7 @@ class RunFields(BaseModel):
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     image_size: NonNegativeInt = 0
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
-    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", PARTITIONERS))] = "pathological"
+    partitioner: Annotated[str, AfterValidator(_one_of("partitioner", ("auto", *PARTITIONERS)))] = "auto"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2
     owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
@@ -78,6 +82,8 @@ class RunFields(BaseModel):
     evaluate_every: PositiveInt = 10
     metrics: str = "auto"
     selection_metric: str = "auto"
+    cross_evaluation: bool = False
+    cross_evaluation_clients: Annotated[int, Ge(2)] = 50
     novel_clients: NonNegativeInt = 0
     novel_steps: PositiveInt = 50
     novel_turns: PositiveInt = 10
@@ -109,7 +115,12 @@ class RunFields(BaseModel):
     seed: NonNegativeInt = 0
     results_dir: str = "results"
     resume: str = ""
+    changed_data: Literal["refuse", "accept"] = "refuse"
     checkpoint_every: NonNegativeInt = 10
     bank_memory: NonNegativeFloat = 16.0
     lost_state: Literal["refuse", "restart"] = "refuse"
+    image: ImageSettings = ImageSettings()
+    table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
+    series: SeriesSettings = SeriesSettings()
+    text: TextSettings = TextSettings()

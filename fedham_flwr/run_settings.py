@@ -11,7 +11,7 @@ from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import faults
 from fedham_flwr.data.batches import Target
-from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
+from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning, resolved
 from fedham_flwr.models import NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.run_fields import RunFields
@@ -33,23 +33,39 @@ class Settings(RunFields):
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metric_choice.faults(self.metrics, self.selection_metric)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
+        if self.cross_evaluation and self.dp.epsilon:
+            found.append(
+                f"cross-evaluation=true sends whole models without noise, which dp.epsilon={self.dp.epsilon:g} is to "
+                "prevent: wanted one of them"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
                 "nothing to train on: their sum must be below 1"
             )
+        if self.client_column and self.partitioner not in ("auto", "natural"):
+            found.append(
+                f"client-column={self.client_column!r} names whose each row is, and "
+                f'partitioner="{self.partitioner}" deals the rows to others: wanted one of the two, or '
+                'partitioner="natural"'
+            )
         if self.partitioner == "natural" and not self.client_column:
             found.append('partitioner="natural" needs client-column, the column that names the client')
         if self.partitioner == "class-table" and not self.class_table:
             found.append('partitioner="class-table" needs class-table, the TOML file that says who has what')
-        if self.class_table and self.partitioner != "class-table":
+        if self.class_table and self.partitioner_used != "class-table":
             found.append(
                 f'class-table={self.class_table!r} is read by partitioner="class-table" only, but partitioner is '
-                f'"{self.partitioner}"'
+                f'"{self.partitioner_used}"'
             )
         if found:
             raise ValueError("; ".join(found))
         return self
+
+    @property
+    def partitioner_used(self) -> str:
+        """The partitioner, `auto` resolved."""
+        return resolved(self.partitioner, self.client_column, self.class_table)
 
     def data(self) -> DataSettings:
         """What the data layer needs to know."""
@@ -62,7 +78,7 @@ class Settings(RunFields):
             vocabulary=self.vocabulary,
             min_characters=self.min_characters,
             partitioning=Partitioning(
-                self.partitioner,
+                self.partitioner_used,
                 self.alpha,
                 self.classes_per_client,
                 self.seed,
@@ -76,6 +92,10 @@ class Settings(RunFields):
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
+            image=self.image,
+            table=self.table,
+            series=self.series,
+            text=self.text,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

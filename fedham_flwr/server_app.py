@@ -18,25 +18,30 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.federation.categories import agreed, recalled
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
+from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.models.sizes import model_line
 from fedham_flwr.registry import method
+from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
+from fedham_flwr.resume.changed_data import Watch, remember
 from fedham_flwr.resume.checkpoints import Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.writer import only_writer
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
-from fedham_flwr.starts import go_on, start_from, task_of
+from fedham_flwr.starts import data_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import server_half, try_training
+from fedham_flwr.trials import check_size, server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
@@ -124,9 +129,11 @@ def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, as
         strategy = prepare(grid, settings, journal, saved, asked)
         with journal:
             strategy.run(grid)
-        if isinstance(grid, HandsOver):
-            journal.engine = grid.engine()
-            report.say(report.engine_line(journal.engine))
+        if settings.cross_evaluation:
+            cross_sites.keep(cross_evaluate(grid, strategy), journal)
+        if isinstance(grid, HandsOver) and (engine := grid.engine()):
+            journal.more["engine"] = engine
+            report.say(report.engine_line(engine))
     except BaseException as error:
         told = ends.explained(error, settings.strategy, journal.directory.path)
         if journal.begun:
@@ -169,10 +176,12 @@ def prepare(
         UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
             start from, or a user's optimiser or loss does not fit the model.
     """
-    roster = Roster()
+    roster = Roster(recalled(settings, journal.directory.path))
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+    told = agreed(roster, grid, settings.round_timeout, journal.directory.path)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
+    pin = data_of(settings, profiles)
     measured = settings.measured(profiles[0].target, classes)
     metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
@@ -181,26 +190,28 @@ def prepare(
             f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
             'model="package.module:Object"'
         )
+    check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)
     manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
     check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
-    report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    report.say(model_line(network, model, shape))
     if isinstance(grid, HandsOver):
         report.say(report.workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
     strategy = build_strategy(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        task_of(settings, shape, classes, profiles, journal.directory.path, saved),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved, told or pin),
         roster,
-        journal,
+        Watch(journal, settings.data(), pin),
         saved[0].progress() if saved else None,
         journal.directory.path,
     )
     if saved:
         go_on(strategy, *saved, network, journal.directory, simulated=bool(profiles[0].partitions))
+    remember(journal.directory.path, pin, len(profiles), settings.data())
     report.data_table(journal.write_clients(strategy))
     report.say(strategy.describe())
     if settings.resume:

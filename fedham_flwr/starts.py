@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import said_of
 from fedham_flwr.federation.contract import HasPersonalStage, Task
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.run_directory import RunDirectory
+from fedham_flwr.resume.changed_data import check, pin_of_all
 from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, read_state, restore_clients
 from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
 from fedham_flwr.run_settings import Settings
@@ -41,10 +43,14 @@ def go_on(
         simulated: whether the clients' personal states are in the checkpoint.
 
     Raises:
-        UserError: these are other clients, or another network.
+        UserError: these are other clients, other data that are not accepted, or another network.
     """
-    now = order(strategy.setup.roster.nodes)
-    if simulated and now != checkpoint.clients:
+    roster, settings = strategy.setup.roster, strategy.settings
+    now, then = order(roster.nodes), directory.read_clients()
+    present, used = [roster.profiles[client] for client in now], settings.partitioner_used
+    accept = settings.changed_data == "accept"
+    other = check(directory.path, strategy.setup.task.data, used, accept, then, present)
+    if simulated and now != checkpoint.clients and not other:
         raise UserError(
             f"resume={directory.path}: the run had {len(checkpoint.clients)} clients, and there are {len(now)} now: a "
             f"simulation is continued with as many (--num-supernodes {len(checkpoint.clients)})"
@@ -60,6 +66,22 @@ def go_on(
     directory.rewind(checkpoint.exchanges)
     directory.write_settings(flatten(strategy.settings))
     report.say(f"continued after round {checkpoint.round}, from {folder}")
+
+
+def data_of(settings: Settings, profiles: Sequence[Profile]) -> str:
+    """The `pin` of the data of a simulation, of which is said who and what was left out; empty on real nodes.
+
+    Args:
+        settings: the run's.
+        profiles: of the clients.
+
+    Raises:
+        UserError: the clients have opened different data.
+    """
+    pin = pin_of_all(profiles)
+    for note in said_of(settings.data(), pin)[0] if pin else ():
+        log.warning("%s", note)
+    return pin
 
 
 def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> None:
@@ -94,6 +116,7 @@ def task_of(
     profiles: Sequence[Profile],
     run: Path,
     saved: tuple[Checkpoint, Path] | None,
+    pin: str = "",
 ) -> Task:
     """What all clients are told; those of a simulation share the file system, real ones keep what is theirs.
 
@@ -104,12 +127,13 @@ def task_of(
         profiles: of the clients.
         run: the run's directory.
         saved: a checkpoint that the run goes on from, and its folder.
+        pin: of the data of a simulation; or the categories that the sites have agreed upon.
     """
     training = saved[0].training if saved else f"{run.parent.name}-{run.name}-{secrets.token_hex(4)}"
     if not any(profile.partitions for profile in profiles):
-        return Task(shape, classes, training=training)
+        return Task(shape, classes, training=training, data=pin)
     keep = run / CLIENTS
     if not (settings.checkpoint_every or saved):
-        return Task(shape, classes, str(run / "model"), training)
+        return Task(shape, classes, str(run / "model"), training, data=pin)
     keep.mkdir(mode=0o700, exist_ok=True)
-    return Task(shape, classes, str(run / "model"), training, str(keep))
+    return Task(shape, classes, str(run / "model"), training, str(keep), pin)

@@ -91,7 +91,7 @@ from fedham_flwr.data import clients as data
 from fedham_flwr.data.data_settings import DataSettings
 
 def race(cold, number):
-    def decode(source, columns, folder, side):
+    def decode(source, columns, folder, *_):
         (cold / f"decoded-{number}").touch()
         time.sleep(0.2)
         np.save(folder / "features.npy", np.zeros((9, 2, 2, 1), dtype=np.uint8))
@@ -139,7 +139,7 @@ def test_two_processes_warm_and_cold(tmp_path: Path, cache_dir: Path, monkeypatc
 def test_a_folder_left_half_written_is_not_read(
     cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: str, columns: object, folder: Path, side: int) -> None:
+    def fail(source: str, columns: object, folder: Path, *_: object) -> None:
         (folder / "features.npy").write_bytes(b"half")
         raise UserError("no more")
 
@@ -307,7 +307,9 @@ def test_a_text_too_short_to_deal(spoken: Callable[..., DataSettings]) -> None:
 
 @pytest.mark.parametrize("partitioner", ["dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners"])
 def test_partitioners_by_label_are_refused(spoken: Callable[..., DataSettings], partitioner: str) -> None:
-    message = rf"partitioner is '{partitioner}', which deals by class labels, but a text has none; use natural or iid"
+    message = (
+        rf"partitioner is '{partitioner}', which deals by class labels, but a text has none; use natural, files or iid"
+    )
     with pytest.raises(UserError, match=message):
         open_partition(spoken(partitioning=Partitioning(partitioner)), 0, 2)
 

@@ -25,6 +25,8 @@ from fedham_flwr.settings import Value, defaults, parse
 
 IMAGES: dict[str, Any] = {"network": "digits-cnn", "shape": (1, 8, 8), "target": "class", "partitioned": True}
 TEXT: dict[str, Any] = {"network": "char-transformer", "shape": (80,), "target": "next-token", "partitioned": True}
+NEWS: dict[str, Any] = {"network": "fasttext", "shape": (80, 99, 2, 0), "target": "class", "partitioned": True}
+SERIES: dict[str, Any] = {"network": "cnn1d", "shape": (6, 80, 1, 0), "target": "class", "partitioned": True}
 
 
 def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any) -> str:
@@ -42,7 +44,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
     ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
     ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
-    ({"client-column": "ward"}, 'client-column="ward" (partitioner is pathological)'),
+    ({"partitioner": "files", "alpha": 1.0}, "alpha=1.0 (partitioner is files)"),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
     ({"beta1": 0.5, "beta2": 0.9}, "beta1=0.5 (optimizer is sgd), beta2=0.9 (optimizer is sgd)"),
@@ -51,14 +53,30 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"schedule-factor": 0.3, "schedule": "cosine"}, "schedule-factor=0.3 (schedule is cosine)"),
     ({"min-learning-rate": 0.001, "schedule": "step"}, "min-learning-rate=0.001 (schedule is step)"),
     ({"novel-steps": 3, "novel-turns": 2}, "novel-steps=3 (novel-clients is 0), novel-turns=2 (novel-clients is 0)"),
+    ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
     ({"dp.sensitivity": 1.0}, "dp.sensitivity=1.0 (dp.epsilon is 0.0)"),
     ({"sequence-length": 9}, "sequence-length=9 (the data are no text)"),
     ({"vocabulary": "ab"}, 'vocabulary="ab" (the data are no text)'),
     ({"min-characters": 9}, "min-characters=9 (the data are no text)"),
+    ({"text.unit": "word"}, 'text.unit="word" (the data are no text)'),
+    ({"text.tokenizer": "x"}, 'text.tokenizer="x" (the data are no text)'),
+    ({"text.buckets": 9}, "text.buckets=9 (the data are no text)"),
+    ({"series.length": 9}, "series.length=9 (the data are no series)"),
+    ({"series.stride": 9}, "series.stride=9 (the data are no series)"),
+    ({"series.time": "t"}, 'series.time="t" (the data are no series)'),
+    ({"series.recording": "t"}, 'series.recording="t" (the data are no series)'),
+    ({"series.gap": 9.0}, "series.gap=9.0 (the data are no series)"),
+    ({"series.label": "majority"}, 'series.label="majority" (the data are no series)'),
+    ({"series.split": "recording"}, 'series.split="recording" (the data are no series)'),
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
+    ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
+    ({"table.decimal": ","}, 'table.decimal="," (the data are no table)'),
+    ({"table.missing": "x"}, 'table.missing="x" (the data are no table)'),
+    ({"table.categories": "found"}, 'table.categories="found" (the data are no table)'),
+    ({"table.schema": "s.toml"}, 'table.schema="s.toml" (the data are no table)'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -72,11 +90,19 @@ def test_what_is_not_read_is_said_with_the_reason(
 
 def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptureFixture) -> None:
     text: dict[str, Value] = {"min-characters": 9, "image-size": 8, "sequence-length": 9}
+    text["image.unreadable"] = "leave-out"
     assert said(caplog, text, **TEXT) == (
-        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological)"
+        "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological), "
+        'image.unreadable="leave-out" (the data are no images)'
+    )
+    labelled: dict[str, Value] = {"min-characters": 9, "text.buckets": 9, "series.length": 9}
+    assert said(caplog, labelled | {"text.tokenizer": "words.txt"}, **NEWS) == (
+        "min-characters=9 (no next token is predicted), series.length=9 (the data are no series), "
+        "text.buckets=9 (no words are hashed)"
     )
     dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
     own = "each client has data of its own, which are not dealt"
+    assert said(caplog, {"client-column": "ward"}, partitioned=False) == f'client-column="ward" ({own})'
     assert said(caplog, dealt) == ""
     assert said(caplog, dealt, partitioned=False) == (
         f'partitioner="dirichlet" ({own}), alpha=0.5 ({own}), samples-per-client=3 ({own})'
@@ -87,17 +113,27 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"alpha": 0.5, "partitioner": "dirichlet", "samples-per-client": 9}, {}),
     ({"alpha": 0.5, "classes-per-client": 1, "partitioner": "own_objects:by_turns"}, {}),
     *[({"classes-per-client": 3, "partitioner": each}, {}) for each in ("pathological", "noniid-1", "noniid-2")],
-    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8}, {}),
+    ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
+    ({"sequence-length": 3, "text.unit": "word", "text.buckets": 9, "fasttext.pairs": 3}, NEWS),
+    ({"text.tokenizer": "words.txt"}, NEWS),
+    ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
+    ({"series.recording": "r", "series.label": "majority", "series.split": "recording"}, SERIES),
     ({"momentum": 0.5, "local-epochs": 2}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
     ({"min-learning-rate": 0.001, "schedule": "cosine"}, {}),
     ({"novel-steps": 3, "novel-turns": 2, "novel-clients": 1}, {}),
+    ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
     ({"torchvision.norm": "group"}, {"network": "torchvision:resnet18"}),
+    (
+        {"table.decimal": ",", "table.missing": "x", "table.categories": "found", "table.schema": "s.toml"},
+        {"network": "mlp", "shape": (2, 3)},
+    ),
     ({"fedham.peers": 3, "strategy": "fedham"}, {}),
     ({"model": "own_objects:Wide", "wide.width": 3}, {"network": "own_objects:Wide"}),
 ]
@@ -113,7 +149,8 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    assert REASONS.keys() - cases == {"image-size", "samples-per-client"}  # said of other data
+    of_other_data = {"client-column", "image-size", "image.unreadable", "samples-per-client"}
+    assert REASONS.keys() - cases == of_other_data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 
 

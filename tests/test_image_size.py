@@ -16,7 +16,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
-from fedham_flwr.data.kinds import image as images
+from fedham_flwr.data.kinds import image_reading as images
 from fedham_flwr.data.own import open_own
 from fedham_flwr.settings import parse
 
@@ -77,7 +77,7 @@ def test_colours_are_kept(opened: Open, tmp_path: Path) -> None:
 
 def test_images_of_different_sizes_are_refused_without_a_size(opened: Open, pets: Path) -> None:
     with pytest.raises(
-        UserError, match=r"image \d \(.*pets.*png\) is \d+x\d+ pixels, but image 0 is .* set image-size"
+        UserError, match=r"image \d \(.*pets.*png\) is \d+x\d+ pixels, but image 0 \(.*png\) is .* set image-size"
     ):
         opened(pets)
 

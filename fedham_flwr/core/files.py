@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under a temporary name, and renamed."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,13 +8,18 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
 from fedham_flwr.core.mapped import release
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-"""What may become the name of a file or a folder: a client's id, a training's name."""
+LONGEST = 64
+"""Characters of a name that becomes that of a file."""
+SAFE_NAME = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9._-]{{0,{LONGEST - 1}}}")
+"""What may become the name of a file or a folder as it is: a client's id, a training's name."""
+SAFE_ID = re.compile(rf"[A-Za-z0-9_%-][A-Za-z0-9._%-]{{0,{LONGEST - 1}}}")
+"""What `safe_name` gives."""
 CHUNK = 1 << 24
 """Bytes that are read, written or compared at a time."""
 DTYPES = {
@@ -22,6 +28,23 @@ DTYPES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
 }  # fmt: skip
 """Their names in a safetensors file."""
+
+
+def safe_name(name: str) -> str:
+    """A name for a file, another one for each text: the text itself where it can be, else with %XX for what cannot.
+
+    Args:
+        name: any text. One that would get too long keeps its beginning, `%-` and 16 digits of its SHA-256.
+    """
+    if SAFE_NAME.fullmatch(name):
+        return name
+    written = quote(name, safe="", errors="surrogatepass").replace("~", "%7E")
+    if written.startswith("."):
+        written = f"%2E{written[1:]}"
+    if not written or len(written) > LONGEST:  # %- comes from nothing else
+        digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
+        written = f"{written[: LONGEST - 18]}%-{digest}"
+    return written
 
 
 @contextmanager

@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from fedham_flwr.data.kinds.image_pixels import ImageSettings
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.kinds.words import TextSettings
+from fedham_flwr.data.schema import read_schema
+
+
+def resolved(partitioner: str, client_column: str, class_table: str) -> str:
+    """The partitioner that `auto` stands for: what goes with the column or the table that is named, else pathological.
+
+    Args:
+        partitioner: the setting; any other stays as it is.
+        client_column: the setting.
+        class_table: the setting.
+    """
+    if partitioner != "auto":
+        return partitioner
+    return "natural" if client_column else "class-table" if class_table else "pathological"
 
 
 @dataclass(frozen=True)
@@ -11,7 +30,8 @@ class Partitioning:
     """How samples are dealt to clients.
 
     Attributes:
-        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural.
+        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural |
+            files.
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
         seed: the run's seed.
@@ -50,7 +70,7 @@ class DataSettings:
         label_column: empty: the only class-label column; of a text: there is none. Of values and labels to be had
             several at a time there may be several columns, with blanks between.
         client_column: names the client of each sample; read by the natural partitioner only.
-        sequence_length: text: characters of one sample, T.
+        sequence_length: text: tokens of one sample, T.
         vocabulary: text: its characters, in the order of their codes; empty: the 100 of `string.printable`.
         min_characters: text, natural partitioner: clients with fewer are left out.
         partitioning: who holds which sample.
@@ -59,6 +79,11 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
+        image: how images are resized, and what becomes of those that can't be read.
+        table: how files of rows are read, and what their columns may hold.
+        series: how long samples of series are, and how recordings are cut into them.
+        text: what tokens of texts are.
+        categories: those that sites have agreed upon, as JSON: column -> words; empty: none.
     """
 
     dataset: str = "digits"
@@ -74,3 +99,19 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
+    image: ImageSettings = field(default_factory=ImageSettings)
+    table: TableSettings = AS_FOUND
+    series: SeriesSettings = field(default_factory=SeriesSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    categories: str = ""
+
+    def table_key(self) -> dict[str, str]:
+        """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
+
+        Raises:
+            UserError: the schema can't be read.
+        """
+        given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
+        schema = read_schema(self.table.schema)
+        given |= {"table.schema": schema.digest} if schema else {}
+        return given | ({"categories": self.categories} if self.categories else {})

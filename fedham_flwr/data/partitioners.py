@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 MIN_CLIENT_SAMPLES = 10
 """`dirichlet` gives no client fewer (or half of an even share, where that is less)."""
-DIRICHLET_TRIES = 10
-"""How often `dirichlet` is drawn anew, with the next seed; the library itself draws 11 times per seed."""
+DIRICHLET_TRIES, LIBRARY_TRIES = 10, 11
+"""How often `dirichlet` is drawn anew, with the next seed, and how often the library itself draws for each seed."""
 MAJORITY_SHARE = 0.5
 """`noniid-2`: the part of a client's samples that its majority classes make up together (the paper gives no number)."""
 
@@ -46,28 +46,62 @@ def _dirichlet(partitioning: Partitioning, labels: Indices, clients: int) -> lis
 
     if partitioning.alpha <= 0:
         raise UserError(f"alpha is {partitioning.alpha}, but the dirichlet partitioner needs a number above 0.")
-    least = min(MIN_CLIENT_SAMPLES, len(labels) // (2 * clients))
-    order = np.arange(len(labels))
+    least, order, best = min(MIN_CLIENT_SAMPLES, len(labels) // (2 * clients)), np.arange(len(labels)), 0
     for attempt in range(DIRICHLET_TRIES):
+        seed = derive(partitioning.seed, "partition", attempt)
+        # The library takes a second for each of its draws, and mostly draws in vain: what it will find is known before.
+        smallest = dirichlet_smallest(labels, clients, partitioning.alpha, least, seed)
+        best = max(best, smallest)
+        if smallest < least:
+            continue
         partitioner = DirichletPartitioner(
             num_partitions=clients,
             partition_by="label",
             alpha=partitioning.alpha,
             min_partition_size=least,
             self_balancing=True,
-            seed=derive(partitioning.seed, "partition", attempt),
+            seed=seed,
         )
         try:
-            # If a class falls to none but clients that are full, the library divides 0 by 0 and goes on with NaN.
             with warnings.catch_warnings(), np.errstate(all="raise", under="ignore"):
                 warnings.simplefilter("ignore")  # it warns at each draw that it repeats
                 return _by_library(partitioner, labels, order)
-        except (ValueError, ArithmeticError):
+        except (ValueError, ArithmeticError):  # of a version that draws in another way
             continue
     raise UserError(
         f"dirichlet with alpha {partitioning.alpha} found no way to give each of {clients} clients at least {least} of "
-        f"{len(labels)} samples; use fewer clients, a larger alpha, or more data."
+        f"{len(labels)} samples: of {DIRICHLET_TRIES * LIBRARY_TRIES} draws the best left a client {best}; use fewer "
+        "clients, a larger alpha, or more data."
     )
+
+
+def dirichlet_smallest(labels: Indices, clients: int, alpha: float, least: int, seed: int) -> int:
+    """The samples of the smallest client in the draw that flwr-datasets' DirichletPartitioner ends with, or its best.
+
+    Its draws are made in the same way, from the same generator, but of numbers of samples alone.
+
+    Args:
+        labels: int64 [n], the class of each sample.
+        clients: N.
+        alpha: concentration.
+        least: it draws anew where a client has fewer.
+        seed: of the library's generator.
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    rng, best = np.random.default_rng(seed), 0
+    for _try in range(LIBRARY_TRIES):
+        sizes = np.zeros(clients, dtype=np.int64)
+        for count in counts:
+            shares = np.where(sizes > len(labels) / clients, 0.0, rng.dirichlet(np.full(clients, alpha)))
+            whole = np.cumsum(shares)[-1]
+            if not whole > 0:  # the class falls to none but clients that are full: the library divides 0 by 0
+                return best
+            ends = (np.cumsum(shares / whole) * count).astype(np.int64)[:-1]
+            sizes += np.diff(ends, prepend=0, append=count)
+        best = max(best, int(sizes.min()))
+        if best >= least:
+            break
+    return best
 
 
 def _by_library(partitioner: Partitioner, labels: Indices, order: Indices) -> list[Indices]:
@@ -194,9 +228,12 @@ BY_LABEL: dict[str, Callable[[Partitioning, Indices, int], list[Indices]]] = {
 BY_OWNER: dict[str, Callable[[npt.NDArray[Any] | None, int], list[Indices]]] = {
     "class-table": _class_table,
     "natural": _natural,
+    "files": _natural,
 }
 """Those that deal by owner: of whose each sample is, [n] or None, and N."""
-WITHOUT_LABELS = ("natural", "iid")
+BY_NAME = ("natural", "files")
+"""Those whose clients have names in the data, and are as many as these."""
+WITHOUT_LABELS = (*BY_NAME, "iid")
 """Those that deal data without classes."""
 PARTITIONERS = (*BY_LABEL, *BY_OWNER)
 """Names of the built-in partitioners."""

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import socket
@@ -19,20 +20,36 @@ import urllib.request
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.files import replacing
+from fedham_flwr.data import csv_files, plain_texts
+from fedham_flwr.data.kinds import image_folder
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offline
 
 if TYPE_CHECKING:
     import datasets
 
-_BUILDERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
+log = logging.getLogger("fedham_flwr")
+
+BUILDERS = {
+    ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
+}  # fmt: skip
+"""Endings of the files of rows, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+READABLE = (*BUILDERS, plain_texts.SUFFIX)
+"""Endings of files that are a data set."""
 _OF_FILES = re.compile(
-    r"\.(tsv|txt|xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
+    r"\.(xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
     r"sas7bdat|dta|rds|rdata|mat|edf|bak|png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|wav|mp3|flac|py)"
 )
 """Endings of files that cannot be read, which nobody gives to a name on the Hub either."""
-_SPLIT_ORDER = {"train": 0, "validation": 1, "test": 2}
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file can be read, by its ending."""
+    return path.suffix.lower() in READABLE or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -46,8 +63,7 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    ending = path.suffix.lower()
-    file = ending in _BUILDERS or _OF_FILES.fullmatch(ending) or ("/" in source and path.parent.is_dir())
+    file = is_data(path) or _OF_FILES.fullmatch(path.suffix.lower()) or ("/" in source and path.parent.is_dir())
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not file:
         return None
     raise UserError(
@@ -86,32 +102,54 @@ def _scikit_learn() -> str:
 
 def _digest(path: Path, memo: Path) -> str:
     """SHA-256 over the names and bytes of a folder's files, or over one file; from the memo if nothing was touched."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    stats = [(".", path.stat())] if path.is_file() else sorted(_below(str(path)))
     touched = _sha256(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
     known = _read_memo(memo)
-    if known.get(str(path), ("", ""))[0] != touched:
+    if known.get(str(path), ("",))[0] != touched:
         total = hashlib.sha256()
-        for (name, _), file in zip(stats, files, strict=True):
-            with file.open("rb") as opened:
+        for name, _ in stats:
+            with (path / name).open("rb") as opened:
                 total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
-        known[str(path)] = (touched, total.hexdigest())
-        partial = memo.with_name(f"{memo.name}.{os.getpid()}")
-        partial.write_text(json.dumps(known))
-        partial.replace(memo)
+        known[str(path)] = [touched, total.hexdigest(), _check(str(path), touched, total.hexdigest())]
+        with replacing(memo) as part:
+            part.write_text(json.dumps(known))
     return f"local:{known[str(path)][1]}"
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _below(
+    folder: str, above: str = "", seen: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, os.stat_result]]:
+    """The files below a folder, hidden ones left out, each looked at once: of many pictures that takes the time."""
+    own = os.stat(folder)
+    if (own.st_dev, own.st_ino) in seen:  # by a link to itself
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _below(entry.path, f"{above}{entry.name}/", (*seen, (own.st_dev, own.st_ino)))
+            elif entry.is_file():
+                yield f"{above}{entry.name}", entry.stat()
 
 
-def _read_memo(memo: Path) -> dict[str, tuple[str, str]]:
-    """The memo, or an empty one: losing it costs a second, no more."""
+def _read_memo(memo: Path) -> dict[str, list[str]]:
+    """The memo, without what is damaged in it: losing it costs as long as reading the files takes, no more."""
     try:
-        return dict(json.loads(memo.read_text()))
-    except (OSError, ValueError):
+        known = json.loads(memo.read_text())
+        sound = {path: entry for path, entry in known.items() if entry[2:] == [_check(path, *entry[:2])]}
+        damaged = any(len(entry) > 2 for path, entry in known.items() if path not in sound)  # not of an earlier version
+    except FileNotFoundError:
         return {}
+    except (OSError, ValueError, TypeError, AttributeError):
+        sound, damaged = {}, True
+    if damaged:
+        log.warning("the digests of data sets in %s are damaged: they are made anew", memo)
+    return sound
+
+
+def _check(*parts: str) -> str:
+    return _sha256("\0".join(parts).encode())[:16]
 
 
 def _sha256(data: bytes) -> str:
@@ -121,53 +159,40 @@ def _sha256(data: bytes) -> str:
 # ---- reading -------------------------------------------------------------------------------------------------------
 
 
-def load(source: str, copy: str) -> datasets.Dataset:
-    """All rows of a source, of its official splits those of train first.
+def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Dataset:
+    """All rows of a source, of its official splits those of train first; columns of .csv files are texts, as written.
 
     Args:
         source: the `dataset` setting; not `digits`.
         copy: folder for the copy that the library writes of the local files it reads.
+        table: how .csv files are read.
 
     Raises:
         UserError: the source can't be read or reached, or has no rows.
     """
     path = local_path(source)
-    return _merge(_load_hub(source) if path is None else _load_local(path, copy), source)
+    if path is None:
+        return _merge(_load_hub(source), source)
+    if (texts := plain_texts.load(path)) is not None:
+        return texts
+    if path.is_file():
+        return _load_file(path, copy, table)
+    if found := image_folder.find(path, BUILDERS):
+        return image_folder.rows(found, lambda file: load(str(file), copy, table))
+    path = path.resolve()  # as the library names files
+    name, splits = files_of(path, copy)
+    if name == "csv":
+        return csv_files.read([file for files in splits.values() for file in files], path, table)
+    return _merge(load_files(str(path), [], path, copy), source)
 
 
-def _load_local(path: Path, copy: str) -> datasets.DatasetDict:
-    import datasets
-
-    builder = _BUILDERS.get(path.suffix.lower())
-    if path.is_file() and builder is None:
-        raise UserError(f"dataset is the file {path}, but only {', '.join(_BUILDERS)} files and folders can be read.")
-    what = {"path": builder, "data_files": str(path)} if path.is_file() else {"path": str(path)}
-    with _offline():
-        try:
-            return datasets.load_dataset(**what, cache_dir=copy)
-        except Exception as error:  # the library and its readers raise errors of every kind for a file they can't read
-            raise UserError(f"dataset {path} can't be read: {first_line(error)}") from error
-
-
-@contextlib.contextmanager
-def _offline() -> Iterator[None]:
-    """Keep `datasets` off the network, and quiet, for the time of reading local files."""
-    import datasets
-    import huggingface_hub
-
-    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
-    before = [module.HF_HUB_OFFLINE for module in switches]
-    quiet = datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    for module in switches:
-        module.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        for module, value in zip(switches, before, strict=True):
-            module.HF_HUB_OFFLINE = value
-        if not quiet:
-            datasets.enable_progress_bars()
+def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    """All rows of one file."""
+    if csv_files.is_csv(path):
+        return csv_files.read([path], path, table)
+    if path.suffix.lower() not in BUILDERS:
+        raise UserError(f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read.")
+    return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), str(path))
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:
@@ -179,7 +204,7 @@ def _load_hub(name: str) -> datasets.DatasetDict:
         return datasets.DatasetDict({"train": _merge(splits, name)})
 
     try:
-        with contextlib.nullcontext() if _has_network() else _offline():
+        with contextlib.nullcontext() if _has_network() else offline():
             whole = FederatedDataset(dataset=name, partitioners={}, preprocessor=merge, shuffle=False)
             return datasets.DatasetDict({"train": whole.load_split("train")})
     except datasets.exceptions.DatasetNotFoundError as error:
@@ -214,7 +239,7 @@ def _merge(splits: datasets.DatasetDict, source: str) -> datasets.Dataset:
     """All rows of all splits, those of train first."""
     import datasets
 
-    order = sorted(splits, key=lambda name: _SPLIT_ORDER.get(name, 3))
+    order = sorted(splits, key=lambda name: SPLIT_ORDER.get(name, 3))
     try:
         merged = datasets.concatenate_datasets([splits[name] for name in order])
     except ValueError as error:

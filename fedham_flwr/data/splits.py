@@ -1,4 +1,4 @@
-"""Splits of one client's samples: train, validation and test, stratified by class or in their order.
+"""Splits of one client's samples: train, validation and test, by class, by order or by content.
 
 Letter: n samples of the data set.
 """
@@ -6,6 +6,7 @@ Letter: n samples of the data set.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.class_tables import Indices
@@ -33,7 +34,7 @@ def split(
     Raises:
         UserError: the fractions leave nothing to train on, or the client has fewer than 2 samples.
     """
-    validation, test = _split_sizes(len(indices), fractions, client)
+    validation, test = split_sizes(len(indices), fractions, client)
     shuffled = rng.permutation(indices)
     held = [shuffled[labels[shuffled] == c] for c in np.unique(labels[indices])]
     sizes = np.array([len(samples) for samples in held])
@@ -52,18 +53,55 @@ def split_in_order(indices: Indices, fractions: Fractions, client: str = "") -> 
 
     Sizes, arguments, result and errors are those of `split`.
     """
-    validation, test = _split_sizes(len(indices), fractions, client)
+    validation, test = split_sizes(len(indices), fractions, client)
     ordered, train = np.sort(indices), len(indices) - validation - test
     return {"train": ordered[:train], "validation": ordered[train:-test], "test": ordered[-test:]}
 
 
-def _split_sizes(n: int, fractions: Fractions, client: str) -> tuple[int, int]:
-    """How many of n samples are for validation and for test, within the promises of `split`, or its errors."""
+def split_by_rows(indices: Indices, shares: npt.NDArray[np.float64], fractions: Fractions) -> dict[str, Indices]:
+    """Cut one client's samples by what is in them: where a sample goes does not depend on which others there are.
+
+    So a file that grows moves no sample from one split to another, and equal samples are in the same one. The sizes are
+    the fractions on average only, and a split may be empty.
+
+    Args:
+        indices: int64, the client's sample numbers.
+        shares: float64 [n], of every sample of the data set, in [0, 1): `row_hashes.shares`.
+        fractions: of validation and test.
+
+    Returns:
+        Sorted sample numbers under "train", "validation" and "test": disjoint, and together `indices`.
+
+    Raises:
+        UserError: the fractions leave nothing to train on.
+    """
+    _check_fractions(fractions)
+    ordered = np.sort(indices)
+    place = shares[ordered]
+    test, held = place < fractions.test, place < fractions.test + fractions.validation
+    return {"train": ordered[~held], "validation": ordered[held & ~test], "test": ordered[test]}
+
+
+def _check_fractions(fractions: Fractions) -> None:
     if fractions.validation < 0 or fractions.test <= 0 or fractions.validation + fractions.test >= 1:
         raise UserError(
             f"validation-fraction is {fractions.validation} and test-fraction {fractions.test}, but they must be at "
             "least 0 and above 0, and together below 1, so that something is left to train on."
         )
+
+
+def split_sizes(n: int, fractions: Fractions, client: str) -> tuple[int, int]:
+    """How many of n samples are for validation and for test, within the promises of `split`.
+
+    Args:
+        n: samples of a client.
+        fractions: of validation and test.
+        client: its name, for errors.
+
+    Raises:
+        UserError: as `split`.
+    """
+    _check_fractions(fractions)
     if n < 2:
         raise UserError(
             f"client '{client}' has {n} samples, but needs at least 2, one to train and one to test; "

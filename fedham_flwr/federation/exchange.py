@@ -162,6 +162,7 @@ class Exchange:
                 keep=task.keep,
                 own=start.own,
                 extras=start.extras,
+                data=task.data,
             )
             down += num_bytes(start.params) + num_bytes(start.extras.tensors)
             content = wire.write_download(download, serialised, sent.direct)

@@ -60,6 +60,7 @@ class Download:
         keep: simulation: folder that clients write their personal state through to; empty for none.
         own: the model is this client's own, and not everybody's.
         extras: what the method sends along.
+        data: simulation: the `pin` of the data that the run began with; empty for whatever there is.
     """
 
     round: int
@@ -73,6 +74,7 @@ class Download:
     keep: str = ""
     own: bool = False
     extras: Extras = Extras()
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ class Profile:
         labels: how often each class is a target in training: once per sample, or T times in a text; none where there
             are no classes.
         name: of its data, such as the owner's in a natural partitioning.
-        meanings: names of the classes, in their order; of a table, and then of its columns.
+        meanings: names of the classes, in their order; of a table then its columns, and the digest of its schema.
         target: what is learned: class, multi-label, value or next-token.
+        data: simulation: the `pin` of its data; a real node says nothing of that kind.
     """
 
     client: str
@@ -126,6 +129,7 @@ class Profile:
     name: str = ""
     meanings: tuple[tuple[str, ...], ...] = ()
     target: Target = "class"
+    data: str = ""
 
 
 class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process

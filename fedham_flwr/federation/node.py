@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import Context
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import SAFE_NAME
+from fedham_flwr.core.files import SAFE_NAME, safe_name
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data.client_data import ClientData
-from fedham_flwr.data.clients import open_node, open_partition, open_partitions
+from fedham_flwr.data.clients import open_node, open_partitions
+from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.roster import identify
@@ -44,10 +46,29 @@ def place_of(node: Mapping[str, Value], download: Download) -> Place:
             )
         folder = Path(str(node["state-dir"])).expanduser() / download.training
         return Place(folder, _private(folder / "model") if download.closing else None)
-    if not {"partition-id", "num-partitions"} <= node.keys() or {"client-id", "data-path"} & node.keys():
+    if not _simulated(node):
         return Place()
     keep, export = (Path(given) if given else None for given in (download.keep, download.export))
     return Place(keep, export, own=False)
+
+
+def client_of(node: Mapping[str, Value], data: ClientData) -> str:
+    """A client's id: on a node of its own what its config says, in a simulation the name of its data.
+
+    There the number of its partition says where it comes in an order of sizes, which other data may change.
+
+    Args:
+        node: its node config.
+        data: the client's.
+
+    Raises:
+        UserError: as for `identify`.
+    """
+    return safe_name(data.name) if _simulated(node) else identify(node)
+
+
+def _simulated(node: Mapping[str, Value]) -> bool:
+    return {"partition-id", "num-partitions"} <= node.keys() and not {"client-id", "data-path"} & node.keys()
 
 
 def _private(folder: Path) -> Path:
@@ -58,32 +79,63 @@ def _private(folder: Path) -> Path:
     return folder
 
 
-def open_data(context: Context, settings: Settings) -> ClientData:
-    """A client's data; where it stays in this process they are opened once, and the data set is looked at once."""
+def open_data(context: Context, settings: Settings, pin: str = "", training: str = "") -> ClientData:
+    """A client's data; where it stays in this process they are opened once, and the data set is looked at once.
+
+    Args:
+        context: of the node.
+        settings: the run's.
+        pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start. Of a
+            node that has its own: the categories that the sites have agreed upon, if they have.
+        training: name of the training that the message is part of; empty at its start.
+    """
     held, node = context.state, context.node_config
     if not isinstance(held, HeldRecord):
-        return _opened(context, settings)
+        return _opened(context, settings, pin, training)
     if held.data is None:
         if is_path(settings.dataset) or "data-path" in node:
-            held.data = _opened(context, settings)
+            held.data = _opened(context, settings, pin, training)
         else:
             if "open" not in held.shared:
-                held.shared["open"] = open_partitions(settings.data(), int(node["num-partitions"]))
+                held.shared["open"] = open_partitions(settings.data(), int(node["num-partitions"]), pin)
             held.data = held.shared["open"](int(node["partition-id"]))
     assert held.data is not None
     return held.data
 
 
-def _opened(context: Context, settings: Settings) -> ClientData:
+def _opened(context: Context, settings: Settings, pin: str, training: str) -> ClientData:
     node = context.node_config
     if is_path(settings.dataset):
         number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
         return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
     if "data-path" in node:
-        return open_node(settings.data(), str(node["data-path"]))
+        data = as_written_there(settings.data(), node)
+        # What the server tells of a node's data are the categories that the sites agree upon.
+        return open_node(replace(data, categories=pin), str(node["data-path"]), training)
     if "partition-id" not in node or "num-partitions" not in node:
         raise UserError(
             f"the node config of client {identify(node)} names no data: give the SuperNode "
             f"--node-config 'data-path=\"...\"', or partition-id and num-partitions"
         )
-    return open_partition(settings.data(), int(node["partition-id"]), int(node["num-partitions"]))
+    return open_partitions(settings.data(), int(node["num-partitions"]), pin)(int(node["partition-id"]))
+
+
+def as_written_there(data: DataSettings, node: Mapping[str, Value]) -> DataSettings:
+    """The settings under `table.` with those that the node's config has instead, since each site writes its own files.
+
+    Args:
+        data: the run's.
+        node: its config.
+
+    Raises:
+        UserError: the config has one that there isn't.
+    """
+    given = {key.removeprefix("table."): value for key, value in node.items() if key.startswith("table.")}
+    own = ("separator", "decimal", "missing", "encoding", "unlabelled", "schema")
+    if strange := [key for key in given if key not in own]:
+        raise UserError(
+            f"the node config has table.{strange[0]}, but a node can have only these of its own: "
+            f"{', '.join(f'table.{key}' for key in own)}"
+        )
+    texts: dict[str, Any] = {key: str(value) for key, value in given.items()}
+    return replace(data, table=replace(data.table, **texts)) if texts else data

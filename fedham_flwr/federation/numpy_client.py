@@ -11,10 +11,13 @@ from flwr.common import NDArrays, Scalar
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.data import recipes
+from fedham_flwr.federation import model_card
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.models import export
+from fedham_flwr.training.trainer import Predictor
 
 
 class FlowerClient(NumPyClient):
@@ -27,9 +30,17 @@ class FlowerClient(NumPyClient):
     def __init__(self, half: RoundClient) -> None:
         self.half = half
         self._job = half.job
+        self._predictor: Predictor | None = None
+        self._exported: tuple[Path, str, float | None] | None = None
 
     def work(self, stage: Stage) -> Params:
         """What a message of this stage asks for; the tensors to send back."""
+        sent = self._work(stage)
+        if self._exported:  # all scores are there now
+            model_card.write(self.half, *self._exported, self._predictor)
+        return sent
+
+    def _work(self, stage: Stage) -> Params:
         received = self._job.download.params
         if stage is TRAIN:
             trained, _, _ = self.fit([received[name].numpy() for name in self.half.received_names], {})
@@ -65,11 +76,11 @@ class FlowerClient(NumPyClient):
             config: not used.
 
         Returns:
-            The loss on the test split of the model to start from, the number of test samples, and the scores.
+            The loss on the test split, if any, of the model to start from, the number of test samples, and the scores.
         """
         start = self._start(self._received(parameters))
         self._export("before")
-        loss = float(self.half.metrics[f"test/{self._origin}/before/loss"])
+        loss = float(self.half.metrics.get(f"test/{self._origin}/before/loss", "nan"))
         if self._job.download.closing or self._job.method.personal_model == "after":
             self._use(self._trained(start))
         return loss, len(self._job.data.splits["test"]), self.half.metrics
@@ -172,6 +183,7 @@ class FlowerClient(NumPyClient):
         measured = half.settings.measured(data.target, self._job.download.classes)
         with half.clock("evaluate"):
             predictor = half.predictor()
+        self._predictor = predictor
         for split in ("validation", "test"):
             if not len(data.splits[split]):
                 continue
@@ -188,7 +200,11 @@ class FlowerClient(NumPyClient):
             "client": job.client,
             "strategy": self.half.settings.strategy,
             "phase": phase,
+            "round": str(download.round),
+            "precision": self.half.settings.precision,
+            **({"predictor": type(self.half).__name__} if self._predictor else {}),
             **export.label(self.half.settings.model, download.shape, download.classes, self.half.settings.networks()),
-            **(job.data.scaling.label() if job.data.scaling else {}),
+            **recipes.label(job.data),
         }
-        export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        file = export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        self._exported = file, phase, model_card.calibration(self.half, self._predictor)

@@ -24,6 +24,7 @@ class Task:
         export: folder for the personal models at the end; empty for none.
         training: name of the training, by which clients find what they keep.
         keep: folder in which the clients of a simulation keep it; empty for none.
+        data: the `pin` of the data that the clients of a simulation began with; empty if there is none.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +32,7 @@ class Task:
     export: str = ""
     training: str = ""
     keep: str = ""
+    data: str = ""
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Who is who: client id <-> node id, and the cohort of a round.
 
 Flower's node ids are random and change when a node restarts. A client's id is its own: the `client-id` of its node
-config, else the number of its partition in a simulation. Ids are learned by a query message; duplicates are refused.
+config, in a simulation the name of its data, or its number where data have no names. Ids are learned by a query
+message; duplicates are refused.
 """
 
 from __future__ import annotations
@@ -100,9 +101,11 @@ class Roster:
         profiles: client -> what it said of itself.
         nodes: client -> node id.
         failures: node id -> why it could not say who it is; it is not asked again, unless it leaves and comes back.
+        told: what each is told of the data with the query: categories that the sites agree upon; empty: nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = "") -> None:
+        self.told = told
         self.profiles: dict[str, Profile] = {}
         self.nodes: dict[str, int] = {}
         self.failures: dict[int, str] = {}
@@ -160,7 +163,7 @@ class Roster:
         # A node that is authenticated has the same id when it is started again, with its mistake mended.
         self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
-        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
+        messages = [Message(wire.write_query(self.told), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
             node = reply.metadata.src_node_id
             try:
@@ -241,8 +244,13 @@ def _agree_on_target(first: Profile, other: Profile) -> None:
 
 def _agree_on_meanings(first: Profile, other: Profile) -> None:
     """The same names in the same order; the last classes may be missing where none has names but numbers."""
-    for what, ours, theirs in zip(("class", "column"), first.meanings, other.meanings, strict=False):
+    for what, ours, theirs in zip(("class", "column", "schema"), first.meanings, other.meanings, strict=False):
         for place, (one, another) in enumerate(zip(ours, theirs, strict=False)):
+            if one != another and what == "schema":
+                raise UserError(
+                    f"client {first.client} and client {other.client} have different schemas ({one} and {another}): "
+                    "all clients need the same file as table.schema"
+                )
             if one != another:
                 raise UserError(
                     f"client {first.client} calls {what} {place} {one!r} and client {other.client} calls it "

@@ -45,6 +45,7 @@ def write_download(download: Download, serialised: dict[int, Array] | None = Non
             "training": download.training,
             "keep": download.keep,
             "own": download.own,
+            "data": download.data,
         }
     )
     content = RecordDict({TENSORS: ArrayRecord(arrays(download.params, serialised)), INSTRUCTIONS: instructions})
@@ -75,6 +76,7 @@ def read_download(content: RecordDict) -> Download:
         training=str(given["training"]),
         keep=str(given["keep"]),
         own=bool(given["own"]),
+        data=str(given["data"]),
         extras=_extras(content),
     )
 
@@ -151,6 +153,16 @@ def _read_reply(content: RecordDict) -> Reply:
     )
 
 
+def write_query(told: str = "") -> RecordDict:
+    """The query of the roster, with what the server tells of the data."""
+    return RecordDict({INSTRUCTIONS: ConfigRecord({"data": told})}) if told else RecordDict()
+
+
+def read_told(content: RecordDict) -> str:
+    """What a query tells of the data; empty without."""
+    return str(content.config_records[INSTRUCTIONS]["data"]) if INSTRUCTIONS in content.config_records else ""
+
+
 def write_profile(profile: Profile) -> RecordDict:
     """A client's answer to the query."""
     given = ConfigRecord(
@@ -165,6 +177,7 @@ def write_profile(profile: Profile) -> RecordDict:
             "name": profile.name,
             "meanings": json.dumps(profile.meanings),
             "target": profile.target,
+            "data": profile.data,
         }
     )
     return RecordDict({SENDER: given})
@@ -193,6 +206,7 @@ def read_profile(content: RecordDict) -> Profile:
         name=str(given["name"]),
         meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
         target=_target(given["target"]),
+        data=str(given["data"]),
     )
     counted = len(profile.labels) == (profile.classes if profile.target in ("class", "next-token") else 0)
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)

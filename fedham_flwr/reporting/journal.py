@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,10 +14,11 @@ from fedham_flwr.core.errors import reason
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
-from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.reporting import model_card
 from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.entries import describe, names_of
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
@@ -34,13 +35,6 @@ from fedham_flwr.training.metrics import ACCURACY, Metric
 log = logging.getLogger("fedham_flwr")
 
 
-def describe(profile: Profile) -> dict[str, object]:
-    """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
-    classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
-    told = {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
-    return {**told, "shape": list(profile.shape)}
-
-
 @dataclass
 class Journal:
     """The account of one run.
@@ -50,14 +44,14 @@ class Journal:
         settings: the run's.
         began: when the run began, by `time.perf_counter`.
         resumed: the rounds that it has been continued from.
-        engine: how a cohort's requests were carried out; empty where each client trains alone.
+        more: entries of the summary from elsewhere, such as how a cohort's requests were carried out.
     """
 
     directory: RunDirectory
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
-    engine: Mapping[str, object] = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)
     _measured: tuple[Metric, ...] = (ACCURACY,)
     _headline: Metric = ACCURACY
     _strategy: RoundStrategy | None = None
@@ -180,6 +174,7 @@ class Journal:
                 checkpoints.write_state(path / checkpoints.SERVER, state, label, path)
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
+            model_card.complete(path, rows, self._records, self._headline)
             self._draw(rows)
             self.directory.finish(summary)  # the last of all: a run that has one has come to its end
         except OSError as why:
@@ -228,12 +223,14 @@ class Journal:
     def _summary(self, rows: Sequence[Row]) -> dict[str, object]:
         now = time.perf_counter()
         rounds = [waited(record) for record in self._records if record.kind == "train"]
+        profiles = self._strategy.setup.roster.profiles if self._strategy else {}
         return {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
             "model": self._model or self.settings.model,
             "seed": self.settings.seed,
-            "num-clients": len(self._strategy.setup.roster.profiles) if self._strategy else 0,
+            "num-clients": len(profiles),
+            "class-names": names_of(profiles.values()),
             "num-rounds": len(rounds),
             "resumed-from": list(self.resumed),
             "failures": sum(len(record.failures) for record in self._records),
@@ -245,5 +242,5 @@ class Journal:
                 "total": now - self.began,
             },
             "bytes": traffic(self._records),
-            **({"engine": dict(self.engine)} if self.engine else {}),
+            **self.more,
         }

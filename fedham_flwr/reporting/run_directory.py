@@ -7,10 +7,11 @@ A run leaves `<results-dir>/<strategy>/<time>-<seed>/` with
     clients.json       who took part, with how many samples of which class
     rounds.jsonl       one line per exchange with the clients
     metrics/           one Parquet part of rows per exchange that measured something
-    model/             one safetensors file per client: its personal model
+    model/             one safetensors file per client: its personal model; .json and .md: its card
     server.safetensors the server's state
     checkpoints/       the last two; see checkpoints.py. In a simulation clients/ holds what the clients keep
     undone.jsonl       of a run that was continued: the exchanges after the checkpoint, which were done again
+    cross-sites.*      with cross-evaluation: each client's model on each client's test data, as rows and a picture
     summary.json       the statistics of the last round and of the round chosen on validation
 
 A number that was not measured is absent, never 0. All keys in the TOML and JSON files are in kebab case.
@@ -107,7 +108,8 @@ class RunDirectory:
             for table in (self.path / name).glob("round-*.parquet"):
                 if table.name not in stay:
                     table.unlink()
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for ended in ("summary.json", "cross-sites.parquet", "cross-sites.png"):
+            (self.path / ended).unlink(missing_ok=True)
 
     def read_rounds(self, name: str = "rounds.jsonl") -> list[RoundRecord]:
         """The exchanges so far, of `rounds.jsonl` or `undone.jsonl`; a line that was cut off is none."""

@@ -14,15 +14,17 @@ from pathlib import Path
 
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.clients import clients_there
+from fedham_flwr.resume.changed_data import Began, recall
 from fedham_flwr.resume.runs import read_settings, read_summary
 from fedham_flwr.resume.writer import check_free
 from fedham_flwr.run_settings import Settings
-from fedham_flwr.settings import Value, flatten
+from fedham_flwr.settings import Value, flatten, parse
 
 FREE = (
     "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",
     "device", "results-dir", "resume", "checkpoint-every", "bank-memory",
-    "lost-state",
+    "lost-state", "changed-data",
 )  # fmt: skip
 """Settings that a run may be continued with other values of."""
 
@@ -83,6 +85,23 @@ def num_clients(path: str) -> int | None:
         return len(json.loads((_absolute(path) / "clients.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return None
+
+
+def clients_of(given: Mapping[str, Value], path: str = "") -> int:
+    """How many clients a run has for which nobody said it: those of the run that it continues, or that the data have.
+
+    Args:
+        given: its settings by key.
+        path: the setting `resume`.
+
+    Raises:
+        UserError: the settings are wrong, or the data can't be read.
+    """
+    data, began = parse(given).data(), recall(_absolute(path)) if path else Began()
+    then = began.clients or (num_clients(path) if path else 0)
+    if then and began.there != then:
+        return then  # not all that there were
+    return clients_there(data) or then or 10
 
 
 def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:

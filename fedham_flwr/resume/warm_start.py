@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.data.data_settings import resolved
 from fedham_flwr.resume.runs import read_settings, read_summary
 
 SERVER, MODELS = "server.safetensors", "model"
@@ -110,8 +111,16 @@ def dealt_otherwise(path: str, now: Mapping[str, object]) -> tuple[str, ...]:
     for run in (place, place.parent, place.parent.parent):
         if not (then := read_settings(run)):
             continue
+        then, now = _with_partitioner(then), _with_partitioner(now)
         return tuple(f"{key}={json.dumps(then[key])}" for key in DEALING if key in then and then[key] != now[key])
     return ()
+
+
+def _with_partitioner(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with the partitioner that `auto` stands for, which runs before there was one had written."""
+    keys = ("partitioner", "client-column", "class-table")
+    given = [str(settings.get(key, "")) for key in keys]
+    return {**settings, "partitioner": resolved(*given)} if all(key in settings for key in keys) else {**settings}
 
 
 def _read_own(folder: Path, given: str, wanted: _Wanted, clients: Sequence[str]) -> dict[str, Params]:

@@ -56,9 +56,8 @@ class CohortGrid(InProcessGrid):
             try:
                 context.state.write()
             except OSError as error:
-                client = context.node_config["partition-id"]
                 raise UnwritableError(
-                    f"the personal state of client {client} cannot be written: {cause(error)}"
+                    f"the personal state of client {context.state.label.client} cannot be written: {cause(error)}"
                 ) from error
         if self._shared.get("held-bytes", 0) > MOST_HELD:
             for context in self.contexts.values():

@@ -33,12 +33,12 @@ class Latest(NamedTuple):
 class Kept:
     """Where the latest is of what each client keeps.
 
-    Args:
-        names: of the client's file, by node.
+    Attributes:
+        names: the clients' ids by node, once they have said who they are.
     """
 
-    def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = names
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
         self._latest: dict[int, Latest] = {}
         self._unwritten: set[int] = set()
         self._keep = self._export = ""
@@ -66,8 +66,7 @@ class Kept:
         for node in nodes:
             latest = self._latest.get(node)
             if latest is None:
-                file = Path(self._keep, self._names[node])
-                if away and self._keep and file.is_file():
+                if away and self._keep and (file := self._file(node)).is_file():
                     files[file.name] = file.read_bytes()
             elif latest.worker != worker:
                 wanted.setdefault(id(latest.states), ([], latest.states))[0].append(latest.place)
@@ -141,11 +140,14 @@ class Kept:
             parts.setdefault(id(states), (states, []))[1].append(place)
         for states, places in parts.values():
             for node, held in unpack_states(get(states), places).items():
-                file = Path(self._keep, self._names[node])
                 try:
-                    state_files.write(file, held.params, held.label, durable=False)
+                    state_files.write(self._file(node), held.params, held.label, durable=False)
                 except OSError as error:
                     raise UnwritableError(
                         f"the personal state of client {held.label.client} cannot be written: {cause(error)}"
                     ) from error
                 self._unwritten.discard(node)
+
+    def _file(self, node: int) -> Path:
+        """Of a client's state."""
+        return Path(self._keep, f"{self.names[node]}.safetensors")

@@ -51,7 +51,7 @@ class ShardedGrid(InProcessGrid):
         self._given, self._ids, self._workers = given, list(self.contexts), workers
         self._owner = dict(zip(self._ids, placing.owners(num_supernodes, workers.count), strict=True))
         self._samples: dict[int, int] = {}  # of each node's training split, once it has said so
-        self._kept = Kept({node: f"{number}.safetensors" for number, node in enumerate(self._ids)})
+        self._kept = Kept()
         self._late: list[list[Any]] = [[] for _ in range(workers.count)]  # what was not there in time
         self._actors = [self._start() for _ in range(workers.count)]
         self._away = [hello.away for hello in self._greet(self._actors, STARTING)]
@@ -131,11 +131,10 @@ class ShardedGrid(InProcessGrid):
         """Have an actor do its shard; references to the three parts of what it gives."""
         nodes = [message.metadata.dst_node_id for message in messages]
         heads = [(m.metadata.dst_node_id, m.metadata.message_type, m.metadata.group_id) for m in messages]
-        contents = [message.content for message in messages]
-        self._kept.folders(folders.read(contents[0]))
+        self._kept.folders(folders.read(messages[0].content))
         files, wanted, states = self._kept.bring(nodes, number, self._away[number])
         work = self._actors[number].work.options(num_returns=3)
-        return work.remote(heads, wrap(contents), files, wanted, *states)
+        return work.remote(heads, wrap([message.content for message in messages]), files, wanted, *states)
 
     def _answers(
         self, number: int, messages: Sequence[Message], references: Any, end: float | None
@@ -192,11 +191,12 @@ class ShardedGrid(InProcessGrid):
         self._kept.take(number, kept, self._get(kept), self._get(files))
 
     def _note(self, messages: Sequence[Message], contents: Sequence[RecordDict]) -> None:
-        """How much data each client has, as it says in answer to the roster's query."""
+        """Who each client is and how much data it has, as it says in answer to the roster's query."""
         for message, content in zip(messages, contents, strict=True):
             if message.metadata.message_type == "query":
                 with contextlib.suppress(Exception):  # whoever asked for the profile says what is wrong with it
-                    self._samples[message.metadata.dst_node_id] = wire.read_profile(content).counts["train"]
+                    profile, node = wire.read_profile(content), message.metadata.dst_node_id
+                    self._samples[node], self._kept.names[node] = profile.counts["train"], profile.client
 
     # ---- Ray -------------------------------------------------------------------------------------------------------
 

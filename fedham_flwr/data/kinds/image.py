@@ -1,32 +1,50 @@
-"""Images: a column of encoded pictures -> one array of pixels.
+"""Images: a column of encoded pictures -> one array of pixels, of which new pictures become like ones by `encode`.
 
 `datasets` and Pillow are imported by the functions that decode.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.kinds.image_pixels import AS_USUAL, ImageSettings, Pixels, squared
+from fedham_flwr.data.kinds.image_reading import column_of, from_files, pictures
 
 if TYPE_CHECKING:
     import datasets
 
-SIXTEEN_BITS = 65535
-"""The largest number that a picture of more than 8 bits per channel may hold."""
-BLOCK = 1000
-"""Rows decoded at a time: all the memory that decoding takes."""
+NAMED = 10
+"""Pictures that are named of those which can't be read."""
 
-Blocks = Iterator[npt.NDArray[np.uint8]]
+_COPIED = 1 << 24  # bytes
+
+Recipe = Mapping[str, Any]
 
 
-def decode(data: datasets.Dataset, column: str, path: Path, side: int = 0) -> None:
+class Decoded(NamedTuple):
+    """What came of decoding.
+
+    Attributes:
+        kept: int64, the numbers of the rows whose pictures could be read.
+        recipe: how new pictures become like these: see `encode`.
+        note: the sentence that lists those which can't be read; empty if all could.
+    """
+
+    kept: npt.NDArray[np.int64]
+    recipe: dict[str, Any]
+    note: str = ""
+
+
+def decode(
+    data: datasets.Dataset, column: str, path: Path, side: int = 0, settings: ImageSettings = AS_USUAL
+) -> Decoded:
     """Write uint8 [N, H, W, C] to a .npy file: C is 1 if every image is grey, else 3.
 
     Args:
@@ -34,91 +52,151 @@ def decode(data: datasets.Dataset, column: str, path: Path, side: int = 0) -> No
         column: of encoded images; 16 bits per channel are scaled to 8.
         path: of the file.
         side: pixels of the square that images are resized to; 0: they stay as they are.
+        settings: how they are resized, and what becomes of images that can't be read.
 
     Raises:
         UserError: an image is broken, of another size than the first without `side`, or of more than 16 bits per
-            channel.
+            channel; or there is no room for them.
     """
-    if not _write_blocks(path, len(data), _image_blocks(data, column, "L", side)):
-        _write_blocks(path, len(data), _image_blocks(data, column, "RGB", side))
+    kept: list[int] = []
+    broken: list[str] = []
+    first = None
+    head, channels = 0, 1
+    with path.open("w+b") as file:
+        for picture in pictures(data, column, side):
+            image = picture.image
+            if picture.why:
+                if settings.unreadable == "refuse":
+                    raise UserError(f'{picture.why} image.unreadable="leave-out" goes on without such images.')
+                broken.append(picture.why)
+                continue
+            if first is None:
+                first = (image.size, picture.name)
+                head = _write_head(file, (0, 0, 0, 1))
+                _check_room(path, len(data), side, image)
+            if not side and image.size != first[0]:
+                raise UserError(
+                    f"{picture.name} is {_by(image.size)} pixels, but {first[1]} is {_by(first[0])}: set image-size, "
+                    "the pixels of the square that all are resized to."
+                )
+            if image.mode == "RGB" and channels == 1:
+                _to_colour(file, head)
+                channels = 3
+            pixels = squared(image, side, settings.resize)
+            file.write((pixels if channels == 1 else pixels.convert("RGB")).tobytes())
+            kept.append(picture.row)
+        if first is None:
+            raise UserError(f"none of the {len(data)} images can be read: {broken[0]}")
+        width, height = (side, side) if side else first[0]
+        _write_head(file, (len(kept), height, width, channels))
+    note = left_out(broken, len(data)) if broken else ""
+    return Decoded(np.array(kept), recipe_of(column, (height, width, channels), side, settings), note)
 
 
-def resized(pixels: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+def recipe_of(column: str, shape: tuple[int, int, int], side: int, settings: ImageSettings) -> dict[str, Any]:
+    """What `encode` reads: all that makes pictures alike.
+
+    Args:
+        column: of the images.
+        shape: (height, width, channels) of an image as it is stored.
+        side: the setting image-size.
+        settings: how images are resized.
+    """
+    height, width, channels = shape
+    size = {"height": height, "width": width, "channels": channels}
+    return {"kind": "image", "column": column, **size, "image-size": side, "resize": settings.resize}
+
+
+def left_out(broken: Sequence[str], of: int) -> str:
+    """The sentence that lists the images which can't be read."""
+    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    listed = " ".join(broken[:NAMED])
+    return f"{len(broken)} of {of} images can't be read and are left out: {listed}{more}"
+
+
+def resized(pixels: Pixels, side: int, resize: str = "stretch") -> Pixels:
     """Grey images uint8 [N, H, W] in a square of so many pixels: [N, side, side]; with 0 as they are."""
     from PIL import Image
 
-    return np.stack([np.asarray(_square(Image.fromarray(each), side)) for each in pixels]) if side else pixels
+    return np.stack([np.asarray(squared(Image.fromarray(each), side, resize)) for each in pixels]) if side else pixels
 
 
-def _square(image: Any, side: int) -> Any:
-    """An image of Pillow's in a square; where it shrinks, each new pixel is a mean over all those that it covers."""
-    from PIL import Image
-
-    return image.resize((side, side), Image.Resampling.BILINEAR) if side else image
+# ---- new pictures ----------------------------------------------------------------------------------------------------
 
 
-def _write_blocks(path: Path, rows: int, blocks: Blocks) -> bool:
-    """Write a .npy file block by block; False if the blocks ended before all rows were there."""
-    with path.open("wb") as file:
-        written = 0
-        for block in blocks:
-            if not written:
-                head = {"descr": "|u1", "fortran_order": False, "shape": (rows, *block.shape[1:])}
-                np.lib.format.write_array_header_1_0(file, head)
-            file.write(block.tobytes())
-            written += len(block)
-    return written == rows
+def encode(rows: datasets.Dataset, recipe: Recipe) -> Pixels:
+    """New pictures as those are stored that a model was trained on: uint8 [N, H, W, C], the same for the same file.
+
+    Args:
+        rows: with a column of images, that of the recipe or the only one.
+        recipe: of the data: column, height, width, channels (1: grey, 3: RGB), image-size (0: as they are) and resize.
+
+    Raises:
+        UserError: there is no such column, an image can't be read, or it has another size and image-size is 0.
+    """
+    side, channels = int(recipe["image-size"]), int(recipe["channels"])
+    shape = (int(recipe["height"]), int(recipe["width"]), channels)
+    encoded = np.empty((len(rows), *shape), dtype=np.uint8)
+    for picture in pictures(rows, column_of(rows, str(recipe["column"])), side):
+        image = picture.image
+        if picture.why:
+            raise UserError(picture.why)
+        if not side and image.size != shape[1::-1]:
+            raise UserError(
+                f"{picture.name} is {_by(image.size)} pixels, but the model is for {_by(shape[1::-1])}, since it was "
+                "trained without image-size."
+            )
+        pixels = squared(image.convert("L" if channels == 1 else "RGB"), side, str(recipe["resize"]))
+        encoded[picture.row] = np.asarray(pixels).reshape(shape)
+    return encoded
 
 
-def _image_blocks(data: datasets.Dataset, column: str, mode: str, side: int) -> Blocks:
-    """Decoded images, uint8 [b, H, W, C]; with mode L (grey), it stops short at the first image in colour."""
-    import datasets
+def encode_files(files: Sequence[str | Path], recipe: Recipe) -> Pixels:
+    """As `encode`, of files in their order.
 
-    feature = data.features[column]
-    encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    size = (0, 0)
-    for start in range(0, len(data), BLOCK):
-        images = []
-        for row, value in enumerate(encoded[start : start + BLOCK][column], start):
-            image = _open_image(feature, value, row)
-            if mode == "L" and image.mode not in ("L", "1"):
-                return
-            image = _square(image.convert(mode), side)
-            size = size if row else image.size
-            if image.size != size:
-                raise UserError(
-                    f"{_named(row, value)} is {_by(image.size)} pixels, but image 0 is {_by(size)}: set image-size, "
-                    "the pixels of the square that all are resized to."
-                )
-            images.append(np.asarray(image))
-        yield np.stack(images).reshape(len(images), size[1], size[0], -1)
+    Args:
+        files: of pictures.
+        recipe: as for `encode`.
+
+    Raises:
+        UserError: a file isn't there or can't be read, or has another size and image-size is 0.
+    """
+    return encode(from_files(files, str(recipe["column"])), recipe)
 
 
-def _by(size: tuple[int, int]) -> str:
+# ---- reading and writing ---------------------------------------------------------------------------------------------
+
+
+def _by(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _named(row: int, value: dict[str, Any] | None) -> str:
-    """An image by its number, and by its file where it has one."""
-    path = (value or {}).get("path")
-    return f"image {row} ({path})" if path else f"image {row}"
+def _write_head(file: IO[bytes], shape: tuple[int, ...]) -> int:
+    """The head of a .npy file, as long for any number of images; its length."""
+    file.seek(0)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.tell()
 
 
-def _open_image(feature: Any, value: Any, row: int) -> Any:
-    try:
-        if not value.get("bytes") and os.path.isfile(value.get("path") or ""):
-            value = value | {"bytes": Path(value["path"]).read_bytes()}  # the library would leave a broken file open
-        image = feature.decode_example(value)
-    except Exception as error:  # Pillow raises a different error for each way in which a file can be broken
-        raise UserError(f"{_named(row, value)} can't be decoded: {first_line(error)}") from error
-    if not image.mode.startswith(("I", "F")):
-        return image
-    from PIL import Image
+def _to_colour(file: IO[bytes], head: int) -> None:
+    """The grey pixels behind the head three times each, since a picture in colour follows: in place, from the end."""
+    written = file.tell() - head
+    for end in range(written, 0, -_COPIED):
+        start = max(0, end - _COPIED)
+        file.seek(head + start)
+        grey = np.frombuffer(file.read(end - start), dtype=np.uint8)
+        file.seek(head + 3 * start)
+        file.write(grey.repeat(3).tobytes())
+    file.seek(head + 3 * written)
 
-    pixels = np.asarray(image)
-    if image.mode == "F" or pixels.min() < 0 or pixels.max() > SIXTEEN_BITS:
+
+def _check_room(path: Path, rows: int, side: int, image: Any) -> None:
+    """Refuse what the disk has no room for, before an hour was spent on it."""
+    size = rows * (side * side if side else image.width * image.height) * len(image.getbands())
+    free = shutil.disk_usage(path.parent).free
+    if size > free:
         raise UserError(
-            f"{_named(row, value)} has the pixel format {image.mode} with values up to {pixels.max():g}, but only 8 "
-            "and 16 bits per channel are supported."
+            f"{rows} images of {_by((side, side) if side else image.size)} pixels take {size / 1e9:,.1f} GB when they "
+            f"are decoded, and {path.parent.parent} has room for {free / 1e9:,.1f} GB: set image-size to less, or "
+            "cache-dir to a folder that has room."
         )
-    return Image.fromarray(((pixels.astype(np.uint32) * 255 + SIXTEEN_BITS // 2) // SIXTEEN_BITS).astype(np.uint8))

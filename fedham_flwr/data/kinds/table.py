@@ -2,14 +2,14 @@
 
 A client's scaling goes into its model file, and `read_scaling` makes inputs of new rows by it; `table_decoding` makes
 it. Shape letters: b rows, f numbers of a row: one for a column of numbers, K for a class label of K names, of which one
-is 1.
+is 1, and so on, as `Column.width` says.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.batches import with_gaps
+from fedham_flwr.data.kinds.table_column import Column, Numbers, columns_of, narrow, spread
+
+__all__ = ["FARTHEST", "KEY", "Column", "Rows", "Scaling", "columns_of", "read_scaling", "scale"]
 
 KEY = "table"
 """Of the scaling in the header of a model file."""
 FARTHEST = 10.0
 """No standardised value is further from 0: a column that is constant in training may be anything later."""
 
-Numbers = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
 
@@ -42,19 +44,6 @@ class ByName(Protocol):
 
 Rows = ByName | Sequence[Mapping[str, Any]] | npt.NDArray[Any]
 """Raw rows: columns by name, a mapping from name to value for each row, or an array [b, columns]."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table; `names` are those of a class label, none of a number."""
-
-    name: str
-    names: tuple[str, ...] = ()
-
-    @property
-    def width(self) -> int:
-        """Into how many numbers it goes."""
-        return len(self.names) or 1
 
 
 @dataclass(frozen=True)
@@ -95,12 +84,13 @@ class Scaling:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the columns; of a class label with what its numbers mean."""
-        return tuple("=".join((column.name, *column.names)) for column in self.columns)
+        """Of the columns, with what their numbers mean."""
+        return tuple(column.meaning for column in self.columns)
 
     def label(self) -> dict[str, str]:
         """What `read_scaling` finds in the header of a model file."""
-        return {KEY: json.dumps(asdict(self))}
+        columns = [column.described() for column in self.columns]
+        return {KEY: json.dumps({"columns": columns, "mean": self.mean, "std": self.std})}
 
 
 def read_scaling(path: str | Path) -> Scaling:
@@ -125,41 +115,6 @@ def read_scaling(path: str | Path) -> Scaling:
     return Scaling(columns_of(given["columns"]), tuple(given["mean"]), tuple(given["std"]))
 
 
-def columns_of(described: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
-    """Columns as JSON has them."""
-    return tuple(Column(column["name"], tuple(column["names"])) for column in described)
-
-
-def spread(numbers: Numbers, column: Column) -> Numbers:
-    """[b] -> [b, width]: numbers as they are, class labels (-1: missing) as a 1 in the place of their name.
-
-    Raises:
-        UserError: a class label that has no name.
-    """
-    if not column.names:
-        return numbers[:, None]
-    known = np.where(numbers == -1, np.nan, numbers)
-    if wrong := sorted(set(known[~np.isnan(known)].tolist()) - set(range(len(column.names)))):
-        raise UserError(f"column '{column.name}' has the value {wrong[0]:g}, but {len(column.names)} class labels.")
-    return np.where(np.isnan(known)[:, None], np.nan, known[:, None] == np.arange(len(column.names)))
-
-
-def narrow(numbers: Numbers, column: Column) -> npt.NDArray[np.float32]:
-    """The numbers of a column as 32-bit floats.
-
-    Raises:
-        UserError: one is infinite, or is as such a float.
-    """
-    with np.errstate(over="ignore"):
-        narrowed = numbers.astype(np.float32)
-    if (infinite := np.isinf(narrowed)).any():
-        raise UserError(
-            f"column '{column.name}' is infinite in row {int(infinite.any(axis=1).argmax())} (or beyond 3.4e38): give "
-            "it a number, or leave it empty."
-        )
-    return narrowed
-
-
 def scale(values: npt.NDArray[Any], mean: Numbers, std: Numbers) -> npt.NDArray[np.float32]:
     """(values - mean) / std, no further from 0 than `FARTHEST`; NaN stays.
 
@@ -177,13 +132,38 @@ def scale(values: npt.NDArray[Any], mean: Numbers, std: Numbers) -> npt.NDArray[
 def _raw(rows: Rows, place: int, column: Column) -> npt.NDArray[np.float32]:
     """[b, width]: the values of one column of raw rows."""
     try:
-        numbers = np.array([_number(value, column) for value in _values(rows, place, column)], dtype=np.float64)
+        values = [*_values(rows, place, column)]
     except (KeyError, IndexError) as error:
         raise UserError(f"the rows have no column '{column.name}': wanted all columns that the model has.") from error
+    if column.kind not in ("number", "class-label"):
+        return narrow(_encoded(values, column), column)
+    try:
+        numbers = np.array([_number(value, column) for value in values], dtype=np.float64)
     except (TypeError, ValueError) as error:
         wanted = f"one of {', '.join(column.names)}, or its number" if column.names else "numbers, of each row one"
         raise UserError(f"column '{column.name}' of the rows: {error}; wanted {wanted}.") from error
     return narrow(spread(numbers, column), column)  # as narrow as stored values, so that inputs are the same bits
+
+
+def _encoded(values: list[Any], column: Column) -> Numbers:
+    """[b, width]: of a column of words, dates or lists, as of a file's."""
+    import pyarrow as pa
+
+    from fedham_flwr.data.kinds.table_columns import encode
+
+    if column.kind != "list":
+        values = [None if _is_nothing(value) else _word(value) for value in values]
+    chunked = pa.chunked_array([pa.array(values, pa.list_(pa.float64()) if column.kind == "list" else pa.string())])
+    return encode(column, chunked, lambda row: f"row {row}").numbers
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or bool(value != value)  # noqa: PLR0124 - NaN and pandas' NaT differ from themselves
+
+
+def _word(value: Any) -> str:
+    whole = isinstance(value, float | np.floating) and float(value).is_integer()
+    return str(int(value)) if whole else str(value)
 
 
 def _values(rows: Rows, place: int, column: Column) -> Any:

@@ -7,7 +7,8 @@ its own training split, so that nothing about data leaves it, as in FLamby (du T
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,60 +16,124 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.kinds.table import Column, Indices, Numbers, narrow, scale, spread
+from fedham_flwr.data.column_values import column_of
+from fedham_flwr.data.columns import kind_of_column
+from fedham_flwr.data.csv_places import place
+from fedham_flwr.data.kinds.table import Indices, scale
+from fedham_flwr.data.kinds.table_column import Column, Numbers, columns_of, narrow
+from fedham_flwr.data.kinds.table_columns import Encoded, encode_numbers
+from fedham_flwr.data.kinds.table_columns import encode as encode_column
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 
 if TYPE_CHECKING:
     import datasets
 
+log = logging.getLogger("fedham_flwr")
 
-def check_classes(path: str, classes: Sequence[str], declared: bool) -> None:
-    """At a node that has data of its own, a class must not depend on which others it has.
+
+def check_node(path: str, meta: Mapping[str, Any]) -> None:
+    """At a node that has data of its own, a class or a category must not depend on which others it has.
 
     Args:
         path: of its data.
-        classes: their names.
-        declared: by the schema, not found among the rows.
+        meta: what the `meta.json` of its folder says: `classes`, their names; `declared`, whether a schema names them;
+            `found`, columns whose categories are those of its rows.
 
     Raises:
-        UserError: they were found, and are neither 0, 1, ... without a gap nor both truth values.
+        UserError: the classes were found, and are neither 0, 1, ... without a gap nor both truth values; or there are
+            columns whose categories were found.
     """
+    classes, declared = meta["classes"], meta["declared"]
+    if meta.get("found"):
+        raise UserError(
+            f'table.categories="found" takes the words of {path} alone for the categories of {meta["found"][0]}, which '
+            'other clients may lack: name them in a schema (table.schema), or set table.categories="shared".'
+        )
     if not declared and list(classes) not in ([str(i) for i in range(len(classes))], ["False", "True"]):
         raise UserError(
             f"the label-column of {path} holds {', '.join(classes[:10])}, whose class numbers would depend on which of "
-            "them this client has: make it a class label (datasets.ClassLabel) with the same names at all clients, or "
-            "0, 1, ... without a gap."
+            "them this client has: name its classes in a schema (table.schema), make it a class label "
+            "(datasets.ClassLabel) with the same names at all clients, or 0, 1, ... without a gap."
         )
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
 
 
-def decode(data: datasets.Dataset, names: Sequence[str], path: Path) -> list[Column]:
-    """Write float32 [N, F], NaN where a value is missing, to a .npy file.
+def decode(data: datasets.Dataset, columns: Sequence[Column], path: Path, settings: TableSettings = AS_FOUND) -> None:
+    """Write float32 [N, F], NaN where a value is missing, to a .npy file; what had to be understood is said.
 
     Args:
         data: all rows.
-        names: its columns, of numbers or class labels.
+        columns: what they hold.
         path: to write to.
+        settings: how texts are read.
 
     Raises:
-        UserError: a value is infinite as a 32-bit float, or a class label that the schema doesn't name.
+        UserError: a value isn't what its column holds, or is infinite as a 32-bit float.
     """
-    table = data.select_columns(list(names)).with_format("arrow")[:]
-    columns = [Column(name, tuple(getattr(data.features[name], "names", ()))) for name in names]
-    decoded = [narrow(spread(_numbers(table.column(c.name)), c), c) for c in columns]
-    np.save(path, np.concatenate(decoded, axis=1))
-    return columns
+    np.save(path, _features(data, columns, settings))
 
 
-def _numbers(column: Any) -> Numbers:
-    """The numbers of a column of an Arrow table, NaN for null."""
+def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+    """Raw rows as they are stored: float32 [n, F], scaled if the recipe has a client's scaling.
+
+    Args:
+        rows: with the columns of the recipe, in any order, of texts or of types.
+        recipe: `columns` as JSON has them; `missing`, markers of what is missing; and a client's `scaling`, with `mean`
+            and `std`, or none for rows before scaling.
+
+    Raises:
+        UserError: a column isn't there, or a value isn't what it holds.
+    """
+    columns = columns_of(recipe["columns"])
+    if lacking := [column.name for column in columns if column.name not in rows.features]:
+        raise UserError(
+            f"the rows lack the column{'s' if lacking[1:] else ''} {', '.join(map(repr, lacking))}, which the model "
+            f"has; theirs are {', '.join(rows.features)}."
+        )
+    values = _features(rows, columns, TableSettings(missing=" ".join(recipe.get("missing", ()))))
+    scaling = recipe.get("scaling")
+    return scale(values, np.array(scaling["mean"]), np.array(scaling["std"])) if scaling else values
+
+
+def _features(data: datasets.Dataset, columns: Sequence[Column], settings: TableSettings) -> npt.NDArray[np.float32]:
+    """float32 [n, F], before scaling."""
+
+    def where(row: int) -> str:
+        return place(data, row)
+
+    found = []
+    signs, missing = decimal_signs(data, settings), settings.missing.split()
+    for column in columns:
+        given = _as_declared(data, column)
+        if column.kind == "number" and str(given.type).endswith("string"):
+            encoded = encode_numbers(column, given, where, missing, signs)
+        else:
+            encoded = encode_column(column, given, where, missing)
+        _tell(column, encoded)
+        found.append(narrow(encoded.numbers, column, where))
+    return np.concatenate(found, axis=1)
+
+
+def _as_declared(data: datasets.Dataset, column: Column) -> Any:
+    """A column; of class labels that a schema takes for words, the names."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    whole = pc.cast(column.combine_chunks(), pa.float64(), safe=False)
-    numbers: Numbers = pc.fill_null(whole, float("nan")).to_numpy(zero_copy_only=False)
-    return numbers
+    given, feature = column_of(data, column.name), data.features[column.name]
+    if kind_of_column(feature) != "ClassLabel" or column.kind == "class-label":
+        return given
+    names = [None if code is None or code < 0 else feature.names[code] for code in given.to_pylist()]
+    return pa.chunked_array([pa.array(names, pa.string())])
+
+
+def _tell(column: Column, encoded: Encoded) -> None:
+    if encoded.notes:
+        log.warning("column '%s': %s", column.name, "; ".join(encoded.notes))
+    if encoded.unknown:
+        listed = ", ".join(f"{word} ({count} rows)" for word, count in [*encoded.unknown.items()][:10])
+        log.warning("column '%s': %s: none of its categories, which has an input of its own", column.name, listed)
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
