@@ -26,6 +26,8 @@ log = logging.getLogger("fedham_flwr")
 
 PAUSE = 0.05
 """Seconds between two looks at who is there."""
+GRACE = 5.0
+"""Seconds in which another node may come, after as many as are wanted have all failed."""
 
 
 def identify(node_config: Mapping[str, object]) -> str:
@@ -120,10 +122,10 @@ class Roster:
                 download the data set.
 
         Raises:
-            UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), a simulated
-                client failed (they all read the same settings), or two nodes give the same id.
+            UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), or as many
+                failed; a simulated client failed (they all read the same settings); or two nodes give the same id.
         """
-        end = time.monotonic() + client_timeout
+        end = (hopeful := time.monotonic()) + client_timeout
         while True:
             self.refresh(grid, round_timeout)
             partitions = max((profile.partitions for profile in self.profiles.values()), default=0)
@@ -131,11 +133,17 @@ class Roster:
             if len(self.nodes) >= wanted:
                 self._complete = True
                 return
-            if time.monotonic() >= end:
-                first = f"; the first failure is: {next(iter(self.failures.values()))}" if self.failures else ""
+            now, first = time.monotonic(), next(iter(self.failures.values()), "")
+            if self.nodes or len(self.failures) < wanted:
+                hopeful = now
+            elif now >= hopeful + GRACE:
+                raise UserError(
+                    f"all {len(self.failures)} nodes that are there cannot take part; the first says: {first}"
+                )
+            if now >= end:
                 raise UserError(
                     f"{wanted} clients are wanted and {len(self.nodes)} answered within "
-                    f"client-timeout={client_timeout:g} seconds{first}"
+                    f"client-timeout={client_timeout:g} seconds{first and f'; the first failure is: {first}'}"
                 )
             time.sleep(PAUSE)
 

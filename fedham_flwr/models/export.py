@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, UserError, cause
 from fedham_flwr.core.files import SAFE_ID, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
@@ -41,8 +41,7 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
         folder.mkdir(parents=True, exist_ok=True)
         return write_tensors(folder / f"{client}.safetensors", tensors, metadata)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"the model of client {client} cannot be written to {folder}: {why}") from error
+        raise UnwritableError(f"the model of client {client} cannot be written to {folder}: {cause(error)}") from error
 
 
 def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> dict[str, str]:
@@ -58,6 +57,29 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
         network["graft"] = {key: value for key, value in graft.items() if key != "section"}
     numbers = ",".join(map(str, shape))
     return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
+
+
+def read_header(path: str | Path) -> dict[str, str]:
+    """What a model's file says of it.
+
+    Args:
+        path: `<run>/model/<client>.safetensors`.
+
+    Raises:
+        UserError: there is no such file, or none that a run has left.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read as a model ({error}); wanted a file model/<client>.safetensors"
+        ) from error
+    if missing := [key for key in ("model", "shape", "classes", "network") if key not in written]:
+        raise UserError(
+            f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
+        )
+    return written
 
 
 def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
@@ -77,17 +99,7 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
         UserError: there is no such file, or none that a run has left, its network is no longer what it was, or
             it names a network by an import path that is not trusted.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            written = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read as a model ({error}); wanted a file model/<client>.safetensors"
-        ) from error
-    if missing := [key for key in ("model", "shape", "classes", "network") if key not in written]:
-        raise UserError(
-            f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
-        )
+    written = read_header(path)
     shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
     if is_path(name) and not trust_imports:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A network for tables. Shape letters: b batch, f numbers of a row, k classes."""
+"""A network for tables. Shape letters: b batch, g values and gaps, f numbers of a row, k classes."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class MLP(Network):
         settings: its own.
     """
 
-    dimensions: ClassVar[int] = 2
+    kinds: ClassVar[tuple[str, ...]] = ("table", "series")
     Settings: ClassVar[type | None] = MLPSettings
 
     def __init__(self, shape: tuple[int, ...], outputs: int, settings: MLPSettings = MLPSettings()) -> None:
         super().__init__()
         self._hidden = tuple(f"fc{number + 1}" for number in range(settings.depth))
-        size = shape[0] * shape[1]
+        size = shape[0] * shape[1]  # of series too, whose steps are then numbers like others
         for name in self._hidden:
             self.add_module(name, nn.Linear(size, settings.width))
             size = settings.width
         self.head = nn.Linear(size, outputs)
 
-    def forward(self, x: Float[Tensor, "b 2 f"]) -> Float[Tensor, "b k"]:
-        """Logits of a batch of rows, as `batches.with_gaps` makes them."""
+    def forward(self, x: Float[Tensor, "b g f"]) -> Float[Tensor, "b k"]:
+        """Logits of a batch of rows, as `batches.with_gaps` makes them, or of series."""
         x = x.flatten(1)
         for name in self._hidden:
             x = relu(self.get_submodule(name)(x))
