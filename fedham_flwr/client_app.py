@@ -32,6 +32,7 @@ from fedham_flwr.federation.messages import Metrics, Profile
 from fedham_flwr.federation.node import client_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
+from fedham_flwr.federation.queries import read_told
 from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
@@ -108,7 +109,7 @@ def _profile(message: Message, context: Context, settings: Settings) -> RecordDi
     with start_of(str(context.run_id)):
         if words := words_profile(message.content, context, settings):
             return wire.write_profile(words)
-        data = open_data(context, settings, wire.read_told(message.content))
+        data = open_data(context, settings, read_told(message.content))
     return wire.write_profile(
         Profile(
             client=client_of(context.node_config, data),

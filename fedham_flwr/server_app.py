@@ -18,12 +18,12 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.federation.categories import agreed, recalled
+from fedham_flwr.federation.categories import discovered
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
-from fedham_flwr.federation.roster import Roster, agree, order
+from fedham_flwr.federation.roster import agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
@@ -167,9 +167,7 @@ def prepare(
         UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
             start from, or a user's optimiser or loss does not fit the model.
     """
-    roster = Roster(recalled(settings, journal.directory.path))
-    roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
-    told = agreed(roster, grid, settings.round_timeout, journal.directory.path)
+    roster, told = discovered(grid, settings, journal.directory.path)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     pin = data_of(settings, profiles)

@@ -33,13 +33,11 @@ def kind_of_texts(data: datasets.Dataset, name: str, missing: Sequence[str] = ()
     Returns:
         number, boolean or date; or "" for words.
     """
-    column, kind = column_of(data, name), ""
-    for rows in (_HEAD, len(column)):
-        given = texts(column[:rows], missing)
-        kind = next((kind for kind, read in _READERS.items() if read(given).bad < 0), "")
-        if not kind:
-            return ""
-    return kind.rstrip(",")
+    column = column_of(data, name)
+    head = texts(column[:_HEAD], missing)
+    likely = [kind for kind, read in _READERS.items() if read(head).bad < 0]
+    whole = texts(column, missing) if likely and len(column) > _HEAD else head
+    return next((kind.rstrip(",") for kind in likely if _READERS[kind](whole).bad < 0), "")
 
 
 def mostly_numbers(data: datasets.Dataset, name: str) -> bool:

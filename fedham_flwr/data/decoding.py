@@ -164,8 +164,7 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     columns = table_kinds.columns_of_table(rows.data, rows.features, table, declared)
     table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
-    digest = {"schema": schema.digest} if schema else {}
-    known = {column.name for column in declared}
+    digest, known = {"schema": schema.digest} if schema else {}, {column.name for column in declared}
     meta["found"] = [each.name for each in columns if each.kind == "category" and each.name not in known]
     return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
 

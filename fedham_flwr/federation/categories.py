@@ -19,8 +19,8 @@ from fedham_flwr.data.client_data import SPLITS
 from fedham_flwr.data.shared_words import own_words
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.node import as_written_there
+from fedham_flwr.federation.queries import read_told
 from fedham_flwr.federation.roster import Roster, identify, order
-from fedham_flwr.federation.wire import read_told
 from fedham_flwr.run_settings import Settings
 
 FILE = "categories.json"
@@ -46,6 +46,22 @@ def words_profile(content: RecordDict, context: Context, settings: Settings) -> 
     partitions, name = int(node.get("num-partitions", 0)), identify(node)
     # What else a profile has is not known before the union is: it is asked for again.
     return Profile(name, partitions, (2, 1), 1, dict.fromkeys(SPLITS, 1), (1,), name, data=json.dumps({"words": words}))
+
+
+def discovered(grid: Grid, settings: Settings, run: Path) -> tuple[Roster, str]:
+    """The clients that are there, and the union of their words, as all are told it; empty without any.
+
+    Args:
+        grid: the way to the nodes.
+        settings: the run's.
+        run: its directory.
+
+    Raises:
+        UserError: too few clients came, or they don't agree.
+    """
+    roster = Roster(recalled(settings, run))
+    roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+    return roster, agreed(roster, grid, settings.round_timeout, run)
 
 
 def recalled(settings: Settings, run: Path) -> str:

@@ -20,7 +20,9 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.agreement import agree_on_meanings, agree_on_target
 from fedham_flwr.federation.messages import ClientFailure, Profile
+from fedham_flwr.federation.queries import write_query
 
 log = logging.getLogger("fedham_flwr")
 
@@ -163,7 +165,7 @@ class Roster:
         # A node that is authenticated has the same id when it is started again, with its mistake mended.
         self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
-        messages = [Message(wire.write_query(self.told), node, MessageType.QUERY, group_id="0") for node in new]
+        messages = [Message(write_query(self.told), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
             node = reply.metadata.src_node_id
             try:
@@ -217,8 +219,8 @@ def agree(profiles: Sequence[Profile]) -> tuple[tuple[int, ...], int]:
     """
     first = profiles[0]
     for other in profiles:
-        _agree_on_target(first, other)
-        _agree_on_meanings(first, other)
+        agree_on_target(first, other)
+        agree_on_meanings(first, other)
         if other.shape != first.shape:
             raise UserError(
                 f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
@@ -226,33 +228,3 @@ def agree(profiles: Sequence[Profile]) -> tuple[tuple[int, ...], int]:
                 "(2, columns) of tables"
             )
     return first.shape, max(profile.classes for profile in profiles)
-
-
-def _agree_on_target(first: Profile, other: Profile) -> None:
-    """The same target, and of labels and values equally many."""
-    if other.target != first.target:
-        raise UserError(
-            f"client {first.client} has {first.target} targets and client {other.client} has {other.target} targets: "
-            "all clients must learn the same"
-        )
-    if first.target in ("multi-label", "value") and other.classes != first.classes:
-        raise UserError(
-            f"client {first.client} has {first.classes} {first.target} targets a sample and client {other.client} has "
-            f"{other.classes}: all clients must learn the same"
-        )
-
-
-def _agree_on_meanings(first: Profile, other: Profile) -> None:
-    """The same names in the same order; the last classes may be missing where none has names but numbers."""
-    for what, ours, theirs in zip(("class", "column", "schema"), first.meanings, other.meanings, strict=False):
-        for place, (one, another) in enumerate(zip(ours, theirs, strict=False)):
-            if one != another and what == "schema":
-                raise UserError(
-                    f"client {first.client} and client {other.client} have different schemas ({one} and {another}): "
-                    "all clients need the same file as table.schema"
-                )
-            if one != another:
-                raise UserError(
-                    f"client {first.client} calls {what} {place} {one!r} and client {other.client} calls it "
-                    f"{another!r}: all clients must have the same, in the same order"
-                )

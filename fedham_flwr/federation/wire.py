@@ -153,16 +153,6 @@ def _read_reply(content: RecordDict) -> Reply:
     )
 
 
-def write_query(told: str = "") -> RecordDict:
-    """The query of the roster, with what the server tells of the data."""
-    return RecordDict({INSTRUCTIONS: ConfigRecord({"data": told})}) if told else RecordDict()
-
-
-def read_told(content: RecordDict) -> str:
-    """What a query tells of the data; empty without."""
-    return str(content.config_records[INSTRUCTIONS]["data"]) if INSTRUCTIONS in content.config_records else ""
-
-
 def write_profile(profile: Profile) -> RecordDict:
     """A client's answer to the query."""
     given = ConfigRecord(

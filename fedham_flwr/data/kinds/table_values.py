@@ -108,6 +108,8 @@ def numbers(column: Any, decimal: str = ".") -> Parsed:
     if pc.any(percent).as_py() and not pc.all(percent).as_py():  # 50% beside 0.5: nobody knows
         lacking = np.flatnonzero(~percent.fill_null(True).to_numpy(zero_copy_only=False))
         parsed = parsed._replace(bad=int(lacking[0]) if parsed.bad < 0 else parsed.bad)
+    if parsed.bad >= 0:
+        return parsed
     notes = ["percent signs are dropped"] if pc.any(percent).as_py() else []
     if (
         pc.any(pc.match_substring_regex(column, r"\d[,.' \x{a0}\x{202f}]\d{3}")).as_py()
