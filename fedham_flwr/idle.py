@@ -99,6 +99,7 @@ REASONS: Mapping[str, Reason] = {
     "vocabulary": _of_text,
     "image-size": _of_images,
     "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
+    "image.channels": _of_images,
     "image.unreadable": _of_images,
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),

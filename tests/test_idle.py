@@ -93,7 +93,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
-    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out", "image.channels": "rgb"}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
@@ -116,7 +116,12 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    assert REASONS.keys() - cases == {"image-size", "image.unreadable", "samples-per-client"}  # said of other data
+    assert REASONS.keys() - cases == {
+        "image-size",
+        "image.channels",
+        "image.unreadable",
+        "samples-per-client",
+    }  # said of other data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 
 

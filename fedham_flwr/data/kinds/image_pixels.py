@@ -35,10 +35,12 @@ class ImageSettings:
     Attributes:
         resize: how a picture that is no square becomes one: stretch; crop, to the square in its middle; or pad, with
             black on both sides.
+        channels: grey; rgb; or auto, which is grey if all pictures are.
         unreadable: what becomes of pictures that can't be read: refuse, or leave-out.
     """
 
     resize: Resize = "stretch"
+    channels: Literal["auto", "grey", "rgb"] = "auto"
     unreadable: Literal["refuse", "leave-out"] = "refuse"
 
 
