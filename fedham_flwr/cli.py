@@ -48,6 +48,10 @@ COMMANDS = {
     "settings": Command(
         "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
+    "predict": Command("fedham_flwr.commands.predict:command", "MODEL DATA", "predictions of new rows"),
+    "export": Command(
+        "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
+    ),
 }
 
 

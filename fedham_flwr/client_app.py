@@ -105,7 +105,7 @@ def _profile(_message: Message, context: Context, settings: Settings) -> RecordD
             counts=data.counts(),
             labels=tuple(data.label_counts("train")),
             name=data.name,
-            meanings=(data.classes, *([data.scaling.names] if data.scaling else [])),
+            meanings=data.meanings,
             target=data.target,
             data=data.pin,
         )

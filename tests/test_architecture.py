@@ -27,8 +27,9 @@ LEVELS = (
     {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
+    {"predicting"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
-    {"simulation", "cli"},
+    {"simulation", "cli", "commands"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""

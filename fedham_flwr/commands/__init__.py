@@ -1,0 +1,1 @@
+"""Commands of `fedham` that have a module of their own."""
