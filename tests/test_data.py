@@ -307,7 +307,9 @@ def test_a_text_too_short_to_deal(spoken: Callable[..., DataSettings]) -> None:
 
 @pytest.mark.parametrize("partitioner", ["dirichlet", "pathological", "noniid-1", "noniid-2", "class-owners"])
 def test_partitioners_by_label_are_refused(spoken: Callable[..., DataSettings], partitioner: str) -> None:
-    message = rf"partitioner is '{partitioner}', which deals by class labels, but a text has none; use natural or iid"
+    message = (
+        rf"partitioner is '{partitioner}', which deals by class labels, but a text has none; use natural, files or iid"
+    )
     with pytest.raises(UserError, match=message):
         open_partition(spoken(partitioning=Partitioning(partitioner)), 0, 2)
 

@@ -99,7 +99,7 @@ def test_labels_are_columns_or_one_of_lists(opened: Callable[..., ClientData], d
     assert np.array_equal(columns.labels.numpy(), pd.read_parquet(diabetes)[["heavy", "ill"]].to_numpy(np.uint8))
 
 
-@pytest.mark.parametrize("partitioner", PARTITIONERS)
+@pytest.mark.parametrize("partitioner", [each for each in PARTITIONERS if each != "files"])
 def test_what_deals_by_class_is_refused(opened: Callable[..., ClientData], partitioner: str) -> None:
     given = {"client_column": "site"} if partitioner == "natural" else {}
     if partitioner in ("iid", "natural"):

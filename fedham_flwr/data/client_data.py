@@ -62,6 +62,16 @@ class ClientData:
         return sample_shape(self.features, self.kind, self.vocabulary)
 
     @property
+    def meanings(self) -> tuple[tuple[str, ...], ...]:
+        """What must be the same at all clients: the names of classes, and of columns, channels or what makes tokens.
+
+        Of a table with a schema its digest, too.
+        """
+        columns = self.scaling.names if self.scaling else self.agreed
+        schema = (self.recipe or {}).get("schema", "") if self.scaling else ""
+        return (self.classes, *([columns] if columns else []), *([(schema,)] if schema else []))
+
+    @property
     def target(self) -> Target:
         """What is to be learned."""
         return "next-token" if self.kind == "text" else target_of(self.labels)
@@ -72,12 +82,6 @@ class ClientData:
         if self.target in ("class", "next-token"):
             return len(self.classes)
         return self.labels.shape[1] if self.labels.dim() == 2 else 1
-
-    @property
-    def meanings(self) -> tuple[tuple[str, ...], ...]:
-        """Names on which clients must agree: of the classes, and of columns, channels or what makes tokens."""
-        others = self.scaling.names if self.scaling else self.agreed
-        return (self.classes, others) if others else (self.classes,)
 
     def counts(self) -> dict[str, int]:
         """Samples per split."""

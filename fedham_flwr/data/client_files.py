@@ -138,9 +138,19 @@ def _load_tables(found: Mapping[str, Path], copy: str, table: TableSettings) -> 
             raise UserError(f"{found[where]} has a column '{odd[0]}' and {found[lacking]} has none: all need the same.")
     kinds = {column: _common([part.features[column] for part in parts.values()]) for column in first}
     features = datasets.Features(kinds)
-    cast = [part.select_columns(first).cast(features) for part in parts.values()]
+    ordered = [_as(part.select_columns(first), features) for part in parts.values()]
     owners = [name for name, part in parts.items() for _ in range(len(part))]
-    return joined(cast).add_column(OWNER, owners)
+    return joined(ordered).add_column(OWNER, owners)
+
+
+def _as(part: datasets.Dataset, features: Any) -> datasets.Dataset:
+    """A client's rows with columns of these types."""
+    import datasets
+
+    if part.features == features:
+        return part
+    table = part.with_format("arrow")[:].cast(features.arrow_schema, safe=False)
+    return datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
 
 
 def _load_one(entry: Path, copy: str, table: TableSettings) -> datasets.Dataset:

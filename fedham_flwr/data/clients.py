@@ -24,7 +24,7 @@ from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.client_files import OWNER
 from fedham_flwr.data.columns import Columns
 from fedham_flwr.data.data_settings import DataSettings
-from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, splitter
+from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, some, splitter
 from fedham_flwr.data.decoding import decode
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
@@ -156,12 +156,14 @@ def open_node(settings: DataSettings, path: str, training: str = "") -> ClientDa
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
         if meta["kind"] in (*SCALED, "tokens") or meta.get("target"):
-            table_decoding.check_classes(path, meta["classes"], meta["declared"])
+            table_decoding.check_node(path, meta)
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
-    opened = opener(data, _clients_folder(data, key, settings, content, deal_all))(0)
-    own_changes.look(cache_root(settings.cache_dir), path, content, training, opened)
+    folder = _clients_folder(data, key, settings, content, deal_all)
+    opened = opener(data, folder)(0)
+    notes = [note for place in (data, folder) for note in meta_of(place).get("notes", [])]
+    own_changes.look(cache_root(settings.cache_dir), path, content, training, opened, notes)
     return opened
 
 
@@ -176,10 +178,10 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
-    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
-        named["series"] = asdict(cuts)
     named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     named |= settings.table_key()
+    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
+        named["series"] = asdict(cuts)
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")
@@ -204,6 +206,9 @@ def _clients_folder(data: Path, key: str, settings: DataSettings, content: str, 
         pieces = [[each[which] for which in SPLITS] for each in splits]
         np.save(folder / "indices.npy", np.concatenate([piece for client in pieces for piece in client]))
         counts = [[len(piece) for piece in client] for client in pieces]
+        untested = [name for name, count in zip(names, counts, strict=True) if not count[SPLITS.index("test")]]
+        if untested:
+            notes = [*notes, f"with nothing to test on, trained but not scored: {some(untested)}"]
         meta = {"names": names, "counts": counts, "content": content, "notes": [*notes], "there": there}
         (folder / "meta.json").write_text(json.dumps(meta))
         if (kind := meta_of(data)["kind"]) in SCALED:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.column_values import column_of, kind_of_texts
-from fedham_flwr.data.csv_places import separators
+from fedham_flwr.data.column_values import column_of, kind_of_texts, mostly_numbers
+from fedham_flwr.data.csv_places import spans
 
 if TYPE_CHECKING:
     import datasets
@@ -130,14 +130,15 @@ def _all_but(data: datasets.Dataset, columns: Columns) -> list[str]:
     for name in (*out, *more):
         if name not in data.features:
             raise UserError(f"feature-column names '{name}', {_instead_of(name, data)}.")
-    return [name for name in data.features if name not in (*label, columns.client, *out)]
+    # By their names: in the files of other sites they may stand in another order.
+    return sorted(name for name in data.features if name not in (*label, columns.client, *out))
 
 
 def _is_table(data: datasets.Dataset, name: str) -> bool:
     """Whether one column alone is a table: texts are one where a .csv file holds numbers, truth values or dates."""
     kind = kind_of_column(data.features[name])
-    if kind in ALONE[1:] and separators(data):
-        return bool(kind_of_texts(data, name))
+    if kind in ALONE[1:] and spans(data):
+        return bool(kind_of_texts(data, name)) or mostly_numbers(data, name)
     return kind not in ALONE
 
 

@@ -151,7 +151,7 @@ def owners_of(settings: DataSettings, data: Path, clients: int = 1) -> Owned:
         kept, why = np.flatnonzero(np.bincount(owners, minlength=len(names))[owners] >= 2), "with fewer than 2 samples"
     there = np.unique(owners[kept])
     missing = [names[place] for place in np.setdiff1d(np.arange(len(names)), there)]
-    notes = [f"{len(missing)} of {len(names)} clients are left out, {why}: {some(missing)}"] if missing else []
+    notes = [f"left out of {len(names)} clients, {why}: {some(missing)}"] if missing else []
     return Owned(names, owners, kept, there, [*notes, *_alike(names)])
 
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
@@ -16,7 +17,7 @@ from fedham_flwr.data.client_data import ClientData
 log = logging.getLogger("fedham_flwr")
 
 
-def look(root: Path, path: str, content: str, training: str, data: ClientData) -> None:
+def look(root: Path, path: str, content: str, training: str, data: ClientData, notes: Sequence[str]) -> None:
     """Compare a node's data with what they were when they were opened last, and say a change.
 
     Args:
@@ -25,6 +26,7 @@ def look(root: Path, path: str, content: str, training: str, data: ClientData) -
         content: their digest.
         training: name of the training that they are opened for; empty before the first round.
         data: as they are now.
+        notes: what is to be said of them, where they are new or have changed.
 
     Raises:
         UserError: their classes or columns are others than the training began with.
@@ -48,6 +50,8 @@ def look(root: Path, path: str, content: str, training: str, data: ClientData) -
             "the data at %s have changed: %s samples, and there were %s; this client goes on with what is there now",
             path, samples, was.get("samples"),
         )  # fmt: skip
+    for note in notes if was.get("content") != content else ():
+        log.warning("%s: %s", path, note)
     if was.get("content") != content or (training and not same_training):
         with contextlib.suppress(OSError), replacing(file) as part:  # it would be said again, no more
             part.write_text(json.dumps(now if training else now | {"training": was.get("training", "")}))

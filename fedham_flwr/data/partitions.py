@@ -95,7 +95,7 @@ def check_classless(partitioning: Partitioning, what: str) -> None:
     if partitioning.partitioner in PARTITIONERS and partitioning.partitioner not in WITHOUT_LABELS:
         raise UserError(
             f"partitioner is '{partitioning.partitioner}', which deals by class labels, but {what} has none; use "
-            f"{' or '.join(WITHOUT_LABELS)}."
+            f"{', '.join(WITHOUT_LABELS[:-1])} or {WITHOUT_LABELS[-1]}."
         )
 
 

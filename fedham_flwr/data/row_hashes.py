@@ -37,9 +37,13 @@ def row_hashes(data: datasets.Dataset, names: Sequence[str]) -> Hashes:
         names: of the columns that are used: features and labels.
     """
     total = np.zeros(len(data), dtype=np.uint64)
+    images = [name for name in names if kind_of_column(data.features[name]) == "Image"]
+    others = [name for name in names if name not in images]
+    table = data.select_columns(others).with_format("arrow")[:] if others else None
     for name in names:
+        cells = _each(_image_bytes(data, name), len(data)) if name in images else _cells(table, name, data.features)
         # A sum, so that the order of the columns does not matter; each is mixed with its name before.
-        total += mixed(_cells(data, name) + np.uint64(_digest(name.strip().lower().encode())))
+        total += mixed(cells + np.uint64(_digest(name.strip().lower().encode())))
     return total
 
 
@@ -102,14 +106,11 @@ def mixed(values: Hashes) -> Hashes:
 # ---- the cells of a column -------------------------------------------------------------------------------------------
 
 
-def _cells(data: datasets.Dataset, name: str) -> Hashes:
-    """The numbers of one column's values."""
+def _cells(table: Any, name: str, features: Any) -> Hashes:
+    """The numbers of the values of a column of an Arrow table."""
     import pyarrow as pa
 
-    feature = data.features[name]
-    if kind_of_column(feature) == "Image":
-        return _each(_image_bytes(data, name), len(data))
-    column = data.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
+    feature, column = features[name], table.column(name).combine_chunks()
     kind = column.type
     if kind_of_column(feature) == "ClassLabel":
         known = pa.array([*feature.names, None], pa.string())
@@ -120,7 +121,7 @@ def _cells(data: datasets.Dataset, name: str) -> Hashes:
         return _texts(column.cast(pa.large_string()))
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
         return _numbers(column)
-    return _each((_nested(value) for value in column.to_pylist()), len(data))
+    return _each((_nested(value) for value in column.to_pylist()), len(column))
 
 
 def _numbers(column: Any) -> Hashes:

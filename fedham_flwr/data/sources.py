@@ -37,14 +37,19 @@ log = logging.getLogger("fedham_flwr")
 BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
 }  # fmt: skip
-"""Endings of the files that can be read, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+"""Endings of the files of rows, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
 READABLE = (*BUILDERS, plain_texts.SUFFIX)
 """Endings of files that are a data set."""
+_OF_FILES = re.compile(
+    r"\.(xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
+    r"sas7bdat|dta|rds|rdata|mat|edf|bak|png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|wav|mp3|flac|py)"
+)
+"""Endings of files that cannot be read, which nobody gives to a name on the Hub either."""
 
 
 def is_data(path: Path) -> bool:
     """Whether a file can be read, by its ending."""
-    return path.suffix.lower() in (*BUILDERS, plain_texts.SUFFIX) or csv_files.is_csv(path)
+    return path.suffix.lower() in READABLE or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -58,7 +63,8 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not is_data(path):
+    file = is_data(path) or _OF_FILES.fullmatch(path.suffix.lower()) or ("/" in source and path.parent.is_dir())
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not file:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -168,9 +174,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if path is None:
         return _merge(_load_hub(source), source)
     if (texts := plain_texts.load(path)) is not None:
-        import datasets
-
-        return _merge(datasets.DatasetDict({"train": texts}), source)
+        return texts
     if path.is_file():
         return _load_file(path, copy, table)
     if found := image_folder.find(path, BUILDERS):
@@ -183,6 +187,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
 
 
 def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    """All rows of one file."""
     if csv_files.is_csv(path):
         return csv_files.read([path], path, table)
     if path.suffix.lower() not in BUILDERS:

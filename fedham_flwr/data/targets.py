@@ -15,8 +15,8 @@ from fedham_flwr.data.column_values import column_of
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several, values_of
 from fedham_flwr.data.csv_places import place
 from fedham_flwr.data.kinds.table_column import Column
-from fedham_flwr.data.kinds.table_columns import encode as encode_column
-from fedham_flwr.data.kinds.table_kinds import decimal_sign
+from fedham_flwr.data.kinds.table_columns import encode_numbers
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
 from fedham_flwr.data.kinds.table_settings import TableSettings
 
 if TYPE_CHECKING:
@@ -103,13 +103,12 @@ def _numbers(
     data: datasets.Dataset, names: Sequence[str], target: str, settings: TableSettings
 ) -> npt.NDArray[np.float32]:
     """float32 [N, k]: columns of numbers without gaps."""
-    comma, found = decimal_sign(data, settings), []
+    signs, found = decimal_signs(data, settings), []
     for name in names:
         kind = kind_of_column(data.features[name])
         if kind.endswith("string"):
-            column = Column(name, decimal="," if comma == "," else "")
-            missing = settings.missing.split()
-            numbers = encode_column(column, column_of(data, name), partial(place, data), missing).numbers[:, 0]
+            given, missing = column_of(data, name), settings.missing.split()
+            numbers = encode_numbers(Column(name), given, partial(place, data), missing, signs).numbers[:, 0]
         elif is_number(data, name):
             numbers = values_of(data, name, "label-column")
         else:

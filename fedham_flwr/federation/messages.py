@@ -115,7 +115,7 @@ class Profile:
         labels: how often each class is a target in training: once per sample, or T times in a text; none where there
             are no classes.
         name: of its data, such as the owner's in a natural partitioning.
-        meanings: names of the classes, in their order; of a table, and then of its columns.
+        meanings: names of the classes, in their order; of a table then its columns, and the digest of its schema.
         target: what is learned: class, multi-label, value or next-token.
         data: simulation: the `pin` of its data; a real node says nothing of that kind.
     """
@@ -139,9 +139,9 @@ class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a 
         error: a sentence.
         simulated: the client is one of a simulation, whose clients all read the same settings.
         lost: it lost what it kept, and could go on if the server sent it everything.
+        ends: it is no fault of this client alone, and ends the run.
     """
 
-    def __init__(self, error: str, simulated: bool = False, lost: bool = False) -> None:
+    def __init__(self, error: str, simulated: bool = False, lost: bool = False, ends: bool = False) -> None:
         super().__init__(error)
-        self.simulated = simulated
-        self.lost = lost
+        self.simulated, self.lost, self.ends = simulated, lost, ends

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flwr.app import Context
 
@@ -13,6 +14,7 @@ from fedham_flwr.core.files import SAFE_NAME, safe_name
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partitions
+from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.roster import identify
@@ -83,7 +85,8 @@ def open_data(context: Context, settings: Settings, pin: str = "", training: str
     Args:
         context: of the node.
         settings: the run's.
-        pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start.
+        pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start. Of a
+            node that has its own: the categories that the sites have agreed upon, if they have.
         training: name of the training that the message is part of; empty at its start.
     """
     held, node = context.state, context.node_config
@@ -106,10 +109,33 @@ def _opened(context: Context, settings: Settings, pin: str, training: str) -> Cl
         number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
         return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
     if "data-path" in node:
-        return open_node(settings.data(), str(node["data-path"]), training)
+        data = as_written_there(settings.data(), node)
+        # What the server tells of a node's data are the categories that the sites agree upon.
+        return open_node(replace(data, categories=pin), str(node["data-path"]), training)
     if "partition-id" not in node or "num-partitions" not in node:
         raise UserError(
             f"the node config of client {identify(node)} names no data: give the SuperNode "
             f"--node-config 'data-path=\"...\"', or partition-id and num-partitions"
         )
     return open_partitions(settings.data(), int(node["num-partitions"]), pin)(int(node["partition-id"]))
+
+
+def as_written_there(data: DataSettings, node: Mapping[str, Value]) -> DataSettings:
+    """The settings under `table.` with those that the node's config has instead, since each site writes its own files.
+
+    Args:
+        data: the run's.
+        node: its config.
+
+    Raises:
+        UserError: the config has one that there isn't.
+    """
+    given = {key.removeprefix("table."): value for key, value in node.items() if key.startswith("table.")}
+    own = ("separator", "decimal", "missing", "encoding", "unlabelled", "schema")
+    if strange := [key for key in given if key not in own]:
+        raise UserError(
+            f"the node config has table.{strange[0]}, but a node can have only these of its own: "
+            f"{', '.join(f'table.{key}' for key in own)}"
+        )
+    texts: dict[str, Any] = {key: str(value) for key, value in given.items()}
+    return replace(data, table=replace(data.table, **texts)) if texts else data

@@ -76,11 +76,11 @@ class FlowerClient(NumPyClient):
             config: not used.
 
         Returns:
-            The loss on the test split of the model to start from, the number of test samples, and the scores.
+            The loss on the test split, if any, of the model to start from, the number of test samples, and the scores.
         """
         start = self._start(self._received(parameters))
         self._export("before")
-        loss = float(self.half.metrics[f"test/{self._origin}/before/loss"])
+        loss = float(self.half.metrics.get(f"test/{self._origin}/before/loss", "nan"))
         if self._job.download.closing or self._job.method.personal_model == "after":
             self._use(self._trained(start))
         return loss, len(self._job.data.splits["test"]), self.half.metrics

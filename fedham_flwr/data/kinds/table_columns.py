@@ -14,10 +14,8 @@ import numpy as np
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.kinds import table_values as meaning
 from fedham_flwr.data.kinds.table_column import Column, Numbers, spread
+from fedham_flwr.data.kinds.table_numbers import Signs, Where, no_value, numbers_of_texts
 from fedham_flwr.data.kinds.table_values import Parsed
-
-Where = Callable[[int], str]
-"""Where a row stands, in words: `north.csv, line 14`."""
 
 
 class Encoded(NamedTuple):
@@ -70,11 +68,6 @@ def kind_of_texts(column: Any, decimal: str) -> str:
     return next((kind for kind, read in readers.items() if read(column).bad < 0), "")
 
 
-def no_value(column: Column, values: Any, row: int, where: Where, wanted: str) -> UserError:
-    """What to say of a value that a column can't hold."""
-    return UserError(f"column '{column.name}' holds '{values[row].as_py()}' in {where(row)}; wanted {wanted}.")
-
-
 def _check_range(column: Column, numbers: Numbers, where: Where) -> None:
     if column.low is None and column.high is None:
         return
@@ -94,18 +87,26 @@ def _check_range(column: Column, numbers: Numbers, where: Where) -> None:
 def _encode_number(column: Column, values: Any, is_text: bool, where: Where) -> Encoded:
     if not is_text:
         return Encoded(_floats(column, values)[:, None])
-    parsed = meaning.numbers(values, column.decimal or ".")
-    if parsed.bad >= 0:
-        raise no_value(column, values, parsed.bad, where, _wanted_number(column, values, parsed.bad))
-    return Encoded(parsed.values[:, None], parsed.notes)
+    return Encoded(*numbers_of_texts(column, values, where, ((0, len(values), column.decimal or "."),)))
 
 
-def _wanted_number(column: Column, values: Any, row: int) -> str:
-    if "," in values[row].as_py() and not column.decimal:
-        return 'a number (if the comma is before its decimals, set table.decimal=",")'
-    if meaning.number(values[row].as_py(), column.decimal or ".") is not None:
-        return "a percent sign in every row, or in none"
-    return "a number, or nothing where one is missing (table.missing adds signs for that)"
+def encode_numbers(column: Column, values: Any, where: Where, missing: Sequence[str], signs: Signs) -> Encoded:
+    """As `encode`, of a column of texts that are numbers, out of files that are written differently.
+
+    Args:
+        column: what it is.
+        values: an Arrow chunked array of texts.
+        where: where a row stands.
+        missing: markers of what is missing, beside the usual ones.
+        signs: of each file its first row, the one after its last, and the sign before decimals: . or , or ? where
+            that isn't plain.
+
+    Raises:
+        UserError: a value is no number, is out of range, or it isn't plain which number it is.
+    """
+    encoded = Encoded(*numbers_of_texts(column, meaning.texts(values, missing), where, signs))
+    _check_range(column, encoded.numbers, where)
+    return encoded
 
 
 def _floats(column: Column, values: Any) -> Numbers:

@@ -21,8 +21,10 @@ from fedham_flwr.data.columns import kind_of_column
 from fedham_flwr.data.csv_places import place
 from fedham_flwr.data.kinds.table import Indices, scale
 from fedham_flwr.data.kinds.table_column import Column, Numbers, columns_of, narrow
-from fedham_flwr.data.kinds.table_columns import Encoded
+from fedham_flwr.data.kinds.table_columns import Encoded, encode_numbers
 from fedham_flwr.data.kinds.table_columns import encode as encode_column
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
+from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 
 if TYPE_CHECKING:
     import datasets
@@ -30,41 +32,48 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedham_flwr")
 
 
-def check_classes(path: str, classes: Sequence[str], declared: bool) -> None:
-    """At a node that has data of its own, a class must not depend on which others it has.
+def check_node(path: str, meta: Mapping[str, Any]) -> None:
+    """At a node that has data of its own, a class or a category must not depend on which others it has.
 
     Args:
         path: of its data.
-        classes: their names.
-        declared: by the schema, not found among the rows.
+        meta: what the `meta.json` of its folder says: `classes`, their names; `declared`, whether a schema names them;
+            `found`, columns whose categories are those of its rows.
 
     Raises:
-        UserError: they were found, and are neither 0, 1, ... without a gap nor both truth values.
+        UserError: the classes were found, and are neither 0, 1, ... without a gap nor both truth values; or there are
+            columns whose categories were found.
     """
+    classes, declared = meta["classes"], meta["declared"]
+    if meta.get("found"):
+        raise UserError(
+            f'table.categories="found" takes the words of {path} alone for the categories of {meta["found"][0]}, which '
+            'other clients may lack: name them in a schema (table.schema), or set table.categories="shared".'
+        )
     if not declared and list(classes) not in ([str(i) for i in range(len(classes))], ["False", "True"]):
         raise UserError(
             f"the label-column of {path} holds {', '.join(classes[:10])}, whose class numbers would depend on which of "
-            "them this client has: make it a class label (datasets.ClassLabel) with the same names at all clients, or "
-            "0, 1, ... without a gap."
+            "them this client has: name its classes in a schema (table.schema), make it a class label "
+            "(datasets.ClassLabel) with the same names at all clients, or 0, 1, ... without a gap."
         )
 
 
 # ---- decoding --------------------------------------------------------------------------------------------------------
 
 
-def decode(data: datasets.Dataset, columns: Sequence[Column], path: Path, missing: Sequence[str] = ()) -> None:
+def decode(data: datasets.Dataset, columns: Sequence[Column], path: Path, settings: TableSettings = AS_FOUND) -> None:
     """Write float32 [N, F], NaN where a value is missing, to a .npy file; what had to be understood is said.
 
     Args:
         data: all rows.
         columns: what they hold.
         path: to write to.
-        missing: markers of what is missing, beside the usual ones.
+        settings: how texts are read.
 
     Raises:
         UserError: a value isn't what its column holds, or is infinite as a 32-bit float.
     """
-    np.save(path, _features(data, columns, missing))
+    np.save(path, _features(data, columns, settings))
 
 
 def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.float32]:
@@ -84,21 +93,25 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.
             f"the rows lack the column{'s' if lacking[1:] else ''} {', '.join(map(repr, lacking))}, which the model "
             f"has; theirs are {', '.join(rows.features)}."
         )
-    values = _features(rows, columns, recipe.get("missing", ()))
+    values = _features(rows, columns, TableSettings(missing=" ".join(recipe.get("missing", ()))))
     scaling = recipe.get("scaling")
     return scale(values, np.array(scaling["mean"]), np.array(scaling["std"])) if scaling else values
 
 
-def _features(data: datasets.Dataset, columns: Sequence[Column], missing: Sequence[str]) -> npt.NDArray[np.float32]:
+def _features(data: datasets.Dataset, columns: Sequence[Column], settings: TableSettings) -> npt.NDArray[np.float32]:
     """float32 [n, F], before scaling."""
 
     def where(row: int) -> str:
         return place(data, row)
 
     found = []
+    signs, missing = decimal_signs(data, settings), settings.missing.split()
     for column in columns:
         given = _as_declared(data, column)
-        encoded = encode_column(column, given, where, missing)
+        if column.kind == "number" and str(given.type).endswith("string"):
+            encoded = encode_numbers(column, given, where, missing, signs)
+        else:
+            encoded = encode_column(column, given, where, missing)
         _tell(column, encoded)
         found.append(narrow(encoded.numbers, column, where))
     return np.concatenate(found, axis=1)

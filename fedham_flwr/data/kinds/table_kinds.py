@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.column_values import column_of, kind_of_texts
 from fedham_flwr.data.columns import kind_of_column
-from fedham_flwr.data.csv_places import place, separators
+from fedham_flwr.data.csv_places import place, spans
 from fedham_flwr.data.kinds.table_column import Column
 from fedham_flwr.data.kinds.table_columns import encode
 from fedham_flwr.data.kinds.table_settings import TableSettings
@@ -40,11 +40,11 @@ def columns_of_table(
         UserError: a column holds words that no schema names, or it isn't plain which numbers it holds.
     """
     by_name = {column.name: column for column in declared}
-    comma = decimal_sign(data, settings)
+    comma = any(sign == "," for *_, sign in decimal_signs(data, settings))
     return [_column(data, name, settings, comma, by_name.get(name)) for name in names]
 
 
-def _column(data: datasets.Dataset, name: str, settings: TableSettings, comma: str, declared: Column | None) -> Column:
+def _column(data: datasets.Dataset, name: str, settings: TableSettings, comma: bool, declared: Column | None) -> Column:
     feature = data.features[name]
     kind = kind_of_column(feature)
     if kind.endswith("string") and (declared is None or declared.kind == "number"):
@@ -59,29 +59,15 @@ def _column(data: datasets.Dataset, name: str, settings: TableSettings, comma: s
 
 
 def _column_of_texts(
-    data: datasets.Dataset, name: str, settings: TableSettings, comma: str, declared: Column | None
+    data: datasets.Dataset, name: str, settings: TableSettings, comma: bool, declared: Column | None
 ) -> Column:
     missing = settings.missing.split()
     kind = "number" if declared else kind_of_texts(data, name, missing)
     if kind == "number":
-        given = texts(column_of(data, name), missing)
-        if comma == "?" and commas(given) == "either":
-            row = int(_first_comma(given))
-            raise UserError(
-                f"column '{name}' holds '{given[row].as_py()}' in {place(data, row)}, where the comma may be before "
-                'decimals or between thousands: set table.decimal="," or table.decimal=".".'
-            )
-        return replace(declared or Column(name), decimal="," if comma == "," else "")
+        return replace(declared or Column(name), decimal="," if comma else "")
     if kind == "date":
         return _column_of_dates(data, Column(name, kind="date", parts=_FOUND), missing)
     return Column(name, kind=kind) if kind else _column_of_words(data, name, settings)
-
-
-def _first_comma(column: Any) -> int:
-    """The first row of an Arrow column of texts with a comma."""
-    import pyarrow.compute as pc
-
-    return int(pc.fill_null(pc.match_substring(column, ","), False).to_numpy().argmax())
 
 
 def _column_of_words(data: datasets.Dataset, name: str, settings: TableSettings) -> Column:
@@ -90,12 +76,14 @@ def _column_of_words(data: datasets.Dataset, name: str, settings: TableSettings)
 
     column = texts(column_of(data, name), settings.missing.split())
     words: list[str] = sorted(word for word in pc.unique(column).to_pylist() if word is not None)
-    odd = [word for word in words if number(word) is None]
+    odd = [word for word in words if number(word) is None and number(word, ",") is None]
+    if not odd:
+        return Column(name)  # numbers, each by itself: what is wrong with them together is said when they are read
     if settings.categories == "refuse" or len(odd) < len(words) / 10:
-        row = int(pc.index(column, odd[0] if odd else words[0]).as_py())
+        row = int(pc.index(column, odd[0]).as_py())
         what = "no number" if len(odd) < len(words) else "a word"
         raise UserError(
-            f"feature-column names '{name}', which holds '{(odd or words)[0]}' in {place(data, row)}, {what}: say "
+            f"feature-column names '{name}', which holds '{odd[0]}' in {place(data, row)}, {what}: say "
             "what it holds in a schema (fedham schema DATA > schema.toml drafts one, and table.schema names it), "
             'or, in a simulation, set table.categories="found".'
         )
@@ -124,18 +112,22 @@ def _length(data: datasets.Dataset, name: str) -> int:
     return int(lengths[0].as_py())
 
 
-def decimal_sign(data: datasets.Dataset, settings: TableSettings) -> str:
-    """The sign before the decimals of numbers that are texts: . or , or ? where that isn't plain.
+def decimal_signs(data: datasets.Dataset, settings: TableSettings) -> list[tuple[int, int, str]]:
+    """Of each file the sign before decimals, as `table_columns.encode_numbers` takes it.
 
     Args:
         data: all rows.
         settings: may name it. Else it is a comma where fields are not separated by commas, and a column has numbers
             with one that can't be between thousands.
     """
+    files = spans(data) or [(0, len(data), ",")]
     if settings.decimal:
-        return settings.decimal
-    if not separators(data) or "," in separators(data):
-        return "."
+        return [(start, stop, settings.decimal) for start, stop, _ in files]
     names = [name for name, feature in data.features.items() if kind_of_column(feature).endswith("string")]
-    found = {commas(texts(column_of(data, name), settings.missing.split())) for name in names}
-    return "," if "decimal" in found else "?" if "either" in found else "."
+    columns = [] if all(separator == "," for *_, separator in files) else [column_of(data, name) for name in names]
+    found = []
+    for start, stop, separator in files:
+        given = [] if separator == "," else [texts(each[start:stop], settings.missing.split()) for each in columns]
+        kinds = {commas(each) for each in given}
+        found.append((start, stop, "," if "decimal" in kinds else "?" if "either" in kinds else "."))
+    return found
