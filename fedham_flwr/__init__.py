@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from fedham_flwr.federation.contract import Outcome, Setup, Start
     from fedham_flwr.federation.rounds import RoundStrategy
     from fedham_flwr.models.export import load as load_model
+    from fedham_flwr.predicting.predict import predict
     from fedham_flwr.registry import register
     from fedham_flwr.server_app import make_server_app
     from fedham_flwr.simulation import Run, simulate
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "AveragingStrategy", "Method", "Outcome", "RoundClient", "RoundStrategy", "Run", "Setup", "Split", "Start", "Task",
-    "load_model", "make_client_app", "make_server_app", "register", "simulate", "split_groups", "split_tensors",
+    "load_model", "make_client_app", "make_server_app", "predict", "register", "simulate", "split_groups",
+    "split_tensors",
 ]  # fmt: skip
 
 _PLACES = {
@@ -38,6 +40,7 @@ _PLACES = {
     "load_model": "fedham_flwr.models.export:load",
     "make_client_app": "fedham_flwr.client_app",
     "make_server_app": "fedham_flwr.server_app",
+    "predict": "fedham_flwr.predicting.predict",
     "register": "fedham_flwr.registry",
     "simulate": "fedham_flwr.simulation",
     "split_groups": "fedham_flwr.core.methods",

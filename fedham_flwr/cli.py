@@ -49,6 +49,10 @@ COMMANDS = {
         "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
     "schema": Command("fedham_flwr.commands.schema:command", "DATA [-o FILE]", "a draft of what columns hold"),
+    "predict": Command("fedham_flwr.commands.predict:command", "MODEL DATA", "predictions of new rows"),
+    "export": Command(
+        "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
+    ),
 }
 
 

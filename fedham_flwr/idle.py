@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.core.shapes import sample_kind
 from fedham_flwr.data.batches import Target
 from fedham_flwr.models import NETWORKS
 from fedham_flwr.models.torchvision_models import TORCHVISION
@@ -68,11 +69,25 @@ def _by_schedule(name: str) -> Reason:
 
 
 def _of_text(facts: Facts) -> str:
-    return "" if facts.target == "next-token" else "the data are no text"
+    return "" if sample_kind(facts.shape) in ("text", "tokens") else "the data are no text"
+
+
+def _of_series(facts: Facts) -> str:
+    return "" if sample_kind(facts.shape) == "series" else "the data are no series"
 
 
 def _of_images(facts: Facts) -> str:
-    return "" if len(facts.shape) == 3 else "the data are no images"
+    return "" if sample_kind(facts.shape) == "image" else "the data are no images"
+
+
+def _of_next(facts: Facts) -> str:
+    return "" if facts.target == "next-token" else "no next token is predicted"
+
+
+def _of_words(facts: Facts) -> str:
+    if facts.target == "next-token" or facts.settings.text.tokenizer or facts.settings.text.unit == "character":
+        return _of_text(facts) or "no words are hashed"
+    return _of_text(facts)
 
 
 def _of_epochs(facts: Facts) -> str:
@@ -94,10 +109,20 @@ REASONS: Mapping[str, Reason] = {
     "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2", own=True),
     "owner-share": _by_partitioner("class-owners"),
     "client-column": _dealt,
-    "min-characters": lambda facts: _of_text(facts) or _by_partitioner("natural", "files")(facts),
+    "min-characters": lambda facts: _of_text(facts) or _of_next(facts) or _by_partitioner("natural", "files")(facts),
     "sequence-length": _of_text,
     "vocabulary": _of_text,
     "image-size": _of_images,
+    "text.unit": _of_text,
+    "text.tokenizer": _of_text,
+    "text.buckets": _of_words,
+    "series.length": _of_series,
+    "series.stride": _of_series,
+    "series.time": _of_series,
+    "series.recording": _of_series,
+    "series.gap": _of_series,
+    "series.label": _of_series,
+    "series.split": _of_series,
     "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
     "image.unreadable": _of_images,
     "momentum": _by_optimizer("sgd"),

@@ -16,7 +16,9 @@ from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.models import MODELS
 from fedham_flwr.models.torchvision_models import TORCHVISION
@@ -118,3 +120,5 @@ class RunFields(BaseModel):
     image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
+    series: SeriesSettings = SeriesSettings()
+    text: TextSettings = TextSettings()

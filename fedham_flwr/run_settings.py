@@ -87,6 +87,8 @@ class Settings(RunFields):
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
+            series=self.series,
+            text=self.text,
             image=self.image,
             table=self.table,
         )

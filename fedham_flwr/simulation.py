@@ -8,7 +8,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method
 from fedham_flwr.ends import interrupted
-from fedham_flwr.models.export import load
+from fedham_flwr.predicting.models import Models
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
 from fedham_flwr.resume.continuing import clients_of, complete
@@ -34,35 +34,6 @@ if TYPE_CHECKING:
     import pandas
 
 log = logging.getLogger("fedham_flwr")
-
-
-class Models(Mapping[str, nn.Module]):
-    """The clients' personal models by client id or by the name of its data, each loaded when it is asked for.
-
-    Args:
-        folder: with a file for each.
-        clients: the entries of `clients.json`, which say the names.
-        trust_imports: as of `load_model`.
-    """
-
-    def __init__(self, folder: Path, clients: Sequence[Mapping[str, object]] = (), trust_imports: bool = False) -> None:
-        self._files = {file.stem: file for file in sorted(folder.glob("*.safetensors"))}
-        self._ids = {str(each["name"]): str(each["client"]) for each in clients if "name" in each}
-        self._trust_imports = trust_imports
-
-    def __getitem__(self, client: str) -> nn.Module:
-        wanted = str(client)
-        file = self._files.get(wanted) or self._files.get(self._ids.get(wanted, ""))
-        if file is None:
-            known = dict.fromkeys([*self._files, *self._ids])
-            raise KeyError(f"there is no model of client {client!r}: wanted one of {', '.join(known)}")
-        return load(file, trust_imports=self._trust_imports)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
 
 @dataclass(frozen=True)
@@ -119,6 +90,21 @@ class Run:
         """Client -> its personal model, in evaluation mode."""
         clients = RunDirectory(self.directory).read_clients()
         return Models(self.directory / "model", clients, self.trust_imports)
+
+    def predict(self, client: str, data: Any, **given: Any) -> pandas.DataFrame:
+        """Predictions of new rows by a client's model.
+
+        Args:
+            client: its id or its name.
+            data: a pandas.DataFrame, a path, or an array; see `fedham_flwr.predict`.
+            given: as of `fedham_flwr.predict`.
+
+        Raises:
+            UserError: there is no such client, or a row does not fit.
+        """
+        from fedham_flwr.predicting.predict import predict
+
+        return predict(self.directory, data, client=str(client), **{"trust_imports": self.trust_imports, **given})
 
 
 def simulate(

@@ -10,6 +10,7 @@ from torch import nn
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.shapes import dimensions, sample_kind
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -40,7 +41,7 @@ def try_training(settings: Settings, profile: Profile, outputs: int, model: nn.M
     """
     training = settings.local_training(1)
     optim.check(list(model.parameters()), training)
-    augment.check(training, _kind(settings, profile), profile.shape)
+    augment.check(training, _kind(settings, profile), dimensions(profile.shape))
     losses.check(training.loss, torch.zeros(2, outputs), EXAMPLES[profile.target](outputs))
 
 
@@ -63,8 +64,7 @@ def server_half(declared: Method) -> type[RoundStrategy]:
 
 def _kind(settings: Settings, profile: Profile) -> Kind:
     """The kind of the clients' data, as far as it can be told from here: a user's own may be images or arrays."""
-    if profile.target == "next-token":
-        return "text"
-    if len(profile.shape) == 3:
-        return "image"
+    kind = sample_kind(profile.shape)
+    if profile.target == "next-token" or kind in ("image", "series", "tokens"):
+        return "text" if profile.target == "next-token" else kind
     return "array" if is_path(settings.dataset) else "table"

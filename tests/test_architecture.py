@@ -27,6 +27,7 @@ LEVELS = (
     {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle"},
     {"federation", "state", "resume"},
     {"reporting", "strategies", "clients"},
+    {"predicting"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
     {"simulation", "cli", "commands"},
     {"run_simulation"},

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.models import NETWORKS
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, methods, parse
 
@@ -49,9 +50,7 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    assert sections - {"vit", "char-transformer", "transfer-cnn", "mlp", "torchvision", "dp", "image", "table"} <= set(
-        methods()
-    )
+    assert sections - {"dp", "image", "table", "series", "text"} - set(NETWORKS) <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.section("fedprox").mu == 0.5
     assert settings.section("fedper").personal_layers == 3
@@ -131,7 +130,9 @@ WRONG: list[tuple[str, Value, str]] = [
         "model",
         "resnet",
         "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
-        "'char-transformer', 'mlp', 'torchvision:<name>' or an import path 'package.module:Object'",
+        "'char-transformer', 'mlp', 'cnn1d', 'gru', "
+        "'series-transformer', 'fasttext', 'text-transformer', 'torchvision:<name>' "
+        "or an import path 'package.module:Object'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),
     ("novel-steps", 0, "novel-steps=0: wanted greater than 0"),

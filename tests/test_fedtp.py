@@ -45,7 +45,7 @@ def test_fedrods_second_head_is_the_last_group_and_personal_while_the_first_is_s
 
 def test_a_model_without_self_attention_is_refused() -> None:
     check_model(GROUPS, "vit")
-    message = 'strategy="fedtp" personalises self-attention, and model="cnn" has none: try model="vit" for images or'
+    message = 'strategy="fedtp" personalises self-attention, and model="cnn" has none: try model="vit" for images, '
     with pytest.raises(UserError, match=message):
         check_model(("conv1", "fc1"), "cnn")
 

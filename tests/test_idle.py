@@ -25,6 +25,8 @@ from fedham_flwr.settings import Value, defaults, parse
 
 IMAGES: dict[str, Any] = {"network": "digits-cnn", "shape": (1, 8, 8), "target": "class", "partitioned": True}
 TEXT: dict[str, Any] = {"network": "char-transformer", "shape": (80,), "target": "next-token", "partitioned": True}
+NEWS: dict[str, Any] = {"network": "fasttext", "shape": (80, 99, 2, 0), "target": "class", "partitioned": True}
+SERIES: dict[str, Any] = {"network": "cnn1d", "shape": (6, 80, 1, 0), "target": "class", "partitioned": True}
 
 
 def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any) -> str:
@@ -57,6 +59,16 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"sequence-length": 9}, "sequence-length=9 (the data are no text)"),
     ({"vocabulary": "ab"}, 'vocabulary="ab" (the data are no text)'),
     ({"min-characters": 9}, "min-characters=9 (the data are no text)"),
+    ({"text.unit": "word"}, 'text.unit="word" (the data are no text)'),
+    ({"text.tokenizer": "x"}, 'text.tokenizer="x" (the data are no text)'),
+    ({"text.buckets": 9}, "text.buckets=9 (the data are no text)"),
+    ({"series.length": 9}, "series.length=9 (the data are no series)"),
+    ({"series.stride": 9}, "series.stride=9 (the data are no series)"),
+    ({"series.time": "t"}, 'series.time="t" (the data are no series)'),
+    ({"series.recording": "t"}, 'series.recording="t" (the data are no series)'),
+    ({"series.gap": 9.0}, "series.gap=9.0 (the data are no series)"),
+    ({"series.label": "majority"}, 'series.label="majority" (the data are no series)'),
+    ({"series.split": "recording"}, 'series.split="recording" (the data are no series)'),
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
     ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
@@ -78,6 +90,11 @@ def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptur
         "image-size=8 (the data are no images), min-characters=9 (partitioner is pathological), "
         'image.unreadable="leave-out" (the data are no images)'
     )
+    labelled: dict[str, Value] = {"min-characters": 9, "text.buckets": 9, "series.length": 9}
+    assert said(caplog, labelled | {"text.tokenizer": "words.txt"}, **NEWS) == (
+        "min-characters=9 (no next token is predicted), series.length=9 (the data are no series), "
+        "text.buckets=9 (no words are hashed)"
+    )
     dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
     own = "each client has data of its own, which are not dealt"
     assert said(caplog, {"client-column": "ward"}, partitioned=False) == f'client-column="ward" ({own})'
@@ -94,6 +111,10 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
+    ({"sequence-length": 3, "text.unit": "word", "text.buckets": 9, "fasttext.pairs": 3}, NEWS),
+    ({"text.tokenizer": "words.txt"}, NEWS),
+    ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
+    ({"series.recording": "r", "series.label": "majority", "series.split": "recording"}, SERIES),
     ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),

@@ -11,7 +11,7 @@ from torch.nn.functional import conv2d, linear, max_pool2d, relu
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.models import MODELS, NetworkSettings, build, resolve
+from fedham_flwr.models import MODELS, NetworkSettings, build, resolve, trial_batches
 from fedham_flwr.models.cnn import TransferCNNSettings
 from fedham_flwr.models.export import label, load
 from fedham_flwr.models.grafts import GraftSettings
@@ -80,10 +80,13 @@ def test_the_transfer_network_rectifies_all_but_its_logits() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_groups_partition_the_model_and_logits_have_one_column_per_class(name: str, channels: int) -> None:
     side = 8 if name == "digits-cnn" else 28
-    shape = {"char-transformer": (9,), "mlp": (2, 5)}.get(name, (channels, side, side))
+    series, tokens = (2 * channels, 11, 1, 0), (9, 30, 2, 0)
+    shapes = {"char-transformer": (9,), "mlp": (2, 5), "cnn1d": series, "gru": series, "series-transformer": series}
+    shapes |= {"fasttext": tokens, "text-transformer": tokens}
+    shape = shapes.get(name, (channels, side, side))
     model = build(name, shape, 7, 0)
     assert Manifest.of(model).group_names
-    x = torch.zeros(2, *shape, dtype=torch.int64 if len(shape) == 1 else torch.float32)
+    x = trial_batches(shape)[-1]
     assert model(x).shape == ((2, 9, 7) if len(shape) == 1 else (2, 7))
 
 
@@ -139,8 +142,16 @@ def test_the_network_of_tables_is_hidden_layers_with_rectifiers_and_a_head(depth
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("mlp", (3, 8, 9), r'model="mlp" is for tables, and the data set is images of 8 x 9 pixels: try model="auto"'),
-        ("mlp", (80,), r'model="mlp" is for tables, and the data set is text, 80 .*: try model="char-transformer"'),
+        (
+            "mlp",
+            (3, 8, 9),
+            r'model="mlp" is for tables and series, and the data set is images of 8 x 9 pixels: try model="auto"',
+        ),
+        (
+            "mlp",
+            (80,),
+            r'model="mlp" is for tables and series, and the data set is text, 80 .*: try model="char-transformer"',
+        ),
         ("vit", (2, 13), r'model="vit" is for images, and the data set is a table of 13 columns: try model="mlp"'),
         ("cnn", (2, 13), r'model="cnn" is for images, and the data set is a table of 13 columns: try model="mlp"'),
         ("char-transformer", (2, 13), r'is for text, and the data set is a table of 13 columns: try model="mlp"'),

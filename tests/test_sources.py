@@ -206,8 +206,8 @@ BAD_TABLES = {
     "labels of a text": (
         {"text": ["a"] * 4, "label": [0, 1, 0, 1]},
         {},
-        {"label_column": "label"},
-        r"label-column is 'label', but of the texts in 'text' the next character is predicted, .*; leave label-column",
+        {"label_column": "label", "target": "next-token"},
+        r"label-column is 'label', but target is next-token, which takes no labels; leave it empty",
     ),
     "a text that is empty": (
         {"text": ["a", None, "b", None]},
@@ -270,9 +270,9 @@ def test_a_data_set_with_images_is_one_of_images(cached: Callable[..., DataSetti
 
 
 def test_files_that_cannot_be_read(cached: Callable[..., DataSettings], tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(UserError, match=r"dataset is the file .*notes\.txt, but only \.parquet, .* can be read"):
-        open_partition(cached(tmp_path / "notes.txt"), 0, 2)
+    (tmp_path / "notes.doc").write_text("x")
+    with pytest.raises(UserError, match=r"dataset is the file .*notes\.doc, but only \.parquet, .* can be read"):
+        open_partition(cached(tmp_path / "notes.doc"), 0, 2)
     (tmp_path / "rows.parquet").write_text("x")
     with pytest.raises(UserError, match=r"dataset .*rows\.parquet can't be read: "):
         open_partition(cached(tmp_path / "rows.parquet"), 0, 2)

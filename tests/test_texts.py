@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
+from fedham_flwr.data.kinds import characters
 from fedham_flwr.data.kinds import text as texts
+from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.partitions import partition
 from fedham_flwr.data.splits import split, split_in_order
 
@@ -32,14 +34,16 @@ def windows(
         joined.mkdir()
         folder.mkdir()
         rows = np.array(said, dtype=object)
-        characters = texts.join(rows, None if owners is None else np.array(owners), joined)
-        meta = {"kind": "text", "characters": characters} | ({} if owners is None else {"owners": ["x"] * max(owners)})
+        sizes = texts.join(rows, None if owners is None else np.array(owners), joined)
+        meta = {"kind": "text", "characters": sizes} | ({} if owners is None else {"owners": ["x"] * max(owners)})
         (joined / "meta.json").write_text(json.dumps(meta))
-        texts.cut(joined, length, vocabulary, folder)
+        recipe = texts.recipe_of(length, vocabulary, TextSettings(), labelled=False)
+        texts.cut(joined, recipe, folder)
         written = {path.stem: np.load(path) for path in [*folder.glob("*.npy"), joined / "characters.npy"]}
         meta_of_cut = json.loads((folder / "meta.json").read_text())
-        assert meta_of_cut == meta | {"classes": list(vocabulary or string.printable)}
-        return written | {"points": written["characters"], "characters": np.array(characters)}
+        classes = {"classes": list(vocabulary or string.printable), "recipe": recipe | {"column": "text"}}
+        assert meta_of_cut == meta | classes
+        return written | {"points": written["characters"], "characters": np.array(sizes)}
 
 
 def test_windows_by_hand() -> None:
@@ -70,7 +74,7 @@ def test_one_owner_has_all_rows_in_their_order() -> None:
 
 
 def test_codes_are_places_in_the_vocabulary() -> None:
-    assert texts.parse_vocabulary("") == string.printable
+    assert characters.parse_vocabulary("") == string.printable
     found = windows(["09azAZ~ \n"], None, 8)
     # 10 digits, 26 small and 26 large letters, 32 signs of which ~ is the last, then blank, tab, line break
     assert found["features"].tolist() == [[0, 9, 10, 35, 36, 61, 93, 94, 96]]
@@ -104,7 +108,7 @@ def test_blocks_change_nothing(rows: list[tuple[int, str]], length: int) -> None
     whole = windows(said, owners.tolist(), length, "ab\n é€")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "_ROWS", 2)
-        patch.setattr(texts, "_CHARACTERS", 5)
+        patch.setattr(characters, "_CHARACTERS", 5)
         blocks = windows(said, owners.tolist(), length, "ab\n é€")
     assert whole.keys() == blocks.keys()
     assert all(np.array_equal(whole[name], blocks[name]) for name in whole)

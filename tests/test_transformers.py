@@ -317,7 +317,7 @@ def test_networks_for_other_data_are_refused_by_name() -> None:
     ):
         build("char-transformer", IMAGE, 10, 0)
     for name in ("vit", "cnn", "lenet-bn"):
-        wanted = rf'^model="{name}" is for images, and the data set is text, 12 characters a sample: try model="char-tr'
+        wanted = rf'^model="{name}" is for images, and the data set is text, 12 tokens a sample: try model="char-tr'
         with pytest.raises(UserError, match=wanted):
             build(name, TEXT, 100, 0)
 
@@ -385,4 +385,4 @@ def test_files_that_are_no_exported_models_are_refused(tmp_path: Path) -> None:
 def test_the_networks_are_named_classes_for_their_kind() -> None:
     assert isinstance(small("vit"), ViT)
     assert isinstance(small("char-transformer"), CharTransformer)
-    assert (ViT.dimensions, CharTransformer.dimensions) == (3, 1)
+    assert (ViT.kinds, CharTransformer.kinds) == (("image",), ("text",))

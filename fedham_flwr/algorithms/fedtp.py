@@ -130,8 +130,8 @@ def check_model(groups: tuple[str, ...], model: str) -> None:
     """
     if GROUP not in groups:
         raise UserError(
-            f'strategy="fedtp" personalises self-attention, and model="{model}" has none: '
-            'try model="vit" for images or model="char-transformer" for text'
+            f'strategy="fedtp" personalises self-attention, and model="{model}" has none: try model="vit" for images, '
+            '"char-transformer" for text, "text-transformer" for text with labels or "series-transformer" for series'
         )
 
 

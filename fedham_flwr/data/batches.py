@@ -3,13 +3,16 @@
 | kind | stored | inputs | targets | `shape` |
 | --- | --- | --- | --- | --- |
 | image | uint8 [N, H, W, C] and int64 [N] | float32 [b, C, H, W] in -1..1 | int64 [b], classes | (C, H, W) |
-| text | uint8 [N, T + 1], codes of characters | int64 [b, T] | int64 [b, T], the next characters | (T,) |
+| text | integers [N, T + 1], codes of tokens | int64 [b, T] | int64 [b, T], the next tokens | (T,) |
+| tokens | integers [N, T], 0 behind a short text; int64 [N] | int64 [b, T] | int64 [b], classes | (T, V, 2, 0) |
+| series | float32 [N, T, C], NaN: missing; int64 [N] | float32 [b, 2 C, T], values, gaps | int64 [b] | (2 C, T, 1, 0) |
 | table | float32 [N, F], NaN: missing; int64 [N] | float32 [b, 2, F], values and gaps | int64 [b], classes | (2, F) |
 | array | float32 [N, ...] | the same | int64 [b], classes | (...) |
 
-A kind is told by the number of dimensions and the type of its stored features, but for arrays, which are declared. The
-labels of all but texts may also be uint8 or bool [N, k], for k labels of which each sample has some, or float32 [N] or
-[N, k], for values: their type tells what is to be learned, the target.
+A kind is told by the number of dimensions and the type of its stored features, but for arrays, series and tokens (texts
+with labels), which are declared; shapes are explained in `core.shapes`. The labels of all but texts may also be uint8
+or bool [N, k], for k labels of which each sample has some, or float32 [N] or [N, k], for values: their type tells what
+is to be learned, the target.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Kind = Literal["image", "text", "table", "array"]
+from fedham_flwr.core import shapes
+
+Kind = Literal["image", "text", "tokens", "series", "table", "array"]
 Target = Literal["class", "multi-label", "value", "next-token"]
-"""What is to be learned: one of K classes, which of k labels, k numbers (regression), or each next character."""
+"""What is to be learned: one of K classes, which of k labels, k numbers (regression), or each next token."""
 
 
 def kind_of(features: Tensor) -> Kind:
@@ -53,16 +58,21 @@ def target_of(targets: Tensor) -> Target:
     raise ValueError(f"targets of {dimensions} dimensions and type {targets.dtype} are of no known kind")
 
 
-def sample_shape(features: Tensor, kind: Kind | None = None) -> tuple[int, ...]:
+def sample_shape(features: Tensor, kind: Kind | None = None, vocabulary: int = 0) -> tuple[int, ...]:
     """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a row of a table.
 
     Args:
         features: as they are stored.
         kind: of the data; by default told by the features.
+        vocabulary: V, of texts with labels.
     """
     kind = kind or kind_of(features)
     if kind == "array":
         return tuple(features.shape[1:])
+    if kind == "tokens":
+        return shapes.of_tokens(features.shape[1], vocabulary)
+    if kind == "series":
+        return shapes.of_series(features.shape[2], features.shape[1])
     if kind == "text":
         return (features.shape[1] - 1,)
     if kind == "table":
@@ -75,26 +85,34 @@ def inputs_and_targets(features: Tensor, labels: Tensor, kind: Kind | None = Non
     """What a network is fed and what it should say, of samples as they are stored; on the device that they are on.
 
     Args:
-        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1]; table: float32 [b, F], NaN where missing; array:
-            float32 [b, ...].
+        features: image: uint8 [b, H, W, C]; text: integers [b, T + 1]; tokens: integers [b, T]; series: float32
+            [b, T, C] and table: float32 [b, F], NaN where missing; array: float32 [b, ...].
         labels: as stored; of a text, they say nothing.
         kind: of the data; by default told by the features.
 
     Returns:
-        image: float32 [b, C, H, W] in -1..1 and the labels; text: int64 [b, T] twice, characters and those after them;
-        table: float32 [b, 2, F] as of `with_gaps`, and the labels; array: both as they are.
+        image: float32 [b, C, H, W] in -1..1 and the labels; text: int64 [b, T] twice, tokens and those after them;
+        tokens: int64 [b, T] and the labels; series: float32 [b, 2 C, T] as of `channels_with_gaps`, and table: float32
+        [b, 2, F] as of `with_gaps`, and the labels; array: both as they are.
     """
     kind = kind or kind_of(features)
     if kind == "array":
         return features, labels
     if kind == "text":
         return features[:, :-1].long(), features[:, 1:].long()
-    return with_gaps(features) if kind == "table" else to_float(features), labels
+    made = {"tokens": Tensor.long, "series": channels_with_gaps, "table": with_gaps, "image": to_float}[kind]
+    return made(features), labels
 
 
 def with_gaps(rows: Tensor) -> Tensor:
     """float32 [b, F], NaN where a value is missing -> [b, 2, F]: the values with 0 for NaN, then 1 where it was NaN."""
     return torch.stack([rows.nan_to_num(nan=0.0), rows.isnan().to(rows.dtype)], dim=1)
+
+
+def channels_with_gaps(steps: Tensor) -> Tensor:
+    """float32 [b, T, C], NaN where a value is missing -> [b, 2 C, T]: values with 0 for NaN, then 1 where it was."""
+    gaps = steps.isnan()
+    return torch.cat([steps.masked_fill(gaps, 0.0), gaps.to(steps.dtype)], dim=2).transpose(1, 2).contiguous()
 
 
 def to_float(batch: Tensor) -> Tensor:

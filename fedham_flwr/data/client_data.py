@@ -20,13 +20,13 @@ class ClientData:
     """One client's view of a data set.
 
     Attributes:
-        features: uint8 [N, H, W, C] of images, [N, T + 1] of text, float32 [N, F] of a table, standardised, and NaN
-            where a value is missing, float32 [N, ...] of arrays; all samples of the data set, mapped from disk: index
-            it, never copy it whole.
-        labels: int64 [N], classes; of text: zeros. Or uint8 or bool [N, k], which labels a sample has; or float32 [N]
-            or [N, k], values.
+        features: uint8 [N, H, W, C] of images, integers [N, T + 1] of text and [N, T] of text with labels, float32
+            [N, F] of a table and [N, T, C] of series, standardised, and NaN where a value is missing, float32 [N, ...]
+            of arrays; all samples of the data set, mapped from disk: index it, never copy it whole.
+        labels: int64 [N], classes; of text without labels: zeros. Or uint8 or bool [N, k], which labels a sample has;
+            or float32 [N] or [N, k], values.
         splits: "train", "validation" and "test" -> int64, the sample numbers of this client.
-        classes: K names; of text: the characters of the vocabulary; of multi-label data the k labels, of values their
+        classes: K names; of text without labels: the tokens; of multi-label data the k labels, of values their
             k names, or none.
         name: in a simulation the client's, by which it is known: the owner's with the natural partitioner, the table's
             with class-table, the file's with files, else the partition's number.
@@ -34,6 +34,8 @@ class ClientData:
         kind: what the samples are; by default told by the features.
         recipe: what turns raw rows of the source into features as they are stored, this client's scaling among it; None
             where a function of a user's loads the data. See `data.recipes`.
+        vocabulary: of text with labels, how many tokens there are.
+        agreed: names that all clients must have the same, beside those of the classes.
         pin: in a simulation, a text that says what data these are, which clients of the same run open: the digest of
             the source and the folder of the cache, with a blank between. Empty where a function loads the data.
     """
@@ -46,6 +48,8 @@ class ClientData:
     scaling: tables.Scaling | None = None
     kind: Kind = None  # type: ignore[assignment]  # never, after __post_init__
     recipe: Mapping[str, Any] | None = None
+    vocabulary: int = 0
+    agreed: tuple[str, ...] = ()
     pin: str = ""
 
     def __post_init__(self) -> None:
@@ -54,15 +58,15 @@ class ClientData:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """One sample as a network sees it: (C, H, W) of an image, (T,) of a text, (2, F) of a table."""
-        return sample_shape(self.features, self.kind)
+        """One sample as a network sees it, as `core.shapes` has it: (C, H, W) of an image, (2, F) of a table."""
+        return sample_shape(self.features, self.kind, self.vocabulary)
 
     @property
     def meanings(self) -> tuple[tuple[str, ...], ...]:
-        """What must be the same at all clients: classes; of a table its columns too, and the digest of its schema."""
-        columns = [self.scaling.names] if self.scaling else []
+        """What must be the same at all clients: classes, names of columns, channels or tokens, a schema's digest."""
+        others = self.scaling.names if self.scaling else self.agreed
         schema = (self.recipe or {}).get("schema", "")
-        return (self.classes, *columns, *([(schema,)] if schema and columns else []))
+        return (self.classes, *([others] if others else []), *([(schema,)] if schema and others else []))
 
     @property
     def target(self) -> Target:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
-from fedham_flwr.data import own_changes, recipes
+from fedham_flwr.data import own_changes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
 from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
@@ -27,10 +26,11 @@ from fedham_flwr.data.columns import Columns
 from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.dealing import Dealt, deal, key_of_dealing, owners_of, some, splitter
 from fedham_flwr.data.decoding import decode
-from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.data.kinds import table_decoding
 from fedham_flwr.data.kinds import text as texts
 from fedham_flwr.data.kinds.image_pixels import AS_USUAL
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
+from fedham_flwr.data.opening import SCALED, opener
 from fedham_flwr.data.partitioners import BY_NAME
 from fedham_flwr.data.sources import content_key
 
@@ -72,14 +72,14 @@ def open_partitions(settings: DataSettings, clients: int, pin: str = "") -> Call
                 f"the data that this run began with are no longer in the cache {root}, and what lies at "
                 f"'{settings.dataset}' now is something else: put the data back, or start anew"
             )
-    opener = _opener(folder.parent, folder, pin_of(folder, root))
+    opened_by = opener(folder.parent, folder, pin_of(folder, root))
 
     def opened(number: int) -> ClientData:
         if not 0 <= number < clients:
             raise UserError(
                 f"partition {number} was asked for, but with {clients} clients they go from 0 to {clients - 1}."
             )
-        return opener(number)
+        return opened_by(number)
 
     return opened
 
@@ -155,13 +155,13 @@ def open_node(settings: DataSettings, path: str, training: str = "") -> ClientDa
         meta = meta_of(data)
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
-        if meta["kind"] == "table" or meta.get("target"):
+        if meta["kind"] in (*SCALED, "tokens") or meta.get("target"):
             table_decoding.check_classes(path, meta["classes"], meta["declared"])
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
     folder = _clients_folder(data, key, settings, content, deal_all)
-    opened = _opener(data, folder)(0)
+    opened = opener(data, folder)(0)
     notes = [note for place in (data, folder) for note in meta_of(place).get("notes", [])]
     own_changes.look(cache_root(settings.cache_dir), path, content, training, opened, notes)
     return opened
@@ -178,6 +178,8 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
+    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
+        named["series"] = asdict(cuts)
     named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     named |= settings.table_key()
     try:
@@ -186,11 +188,12 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     except OSError as error:
         raise unwritable(root, error) from error
     data = build(root / f"data-{key_of(content, named)}", lambda folder: decode(source, columns, folder, settings))
-    if meta_of(data)["kind"] != "text":
+    meta = meta_of(data)
+    if meta["kind"] != "text":
         return data, content
-    length, vocabulary = settings.sequence_length, settings.vocabulary
-    key = key_of(length, texts.parse_vocabulary(vocabulary))
-    return build(data / f"windows-{key}", lambda folder: texts.cut(data, length, vocabulary, folder)), content
+    labelled = bool(meta.get("labelled"))
+    recipe = texts.recipe_of(settings.sequence_length, settings.vocabulary, settings.text, labelled)
+    return build(data / f"windows-{key_of(recipe)}", lambda folder: texts.cut(data, recipe, folder)), content
 
 
 def _clients_folder(data: Path, key: str, settings: DataSettings, content: str, dealt: Callable[[], Dealt]) -> Path:
@@ -208,34 +211,9 @@ def _clients_folder(data: Path, key: str, settings: DataSettings, content: str, 
             notes = [*notes, f"with nothing to test on, trained but not scored: {some(untested)}"]
         meta = {"names": names, "counts": counts, "content": content, "notes": [*notes], "there": there}
         (folder / "meta.json").write_text(json.dumps(meta))
-        if meta_of(data)["kind"] == "table":
+        if (kind := meta_of(data)["kind"]) in SCALED:
             rows = [(np.concatenate(client), client[SPLITS.index("train")]) for client in pieces]
-            table_decoding.standardise(array(data / "features.npy"), rows, folder)
+            SCALED[kind](array(data / "features.npy"), rows, folder)
 
-    return build(data / f"clients-{key}", fill)
-
-
-def _opener(data: Path, clients: Path, pin: str = "") -> Callable[[int], ClientData]:
-    """What maps the arrays and cuts out a client's sample numbers, which lie client by client, split by split."""
-    meta, source = meta_of(clients), meta_of(data)
-    kind = source["kind"]
-    counts = np.array(meta["counts"])
-    ends = counts.cumsum().reshape(counts.shape)
-    indices = torch.from_numpy(array(clients / "indices.npy"))
-    features = torch.from_numpy(array((clients if kind == "table" else data) / "features.npy"))
-    labels = torch.from_numpy(array(data / "labels.npy"))
-    classes = tuple(source["classes"])
-    scaled = array(clients / "scaling.npy") if kind == "table" else None
-    columns = () if scaled is None else tables.columns_of(source["columns"])
-
-    def opened(number: int) -> ClientData:
-        pieces = zip(SPLITS, ends[number].tolist(), counts[number].tolist(), strict=True)
-        scaling = None
-        if scaled is not None:
-            mean, std = scaled[number].tolist()
-            scaling = tables.Scaling(columns, tuple(mean), tuple(std))
-        splits = {name: indices[end - count : end] for name, end, count in pieces}
-        recipe = recipes.of_client(source, scaling)
-        return ClientData(features, labels, splits, classes, meta["names"][number], scaling, recipe=recipe, pin=pin)
-
-    return opened
+    whole = "-recordings" if settings.series.split == "recording" else ""
+    return build(data / f"clients-{key}{whole}", fill)

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
+from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
+from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.schema import read_schema
 
 
@@ -68,7 +70,7 @@ class DataSettings:
         label_column: empty: the only class-label column; of a text: there is none. Of values and labels to be had
             several at a time there may be several columns, with blanks between.
         client_column: names the client of each sample; read by the natural partitioner only.
-        sequence_length: text: characters of one sample, T.
+        sequence_length: text: tokens of one sample, T.
         vocabulary: text: its characters, in the order of their codes; empty: the 100 of `string.printable`.
         min_characters: text, natural partitioner: clients with fewer are left out.
         partitioning: who holds which sample.
@@ -77,6 +79,8 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
+        series: how long samples of series are, and how recordings are cut into them.
+        text: what tokens of texts are.
         image: how images are resized, and what becomes of those that can't be read.
         table: how files of rows are read, and what their columns may hold.
     """
@@ -94,6 +98,8 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
+    series: SeriesSettings = field(default_factory=SeriesSettings)
+    text: TextSettings = field(default_factory=TextSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
 

@@ -32,7 +32,7 @@ from fedham_flwr.data.columns import (
 )
 from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds import image as images
-from fedham_flwr.data.kinds import table_decoding, table_kinds
+from fedham_flwr.data.kinds import series, table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
 from fedham_flwr.data.kinds.image_digits import decode_digits
 from fedham_flwr.data.labels import codes_of, label_codes, with_labels
@@ -204,14 +204,29 @@ def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dic
 def _decode_texts(rows: Rows) -> dict[str, Any]:
     data, columns, feature = rows.data, rows.columns, rows.features[0]
     targets.check(columns, "texts")
+    labelled = columns.target not in ("auto", "next-token") or (columns.target == "auto" and bool(columns.label))
+    if labelled:
+        rows, meta = _decode_targets(rows)
+        said = values_of(rows.data, feature, "feature-column")
+        return meta | {"labelled": True, "column": feature, "characters": texts.join(said, None, rows.folder)}
+    said = values_of(data, feature, "feature-column")
     if columns.label:
         raise UserError(
-            f"label-column is '{columns.label}', but of the texts in '{feature}' the next character is predicted, "
-            "which takes no labels; leave label-column empty."
+            f"label-column is '{columns.label}', but target is next-token, which takes no labels; leave it empty."
         )
     owners, names = _owners(data, columns.client)
-    characters = texts.join(values_of(data, feature, "feature-column"), owners, rows.folder)
-    return {"characters": characters} | names
+    return {"column": feature, "characters": texts.join(said, owners, rows.folder)} | names
+
+
+def _find_series(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
+    return series.find(data, columns, settings.series)
+
+
+def _decode_series(rows: Rows) -> dict[str, Any]:
+    targets.check(rows.columns, "series")
+    recipe = series.recipe_of(rows.data, rows.features, rows.settings.series)
+    rows, meta = _decode_targets(rows)
+    return meta | series.decode(rows.data, recipe, rows.settings.series, rows.folder)
 
 
 def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
@@ -223,6 +238,7 @@ def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] 
 
 
 KINDS: Mapping[str, Kind] = {
+    "series": Kind("series", _find_series, _decode_series),
     "table": Kind("a table", _find_table, _decode_table),
     "image": Kind("images", _find_images, _decode_images),
     "text": Kind("text", _find_texts, _decode_texts),

@@ -37,6 +37,8 @@ OWN = "own"
 ENCODERS = {
     "image": "fedham_flwr.data.kinds.image:encode",
     "table": "fedham_flwr.data.kinds.table_decoding:encode",
+    "text": "fedham_flwr.data.kinds.text:encode",
+    "series": "fedham_flwr.data.kinds.series:encode",
 }
 """Kind of data -> its `encode`, of rows and a recipe; imported when it is called."""
 
@@ -107,5 +109,6 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[Any
             f"the data of this model {what}, of which no rows can be read: give predict(...) an array of its inputs"
         )
     module, _, function = ENCODERS[kind].partition(":")
-    found: npt.NDArray[Any] = getattr(importlib.import_module(module), function)(rows, recipe)
+    own = {**recipe, **recipe.get("scaling", {})}  # a client's numbers, which of a table stand beside its columns
+    found: npt.NDArray[Any] = getattr(importlib.import_module(module), function)(rows, own)
     return found

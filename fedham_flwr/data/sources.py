@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import replacing
-from fedham_flwr.data import csv_files
+from fedham_flwr.data import csv_files, plain_texts
 from fedham_flwr.data.kinds import image_folder
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.local_files import SPLIT_ORDER, files_of, load_files, offline
@@ -37,11 +37,13 @@ BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
 }  # fmt: skip
 """Endings of the files that can be read, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+READABLE = (*BUILDERS, plain_texts.SUFFIX)
+"""Endings of files that are a data set."""
 
 
 def is_data(path: Path) -> bool:
     """Whether a file can be read, by its ending."""
-    return path.suffix.lower() in BUILDERS or csv_files.is_csv(path)
+    return path.suffix.lower() in (*BUILDERS, plain_texts.SUFFIX) or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -152,14 +154,12 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     path = local_path(source)
     if path is None:
         return _merge(_load_hub(source), source)
+    if (texts := plain_texts.load(path)) is not None:
+        import datasets
+
+        return _merge(datasets.DatasetDict({"train": texts}), source)
     if path.is_file():
-        if csv_files.is_csv(path):
-            return csv_files.read([path], path, table)
-        if path.suffix.lower() not in BUILDERS:
-            raise UserError(
-                f"dataset is the file {path}, but only {', '.join(BUILDERS)} files and folders can be read."
-            )
-        return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), source)
+        return _load_file(path, copy, table)
     if found := image_folder.find(path, BUILDERS):
         return image_folder.rows(found, lambda file: load(str(file), copy, table))
     path = path.resolve()  # as the library names files
@@ -167,6 +167,14 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if name == "csv":
         return csv_files.read([file for files in splits.values() for file in files], path, table)
     return _merge(load_files(str(path), [], path, copy), source)
+
+
+def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    if csv_files.is_csv(path):
+        return csv_files.read([path], path, table)
+    if path.suffix.lower() not in BUILDERS:
+        raise UserError(f"dataset is the file {path}, but only {', '.join(READABLE)} files and folders can be read.")
+    return _merge(load_files(BUILDERS[path.suffix.lower()], [path], path, copy), str(path))
 
 
 def _load_hub(name: str) -> datasets.DatasetDict:

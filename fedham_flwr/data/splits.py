@@ -34,7 +34,7 @@ def split(
     Raises:
         UserError: the fractions leave nothing to train on, or the client has fewer than 2 samples.
     """
-    validation, test = _split_sizes(len(indices), fractions, client)
+    validation, test = split_sizes(len(indices), fractions, client)
     shuffled = rng.permutation(indices)
     held = [shuffled[labels[shuffled] == c] for c in np.unique(labels[indices])]
     sizes = np.array([len(samples) for samples in held])
@@ -53,7 +53,7 @@ def split_in_order(indices: Indices, fractions: Fractions, client: str = "") -> 
 
     Sizes, arguments, result and errors are those of `split`.
     """
-    validation, test = _split_sizes(len(indices), fractions, client)
+    validation, test = split_sizes(len(indices), fractions, client)
     ordered, train = np.sort(indices), len(indices) - validation - test
     return {"train": ordered[:train], "validation": ordered[train:-test], "test": ordered[-test:]}
 
@@ -90,8 +90,17 @@ def _check_fractions(fractions: Fractions) -> None:
         )
 
 
-def _split_sizes(n: int, fractions: Fractions, client: str) -> tuple[int, int]:
-    """How many of n samples are for validation and for test, within the promises of `split`, or its errors."""
+def split_sizes(n: int, fractions: Fractions, client: str) -> tuple[int, int]:
+    """How many of n samples are for validation and for test, within the promises of `split`.
+
+    Args:
+        n: samples of a client.
+        fractions: of validation and test.
+        client: its name, for errors.
+
+    Raises:
+        UserError: as `split`.
+    """
     _check_fractions(fractions)
     if n < 2:
         raise UserError(

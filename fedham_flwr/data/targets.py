@@ -39,7 +39,7 @@ def check(columns: Columns, what: str) -> None:
     Raises:
         UserError: the target is of other data.
     """
-    wanted = ("next-token",) if what == "texts" else ("class", *CLASSLESS)
+    wanted = ("class", *CLASSLESS, *(("next-token",) if what == "texts" else ()))
     if columns.target not in ("auto", *wanted):
         raise UserError(f"target is '{columns.target}', but the data set is {what}; wanted {' or '.join(wanted)}.")
 

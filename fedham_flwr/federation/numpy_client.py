@@ -12,10 +12,12 @@ from flwr.common import NDArrays, Scalar
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data import recipes
+from fedham_flwr.federation import model_card
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.models import export
+from fedham_flwr.training.trainer import Predictor
 
 
 class FlowerClient(NumPyClient):
@@ -28,10 +30,17 @@ class FlowerClient(NumPyClient):
     def __init__(self, half: RoundClient) -> None:
         self.half = half
         self._job = half.job
-        self._has_predictor = False
+        self._predictor: Predictor | None = None
+        self._exported: tuple[Path, str, float | None] | None = None
 
     def work(self, stage: Stage) -> Params:
         """What a message of this stage asks for; the tensors to send back."""
+        sent = self._work(stage)
+        if self._exported:  # all scores are there now
+            model_card.write(self.half, *self._exported, self._predictor)
+        return sent
+
+    def _work(self, stage: Stage) -> Params:
         received = self._job.download.params
         if stage is TRAIN:
             trained, _, _ = self.fit([received[name].numpy() for name in self.half.received_names], {})
@@ -174,7 +183,7 @@ class FlowerClient(NumPyClient):
         measured = half.settings.measured(data.target, self._job.download.classes)
         with half.clock("evaluate"):
             predictor = half.predictor()
-        self._has_predictor = predictor is not None
+        self._predictor = predictor
         for split in ("validation", "test"):
             if not len(data.splits[split]):
                 continue
@@ -193,8 +202,9 @@ class FlowerClient(NumPyClient):
             "phase": phase,
             "round": str(download.round),
             "precision": self.half.settings.precision,
-            **({"predictor": type(self.half).__name__} if self._has_predictor else {}),
+            **({"predictor": type(self.half).__name__} if self._predictor else {}),
             **export.label(self.half.settings.model, download.shape, download.classes, self.half.settings.networks()),
             **recipes.label(job.data),
         }
-        export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        file = export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
+        self._exported = file, phase, model_card.calibration(self.half, self._predictor)

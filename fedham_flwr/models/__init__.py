@@ -1,7 +1,6 @@
 """Networks by name: built in, of torchvision, or a user's own by its import path.
 
-A shape of three numbers is that of an image, (channels, height, width); of one number, the length of a text; of two,
-that of a row of a table, (2, columns).
+What a shape says of the data is told in `core.shapes`: of an image it is (channels, height, width).
 """
 
 from __future__ import annotations
@@ -16,12 +15,20 @@ from torch import Tensor, nn
 from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.core.seeding import derive
+from fedham_flwr.core.shapes import dimensions, sample_kind
+from fedham_flwr.core.shapes import vocabulary as vocabulary_of
 from fedham_flwr.models.char_transformer import CharTransformer
 from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN
+from fedham_flwr.models.cnn1d import CNN1d
+from fedham_flwr.models.fasttext import FastText
 from fedham_flwr.models.grafts import Graftable, GraftSettings
+from fedham_flwr.models.gru import GRU
+from fedham_flwr.models.kinds import AUTO, NAMED, TRANSFORMERS, described_data
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP
 from fedham_flwr.models.network import Network
+from fedham_flwr.models.series_transformer import SeriesTransformer
+from fedham_flwr.models.text_transformer import TextTransformer
 from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings, build_torchvision
 from fedham_flwr.models.vit import ViT
 
@@ -34,6 +41,11 @@ MODELS: dict[str, type[Network]] = {
     "vit": ViT,
     "char-transformer": CharTransformer,
     "mlp": MLP,
+    "cnn1d": CNN1d,
+    "gru": GRU,
+    "series-transformer": SeriesTransformer,
+    "fasttext": FastText,
+    "text-transformer": TextTransformer,
 }
 NETWORKS: Mapping[str, type] = {
     **{name: kind.Settings for name, kind in MODELS.items() if kind.Settings is not None},
@@ -76,13 +88,13 @@ class NetworkSettings:
 def resolve(name: str, shape: tuple[int, ...]) -> str:
     """The model's name, `auto` replaced by the one that fits.
 
-    That is mlp for tables, char-transformer for texts, digits-cnn for images below 16 pixels, torchvision's resnet18
-    for those above 64, and cnn for others.
+    That is mlp for tables, cnn1d for series, char-transformer for texts, fasttext for those with labels, digits-cnn for
+    images below 16 pixels, torchvision's resnet18 for those above 64, and cnn for others.
     """
     if name != "auto":
         return name
-    if len(shape) < 3:
-        return "mlp" if len(shape) == 2 else "char-transformer"
+    if (kind := sample_kind(shape)) in AUTO:
+        return AUTO[kind]
     if max(shape[1:]) > LARGE:
         return f"{TORCHVISION}resnet18"
     return "digits-cnn" if min(shape[1:]) < CNN.smallest else "cnn"
@@ -99,8 +111,8 @@ def build(
 
     Args:
         name: a key of `MODELS`, "auto", `torchvision:<name>` or an import path.
-        shape: of one sample: (channels, height, width) of an image, (length,) of a text, (2, columns) of a table.
-        outputs: number of outputs; of a text, the characters there can be.
+        shape: of one sample, as `core.shapes` has it: (channels, height, width) of an image.
+        outputs: number of outputs; of a text without labels, the tokens there can be.
         seed: the run's seed.
         settings: the networks' settings. Neither a second head, which starts at zero, nor a graft changes another
             parameter.
@@ -151,7 +163,8 @@ def _made(name: str, own: object, shape: tuple[int, ...], outputs: int) -> objec
             "that makes it, since each client has one"
         )
     try:
-        return call("model", found, own, shape=shape, outputs=outputs)
+        given = {"shape": dimensions(shape), "outputs": outputs}
+        return call("model", found, own, **given, vocabulary=vocabulary_of(shape))
     except UserError:
         raise
     except Exception as error:  # whatever the user's own code raises
@@ -173,7 +186,11 @@ def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> N
             continue
         finally:
             model.train()
-        wanted = (TRIAL, outputs) if batch.is_floating_point() else (TRIAL, *shape, outputs)
+        wanted = (
+            (TRIAL, *shape, outputs)
+            if sample_kind(shape) == "text" and not batch.is_floating_point()
+            else (TRIAL, outputs)
+        )
         if not isinstance(given, Tensor) or tuple(given.shape) != wanted:
             found = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise UserError(
@@ -182,20 +199,26 @@ def _try(name: str, model: nn.Module, shape: tuple[int, ...], outputs: int) -> N
             )
         return
     assert failed is not None
-    raise UserError(f'model="{name}" does not take a batch of shape {(TRIAL, *shape)}: {described(failed)}') from failed
+    raise UserError(
+        f'model="{name}" does not take a batch of shape {(TRIAL, *dimensions(shape))}: {described(failed)}'
+    ) from failed
 
 
 def trial_batches(shape: tuple[int, ...]) -> list[Tensor]:
-    """Batches of two samples of zeros: floats; where a sample has one dimension also characters, as of a text."""
-    kinds = (torch.float32, torch.int64) if len(shape) == 1 else (torch.float32,)
-    return [torch.zeros(TRIAL, *shape, dtype=kind) for kind in kinds]
+    """Batches of two samples of zeros: floats; where a sample has one dimension also tokens, as of a text."""
+    kinds = {"text": (torch.float32, torch.int64), "tokens": (torch.int64,)}.get(sample_kind(shape), (torch.float32,))
+    return [torch.zeros(TRIAL, *dimensions(shape), dtype=kind) for kind in kinds]
 
 
 def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None:
     """Refuse data, a graft or a head that a built-in network is not for."""
     model, graft = MODELS[name], settings.graft
-    if model.dimensions != len(shape):
-        raise UserError(_of_another_kind(name, shape))
+    if sample_kind(shape) not in model.kinds:
+        what = " and ".join(NAMED[kind] for kind in model.kinds)
+        better = "auto" if len(shape) == 3 else resolve("auto", shape)
+        raise UserError(
+            f'model="{name}" is for {what}, and the data set is {described_data(shape)}: try model="{better}"'
+        )
     if not issubclass(model, Graftable) and graft.kind != "none":
         raise UserError(
             f'{graft.setting("attention")}="{graft.kind}" is grafted behind a layer of a convolutional network, and '
@@ -204,7 +227,7 @@ def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None
     if settings.second_head and not model.two_heads:
         raise UserError(
             f'{settings.second_head} gives a Transformer a second head, and model="{name}" is none: '
-            'try model="vit" for images or model="char-transformer" for text'
+            f'try model="{TRANSFORMERS.get(sample_kind(shape), "vit")}"'
         )
     smallest = model.least(settings.section(name))
     if len(shape) == 3 and min(shape[1:]) < smallest:
@@ -212,12 +235,3 @@ def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None
             f'model="{name}" needs images of at least {smallest} x {smallest} pixels, and the data set '
             f'has {shape[1]} x {shape[2]}: try model="auto"'
         )
-
-
-def _of_another_kind(name: str, shape: tuple[int, ...]) -> str:
-    what = {1: "text", 2: "tables", 3: "images"}[MODELS[name].dimensions]
-    if len(shape) == 3:
-        size = " x ".join(map(str, shape[1:]))
-        return f'model="{name}" is for {what}, and the data set is images of {size} pixels: try model="auto"'
-    given = f"text, {shape[0]} characters a sample" if len(shape) == 1 else f"a table of {shape[1]} columns"
-    return f'model="{name}" is for {what}, and the data set is {given}: try model="{resolve("auto", shape)}"'

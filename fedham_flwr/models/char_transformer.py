@@ -48,7 +48,7 @@ class CharEmbedding(nn.Module):
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = per_sample(self.positions, len(x))[..., : tokens.shape[1], :]
+            positions = per_sample(self.positions, x.shape[0])[..., : tokens.shape[1], :]
         embedded: Tensor = self.norm(drop(tokens + positions, self._dropout, self.training))
         return embedded
 
@@ -63,7 +63,7 @@ class CharTransformer(Transformer):
         personal_head: whether there is a personal head.
     """
 
-    dimensions: ClassVar[int] = 1
+    kinds: ClassVar[tuple[str, ...]] = ("text",)
     Settings: ClassVar[type | None] = CharTransformerSettings
 
     def __init__(

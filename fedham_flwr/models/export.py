@@ -60,6 +60,29 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
     return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
 
 
+def read_header(path: str | Path) -> dict[str, str]:
+    """What a model's file says of it.
+
+    Args:
+        path: `<run>/model/<client>.safetensors`.
+
+    Raises:
+        UserError: there is no such file, or none that a run has left.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            written = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path} cannot be read as a model ({error}); wanted a file model/<client>.safetensors"
+        ) from error
+    if missing := [key for key in ("model", "shape", "classes", "network") if key not in written]:
+        raise UserError(
+            f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
+        )
+    return written
+
+
 def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
     """A client's model out of the file that a run leaves, ready to predict.
 
@@ -77,17 +100,7 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
         UserError: there is no such file, or none that a run has left, its network is no longer what it was, or
             it names a network by an import path that is not trusted.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            written = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} cannot be read as a model ({error}); wanted a file model/<client>.safetensors"
-        ) from error
-    if missing := [key for key in ("model", "shape", "classes", "network") if key not in written]:
-        raise UserError(
-            f"{path} does not say its {', '.join(missing)}: wanted a file model/<client>.safetensors of a run"
-        )
+    written = read_header(path)
     shape, name = tuple(map(int, written["shape"].split(","))), written["model"]
     if is_path(name) and not trust_imports:
         raise UserError(

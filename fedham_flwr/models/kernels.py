@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
@@ -18,7 +18,9 @@ LEVELS = 2**16
 """The numbers that an element's draw in `drop` can be."""
 
 
-def attend(query: Float[Tensor, "b h m e"], key: Asked, value: Asked, causal: bool) -> Float[Tensor, "b h m e"]:
+def attend(
+    query: Float[Tensor, "b h m e"], key: Asked, value: Asked, causal: bool, there: Bool[Tensor, "b n"] | None = None
+) -> Float[Tensor, "b h m e"]:
     """softmax(Q K^T / sqrt(e)) V.
 
     Args:
@@ -26,7 +28,11 @@ def attend(query: Float[Tensor, "b h m e"], key: Asked, value: Asked, causal: bo
         key: n tokens.
         value: of the same.
         causal: whether a token sees only itself and those before it; then m = n.
+        there: which tokens can be seen at all, at least one of each sample; by default all. Not with `causal`.
     """
+    if there is not None:
+        mask = there[:, None, None, :].to(query.device)
+        return scaled_dot_product_attention(query, key, value, attn_mask=mask)
     # Torch's kernel is the faster one in fp32, but for training small networks, where it hardly matters. In bfloat16 on
     # a processor it takes 5 to 10 times as long to train as plain products, and up to 2.5 times as long to evaluate. On
     # a GPU it keeps the [n, n] weights out of memory. benchmarks/cards/attention-kernel.md has the measurements.
@@ -99,7 +105,7 @@ def drawing(drop: Drop | None) -> Iterator[None]:
 _stacks: list[int] = []
 
 
-def per_sample(param: Tensor, samples: int) -> Tensor:
+def per_sample(param: Tensor, samples: int | torch.SymInt) -> Tensor:
     """A parameter for each sample of a batch, to be added to the samples or put beside them.
 
     Args:

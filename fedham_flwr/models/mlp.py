@@ -39,13 +39,13 @@ class MLP(Network):
         settings: its own.
     """
 
-    dimensions: ClassVar[int] = 2
+    kinds: ClassVar[tuple[str, ...]] = ("table", "series")
     Settings: ClassVar[type | None] = MLPSettings
 
     def __init__(self, shape: tuple[int, ...], outputs: int, settings: MLPSettings = MLPSettings()) -> None:
         super().__init__()
         self._hidden = tuple(f"fc{number + 1}" for number in range(settings.depth))
-        size = shape[0] * shape[1]
+        size = shape[0] * shape[1]  # of series too, whose steps are then numbers like others
         for name in self._hidden:
             self.add_module(name, nn.Linear(size, settings.width))
             size = settings.width

@@ -11,13 +11,13 @@ class Network(nn.Module):
     """A built-in network, called with those of `shape`, `outputs`, `settings` and `personal_head` that it names.
 
     Attributes:
-        dimensions: of a sample: 3 of an image, 1 of a text, 2 of a row of a table.
+        kinds: what it is for, as `core.shapes.sample_kind` has it.
         smallest: side of the smallest images, in pixels.
         two_heads: whether it can have a personal head beside the shared one.
         Settings: the dataclass of its settings; None without.
     """
 
-    dimensions: ClassVar[int] = 3
+    kinds: ClassVar[tuple[str, ...]] = ("image",)
     smallest: ClassVar[int] = 1
     two_heads: ClassVar[bool] = False
     Settings: ClassVar[type | None] = None

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
@@ -63,13 +63,15 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(settings.width, 3 * inner, bias=False)
         self.out = nn.Linear(inner, settings.width, bias=bias)
 
-    def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
-        """What each token gathers from all that it sees; `first_only`: only the first token's, m = 1."""
+    def forward(
+        self, x: Float[Tensor, "b n d"], first_only: bool = False, there: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """What each token gathers from all that it sees, of those that are there; `first_only`: the first's, m = 1."""
         asking = x[:, :1] if first_only else x
         # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
         parts = zip((asking, x, x), self.to_qkv.weight.chunk(3, -2), strict=True)
-        query, key, value = (linear(t, part).view(len(x), -1, *self._heads).transpose(1, 2) for t, part in parts)
-        gathered = attend(query, key, value, self._causal and not first_only)
+        query, key, value = (linear(t, part).view(x.shape[0], -1, *self._heads).transpose(1, 2) for t, part in parts)
+        gathered = attend(query, key, value, self._causal and not first_only, there)
         answer: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return answer
 
@@ -89,10 +91,12 @@ class PreNormLayer(nn.Module):
         self.up = nn.Linear(settings.width, settings.hidden_dim)
         self.down = nn.Linear(settings.hidden_dim, settings.width)
 
-    def forward(self, x: Float[Tensor, "b n d"], first_only: bool = False) -> Float[Tensor, "b m d"]:
-        """The tokens after this layer; `first_only`: only the first one, m = 1."""
+    def forward(
+        self, x: Float[Tensor, "b n d"], first_only: bool = False, there: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """The tokens after this layer, which see those that are there; `first_only`: only the first one, m = 1."""
         kept = x[:, :1] if first_only else x
-        kept = kept + self._drop(self.attention(self.norm1(x), first_only))
+        kept = kept + self._drop(self.attention(self.norm1(x), first_only, there))
         return kept + self._drop(self.down(self._drop(gelu(self.up(self.norm2(kept))))))
 
     def _drop(self, x: Tensor) -> Tensor:

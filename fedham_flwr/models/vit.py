@@ -50,11 +50,11 @@ class PatchEmbedding(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of images."""
         patches = self.patches(cut(x, self._patch))
-        tokens = torch.cat([per_sample(self.cls, len(x))[..., None, :].expand(len(x), 1, -1), patches], dim=1)
+        tokens = torch.cat([per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1), patches], dim=1)
         if self.positions is None:
             positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
         else:
-            positions = per_sample(self.positions, len(x))
+            positions = per_sample(self.positions, x.shape[0])
         return drop(tokens + positions, self._dropout, self.training)
 
 

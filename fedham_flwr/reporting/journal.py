@@ -14,10 +14,11 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
-from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.reporting import model_card
 from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.entries import describe, names_of
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
@@ -32,13 +33,6 @@ from fedham_flwr.training.metric_choice import selection
 from fedham_flwr.training.metrics import ACCURACY, Metric
 
 log = logging.getLogger("fedham_flwr")
-
-
-def describe(profile: Profile) -> dict[str, object]:
-    """Who a client is and what it has: a row of the table that is shown, and an entry of clients.json."""
-    classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
-    told = {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
-    return {**told, "shape": list(profile.shape)}
 
 
 @dataclass
@@ -177,6 +171,7 @@ class Journal:
                 checkpoints.write_state(path / checkpoints.SERVER, state, label, path)
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
+            model_card.complete(path, rows, self._records, self._headline)
             self.directory.finish(summary)
             self._draw(rows)
         except OSError as reason:
@@ -228,12 +223,14 @@ class Journal:
     def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
         now = time.perf_counter()
         rounds = [waited(record) for record in self._records if record.kind == "train"]
+        profiles = self._strategy.setup.roster.profiles if self._strategy else {}
         summary: dict[str, object] = {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
             "model": self._model or self.settings.model,
             "seed": self.settings.seed,
-            "num-clients": len(self._strategy.setup.roster.profiles) if self._strategy else 0,
+            "num-clients": len(profiles),
+            "class-names": names_of(profiles.values()),
             "num-rounds": len(rounds),
             "resumed-from": list(self.resumed),
             "failures": sum(len(record.failures) for record in self._records),

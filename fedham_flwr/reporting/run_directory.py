@@ -7,7 +7,7 @@ A run leaves `<results-dir>/<strategy>/<time>-<seed>/` with
     clients.json       who took part, with how many samples of which class
     rounds.jsonl       one line per exchange with the clients
     metrics/           one Parquet part of rows per exchange that measured something
-    model/             one safetensors file per client: its personal model
+    model/             one safetensors file per client: its personal model; .json and .md: its card
     server.safetensors the server's state
     checkpoints/       the last two; see checkpoints.py. In a simulation clients/ holds what the clients keep
     undone.jsonl       of a run that was continued: the exchanges after the checkpoint, which were done again

@@ -39,8 +39,8 @@ def make(training: LocalTraining, kind: Kind) -> Augmentation:
     if not training.augment:
         return lambda batch, _: batch
     name = training.augmentation
-    if kind == "text" or (kind != "image" and not is_path(name)):
-        what = {"table": "a table", "array": "arrays of numbers"}.get(kind, kind)
+    if kind in ("text", "tokens") or (kind != "image" and not is_path(name)):
+        what = {"table": "a table", "array": "arrays of numbers", "tokens": "text"}.get(kind, kind)
         does = "shifts and mirrors" if name == "shift-flip" else "changes"
         raise UserError(f"augment is true, but it {does} images, and the data set is {what}; set it false.")
     if name == "shift-flip":

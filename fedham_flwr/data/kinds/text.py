@@ -1,31 +1,34 @@
-"""Text: each client's texts, joined, and the windows of them whose next characters are to be predicted.
+"""Text: each client's, joined, and the windows of it whose next tokens are to be predicted; or texts with labels.
 
 Two steps, each kept in the cache. `join` depends on the source and its columns alone, `cut` on `sequence-length` and
-`vocabulary`: with other ones, the source is not read again. A client's texts, in the order of the rows, are joined by
-line breaks. A window is T + 1 characters, inputs and then targets, and the next one starts T further on: each character
-is predicted once, but for the client's first and for the rest that fills no window.
+what makes tokens: with other ones, the source is not read again. Tokens are characters, words or subwords. A client's
+texts, in the order of the rows, are joined by line breaks. A window is T + 1 tokens, inputs and then targets, and the
+next one starts T further on: each token is predicted once, but for the client's first and for the rest that fills no
+window. A text with labels is a sample by itself: its first T tokens.
 """
 
 from __future__ import annotations
 
 import json
-import string
-import sys
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.columns import named, values_of
+from fedham_flwr.data.kinds import characters as alphabet
+from fedham_flwr.data.kinds import words
+from fedham_flwr.data.kinds.words import TextSettings
 
-PRINTABLE = string.printable
-"""The vocabulary unless another is given: 100 characters, declared before data are seen, so that all sites agree."""
-MOST_CHARACTERS = 256
-"""In a vocabulary: a code is one byte."""
-_ROWS, _CHARACTERS = 1000, 1 << 20  # handled at a time
-_SHOWN = 40  # of the characters that a vocabulary lacks
+if TYPE_CHECKING:
+    import datasets
+
+_ROWS = 1000  # handled at a time
 
 Indices = npt.NDArray[np.int64]
 
@@ -60,88 +63,122 @@ def _code_points(texts: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return points.astype(np.min_scalar_type(points.max()))
 
 
-def cut(joined: Path, length: int, vocabulary: str, folder: Path) -> None:
+def recipe_of(length: int, vocabulary: str, settings: TextSettings, labelled: bool) -> dict[str, Any]:
+    """How texts become samples, for `cut` and `encode`; but for the names of the columns, which depend on the data.
+
+    Args:
+        length: T, tokens of one sample.
+        vocabulary: the characters, as in the settings.
+        settings: those of texts.
+        labelled: whether texts have labels, or the next token is predicted.
+
+    Raises:
+        UserError: the vocabulary is none, or the settings name no tokeniser.
+    """
+    found = words.recipe_of(settings, alphabet.parse_vocabulary(vocabulary), labelled)
+    return {"kind": "text", "labelled": labelled, "length": length} | found
+
+
+def cut(joined: Path, recipe: Mapping[str, Any], folder: Path) -> None:
     """Write the samples of joined texts: `features.npy`, `labels.npy` (zeros), `owners.npy` and `meta.json`.
+
+    Texts with labels keep theirs: a sample is a text, [N, T]; else it is T tokens and the one after them, [N, T + 1].
 
     Args:
         joined: the folder that `join` wrote to, with its `meta.json`.
-        length: T, characters of one sample.
-        vocabulary: its characters, as in the settings.
+        recipe: of `recipe_of`.
         folder: exists and is empty.
 
     Raises:
-        UserError: the vocabulary is none, or a text has a character outside of it.
+        UserError: a text has a character outside of the vocabulary.
     """
     meta = json.loads((joined / "meta.json").read_text())
-    sizes = np.array(meta["characters"])
-    ends = np.cumsum(sizes + 1) - 1
-    codes = _encode(joined, ends, parse_vocabulary(vocabulary))
-    windows = np.maximum(sizes - 1, 0) // length
-    owners = np.repeat(np.arange(len(sizes)), windows)
-    within = np.arange(len(owners)) - np.repeat(np.cumsum(windows) - windows, windows)
-    features = np.empty((0, length + 1), dtype=np.uint8)
-    if len(owners):
-        starts = (ends - sizes)[owners] + within * length
-        features = np.lib.stride_tricks.sliding_window_view(codes, length + 1)[starts]
+    recipe = {**recipe, "column": meta.get("column", "text")}
+    meta["recipe"] = recipe
+    if recipe["labelled"]:
+        np.save(folder / "features.npy", words.padded(_texts(joined), recipe, recipe["length"]))
+        for name in ("labels.npy", "owners.npy", "row-hashes.npy"):
+            if (joined / name).exists():
+                shutil.copyfile(joined / name, folder / name)
+        meta |= {"kind": "tokens", "vocabulary": words.tokeniser_of(recipe).size}
+    else:
+        meta |= _cut_windows(joined, meta, recipe, folder)
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _cut_windows(joined: Path, meta: Mapping[str, Any], recipe: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Samples of T + 1 tokens, of which the last is the next one's first; what the meta data say of them."""
+    sizes, length = np.array(meta["characters"]), recipe["length"]
+    if recipe["unit"] == "character":
+        codes = alphabet.encode(joined, np.cumsum(sizes + 1) - 1, recipe["vocabulary"])
+        classes = list(recipe["vocabulary"])
+    else:
+        codes, sizes, classes = _tokens(joined, np.cumsum(sizes + 1), recipe)
+    features, owners = windows(codes, sizes, length)
     np.save(folder / "features.npy", features)
     np.save(folder / "labels.npy", np.zeros(len(owners), dtype=np.int64))
     if "owners" in meta:
         np.save(folder / "owners.npy", owners)
-    (folder / "meta.json").write_text(json.dumps(meta | {"classes": list(parse_vocabulary(vocabulary))}))
+    return {"classes": classes, "characters": sizes.tolist()}
 
 
-def parse_vocabulary(vocabulary: str) -> str:
-    """The characters in the order of their codes.
+def windows(codes: npt.NDArray[Any], sizes: Indices, length: int) -> tuple[npt.NDArray[Any], Indices]:
+    """Windows [N, T + 1] that follow on one another by T, and whose each is, int64 [N].
 
     Args:
-        vocabulary: the setting; empty: `PRINTABLE`.
+        codes: of all owners' tokens, each owner's followed by one that belongs to nobody.
+        sizes: how many tokens each owner has.
+        length: T.
+    """
+    ends = np.cumsum(sizes + 1) - 1
+    counts = np.maximum(sizes - 1, 0) // length
+    owners = np.repeat(np.arange(len(sizes)), counts)
+    within = np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+    features = np.empty((0, length + 1), dtype=codes.dtype)
+    if len(owners):
+        starts = (ends - sizes)[owners] + within * length
+        features = np.lib.stride_tricks.sliding_window_view(codes, length + 1)[starts]
+    return features, owners
+
+
+def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Texts as `ClientData.features` has them.
+
+    Args:
+        rows: with the column that the recipe names.
+        recipe: as `meta.json` has it.
+
+    Returns:
+        [N, T] of texts with labels, a row for each; else [N, T + 1] of all rows joined by line breaks.
 
     Raises:
-        UserError: there are fewer than 2 or more than 256, or one comes twice.
+        UserError: there is no such column, a row has no text, or a character is not in the vocabulary.
     """
-    if not vocabulary:
-        return PRINTABLE
-    if not 2 <= len(vocabulary) <= MOST_CHARACTERS:
-        raise UserError(f"vocabulary has {len(vocabulary)} characters, but must have from 2 to {MOST_CHARACTERS}.")
-    twice = [character for at, character in enumerate(vocabulary) if character in vocabulary[:at]]
-    if twice:
-        raise UserError(f"vocabulary has the character {_named(twice[0])} twice, but must have each one once.")
-    return vocabulary
+    said = values_of(rows, named(rows, "feature-column", recipe["column"]), "feature-column")
+    if recipe["labelled"]:
+        return words.padded(list(said), recipe, recipe["length"])
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = join(said, None, Path(folder))
+        _cut_windows(Path(folder), {"characters": sizes}, recipe, Path(folder))
+        found: npt.NDArray[Any] = np.load(Path(folder) / "features.npy")
+    return found
 
 
-def _named(character: str) -> str:
-    return f"{character!r} (U+{ord(character):04X})"
+def _texts(joined: Path) -> list[str]:
+    """The texts of all rows, in the order in which they were joined."""
+    points, starts = np.load(joined / "characters.npy", mmap_mode="r"), np.load(joined / "rows.npy")[0]
+    ends = np.append(starts[1:], len(points)) - 1
+    return [points[a:b].astype("<u4").tobytes().decode("utf-32-le") for a, b in zip(starts, ends, strict=True)]
 
 
-def _encode(joined: Path, ends: Indices, vocabulary: str) -> npt.NDArray[np.uint8]:
-    """The codes of all characters, uint8 [L]. `ends`: where the line breaks are that end an owner's text."""
-    points, rows = np.load(joined / "characters.npy", mmap_mode="r"), np.load(joined / "rows.npy")
-    if "\n" not in vocabulary and rows.shape[1] > len(ends):
-        raise UserError(f"vocabulary lacks {_named(chr(10))}, by which the texts of a client are joined; add it.")
-    table = np.full(sys.maxunicode + 1, -1, dtype=np.int16)
-    table[[ord(character) for character in vocabulary]] = np.arange(len(vocabulary))
-    codes, strange = np.empty(len(points), dtype=np.uint8), [np.empty(0, dtype=np.int64)]
-    for start in range(0, len(points), _CHARACTERS):
-        found = table[points[start : start + _CHARACTERS]]
-        codes[start : start + len(found)] = found  # -1 wraps to 255, and is refused below, or ends a text
-        strange.append(np.flatnonzero(found < 0) + start)
-    outside = np.setdiff1d(np.concatenate(strange), ends, assume_unique=True)
-    if len(outside):
-        raise _outside(points, rows, outside)
-    return codes
-
-
-def _outside(points: npt.NDArray[Any], rows: Indices, outside: Indices) -> UserError:
-    """What to say of the characters at these places, which are in ascending order."""
-    numbers = rows[1][np.searchsorted(rows[0], outside, side="right") - 1]
-    first = int(np.argmin(numbers))
-    kinds = "".join(map(chr, np.unique(points[outside])))
-    shown = repr(kinds) if len(kinds) <= _SHOWN else f"{kinds[:_SHOWN]!r} and more"
-    return UserError(
-        f"the text of row {numbers[first]} has the character {_named(chr(points[outside[first]]))}, which is not in "
-        f"vocabulary ({len(outside)} such characters in all, {len(kinds)} different: {shown}); set vocabulary to all "
-        "characters that the texts have."
-    )
+def _tokens(joined: Path, ends: Indices, recipe: Mapping[str, Any]) -> tuple[npt.NDArray[Any], Indices, list[str]]:
+    """Codes of all rows' tokens, a line break behind each row; how many each owner has; what the codes stand for."""
+    tokeniser = words.tokeniser_of(recipe)
+    codes = [[*tokeniser.codes(text), 1] for text in _texts(joined)]
+    owners = np.searchsorted(ends, np.load(joined / "rows.npy")[0], side="right")
+    sizes = np.bincount(owners, [len(each) for each in codes], minlength=len(ends)).astype(np.int64) - 1
+    kind = words.narrowest(tokeniser.size)
+    return np.concatenate([np.array(each, dtype=kind) for each in codes]), sizes, list(tokeniser.names)
 
 
 def check_length(whose: str, characters: int, length: int, clients: int = 1) -> None:

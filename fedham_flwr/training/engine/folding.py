@@ -144,6 +144,10 @@ class Folded(TorchFunctionMode):
         """Torch's, client by client; arguments as torch's."""
         return layers.linear(*args, **kwargs)
 
+    def conv1d(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Torch's, client by client; arguments as torch's."""
+        return layers.conv1d(*args, **kwargs)
+
     def conv2d(self, *args: Any, **kwargs: Any) -> Tensor:
         """Torch's, client by client; arguments as torch's."""
         return layers.conv2d(*args, **kwargs)
@@ -151,6 +155,7 @@ class Folded(TorchFunctionMode):
 
 _LAYERS: Mapping[Any, Any] = {
     functional.linear: Folded.linear,
+    functional.conv1d: Folded.conv1d,
     functional.conv2d: Folded.conv2d,
     functional.batch_norm: Folded.batch_norm,
     functional.layer_norm: Folded.layer_norm,

@@ -88,6 +88,21 @@ def conv2d(
     return torch.cat([functional.conv2d(part, w, b, stride, padding, dilation, groups) for part, w, b in parts])
 
 
+def conv1d(
+    x: Float[Tensor, "mb c t"],
+    weight: Float[Tensor, "m o c2 k"],
+    bias: Float[Tensor, "m o"] | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Float[Tensor, "mb o t2"]:
+    """Torch's convolution over time, client by client, as one of images of one row; arguments as torch's."""
+    steps, apart = (each if isinstance(each, int) else each[0] for each in (stride, dilation))
+    margin = padding if isinstance(padding, str) else (0, padding if isinstance(padding, int) else padding[0])
+    return conv2d(x[:, :, None], weight[..., None, :], bias, (1, steps), margin, (1, apart), groups)[:, :, 0]
+
+
 class _Patches(torch.autograd.Function):
     """A convolution of stride 1 as a product of its patches, written out in channels_last order, with the weights."""
 

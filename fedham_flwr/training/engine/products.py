@@ -19,7 +19,7 @@ class Counting(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (functional.linear, functional.conv2d) and len(args) > 1:
+        if func in (functional.linear, functional.conv1d, functional.conv2d) and len(args) > 1:
             self.products += out.numel() * args[1][0].numel()
         return out
 

@@ -1,0 +1,100 @@
+"""Splits of windows cut from recordings: of windows that overlap, none is for training and another for testing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.class_tables import Indices
+from fedham_flwr.data.data_settings import Fractions
+from fedham_flwr.data.splits import apportion, split_sizes
+
+NAMES = ("train", "validation", "test")
+
+
+def split_windows(
+    part: Indices, spans: Indices, fractions: Fractions, rng: np.random.Generator, client: str, whole: bool
+) -> dict[str, Indices]:
+    """Cut one client's windows into train, validation and test.
+
+    By time, the last windows of each recording are for testing and those before them for validation, of each recording
+    in proportion to its windows; a window that overlaps one of a later split is left out. Or recordings are drawn
+    whole, for testing and then for validation, until these have as many windows as their fractions ask for.
+
+    Args:
+        part: int64, the client's window numbers.
+        spans: int64 [N, 3] of all windows: recording, where it begins, and its rows.
+        fractions: of validation and test.
+        rng: decides what is drawn.
+        client: its name, for errors.
+        whole: whether recordings stay whole.
+
+    Returns:
+        Sorted window numbers of each split, disjoint.
+
+    Raises:
+        UserError: nothing is left to train on or to test on.
+    """
+    recordings = [part[spans[part, 0] == number] for number in np.unique(spans[part, 0])]
+    recordings = [each[np.argsort(spans[each, 1], kind="stable")] for each in recordings]
+    validation, test = split_sizes(len(part), fractions, client)
+    if whole:
+        pieces = _whole(recordings, validation, test, rng, client)
+    else:
+        pieces = _by_time(recordings, spans, validation, test, rng)
+    splits = {name: np.sort(np.concatenate(piece)).astype(np.int64) for name, piece in zip(NAMES, pieces, strict=True)}
+    for name in ("train", "test"):
+        if not len(splits[name]):
+            raise UserError(
+                f"client '{client}' has {len(part)} windows, of which none is left for {name}, since those "
+                "that overlap another split are left out: set a larger series.stride, a smaller series.length or other "
+                "fractions."
+            )
+    return splits
+
+
+def _whole(
+    recordings: list[Indices], validation: int, test: int, rng: np.random.Generator, client: str
+) -> tuple[list[Indices], ...]:
+    """Recordings of train, validation and test."""
+    if len(recordings) < 2:
+        raise UserError(
+            'series.split="recording" needs at least 2 recordings of each client, one to train on and one to test, but '
+            f"client '{client}' has {len(recordings)}."
+        )
+    drawn = [recordings[place] for place in rng.permutation(len(recordings)).tolist()]
+    tested = _taken(drawn, test, 1 + (validation > 0 and len(drawn) > 2))
+    validated = _taken(drawn, validation, 1)
+    return _filled((drawn, validated, tested))
+
+
+def _taken(recordings: list[Indices], windows: int, least: int) -> list[Indices]:
+    """The first recordings, until they have so many windows; at least so many recordings stay."""
+    taken: list[Indices] = []
+    while sum(map(len, taken)) < windows and len(recordings) > least:
+        taken.append(recordings.pop(0))
+    return taken
+
+
+def _by_time(
+    recordings: list[Indices], spans: Indices, validation: int, test: int, rng: np.random.Generator
+) -> tuple[list[Indices], ...]:
+    """Windows of train, validation and test, without those that overlap a later split."""
+    sizes = np.array([len(each) for each in recordings])
+    tests = apportion(sizes, test, rng)
+    validations = apportion(sizes - tests, validation, rng)
+    pieces: tuple[list[Indices], ...] = ([], [], [])
+    for windows, tested, validated in zip(recordings, tests.tolist(), validations.tolist(), strict=True):
+        cuts = np.split(windows, [len(windows) - tested - validated, len(windows) - tested])
+        later = np.iinfo(np.int64).max
+        for which in (2, 1, 0):
+            begins, rows = spans[cuts[which], 1], spans[cuts[which], 2]
+            kept = cuts[which][begins + rows <= later]
+            pieces[which].append(kept)
+            later = min(later, int(spans[kept, 1].min(initial=later)))
+    return _filled(pieces)
+
+
+def _filled(pieces: tuple[list[Indices], ...]) -> tuple[list[Indices], ...]:
+    """None without an array, so that they can be joined."""
+    return tuple(piece or [np.empty(0, dtype=np.int64)] for piece in pieces)

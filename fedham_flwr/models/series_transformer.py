@@ -1,0 +1,105 @@
+"""A Transformer over time, for FedTP too. Shape letters: b batch, c channels with gaps, t time, n tokens, d width.
+
+Patches of time steps are its tokens, as in Nie et al., "A Time Series is Worth 64 Words", ICLR 2023, but of all
+channels together; behind a CLS token they go through the layers of the vision Transformer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from annotated_types import Gt
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from fedham_flwr.core.shapes import dimensions
+from fedham_flwr.models.kernels import drop, per_sample
+from fedham_flwr.models.transformer import PreNormLayer, Transformer, TransformerSettings, sinusoids
+
+
+@dataclass(frozen=True)
+class SeriesTransformerSettings(TransformerSettings):
+    """Settings under `series-transformer.`, which `TransformerSettings` explains; some have other defaults here.
+
+    Attributes:
+        patch_size: steps of a patch, which becomes one token; the last one is filled up with zeros.
+    """
+
+    width: Annotated[int, Gt(0)] = 64
+    depth: Annotated[int, Gt(0)] = 2
+    heads: Annotated[int, Gt(0)] = 4
+    head_dim: Annotated[int, Gt(0)] = 16
+    hidden_dim: Annotated[int, Gt(0)] = 128
+    patch_size: Annotated[int, Gt(0)] = 8
+
+
+class StepsEmbedding(nn.Module):
+    """Patches of steps through one linear layer, behind a CLS token, plus positions."""
+
+    def __init__(self, shape: tuple[int, ...], settings: SeriesTransformerSettings) -> None:
+        super().__init__()
+        channels, time = dimensions(shape)
+        self._patch, self._dropout = settings.patch_size, settings.dropout
+        self.patches = nn.Linear(channels * settings.patch_size, settings.width)
+        tokens = 1 - (-time // settings.patch_size)
+        self.positions = (
+            nn.Parameter(nn.init.normal_(torch.empty(tokens, settings.width)))
+            if settings.positions == "learned"
+            else None
+        )
+        self.cls = nn.Parameter(nn.init.normal_(torch.empty(settings.width)))
+
+    def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b n d"]:
+        """The tokens of a batch of series."""
+        patches: Tensor = self.patches(cut(x, self._patch))
+        tokens = torch.cat([per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1), patches], dim=1)
+        if self.positions is None:
+            positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
+        else:
+            positions = per_sample(self.positions, x.shape[0])
+        return drop(tokens + positions, self._dropout, self.training)
+
+
+def cut(x: Float[Tensor, "b c t"], steps: int) -> Float[Tensor, "b n v"]:
+    """Patches in the order of time, each as its steps, each as its channels.
+
+    Args:
+        x: series.
+        steps: of a patch.
+    """
+    x = pad(x, (0, -x.shape[2] % steps))
+    return x.transpose(1, 2).reshape(x.shape[0], x.shape[2] // steps, steps * x.shape[1])
+
+
+class SeriesTransformer(Transformer):
+    """70,852 parameters for 3 channels of 50 steps and 4 classes with the default settings.
+
+    Args:
+        shape: (2 C, T, 1, 0) of a series of C channels; or (channels, time) of arrays.
+        outputs: of the head.
+        settings: its own.
+        personal_head: whether there is a personal head.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ("series", "table")
+    Settings: ClassVar[type | None] = SeriesTransformerSettings
+
+    def __init__(
+        self, shape: tuple[int, ...], outputs: int, settings: SeriesTransformerSettings, personal_head: bool = False
+    ) -> None:
+        super().__init__()
+        self.embedding = StepsEmbedding(shape, settings)
+        self.blocks = nn.ModuleList(PreNormLayer(settings) for _ in range(settings.depth))
+        self.norm = nn.LayerNorm(settings.width)
+        self.add_heads(settings.width, outputs, bias=True, personal=personal_head)
+
+    def features(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b d"]:
+        """The CLS token after the last layer, normalised."""
+        x = self.embedding(x)
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x, first_only=number == len(self.blocks))
+        normalised: Tensor = self.norm(x[:, 0])
+        return normalised
