@@ -7,29 +7,31 @@ import sys
 
 def fedham() -> int:
     """The command `fedham`."""
-    _end_at_once()
+    end_at_once()
     from fedham_flwr.cli import main
 
-    return _can_be_interrupted() or main()
+    return _ended(main())
 
 
-def _end_at_once() -> None:
+def end_at_once() -> None:
     """While modules are imported, which takes seconds, an interrupt ends the process: there is nothing to write."""
 
     def leave(*_: object) -> None:
         os.write(2, b"interrupted\n")
         os._exit(130)
 
+    leave.for_imports = True  # type: ignore[attr-defined]  # whoever can do better may take its place
     signal.signal(signal.SIGINT, leave)
 
 
-def _can_be_interrupted() -> int:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    return 0
+def _ended(code: int) -> int:
+    """The exit code, which an interrupt of the interpreter's own end would be too late for."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
-    _end_at_once()
+    end_at_once()
     from fedham_flwr.cli import run_command
 
-    sys.exit(_can_be_interrupted() or run_command())
+    sys.exit(_ended(run_command()))

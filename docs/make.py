@@ -13,7 +13,7 @@ import textwrap
 from pathlib import Path
 
 from fedham_flwr import registry
-from fedham_flwr.cli import remarks
+from fedham_flwr.commands.settings import remarks
 from fedham_flwr.settings import defaults
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,8 +23,8 @@ OWNED = {
     "dp": "differential privacy",
     "image": "[images](images.md)",
     "table": "[tables](tables.md)",
-    "series": "time series",
-    "text": "tokens of texts",
+    "series": "[series](series.md)",
+    "text": "[texts](texts.md)",
 }
 """Sections that belong neither to a method nor to a network, and what each is about."""
 

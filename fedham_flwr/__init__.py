@@ -54,9 +54,10 @@ def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, other = _PLACES[name].partition(":")
-    if module.startswith("strategies."):
-        importlib.import_module("fedham_flwr.core.packages").check_ours("strategies")
-    found = getattr(importlib.import_module(module), other or name)
+    imported = importlib.import_module
+    if module.startswith("strategies."):  # not a user's folder of that name
+        imported = importlib.import_module("fedham_flwr.core.packages").import_ours
+    found = getattr(imported(module), other or name)
     globals()[name] = found
     return found
 

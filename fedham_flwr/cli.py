@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import re
 import shlex
@@ -16,9 +15,11 @@ from typing import NamedTuple
 from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.interrupts import Interruptible
+from fedham_flwr.idle import check_sections
 from fedham_flwr.resume.continuing import clients_of, complete
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
-from fedham_flwr.settings import Value, defaults, parse
+from fedham_flwr.settings import Value, parse
 
 HELP = """usage: fedham COMMAND ...                                fedham COMMAND --help says more
 
@@ -46,13 +47,14 @@ COMMANDS = {
         "fedham_flwr.cli:run_command", "[-c 'KEY=VALUE ...' | -c FILE.toml] ...", "a federation on this machine"
     ),
     "settings": Command(
-        "fedham_flwr.cli:settings_command", "[SECTION | SETTING]", "every setting with its default, or some"
+        "fedham_flwr.commands.settings:command", "[SECTION | SETTING]", "every setting with its default, or some"
     ),
     "schema": Command("fedham_flwr.commands.schema:command", "DATA [-o FILE]", "a draft of what columns hold"),
     "predict": Command("fedham_flwr.commands.predict:command", "MODEL DATA", "predictions of new rows"),
     "export": Command(
         "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
     ),
+    "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 
 
@@ -61,7 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and given[0] in COMMANDS:
         module, _, function = COMMANDS[given[0]].function.partition(":")
-        return int(getattr(importlib.import_module(module), function)(given[1:], f"fedham {given[0]}"))
+        try:
+            with Interruptible():
+                return int(getattr(importlib.import_module(module), function)(given[1:], f"fedham {given[0]}"))
+        except KeyboardInterrupt:  # of a command that leaves nothing behind that is to be named
+            sys.stderr.write("interrupted\n")
+            return 130
     if given == ["--version"]:
         sys.stdout.write(f"fedham-flwr {__version__}\n")
         return 0
@@ -79,52 +86,6 @@ def help_text() -> str:
     return HELP.format(commands="\n".join(lines))
 
 
-def settings_command(arguments: Sequence[str], program: str | None = None) -> int:
-    """Print every setting with its default and what it does, or those of one section, or one setting.
-
-    Args:
-        arguments: of the command line: nothing, or a section's or a setting's name.
-        program: its name, for the help.
-    """
-    parser = argparse.ArgumentParser(program, description="Print settings with their defaults and what they do.")
-    parser.add_argument("name", nargs="?", default="", metavar="SECTION | SETTING", help="default: all")
-    given = arguments[1:] if arguments[:1] == ["--section"] else arguments
-    section, known = parser.parse_args(given).name, defaults()
-    chosen = {key: known[key] for key in known if not section or section in (key, key.rpartition(".")[0])}
-    if not chosen:
-        sections = dict.fromkeys(key.partition(".")[0] for key in known if "." in key)
-        sys.stderr.write(f"error: there is no section and no setting {section}: wanted one of {', '.join(sections)}\n")
-        return 1
-    said = remarks()
-    try:
-        for key, value in chosen.items():
-            line = f"{key} = {json.dumps(value)}"
-            sys.stdout.write(f"{line:<32}  # {said[key]}\n" if said.get(key) else f"{line}\n")
-        sys.stdout.flush()
-    except BrokenPipeError:  # `fedham settings | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    return 0
-
-
-def remarks() -> dict[str, str]:
-    """What pyproject.toml, or its copy in an installed package, says of each setting; nothing if there is neither."""
-    here = Path(__file__).parent
-    file = next((file for file in (here / "settings.toml", here.parent / "pyproject.toml") if file.is_file()), None)
-    text = file.read_text(encoding="utf-8") if file else ""
-    part = text.partition("[tool.flwr.app.config]")[2].partition("# ---- the gates")[0]
-    found: dict[str, str] = {}
-    key = ""
-    for line in part.splitlines():
-        if match := re.match(r"([a-z][\w.-]*) = .*?(?:  +# (.*)|(?<=\") # (.*))?$", line):
-            key = match[1]
-            found[key] = match[2] or match[3] or ""
-        elif key and (more := re.match(r" +# (.*)", line)):
-            found[key] += f" {more[1]}"
-        else:
-            key = ""
-    return {name: " ".join(remark.split()) for name, remark in found.items()}
-
-
 def run_command(arguments: Sequence[str] | None = None, program: str | None = None) -> int:
     """Run a federation; the exit code is 0 when it came to its end.
 
@@ -132,15 +93,22 @@ def run_command(arguments: Sequence[str] | None = None, program: str | None = No
         arguments: of the command line, without the program's name.
         program: its name, for the help.
     """
-    options, left = parser(program).parse_args(arguments), list[Path]()
+    left: list[Path] = []
+    options = argparse.Namespace()
     try:
-        return _run(options, left)
+        with Interruptible():
+            options = parser(program).parse_args(arguments)
+            _run(options, left)
     except KeyboardInterrupt:
         from fedham_flwr.ends import interrupted
 
-        again = program or f"python {shlex.quote(sys.argv[0])}"
-        sys.stderr.write(f"{interrupted(left[0] if left else None, again + _as_before(options, left))}\n")
+        again = f"{program or f'python {shlex.quote(sys.argv[0])}'}{_as_before(options, left) if left else ''}"
+        sys.stderr.write(f"{interrupted(left[0] if left else None, again)}\n")
         return 130
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    return 0
 
 
 def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
@@ -153,30 +121,27 @@ def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
     return f" {shlex.join(given)}"
 
 
-def _run(options: argparse.Namespace, left: list[Path]) -> int:
+def _run(options: argparse.Namespace, left: list[Path]) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    try:
-        given = overrides(options.run_config or [])
-        if options.results_dir:
-            given["results-dir"] = options.results_dir
-        if resume := options.resume or str(given.get("resume", "")):
-            given = complete(resume, given)
-        if options.num_supernodes is None:
-            options.num_supernodes = clients_of(given, resume)
-        if options.num_supernodes < 1:
-            raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
-        chosen = Simulation(
-            options.num_supernodes, options.backend, options.engine, options.num_cpus, options.num_workers,
-            options.ray_address,
-        )  # fmt: skip
-        chosen.check()
-        check_device(parse(given).device, options.ray_address)
-        texts = [text for text in options.run_config or [] if not text.endswith(".toml")]
-        run(given, chosen, left, set(overrides(texts)))  # a file may hold what several methods need
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    return 0
+    given = overrides(options.run_config or [])
+    if options.results_dir:
+        given["results-dir"] = options.results_dir
+    if resume := options.resume or str(given.get("resume", "")):
+        given = complete(resume, given)
+    if options.num_supernodes is None:
+        options.num_supernodes = clients_of(given, resume)
+    if options.num_supernodes < 1:
+        raise UserError(f"--num-supernodes {options.num_supernodes} must be above 0")
+    chosen = Simulation(
+        options.num_supernodes, options.backend, options.engine, options.num_cpus, options.num_workers,
+        options.ray_address,
+    )  # fmt: skip
+    chosen.check()
+    settings = parse(given)
+    check_device(settings.device, options.ray_address)
+    asked = set(overrides([text for text in options.run_config or [] if not text.endswith(".toml")]))
+    check_sections(asked, settings)
+    run(given, chosen, left, asked)
 
 
 def parser(program: str | None = None) -> argparse.ArgumentParser:
@@ -212,8 +177,8 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
             raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
         if not text.endswith(".toml") and (bare := _without_quotes(text)):
             raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
-    if twice := _given_twice([text for text in given if not text.endswith(".toml")]):
-        raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
+        if not text.endswith(".toml") and (twice := _given_twice(text)):
+            raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
     found: dict[str, Value] = {}
     try:
         for text in given:  # of several, Flower takes one file only, and drops keys of a section given twice
@@ -227,10 +192,10 @@ _GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower reads them."""
 
 
-def _given_twice(texts: Sequence[str]) -> tuple[str, str, str] | None:
-    """The first key that the texts give a second time, and both of its values; a file is there to be overridden."""
+def _given_twice(text: str) -> tuple[str, str, str] | None:
+    """The first key that one `-c` gives a second time, and both of its values; of several, the later one wins."""
     seen: dict[str, str] = {}
-    for key, value in (found for text in texts for found in _GIVEN.findall(text)):
+    for key, value in _GIVEN.findall(text):
         if key in seen:
             return key, seen[key], value
         seen[key] = value

@@ -17,19 +17,22 @@ from flwr.clientapp import ClientApp
 
 from fedham_flwr import models, registry
 from fedham_flwr.core.devices import resolve_device
-from fedham_flwr.core.errors import UserError, described, line_of
+from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
+from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.categories import words_profile
 from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.cross_client import CrossClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Metrics, Profile
 from fedham_flwr.federation.node import client_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
-from fedham_flwr.federation.stages import ADAPT, STAGES, Stage
+from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
@@ -71,19 +74,27 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
             if not isinstance(context.state, HeldRecord):  # else whoever runs many here has seen to it
                 _use_assigned_threads()
             content = work(message, context, settings_of(context))
-        except UserError as error:
-            lost = isinstance(error, StateLostError)
-            content = wire.write_failure(str(error), "partition-id" in context.node_config, lost)
         except Exception as error:
-            text = described(error)  # which of a user's own code says the line; of ours the stack does
-            log.error("%s failed: %s", message.metadata.message_type, text, exc_info=not line_of(error))
-            content = wire.write_failure(text, "partition-id" in context.node_config)
+            raise_if_seen()  # Ctrl-C in an import may come out of it as any error
+            content = _failure(message, context, error)
         return Message(content, reply_to=message)
 
     app.query()(partial(answer, work=_profile))
-    for stage in STAGES:
+    for stage in (*STAGES, *ACROSS):
         _registrar(app, stage)(partial(answer, work=partial(_work, stage)))
     return app
+
+
+def _failure(message: Message, context: Context, error: Exception) -> RecordDict:
+    """What a client says of an error: a sentence; what is neither a user's mistake nor a full disk is logged too."""
+    simulated = "partition-id" in context.node_config
+    known = error if isinstance(error, UserError) else out_of_space(error)
+    if known is None:
+        text = described(error)  # which of a user's own code says the line; of ours the stack does
+        log.error("%s failed: %s", message.metadata.message_type, text, exc_info=None if line_of(error) else error)
+        return wire.write_failure(text, simulated)
+    ends = simulated and isinstance(known, UnwritableError)
+    return wire.write_failure(str(known), simulated, isinstance(known, StateLostError), ends)
 
 
 def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
@@ -93,9 +104,11 @@ def _registrar(app: ClientApp, stage: Stage) -> Callable[[Handler], Handler]:
     return decorator
 
 
-def _profile(_message: Message, context: Context, settings: Settings) -> RecordDict:
+def _profile(message: Message, context: Context, settings: Settings) -> RecordDict:
     with start_of(str(context.run_id)):
-        data = open_data(context, settings)
+        if words := words_profile(message.content, context, settings):
+            return wire.write_profile(words)
+        data = open_data(context, settings, wire.read_told(message.content))
     return wire.write_profile(
         Profile(
             client=client_of(context.node_config, data),
@@ -117,6 +130,10 @@ def _work(stage: Stage, message: Message, context: Context, settings: Settings) 
     client, seconds = _open_client(stage, message, context, settings)
     if not isinstance(message.content, Direct):  # else it is the server's own, and has been looked at
         client.job.trainer.manifest.check(client.job.download.params, client.received_names)
+    if stage in ACROSS:
+        return wire.write_upload(
+            CrossClient(client, context.node_config).work(stage), isinstance(message.content, Direct)
+        )
     params = FlowerClient(client).work(stage)
     metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0

@@ -8,8 +8,9 @@ import shutil
 import traceback
 from pathlib import Path
 
-from fedham_flwr.core.errors import UserError, described, line_of
+from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
 from fedham_flwr.core.imports import section_of
+from fedham_flwr.core.interrupts import seen
 from fedham_flwr.registry import BUILT_IN
 from fedham_flwr.resume.checkpoints import FOLDER
 from fedham_flwr.resume.runs import read_settings
@@ -25,16 +26,17 @@ def missing_parents(settings: Settings) -> tuple[Path, ...]:
     return tuple(folder for folder in (top / section_of(settings.strategy), top) if not folder.exists())
 
 
-def remove(directory: Path, parents: tuple[Path, ...]) -> None:
+def remove(directory: Path | None, parents: tuple[Path, ...]) -> None:
     """Take away the directory of a run that has not begun, with those above it that were made for it and are empty.
 
     Args:
-        directory: the run's; one with a stack in it stays.
+        directory: the run's, if it was made; one with a stack in it stays.
         parents: what `missing_parents` said before the directory was made.
     """
-    if (directory / STACK).exists():
+    if directory and (directory / STACK).exists():
         return
-    shutil.rmtree(directory, ignore_errors=True)
+    if directory:
+        shutil.rmtree(directory, ignore_errors=True)
     for folder in parents:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -50,6 +52,11 @@ def explained(error: BaseException, strategy: str, directory: Path) -> BaseExcep
         strategy: the setting.
         directory: the run's.
     """
+    if isinstance(error, Exception) and seen():
+        return KeyboardInterrupt()
+    error = out_of_space(error) or error
+    if isinstance(error, UnwritableError) and any((directory / FOLDER).glob("round-*")):
+        return UserError(f"{error}; what was written before is whole: after room is made, resume={directory} goes on")
     if isinstance(error, UserError) or not isinstance(error, Exception):
         return error
     file = directory / STACK

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from fedham_flwr import registry
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.shapes import sample_kind
 from fedham_flwr.data.batches import Target
@@ -17,6 +18,22 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten
 
 log = logging.getLogger("fedham_flwr")
+
+
+class Asked(NamedTuple):
+    """Which settings somebody gave.
+
+    Attributes:
+        keys: theirs.
+        here: they were given for this run alone, in its command or its call, and not in a file, which may hold what
+            several methods need.
+    """
+
+    keys: Collection[str] = ()
+    here: bool = False
+
+
+NOTHING = Asked()
 
 
 class Facts(NamedTuple):
@@ -90,6 +107,10 @@ def _of_words(facts: Facts) -> str:
     return _of_text(facts)
 
 
+def _of_tables(facts: Facts) -> str:
+    return "" if sample_kind(facts.shape) in ("table", "series") else "the data are no table"
+
+
 def _of_epochs(facts: Facts) -> str:
     return f"local-steps is {facts.settings.local_steps}" if facts.settings.local_steps else ""
 
@@ -113,6 +134,8 @@ REASONS: Mapping[str, Reason] = {
     "sequence-length": _of_text,
     "vocabulary": _of_text,
     "image-size": _of_images,
+    "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
+    "image.unreadable": _of_images,
     "text.unit": _of_text,
     "text.tokenizer": _of_text,
     "text.buckets": _of_words,
@@ -123,8 +146,7 @@ REASONS: Mapping[str, Reason] = {
     "series.gap": _of_series,
     "series.label": _of_series,
     "series.split": _of_series,
-    "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
-    "image.unreadable": _of_images,
+    **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
     "momentum": _by_optimizer("sgd"),
     "beta1": _by_optimizer("adam", "adamw"),
     "beta2": _by_optimizer("adam", "adamw"),
@@ -132,6 +154,7 @@ REASONS: Mapping[str, Reason] = {
     "schedule-every": _by_schedule("step"),
     "schedule-factor": _by_schedule("step"),
     "min-learning-rate": _by_schedule("cosine"),
+    "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
     "novel-steps": _of_novel,
     "novel-turns": _of_novel,
     "dp.delta": _of_noise,
@@ -147,28 +170,65 @@ def changed(raw: Mapping[str, Value]) -> set[str]:
     return {key for key, value in raw.items() if usual.get(key) != value}
 
 
-def warn_of_idle(given: Collection[str], facts: Facts) -> None:
-    """Say in one line which settings have no effect, and why.
+def check_idle(asked: Asked, facts: Facts) -> None:
+    """Say in one line which settings have no effect, and why; those of another method or network are refused.
 
     Args:
-        given: keys that somebody gave for this run; what is off, as `momentum=0.0`, is not asked for.
+        asked: what somebody gave for this run; what is off, as `momentum=0.0`, is not asked for.
         facts: of the run.
+
+    Raises:
+        UserError: a setting that was given for this run is of another method or network.
     """
+    others = dict(_of_others(asked.keys, facts.settings, facts.network))
+    if asked.here and others:
+        raise UserError(_refusal(others, facts.settings))
     values = flatten(facts.settings)
-    idle = [f"{key}={json.dumps(values[key])} ({why})" for key, why in _idle(given, facts) if values[key]]
-    if idle:
-        log.warning("settings that have no effect: %s", ", ".join(idle))
+    found = dict(_idle(asked.keys, facts)) | others
+    if idle := {key: found[key] for key in values if values[key] and key in found}:
+        log.warning("settings that have no effect: %s", _listed(idle, values))
 
 
-def _idle(given: Collection[str], facts: Facts) -> Iterator[tuple[str, str]]:
-    """The keys in the order of the settings, each with the reason."""
-    chosen = section_of(facts.settings.strategy)
-    network = TORCHVISION.rstrip(":") if facts.network.startswith(TORCHVISION) else section_of(facts.network)
-    for key in filter(set(given).__contains__, flatten(facts.settings)):
+def check_sections(given: Collection[str], settings: Settings) -> None:
+    """Refuse settings of another method or network as far as it can be told without the data.
+
+    Args:
+        given: keys that somebody gave for this run alone.
+        settings: the run's.
+
+    Raises:
+        UserError: there are such.
+    """
+    network = "" if settings.model == "auto" else settings.model
+    if others := dict(_of_others(given, settings, network)):
+        raise UserError(_refusal(others, settings))
+
+
+def _refusal(others: Mapping[str, str], settings: Settings) -> str:
+    return (
+        f"settings of another method or network than the run's: {_listed(others, flatten(settings))}; wanted without "
+        "them (a file may hold what several methods need)"
+    )
+
+
+def _listed(reasons: Mapping[str, str], values: Mapping[str, Value]) -> str:
+    return ", ".join(f"{key}={json.dumps(values[key])} ({why})" for key, why in reasons.items())
+
+
+def _of_others(given: Collection[str], settings: Settings, network: str) -> Iterator[tuple[str, str]]:
+    """The keys of sections of other methods and networks, each with the reason; without a network, of methods alone."""
+    chosen = section_of(settings.strategy)
+    built = TORCHVISION.rstrip(":") if network.startswith(TORCHVISION) else section_of(network)
+    for key in filter(set(given).__contains__, flatten(settings)):
         section = key.rpartition(".")[0]
         if section in registry.METHODS and section != chosen:
             yield key, f"strategy is {chosen}"
-        elif section in NETWORKS and section != network:
-            yield key, f"the network is {facts.network}"
-        elif key in REASONS and (why := REASONS[key](facts)):
+        elif network and section in NETWORKS and section != built:
+            yield key, f"the network is {network}"
+
+
+def _idle(given: Collection[str], facts: Facts) -> Iterator[tuple[str, str]]:
+    """Keys of other settings that are not read, each with the reason."""
+    for key in filter(REASONS.__contains__, given):
+        if why := REASONS[key](facts):
             yield key, why

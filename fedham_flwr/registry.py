@@ -10,7 +10,7 @@ from typing import Any
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object
 from fedham_flwr.core.methods import Method
-from fedham_flwr.core.packages import check_ours
+from fedham_flwr.core.packages import import_ours, is_ours
 
 BUILT_IN = (
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
@@ -43,9 +43,6 @@ def method(name: str) -> Method:
         UserError: there is no such method, or the object is no `Method`.
     """
     found = _entry_points()[name] if is_entry_point(name) else METHODS.get(name, name)
-    if name in BUILT_IN:
-        check_ours("strategies")
-        check_ours("clients")
     if isinstance(found, str):
         if not is_path(found):
             raise UserError(
@@ -69,6 +66,9 @@ def half(given: str | type) -> Any:
     """
     if not isinstance(given, str):
         return given
+    module, _, name = given.partition(":")
+    if is_ours(module) and (ours := getattr(import_ours(module), name, None)) is not None:
+        return ours
     return load_object("strategy", given)
 
 

@@ -82,6 +82,8 @@ class RunFields(BaseModel):
     evaluate_every: PositiveInt = 10
     metrics: str = "auto"
     selection_metric: str = "auto"
+    cross_evaluation: bool = False
+    cross_evaluation_clients: Annotated[int, Ge(2)] = 50
     novel_clients: NonNegativeInt = 0
     novel_steps: PositiveInt = 50
     novel_turns: PositiveInt = 10

@@ -33,6 +33,11 @@ class Settings(RunFields):
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metric_choice.faults(self.metrics, self.selection_metric)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
+        if self.cross_evaluation and self.dp.epsilon:
+            found.append(
+                f"cross-evaluation=true sends whole models without noise, which dp.epsilon={self.dp.epsilon:g} is to "
+                "prevent: wanted one of them"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -87,10 +92,10 @@ class Settings(RunFields):
             target=self.target,
             own=self.section(section_of(self.dataset)) if is_path(self.dataset) else None,
             image_size=self.image_size,
-            series=self.series,
-            text=self.text,
             image=self.image,
             table=self.table,
+            series=self.series,
+            text=self.text,
         )
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:

@@ -18,25 +18,30 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.federation.categories import agreed, recalled
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
+from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.idle import Facts, changed, warn_of_idle
+from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.models.sizes import model_line
 from fedham_flwr.registry import method
+from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
 from fedham_flwr.resume.changed_data import Watch, remember
 from fedham_flwr.resume.checkpoints import Checkpoint, newest
 from fedham_flwr.resume.continuing import continued
+from fedham_flwr.resume.writer import only_writer
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
 from fedham_flwr.starts import data_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import server_half, try_training
+from fedham_flwr.trials import check_size, server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
@@ -64,7 +69,7 @@ def make_server_app(
             # The name, since the class is in another place from one version of Flower to the next.
             if type(grid).__name__ == "InMemoryGrid":  # of `flwr run`, with the clients on this machine
                 check_device(settings.device)
-            run(grid, settings, left, changed(raw) if asked is None else asked)
+            run(grid, settings, left, Asked(changed(raw)) if asked is None else Asked(asked, here=True))
         except UserError as error:
             if given is None:  # a process of Flower's own, which is about to print the stack and end
                 sys.tracebacklimit = 0
@@ -74,9 +79,7 @@ def make_server_app(
     return app
 
 
-def run(
-    grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None, asked: Collection[str] = ()
-) -> None:
+def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None, asked: Asked = NOTHING) -> None:
     """A whole run: find the clients, train, evaluate, and write and print what came of it.
 
     Whatever ends the run early, the results so far and the server's state are written first; of a run that ends before
@@ -86,65 +89,71 @@ def run(
         grid: the way to the clients.
         settings: the run's.
         left: told the run's directory.
-        asked: keys of the settings that somebody chose for this run.
+        asked: the settings that somebody chose for this run.
 
     Raises:
-        UserError: the results cannot be written, the clients cannot be reached or do not fit together, or too few
-            of them gave a good reply.
+        UserError: another run writes to the directory, the results cannot be written, the clients cannot be reached or
+            do not fit together, or too few of them gave a good reply.
     """
     began = time.perf_counter()
-    old = continued(settings)
-    saved, parents = newest(old) if old else None, ends.missing_parents(settings)
-    if old and saved:
-        settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
-        directory = RunDirectory(old)
-    else:
-        directory = RunDirectory.create(
-            settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings)
+    old, parents = continued(settings), ends.missing_parents(settings)
+    directory: RunDirectory | None = None
+    journal: Journal | None = None
+    try:
+        directory = (
+            RunDirectory(old)
+            if old
+            else RunDirectory.create(
+                settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings)
+            )
         )
-    if left is not None:
-        left(directory.path)
-    journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
-    strategy = None
+        with only_writer(directory.path):
+            saved = newest(old) if old else None
+            if old and saved:
+                settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
+            if left is not None:
+                left(directory.path)
+            journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
+            _run(grid, journal, saved, asked)
+    except BaseException:
+        if not old and not (journal and journal.begun):
+            ends.remove(directory.path if directory else None, parents)
+        raise
+
+
+def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, asked: Asked) -> None:
+    """A whole run in a directory that nobody else writes to."""
+    settings = journal.settings
     try:
         report.settings_table(flatten(settings), defaults())
         strategy = prepare(grid, settings, journal, saved, asked)
         with journal:
             strategy.run(grid)
-        if isinstance(grid, HandsOver):
-            journal.engine = grid.engine()
-            report.say(engine_line(journal.engine))
+        if settings.cross_evaluation:
+            cross_sites.keep(cross_evaluate(grid, strategy), journal)
+        if isinstance(grid, HandsOver) and (engine := grid.engine()):
+            journal.more["engine"] = engine
+            report.say(report.engine_line(engine))
     except BaseException as error:
-        told = ends.explained(error, settings.strategy, directory.path)
-        if strategy is not None:
-            journal.finish(told)
-        elif not saved:
-            ends.remove(directory.path, parents)
+        told = ends.explained(error, settings.strategy, journal.directory.path)
+        if journal.begun:
+            _finish_early(journal, told)
         if told is error:
             raise
         raise told from error
-    journal.finish()
+    try:
+        journal.finish()
+    except UserError as error:
+        raise ends.explained(error, settings.strategy, journal.directory.path) from error
 
 
-def engine_line(told: Mapping[str, object]) -> str:
-    """How the clients of a cohort were trained and scored, in a line."""
-    alone = told.get("alone")
-    apart = sum(alone.values()) if isinstance(alone, dict) else 0
-    why = f" ({told['why-alone']})" if "why-alone" in told else ""
-    return f"cohort  {told.get('together', 0):,} requests carried out together, {apart:,} one at a time{why}"
-
-
-def workers_line(plan: str, size: int) -> str:
-    """What trains the clients, and how many at once, in a line.
-
-    Args:
-        plan: the workers.
-        size: of a model's parameters in bytes.
-    """
-    from fedham_flwr.training.engine.memory import block
-
-    at_once = block(size)
-    return f"workers  {plan}, up to {at_once} clients at a time ({3 * at_once * size / 1e6:,.1f} MB)"
+def _finish_early(journal: Journal, told: BaseException) -> None:
+    """Write what there is; if that cannot be, what ended the run is the one thing that is said."""
+    try:
+        journal.finish(told)
+    except UserError as error:
+        if not isinstance(told, UserError):
+            log.warning("%s", error)
 
 
 def prepare(
@@ -152,7 +161,7 @@ def prepare(
     settings: Settings,
     journal: Journal,
     saved: tuple[Checkpoint, Path] | None = None,
-    asked: Collection[str] = (),
+    asked: Asked = NOTHING,
 ) -> RoundStrategy:
     """Wait for the clients, and build the model that fits their data and the strategy that serves them.
 
@@ -167,8 +176,9 @@ def prepare(
         UserError: too few clients came, their samples differ in shape, the model does not fit them or what it is to
             start from, or a user's optimiser or loss does not fit the model.
     """
-    roster = Roster()
+    roster = Roster(recalled(settings, journal.directory.path))
     roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+    told = agreed(roster, grid, settings.round_timeout, journal.directory.path)
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     pin = data_of(settings, profiles)
@@ -180,19 +190,20 @@ def prepare(
             f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
             'model="package.module:Object"'
         )
+    check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)
     manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
-    warn_of_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
-    report.say(f"model  {network}: {sum(param.numel() for param in model.parameters()):,} parameters")
+    check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
+    report.say(model_line(network, model, shape))
     if isinstance(grid, HandsOver):
-        report.say(workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
+        report.say(report.workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
     strategy = build_strategy(
         settings,
         manifest,
         parameters.read(model, manifest.names()),
-        task_of(settings, shape, classes, profiles, journal.directory.path, saved, pin),
+        task_of(settings, shape, classes, profiles, journal.directory.path, saved, told or pin),
         roster,
         Watch(journal, settings.data(), pin),
         saved[0].progress() if saved else None,

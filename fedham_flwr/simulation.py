@@ -19,8 +19,10 @@ from torch import nn
 
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.core.methods import Method
 from fedham_flwr.ends import interrupted
+from fedham_flwr.idle import check_sections
 from fedham_flwr.predicting.models import Models
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows
@@ -66,8 +68,8 @@ class Run:
         """One exchange with the clients in a row, as in `rounds.jsonl`."""
         import pandas as pd
 
-        file = self.directory / "rounds.jsonl"
-        return pd.DataFrame([json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()])
+        lines = (self.directory / "rounds.jsonl").read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame([json.loads(line) for line in lines])
 
     @cached_property
     def clients(self) -> pandas.DataFrame:
@@ -88,8 +90,7 @@ class Run:
     @cached_property
     def models(self) -> Models:
         """Client -> its personal model, in evaluation mode."""
-        clients = RunDirectory(self.directory).read_clients()
-        return Models(self.directory / "model", clients, self.trust_imports)
+        return Models(self.directory / "model", RunDirectory(self.directory).read_clients(), self.trust_imports)
 
     def predict(self, client: str, data: Any, **given: Any) -> pandas.DataFrame:
         """Predictions of new rows by a client's model.
@@ -148,25 +149,25 @@ def simulate(
     for setting in OBJECTS:
         if (value := given.get(setting)) is not None:
             given[setting] = _named_by(setting, value)
-    if resume:
-        given = complete(resume, given)
+    given = complete(resume, given) if resume else given
     clients = clients_of(given, resume) if clients is None else clients
     chosen = Simulation(clients, backend, engine, num_cpus, num_workers, ray_address)
     chosen.check()
     if chosen.elsewhere:
         _check_importable(given, backend)
-    check_device(parse(given).device, ray_address)
-    from fedham_flwr.server_app import make_server_app
-
+    check_device((parsed := parse(given)).device, ray_address)
+    check_sections(own, parsed)
     left: list[Path] = []
     try:
-        with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+        with Interruptible(), contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
+            from fedham_flwr.server_app import make_server_app
+
             run_backend(make_server_app(given, left.append, own), given, chosen)
     except UserError as error:
         raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller
     except KeyboardInterrupt:
         run, usual = left[0] if left else None, vars(Simulation(chosen.clients, "in-process"))
-        again = {"resume": str(run), **{name: value for name, value in vars(chosen).items() if value != usual[name]}}
+        again = {"resume": str(run)} | {name: value for name, value in vars(chosen).items() if value != usual[name]}
         log.warning(interrupted(run, f"simulate({', '.join(f'{name}={value!r}' for name, value in again.items())})"))
         raise
     return Run(left[0], trust_imports=True)
@@ -208,8 +209,8 @@ def _brought(task: Task | str) -> dict[str, Any]:
         return {"task": task}
     if not isinstance(task, Task):
         raise UserError(f"task is {type(task).__name__}, and wanted is a Task, a module's name or an import path")
-    brought = {setting: getattr(task, part) for part, setting in SETTINGS.items()}
-    return {setting: _named_by(setting, value) for setting, value in brought.items() if value is not None}
+    parts = ((setting, getattr(task, part)) for part, setting in SETTINGS.items())
+    return {setting: _named_by(setting, value) for setting, value in parts if value is not None}
 
 
 def _joined(given: dict[str, Any], brought: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,15 +223,14 @@ def _joined(given: dict[str, Any], brought: Mapping[str, Any]) -> dict[str, Any]
 
 def _named(value: Any) -> bool:
     name = getattr(value, "__name__", "")
-    return bool(name) and name != "<lambda>" and (inspect.isclass(value) or inspect.isroutine(value))
+    return name not in ("", "<lambda>") and (inspect.isclass(value) or inspect.isroutine(value))
 
 
 def _check_importable(given: Mapping[str, Any], backend: str) -> None:
     """Refuse what other processes would not find."""
     for setting in OBJECTS:
         for path in filter(is_of_this_process, str(given.get(setting, "")).split()):
-            name = path.rpartition(".")[2]
             raise UserError(
-                f'{setting}={name} is defined in this script or notebook, where the workers of backend="{backend}" do '
-                'not find it: wanted an object of a module, or backend="in-process"'
+                f"{setting}={path.rpartition('.')[2]} is defined in this script or notebook, where the workers of "
+                f'backend="{backend}" do not find it: wanted an object of a module, or backend="in-process"'
             )

@@ -127,11 +127,11 @@ def task_of(
         profiles: of the clients.
         run: the run's directory.
         saved: a checkpoint that the run goes on from, and its folder.
-        pin: of the data of a simulation.
+        pin: of the data of a simulation; or the categories that the sites have agreed upon.
     """
     training = saved[0].training if saved else f"{run.parent.name}-{run.name}-{secrets.token_hex(4)}"
     if not any(profile.partitions for profile in profiles):
-        return Task(shape, classes, training=training)
+        return Task(shape, classes, training=training, data=pin)
     keep = run / CLIENTS
     if not (settings.checkpoint_every or saved):
         return Task(shape, classes, str(run / "model"), training, data=pin)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 
+from fedham_flwr import models
+from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.methods import Method
@@ -14,9 +17,12 @@ from fedham_flwr.core.shapes import dimensions, sample_kind
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.rounds import RoundStrategy
+from fedham_flwr.models import sizes
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.training import augment, losses, optim
+
+log = logging.getLogger("fedham_flwr")
 
 EXAMPLES: Mapping[str, Callable[[int], torch.Tensor]] = {
     "class": lambda _: torch.zeros(2, dtype=torch.int64),
@@ -68,3 +74,31 @@ def _kind(settings: Settings, profile: Profile) -> Kind:
     if profile.target == "next-token" or kind in ("image", "series", "tokens"):
         return "text" if profile.target == "next-token" else kind
     return "array" if is_path(settings.dataset) else "table"
+
+
+def check_size(settings: Settings, profile: Profile, outputs: int) -> None:
+    """Refuse images that no step of training has memory for, and say of large ones that they can be resized.
+
+    Args:
+        settings: the run's.
+        profile: of any client; on a machine of its own it may have more memory, and is not refused.
+        outputs: of the network.
+
+    Raises:
+        UserError: the clients of a simulation have not enough memory.
+    """
+    shape = profile.shape
+    if len(shape) != 3 or max(shape[1:]) <= sizes.LARGE:
+        return
+    needed = sizes.step_bytes(settings.model, shape, outputs, settings.batch_size, settings.networks())
+    there = sizes.memory() if resolve_device(settings.device).type == "cpu" else 0
+    what = (
+        f"the images have {shape[2]} x {shape[1]} pixels, and a step of {settings.batch_size} of them takes about "
+        f"{needed / 1e9:,.1f} GB of memory with {models.resolve(settings.model, shape)}"
+    )
+    if there and needed > there and profile.partitions:
+        raise UserError(
+            f"{what}, of which this machine has {there / 1e9:,.1f}: set image-size, for example 224, or a smaller "
+            "batch-size"
+        )
+    log.warning("%s; image-size=224 would resize them", what)

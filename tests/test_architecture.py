@@ -29,7 +29,7 @@ LEVELS = (
     {"reporting", "strategies", "clients"},
     {"predicting"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
-    {"simulation", "cli", "commands"},
+    {"simulation", "cli", "commands", "doctor"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import run_simulation
-from fedham_flwr import cli
 from fedham_flwr.cli import main as fedham
 from fedham_flwr.cli import overrides
 from fedham_flwr.cli import run_command as main
+from fedham_flwr.commands import settings
 from fedham_flwr.settings import defaults
 
 
@@ -120,9 +120,9 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
     ("given", "twice"),
     [
         (["seed=1 alpha=0.5 seed=2"], "seed twice, as 1 and as 2"),
-        (["seed=1", "alpha=0.5 seed=1"], "seed twice, as 1 and as 1"),
-        (["fedprox.mu=0.1", 'strategy="fedprox" fedprox.mu=1.0'], "fedprox.mu twice, as 0.1 and as 1.0"),
-        (["dataset='a b seed=1'", 'seed=2 dataset="c"'], "dataset twice, as 'a b seed=1' and as \"c\""),
+        (["alpha=0.5 seed=1 seed=1"], "seed twice, as 1 and as 1"),
+        (["seed=2", 'strategy="fedprox" fedprox.mu=1.0 fedprox.mu=0.1'], "fedprox.mu twice, as 1.0 and as 0.1"),
+        (["dataset='a b seed=1' seed=2 dataset=\"c\""], "dataset twice, as 'a b seed=1' and as \"c\""),
     ],
 )
 def test_a_setting_that_is_given_twice_is_refused(
@@ -140,6 +140,11 @@ def test_the_later_of_several_options_wins_and_sections_are_joined(tmp_path: Pat
     assert overrides([str(tmp_path / "base.toml"), 'strategy="local" fedtp.head="fedper"']) == {
         "strategy": "local", "seed": 4, "fedtp.rank": 2, "fedtp.head": "fedper",
     }  # fmt: skip
+    (tmp_path / "more.toml").write_text("seed = 5\n[fedtp]\nrank = 4\n")
+    files = [str(tmp_path / name) for name in ("base.toml", "more.toml")]
+    assert overrides(files) == {"strategy": "fedper", "seed": 5, "fedtp.rank": 4}
+    assert overrides(["seed=1 alpha=0.5", "seed=2"]) == {"seed": 2, "alpha": 0.5}
+    assert overrides(["seed=1", files[0]]) == {"strategy": "fedper", "seed": 4, "fedtp.rank": 2}
 
 
 def test_fedham_alone_says_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,7 +187,7 @@ def test_fedham_settings_says_of_each_setting_its_default_and_what_it_does(capsy
 def test_without_pyproject_settings_have_no_remarks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "a" / "cli.py"))
+    monkeypatch.setattr(settings, "__file__", str(tmp_path / "a" / "b" / "settings.py"))
     assert fedham(["settings", "fedper"]) == 0
     assert capsys.readouterr().out == "fedper.personal-layers = 1\n"
 
@@ -203,12 +208,11 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     monkeypatch.setattr(run_simulation.os, "_exit", codes.append)
     monkeypatch.setattr(run_simulation.sys, "argv", ["fedham"])
     try:
-        run_simulation._end_at_once()
+        run_simulation.end_at_once()
         signal.raise_signal(signal.SIGINT)
         assert codes == [130]
-        assert run_simulation.fedham() == 0  # from here on it can be caught
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+        assert run_simulation.fedham() == 0
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # all is done
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted\n"

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from fedham_flwr import registry, simulate
-from fedham_flwr.cli import overrides, remarks
+from fedham_flwr.cli import overrides
+from fedham_flwr.commands.settings import remarks
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.settings import Value, defaults, parse
 

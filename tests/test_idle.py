@@ -14,11 +14,11 @@ from flwr.app import Context, RecordDict
 from own_objects import linear, slopes
 
 from fedham_flwr import simulate
-from fedham_flwr.cli import run_command
+from fedham_flwr.cli import overrides, run_command
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
-from fedham_flwr.idle import REASONS, Facts, changed, warn_of_idle
+from fedham_flwr.idle import REASONS, Asked, Facts, changed, check_idle, check_sections
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value, defaults, parse
@@ -32,7 +32,7 @@ SERIES: dict[str, Any] = {"network": "cnn1d", "shape": (6, 80, 1, 0), "target": 
 def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any) -> str:
     """The line, without how it begins; empty if there is none."""
     caplog.clear()
-    warn_of_idle(given.keys(), Facts(parse(given), **{**IMAGES, **facts}))
+    check_idle(Asked(given.keys()), Facts(parse(given), **{**IMAGES, **facts}))
     (line,) = caplog.messages or [""]
     return line.removeprefix("settings that have no effect: ")
 
@@ -53,6 +53,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"schedule-factor": 0.3, "schedule": "cosine"}, "schedule-factor=0.3 (schedule is cosine)"),
     ({"min-learning-rate": 0.001, "schedule": "step"}, "min-learning-rate=0.001 (schedule is step)"),
     ({"novel-steps": 3, "novel-turns": 2}, "novel-steps=3 (novel-clients is 0), novel-turns=2 (novel-clients is 0)"),
+    ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
     ({"dp.sensitivity": 1.0}, "dp.sensitivity=1.0 (dp.epsilon is 0.0)"),
@@ -72,6 +73,10 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"mlp.width": 3}, "mlp.width=3 (the network is digits-cnn)"),
     ({"torchvision.norm": "group"}, 'torchvision.norm="group" (the network is digits-cnn)'),
     ({"image.resize": "crop"}, 'image.resize="crop" (image-size is 0)'),
+    ({"table.decimal": ","}, 'table.decimal="," (the data are no table)'),
+    ({"table.missing": "x"}, 'table.missing="x" (the data are no table)'),
+    ({"table.categories": "found"}, 'table.categories="found" (the data are no table)'),
+    ({"table.schema": "s.toml"}, 'table.schema="s.toml" (the data are no table)'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -111,18 +116,24 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
     ({"sequence-length": 3, "text.unit": "word", "text.buckets": 9, "fasttext.pairs": 3}, NEWS),
     ({"text.tokenizer": "words.txt"}, NEWS),
     ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
     ({"series.recording": "r", "series.label": "majority", "series.split": "recording"}, SERIES),
-    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
+    ({"momentum": 0.5, "local-epochs": 2}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
     ({"min-learning-rate": 0.001, "schedule": "cosine"}, {}),
     ({"novel-steps": 3, "novel-turns": 2, "novel-clients": 1}, {}),
+    ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
     ({"torchvision.norm": "group"}, {"network": "torchvision:resnet18"}),
+    (
+        {"table.decimal": ",", "table.missing": "x", "table.categories": "found", "table.schema": "s.toml"},
+        {"network": "mlp", "shape": (2, 3)},
+    ),
     ({"fedham.peers": 3, "strategy": "fedham"}, {}),
     ({"model": "own_objects:Wide", "wide.width": 3}, {"network": "own_objects:Wide"}),
 ]
@@ -149,10 +160,9 @@ def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ("fedham.meta-steps=3", "settings that have no effect: fedham.meta-steps=3 (strategy is fedper)"),
-        ('strategy="ditto" fedtp.head="fedper" ditto.penalty=2.0 mlp.width=3 alpha=0.1',
+        ('strategy="ditto" ditto.penalty=2.0 alpha=0.1 owner-share=0.5',
          "settings that have no effect: alpha=0.1 (partitioner is pathological), "
-         'fedtp.head="fedper" (strategy is ditto), mlp.width=3 (the network is digits-cnn)'),
+         "owner-share=0.5 (partitioner is pathological)"),
         ("fedper.personal-layers=2 momentum=0.5", ""),
     ],
 )  # fmt: skip
@@ -165,6 +175,39 @@ def test_the_command_line_says_it(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     options = ["--backend", "in-process", "--num-supernodes", "2"]
     assert run_command([*options, "-c", str(file), "-c", config]) == 0
     assert caplog.messages == ([line] if line else [])
+
+
+OTHERS: list[tuple[str, str]] = [
+    ("fedham.meta-steps=3", "fedham.meta-steps=3 (strategy is fedper)"),
+    ('model="cnn" mlp.width=3 amn.peer-bias=false',
+     "amn.peer-bias=false (strategy is fedper), mlp.width=3 (the network is cnn)"),
+    ("mlp.width=3", "mlp.width=3 (the network is digits-cnn)"),  # which only the data tell
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "which"), OTHERS)
+@pytest.mark.usefixtures("workplace")
+def test_settings_of_another_method_or_network_are_refused_in_a_command_and_a_call(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, config: str, which: str
+) -> None:
+    options = ["--backend", "in-process", "--num-supernodes", "2"]
+    assert run_command([*options, "-c", "samples-per-client=40", "-c", config]) == 1
+    sentence = (
+        f"settings of another method or network than the run's: {which}; wanted without them (a file may hold what "
+        "several methods need)"
+    )
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    with pytest.raises(UserError) as raised:
+        simulate(clients=2, samples_per_client=40, verbose=False, **dict(overrides([config])))
+    assert str(raised.value) == sentence
+    assert not (tmp_path / "results").exists()
+
+
+def test_without_the_data_only_what_they_cannot_change_is_refused() -> None:
+    check_sections(["mlp.width"], parse({"mlp.width": 3}))
+    check_sections(["torchvision.norm"], parse({"model": "torchvision:resnet18", "torchvision.norm": "group"}))
+    with pytest.raises(UserError, match=r"mlp.width=3 \(the network is torchvision:resnet18\)"):
+        check_sections(["mlp.width"], parse({"model": "torchvision:resnet18", "mlp.width": 3}))
 
 
 @pytest.mark.usefixtures("workplace")

@@ -200,6 +200,18 @@ def test_of_an_animation_the_first_picture_is_read(kind: str) -> None:
     assert np.unique(found).tolist() == [40]
 
 
+def test_a_large_photograph_is_decoded_to_a_part() -> None:
+    halves = np.zeros((160, 240, 3), dtype=np.uint8)
+    halves[:, 120:] = 210
+    whole = saved(Image.fromarray(halves), "JPEG", quality=95)
+    assert image_pixels.read(whole).size == (240, 160)
+    part = image_pixels.read(whole, side=20)
+    assert part.size == (60, 40)
+    square = np.asarray(image_pixels.squared(part, 20, "stretch")).astype(int)
+    assert np.abs(square[:, :9]).max() <= 3
+    assert np.abs(square[:, 11:] - 210).max() <= 3
+
+
 # ---- squares ---------------------------------------------------------------------------------------------------------
 
 

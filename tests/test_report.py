@@ -270,6 +270,22 @@ def test_novel_clients_have_lines_of_their_own_in_the_final_table():
     assert all(len(line) <= 80 for line in text(console).splitlines())
 
 
+def test_the_line_of_the_models_that_were_written_comes_first_and_is_named():
+    console = plain(80)
+    final = [entry(), entry(phase="before", mean=0.5), entry(population="novel")]
+    chosen = [entry(**{"chosen-on": "validation"}), entry(phase="before", **{"chosen-on": "validation"})]
+    what = {"model": "personal", "phase": "before"}
+    final_table({"final": final, "selected": chosen, "exported": what}, console)
+    assert words(console)[2:] == [
+        "last round personal before 0.500 0.800 0.050 0.700 10 20",
+        "last round personal after 0.913 0.800 0.050 0.700 10 20",
+        "novel clients personal after 0.913 0.800 0.050 0.700 10 20",
+        "validation personal before 0.913 0.800 0.050 0.700 10 20",
+        "validation personal after 0.913 0.800 0.050 0.700 10 20",
+        "model/*.safetensors are the models of the line: last round personal before",
+    ]
+
+
 def test_without_a_test_accuracy_the_final_table_says_so():
     console = plain()
     final_table({"final": [entry(metric="loss")], "selected": []}, console)

@@ -235,6 +235,21 @@ def test_a_failing_real_node_is_asked_once_and_quoted(answer: Answer, quoted: st
     assert find(grid, min_clients=1).nodes == {"a": 5}
 
 
+def test_nobody_is_waited_for_when_as_many_as_are_wanted_have_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedham_flwr.federation.roster.GRACE", 0.15)
+    refused = ClientFailure("label-column names 'sick', whose values are yes and no")
+    grid = FakeGrid({5: refused, 6: ClientFailure("the same"), 7: ClientFailure("the same")})
+    with pytest.raises(UserError, match=r"^all 3 nodes that are there cannot take part; the first says: label-col"):
+        find(grid, min_clients=3, client_timeout=30.0)
+    assert grid.asked == [5, 6, 7]
+    late = FakeGrid({5: refused, 6: profile("a")}, late={6: 3})  # within the grace another one comes
+    assert find(late, min_clients=1).nodes == {"a": 6}
+    with pytest.raises(
+        UserError, match=r"^2 clients are wanted and 0 answered within client-timeout=0.4 seconds; the "
+    ):
+        find(FakeGrid({5: refused}), min_clients=2, client_timeout=0.4)  # others may yet come
+
+
 def test_a_failing_client_of_a_simulation_ends_the_search_at_once() -> None:
     grid = FakeGrid({5: profile("0", partitions=9), 6: ClientFailure("no data set named mist", simulated=True)})
     with pytest.raises(UserError, match=r"^no data set named mist$"):

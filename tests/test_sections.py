@@ -12,7 +12,6 @@ import pytest
 
 from fedham_flwr import registry
 from fedham_flwr.algorithms.fedper import METHOD as FEDPER
-from fedham_flwr.core import packages
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.settings import defaults, flatten, parse
 
@@ -192,21 +191,3 @@ def test_an_installed_package_brings_a_method_by_an_entry_point(monkeypatch: pyt
         assert 'strategy="nowhere:METHOD": there is no module nowhere' in complaint({"strategy": "broken"})
     finally:
         registry._entry_points.cache_clear()
-
-
-def test_a_folder_of_the_users_in_place_of_ours_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "clients").mkdir()
-    (tmp_path / "clients" / "__init__.py").write_text("raise AssertionError('imported')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "clients"]:
-        monkeypatch.delitem(sys.modules, name)
-    packages.check_ours.cache_clear()
-    try:
-        text = complaint({"strategy": "fedavg", "seed": 987})
-    finally:
-        packages.check_ours.cache_clear()
-    theirs, ours = tmp_path / "clients" / "__init__.py", Path(registry.__file__).resolve().parents[1] / "clients"
-    assert text == (
-        f"{theirs} is found in place of the clients of fedham-flwr ({ours}): wanted another name for it, or another "
-        "directory to start from"
-    )

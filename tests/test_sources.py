@@ -192,10 +192,10 @@ BAD_TABLES = {
         r"set feature-column: the data set has no column of kind Image, so .* one of words \(.*string\), label",
     ),
     "a kind of feature not supported": (
-        {"size": [[[0.5, 1.5]]] * 4, "label": [0, 1, 0, 1]},
+        {"size": [{"a": 0.5}] * 4, "label": [0, 1, 0, 1]},
         {},
         {"feature_column": "size"},
-        r"feature-column names 'size' of kind List, but must name one column of Image, string, large_string",
+        r"feature-column names 'size' of kind dict, but must name one column of Image, string, large_string",
     ),
     "a column called text that holds none": (
         {"text": [1, 2, 3, 4], "label": [0, 1, 0, 1]},
@@ -207,7 +207,7 @@ BAD_TABLES = {
         {"text": ["a"] * 4, "label": [0, 1, 0, 1]},
         {},
         {"label_column": "label", "target": "next-token"},
-        r"label-column is 'label', but target is next-token, which takes no labels; leave it empty",
+        r"label-column is 'label', but target is next-token, which takes no labels; drop it",
     ),
     "a text that is empty": (
         {"text": ["a", None, "b", None]},

@@ -1,11 +1,10 @@
-"""Windows of a sensor [n, channels, time], and a 1-D convolution: a task, used as `task="sensors"`."""
+"""Windows of a sensor [n, channels, time]: a task, used as `task="sensors"`."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 
 def load_data(client: int, clients: int, seed: int, windows: int = 120) -> dict[str, Any]:
@@ -26,17 +25,3 @@ def load_data(client: int, clients: int, seed: int, windows: int = 120) -> dict[
     cut = windows * 2 // 3
     inputs = inputs.astype("float32")
     return {"train": (inputs[:cut], kinds[:cut]), "test": (inputs[cut:], kinds[cut:])}
-
-
-def build_model(shape: tuple[int, ...], outputs: int, width: int = 16) -> nn.Module:
-    """A 1-D convolution over time.
-
-    Args:
-        shape: (channels, time).
-        outputs: number of classes.
-        width: channels of the convolution; a setting, `-c 'build-model.width=32'`.
-    """
-    return nn.Sequential(
-        nn.Conv1d(shape[0], width, 5, padding=2), nn.ReLU(), nn.AdaptiveMaxPool1d(4), nn.Flatten(),
-        nn.Linear(4 * width, outputs),
-    )  # fmt: skip

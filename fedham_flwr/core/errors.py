@@ -1,5 +1,6 @@
 """The one kind of error that a user can mend: shown as a sentence, never as a stack trace."""
 
+import errno
 import os
 import sysconfig
 import traceback
@@ -23,6 +24,10 @@ class UserError(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class UnwritableError(UserError):
+    """A file cannot be written, as on a full disk: no client's fault, and a simulation, whose disk it is, ends."""
+
+
 class DivergedError(UserError):
     """Local training made numbers that are not finite."""
 
@@ -31,6 +36,34 @@ def first_line(text: object) -> str:
     """The first line that is not blank of a text or of an error's; the error's name, or "no text", if there is none."""
     empty = type(text).__name__ if isinstance(text, BaseException) else "no text"
     return next((line.strip() for line in str(text).splitlines() if line.strip()), empty)
+
+
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read or written: what the system says, and the file's name if it is known.
+
+    Args:
+        error: an OSError, as a rule.
+    """
+    file = getattr(error, "filename", None)
+    return f"{cause(error)} ({Path(os.fsdecode(file)).name})" if file and not isinstance(file, int) else cause(error)
+
+
+def cause(error: BaseException) -> str:
+    """What the system says of why a file cannot be read or written; of any other error its first line."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number in errno.errorcode:
+        return os.strerror(number)  # in its `strerror` pyarrow says more words
+    return str(getattr(error, "strerror", None) or first_line(error))
+
+
+def out_of_space(error: BaseException) -> UnwritableError | None:
+    """What to say of an error that came of a full disk or quota, wherever it was noticed; None of any other.
+
+    Args:
+        error: any.
+    """
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return UnwritableError(f"a file cannot be written: {reason(error)}") if full else None
 
 
 def described(error: BaseException) -> str:

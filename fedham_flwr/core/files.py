@@ -52,10 +52,21 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a temporary name to write to; it becomes `path` when the block ends well and is removed when not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the system name this file, which some leave out and others call by its temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def sync(path: Path) -> None:

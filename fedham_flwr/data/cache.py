@@ -23,7 +23,7 @@ from filelock import FileLock
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.cache_files import fault, identity, is_checked, mend, note_checked, write_list
 
-_FORMAT = 1  # of the cache; to be raised whenever decoding, dealing or splitting gives another result
+_FORMAT = 2  # of the cache; to be raised whenever decoding, dealing or splitting gives another result
 
 
 def build(folder: Path, fill: Callable[[Path], None]) -> Path:

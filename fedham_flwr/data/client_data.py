@@ -63,10 +63,13 @@ class ClientData:
 
     @property
     def meanings(self) -> tuple[tuple[str, ...], ...]:
-        """What must be the same at all clients: classes, names of columns, channels or tokens, a schema's digest."""
-        others = self.scaling.names if self.scaling else self.agreed
-        schema = (self.recipe or {}).get("schema", "")
-        return (self.classes, *([others] if others else []), *([(schema,)] if schema and others else []))
+        """What must be the same at all clients: the names of classes, and of columns, channels or what makes tokens.
+
+        Of a table with a schema its digest, too.
+        """
+        columns = self.scaling.names if self.scaling else self.agreed
+        schema = (self.recipe or {}).get("schema", "") if self.scaling else ""
+        return (self.classes, *([columns] if columns else []), *([(schema,)] if schema else []))
 
     @property
     def target(self) -> Target:

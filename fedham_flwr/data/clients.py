@@ -156,7 +156,7 @@ def open_node(settings: DataSettings, path: str, training: str = "") -> ClientDa
         if meta["kind"] == "text":
             texts.check_length(path, meta["characters"][0], settings.sequence_length)
         if meta["kind"] in (*SCALED, "tokens") or meta.get("target"):
-            table_decoding.check_classes(path, meta["classes"], meta["declared"])
+            table_decoding.check_node(path, meta)
         return Dealt([name], [np.arange(len(array(data / "labels.npy")))], owned=True)
 
     key = key_of("node", name, settings.partitioning.seed, asdict(settings.fractions))
@@ -178,10 +178,10 @@ def _data_folder(settings: DataSettings, source: str, client_column: str) -> tup
     # What came after the first version is part of the key only where it is not the default.
     named = {key: value for key, value in asdict(columns).items() if (key, value) != ("target", "auto")}
     named |= {"image-size": side} if side else {}
-    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
-        named["series"] = asdict(cuts)
     named |= {} if pictures == AS_USUAL else {"image": asdict(pictures)}
     named |= settings.table_key()
+    if (cuts := replace(settings.series, split="time")) != SeriesSettings():
+        named["series"] = asdict(cuts)
     try:
         root.mkdir(parents=True, exist_ok=True)
         content = content_key(source, root / "digests.json")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fedham_flwr.data.kinds.table_values import Parsed, booleans, dates, numbers, texts
+from fedham_flwr.data.kinds.table_values import Parsed, booleans, dates, number, numbers, texts
 
 if TYPE_CHECKING:
     import datasets
@@ -40,3 +40,9 @@ def kind_of_texts(data: datasets.Dataset, name: str, missing: Sequence[str] = ()
         if not kind:
             return ""
     return kind.rstrip(",")
+
+
+def mostly_numbers(data: datasets.Dataset, name: str) -> bool:
+    """Whether most of the first texts of a column are numbers, so that the others are mistakes."""
+    given = texts(column_of(data, name)[:_HEAD]).drop_null().to_pylist()
+    return sum(number(text) is not None or number(text, ",") is not None for text in given) > len(given) / 2

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.column_values import column_of, kind_of_texts
+from fedham_flwr.data.column_values import column_of, kind_of_texts, mostly_numbers
 from fedham_flwr.data.csv_places import spans
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _is_table(data: datasets.Dataset, name: str) -> bool:
     """Whether one column alone is a table: texts are one where a .csv file holds numbers, truth values or dates."""
     kind = kind_of_column(data.features[name])
     if kind in ALONE[1:] and spans(data):
-        return bool(kind_of_texts(data, name))
+        return bool(kind_of_texts(data, name)) or mostly_numbers(data, name)
     return kind not in ALONE
 
 

@@ -1,7 +1,7 @@
 """Files of comma-separated values -> a data set whose columns are texts, as written; no type is guessed.
 
 What a text means is decided where it is used: a client's id stays the text that it was, an age becomes a number.
-pyarrow cuts the fields; what it refuses is looked for again, line by line, by `csv_places`.
+pyarrow cuts the fields; what it refuses is looked for again, line by line, by `csv_faults`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.data.csv_places import Dialect, described, fault, lines, opened, shown
+from fedham_flwr.data.csv_faults import fault, shown
+from fedham_flwr.data.csv_places import Dialect, described, lines, opened
 from fedham_flwr.data.kinds.table_settings import TableSettings
 
 if TYPE_CHECKING:

@@ -79,10 +79,11 @@ class DataSettings:
         target: what is to be learned: auto, class, multi-label, value or next-token.
         own: the settings of a function of a user's that loads the data; None without.
         image_size: pixels of the square that images are resized to; 0: they stay as they are.
-        series: how long samples of series are, and how recordings are cut into them.
-        text: what tokens of texts are.
         image: how images are resized, and what becomes of those that can't be read.
         table: how files of rows are read, and what their columns may hold.
+        series: how long samples of series are, and how recordings are cut into them.
+        text: what tokens of texts are.
+        categories: those that sites have agreed upon, as JSON: column -> words; empty: none.
     """
 
     dataset: str = "digits"
@@ -98,10 +99,11 @@ class DataSettings:
     target: str = "auto"
     own: Any = None
     image_size: int = 0
-    series: SeriesSettings = field(default_factory=SeriesSettings)
-    text: TextSettings = field(default_factory=TextSettings)
     image: ImageSettings = field(default_factory=ImageSettings)
     table: TableSettings = AS_FOUND
+    series: SeriesSettings = field(default_factory=SeriesSettings)
+    text: TextSettings = field(default_factory=TextSettings)
+    categories: str = ""
 
     def table_key(self) -> dict[str, str]:
         """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.
@@ -111,4 +113,5 @@ class DataSettings:
         """
         given = {f"table.{key}": value for key, value in asdict(self.table).items() if value != getattr(AS_FOUND, key)}
         schema = read_schema(self.table.schema)
-        return given | ({"table.schema": schema.digest} if schema else {})
+        given |= {"table.schema": schema.digest} if schema else {}
+        return given | ({"categories": self.categories} if self.categories else {})

@@ -35,6 +35,7 @@ from fedham_flwr.data.kinds import image as images
 from fedham_flwr.data.kinds import series, table_decoding, table_kinds
 from fedham_flwr.data.kinds import text as texts
 from fedham_flwr.data.kinds.image_digits import decode_digits
+from fedham_flwr.data.kinds.table_column import Column
 from fedham_flwr.data.labels import codes_of, label_codes, with_labels
 from fedham_flwr.data.schema import Schema, read_schema
 from fedham_flwr.data.sources import load
@@ -159,11 +160,20 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     rows = rows._replace(columns=_by_schema(rows.columns, schema))
     targets.check(rows.columns, "a table")
     rows, meta = _decode_targets(rows, schema)
-    columns = table_kinds.columns_of_table(rows.data, rows.features, table, schema.columns if schema else ())
+    declared = [*(schema.columns if schema else ()), *_agreed(rows.settings)]
+    columns = table_kinds.columns_of_table(rows.data, rows.features, table, declared)
     table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
     digest = {"schema": schema.digest} if schema else {}
+    known = {column.name for column in declared}
+    meta["found"] = [each.name for each in columns if each.kind == "category" and each.name not in known]
     return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
+
+
+def _agreed(settings: DataSettings) -> list[Column]:
+    """The columns of categories that the sites have agreed upon."""
+    agreed = json.loads(settings.categories) if settings.categories else {}
+    return [Column(name, tuple(words), "category") for name, words in agreed.items()]
 
 
 def _by_schema(columns: Columns, schema: Schema | None) -> Columns:
@@ -202,24 +212,18 @@ def _write_owners(data: datasets.Dataset, columns: Columns, folder: Path) -> dic
 
 
 def _decode_texts(rows: Rows) -> dict[str, Any]:
-    data, columns, feature = rows.data, rows.columns, rows.features[0]
+    columns, feature = rows.columns, rows.features[0]
     targets.check(columns, "texts")
-    labelled = columns.target not in ("auto", "next-token") or (columns.target == "auto" and bool(columns.label))
-    if labelled:
+    if columns.target == "next-token" and columns.label:
+        raise UserError(f"label-column is '{columns.label}', but target is next-token, which takes no labels; drop it.")
+    owners, meta = None, dict[str, Any]()
+    if columns.target == "next-token" or (columns.target == "auto" and not columns.label):
+        owners, meta = _owners(rows.data, columns.client)
+    else:
         rows, meta = _decode_targets(rows)
-        said = values_of(rows.data, feature, "feature-column")
-        return meta | {"labelled": True, "column": feature, "characters": texts.join(said, None, rows.folder)}
-    said = values_of(data, feature, "feature-column")
-    if columns.label:
-        raise UserError(
-            f"label-column is '{columns.label}', but target is next-token, which takes no labels; leave it empty."
-        )
-    owners, names = _owners(data, columns.client)
-    return {"column": feature, "characters": texts.join(said, owners, rows.folder)} | names
-
-
-def _find_series(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
-    return series.find(data, columns, settings.series)
+        meta["labelled"] = True
+    said = values_of(rows.data, feature, "feature-column")
+    return {"column": feature, "characters": texts.join(said, owners, rows.folder)} | meta
 
 
 def _decode_series(rows: Rows) -> dict[str, Any]:
@@ -229,7 +233,7 @@ def _decode_series(rows: Rows) -> dict[str, Any]:
     return meta | series.decode(rows.data, recipe, rows.settings.series, rows.folder)
 
 
-def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, list[str]]]:
+def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] | None, dict[str, Any]]:
     """Whose each row is and the owners' names, if there is a client column."""
     if not column:
         return None, {}
@@ -238,7 +242,7 @@ def _owners(data: datasets.Dataset, column: str) -> tuple[npt.NDArray[np.int64] 
 
 
 KINDS: Mapping[str, Kind] = {
-    "series": Kind("series", _find_series, _decode_series),
+    "series": Kind("series", series.find, _decode_series),
     "table": Kind("a table", _find_table, _decode_table),
     "image": Kind("images", _find_images, _decode_images),
     "text": Kind("text", _find_texts, _decode_texts),

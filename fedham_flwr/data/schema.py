@@ -101,7 +101,7 @@ def _parsed(text: str, path: str) -> Schema:
         raise UserError(f"{path} is no TOML file: {first_line(error)}.") from error
     _check_keys(path, "the file", given, ("columns", "label"))
     columns = given.get("columns", {})
-    if not isinstance(columns, dict) or not columns:
+    if not isinstance(columns, dict) or not (columns or "label" in given):
         raise UserError(f"{path} declares no columns: wanted a table [columns.NAME] for each one.")
     declared = tuple(_column(path, name, said) for name, said in columns.items())
     label = _label(path, given["label"], columns) if "label" in given else None

@@ -17,6 +17,7 @@ import re
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,14 +37,19 @@ log = logging.getLogger("fedham_flwr")
 BUILDERS = {
     ".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow",
 }  # fmt: skip
-"""Endings of the files that can be read, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
+"""Endings of the files of rows, and what reads them; `.csv` files may be compressed, as `.csv.gz`."""
 READABLE = (*BUILDERS, plain_texts.SUFFIX)
 """Endings of files that are a data set."""
+_OF_FILES = re.compile(
+    r"\.(xlsx|xls|ods|zip|t?gz|bz2|xz|zst|tar|7z|np[zy]|pkl|feather|h5|hdf5|orc|avro|xml|ya?ml|toml|db|sqlite|sav|"
+    r"sas7bdat|dta|rds|rdata|mat|edf|bak|png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|wav|mp3|flac|py)"
+)
+"""Endings of files that cannot be read, which nobody gives to a name on the Hub either."""
 
 
 def is_data(path: Path) -> bool:
     """Whether a file can be read, by its ending."""
-    return path.suffix.lower() in (*BUILDERS, plain_texts.SUFFIX) or csv_files.is_csv(path)
+    return path.suffix.lower() in READABLE or csv_files.is_csv(path)
 
 
 def local_path(source: str) -> Path | None:
@@ -57,7 +63,8 @@ def local_path(source: str) -> Path | None:
     path = Path(os.path.abspath(Path(source).expanduser()))
     if path.exists():
         return path
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not is_data(path):
+    file = is_data(path) or _OF_FILES.fullmatch(path.suffix.lower()) or ("/" in source and path.parent.is_dir())
+    if re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", source) and not file:
         return None
     raise UserError(
         f"dataset is '{source}', but there is no file or folder {path}{_meant(path)}; give a path, a name on the Hub, "
@@ -95,14 +102,13 @@ def _scikit_learn() -> str:
 
 def _digest(path: Path, memo: Path) -> str:
     """SHA-256 over the names and bytes of a folder's files, or over one file; from the memo if nothing was touched."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file() and not _hidden(p, path))
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+    stats = [(".", path.stat())] if path.is_file() else sorted(_below(str(path)))
     touched = _sha256(json.dumps([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]).encode())
     known = _read_memo(memo)
     if known.get(str(path), ("",))[0] != touched:
         total = hashlib.sha256()
-        for (name, _), file in zip(stats, files, strict=True):
-            with file.open("rb") as opened:
+        for name, _ in stats:
+            with (path / name).open("rb") as opened:
                 total.update(f"{name}\0{hashlib.file_digest(opened, 'sha256').hexdigest()}\0".encode())
         known[str(path)] = [touched, total.hexdigest(), _check(str(path), touched, total.hexdigest())]
         with replacing(memo) as part:
@@ -110,8 +116,21 @@ def _digest(path: Path, memo: Path) -> str:
     return f"local:{known[str(path)][1]}"
 
 
-def _hidden(file: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in file.relative_to(root).parts)
+def _below(
+    folder: str, above: str = "", seen: tuple[tuple[int, int], ...] = ()
+) -> Iterator[tuple[str, os.stat_result]]:
+    """The files below a folder, hidden ones left out, each looked at once: of many pictures that takes the time."""
+    own = os.stat(folder)
+    if (own.st_dev, own.st_ino) in seen:  # by a link to itself
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from _below(entry.path, f"{above}{entry.name}/", (*seen, (own.st_dev, own.st_ino)))
+            elif entry.is_file():
+                yield f"{above}{entry.name}", entry.stat()
 
 
 def _read_memo(memo: Path) -> dict[str, list[str]]:
@@ -155,9 +174,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
     if path is None:
         return _merge(_load_hub(source), source)
     if (texts := plain_texts.load(path)) is not None:
-        import datasets
-
-        return _merge(datasets.DatasetDict({"train": texts}), source)
+        return texts
     if path.is_file():
         return _load_file(path, copy, table)
     if found := image_folder.find(path, BUILDERS):
@@ -170,6 +187,7 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
 
 
 def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:
+    """All rows of one file."""
     if csv_files.is_csv(path):
         return csv_files.read([path], path, table)
     if path.suffix.lower() not in BUILDERS:

@@ -85,13 +85,12 @@ def _by_time(
     validations = apportion(sizes - tests, validation, rng)
     pieces: tuple[list[Indices], ...] = ([], [], [])
     for windows, tested, validated in zip(recordings, tests.tolist(), validations.tolist(), strict=True):
-        cuts = np.split(windows, [len(windows) - tested - validated, len(windows) - tested])
-        later = np.iinfo(np.int64).max
-        for which in (2, 1, 0):
-            begins, rows = spans[cuts[which], 1], spans[cuts[which], 2]
-            kept = cuts[which][begins + rows <= later]
-            pieces[which].append(kept)
-            later = min(later, int(spans[kept, 1].min(initial=later)))
+        left = windows
+        for which, count in ((2, tested), (1, validated), (0, len(windows))):
+            taken = left[max(0, len(left) - count) :]
+            pieces[which].append(taken)
+            if len(taken):
+                left = left[spans[left, 1] + spans[left, 2] <= spans[taken[0], 1]]
     return _filled(pieces)
 
 

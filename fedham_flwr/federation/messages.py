@@ -139,9 +139,9 @@ class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a 
         error: a sentence.
         simulated: the client is one of a simulation, whose clients all read the same settings.
         lost: it lost what it kept, and could go on if the server sent it everything.
+        ends: it is no fault of this client alone, and ends the run.
     """
 
-    def __init__(self, error: str, simulated: bool = False, lost: bool = False) -> None:
+    def __init__(self, error: str, simulated: bool = False, lost: bool = False, ends: bool = False) -> None:
         super().__init__(error)
-        self.simulated = simulated
-        self.lost = lost
+        self.simulated, self.lost, self.ends = simulated, lost, ends

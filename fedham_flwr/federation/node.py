@@ -85,7 +85,8 @@ def open_data(context: Context, settings: Settings, pin: str = "", training: str
     Args:
         context: of the node.
         settings: the run's.
-        pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start.
+        pin: of the data that a simulation began with, which are opened whatever there is now; empty at its start. Of a
+            node that has its own: the categories that the sites have agreed upon, if they have.
         training: name of the training that the message is part of; empty at its start.
     """
     held, node = context.state, context.node_config
@@ -108,7 +109,9 @@ def _opened(context: Context, settings: Settings, pin: str, training: str) -> Cl
         number, clients = int(node.get("partition-id", 0)), int(node.get("num-partitions", 1))
         return open_own(settings.data(), number, clients, str(node.get("data-path", "")))
     if "data-path" in node:
-        return open_node(_as_written_there(settings.data(), node), str(node["data-path"]), training)
+        data = as_written_there(settings.data(), node)
+        # What the server tells of a node's data are the categories that the sites agree upon.
+        return open_node(replace(data, categories=pin), str(node["data-path"]), training)
     if "partition-id" not in node or "num-partitions" not in node:
         raise UserError(
             f"the node config of client {identify(node)} names no data: give the SuperNode "
@@ -117,8 +120,12 @@ def _opened(context: Context, settings: Settings, pin: str, training: str) -> Cl
     return open_partitions(settings.data(), int(node["num-partitions"]), pin)(int(node["partition-id"]))
 
 
-def _as_written_there(data: DataSettings, node: Mapping[str, Value]) -> DataSettings:
+def as_written_there(data: DataSettings, node: Mapping[str, Value]) -> DataSettings:
     """The settings under `table.` with those that the node's config has instead, since each site writes its own files.
+
+    Args:
+        data: the run's.
+        node: its config.
 
     Raises:
         UserError: the config has one that there isn't.

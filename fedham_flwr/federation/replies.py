@@ -7,15 +7,24 @@ from collections.abc import Iterable, Mapping
 
 from flwr.app import Message, RecordDict
 
+from fedham_flwr.core.errors import UnwritableError
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.messages import ClientFailure, Upload
 
 
 def read_checked(content: RecordDict, number: int) -> Upload:
-    """A client's reply; whatever is wrong with it, it is the fault of this reply alone."""
+    """A client's reply; whatever is wrong with it, it is the fault of this reply alone.
+
+    Raises:
+        UserError: it says what ends the run.
+    """
     try:
         return wire.read_upload(content, number)
-    except (ClientFailure, KeyError, ValueError, TypeError):
+    except ClientFailure as error:
+        if error.ends and error.simulated:
+            raise UnwritableError(str(error)) from error
+        raise
+    except (KeyError, ValueError, TypeError):
         raise
     except Exception as error:  # of NumPy, which is given any bytes: EOFError, BadZipFile, MemoryError, ...
         raise ValueError(f"the reply cannot be read: {type(error).__name__}: {error}") from error

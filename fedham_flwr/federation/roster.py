@@ -26,6 +26,8 @@ log = logging.getLogger("fedham_flwr")
 
 PAUSE = 0.05
 """Seconds between two looks at who is there."""
+GRACE = 5.0
+"""Seconds in which another node may come, after as many as are wanted have all failed."""
 
 
 def identify(node_config: Mapping[str, object]) -> str:
@@ -99,9 +101,11 @@ class Roster:
         profiles: client -> what it said of itself.
         nodes: client -> node id.
         failures: node id -> why it could not say who it is; it is not asked again, unless it leaves and comes back.
+        told: what each is told of the data with the query: categories that the sites agree upon; empty: nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, told: str = "") -> None:
+        self.told = told
         self.profiles: dict[str, Profile] = {}
         self.nodes: dict[str, int] = {}
         self.failures: dict[int, str] = {}
@@ -118,10 +122,10 @@ class Roster:
                 download the data set.
 
         Raises:
-            UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), a simulated
-                client failed (they all read the same settings), or two nodes give the same id.
+            UserError: fewer clients than wanted came in time (naming wanted, found and the first failure), or as many
+                failed; a simulated client failed (they all read the same settings); or two nodes give the same id.
         """
-        end = time.monotonic() + client_timeout
+        end = (hopeful := time.monotonic()) + client_timeout
         while True:
             self.refresh(grid, round_timeout)
             partitions = max((profile.partitions for profile in self.profiles.values()), default=0)
@@ -129,11 +133,17 @@ class Roster:
             if len(self.nodes) >= wanted:
                 self._complete = True
                 return
-            if time.monotonic() >= end:
-                first = f"; the first failure is: {next(iter(self.failures.values()))}" if self.failures else ""
+            now, first = time.monotonic(), next(iter(self.failures.values()), "")
+            if self.nodes or len(self.failures) < wanted:
+                hopeful = now
+            elif now >= hopeful + GRACE:
+                raise UserError(
+                    f"all {len(self.failures)} nodes that are there cannot take part; the first says: {first}"
+                )
+            if now >= end:
                 raise UserError(
                     f"{wanted} clients are wanted and {len(self.nodes)} answered within "
-                    f"client-timeout={client_timeout:g} seconds{first}"
+                    f"client-timeout={client_timeout:g} seconds{first and f'; the first failure is: {first}'}"
                 )
             time.sleep(PAUSE)
 
@@ -153,7 +163,7 @@ class Roster:
         # A node that is authenticated has the same id when it is started again, with its mistake mended.
         self.failures = {node: why for node, why in self.failures.items() if node in present}
         new = sorted(present - set(self.nodes.values()) - self.failures.keys())
-        messages = [Message(RecordDict(), node, MessageType.QUERY, group_id="0") for node in new]
+        messages = [Message(wire.write_query(self.told), node, MessageType.QUERY, group_id="0") for node in new]
         for reply in grid.send_and_receive(messages, timeout=timeout) if messages else ():
             node = reply.metadata.src_node_id
             try:

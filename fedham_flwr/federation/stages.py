@@ -49,8 +49,17 @@ ADAPTED = Stage("adapted", f"{MessageType.EVALUATE}.adapted", "assess_adapted", 
 
 STAGES = (QUERY, TRAIN, EVALUATE, PERSONAL, MEET, ADAPT, ADAPTED)
 
+CONSENT = Stage("consent", f"{MessageType.QUERY}.consent", "consent", planned=False)
+"""Cross-site evaluation: whether a client takes part, and has a model and test samples."""
+GIVE = Stage("give", f"{MessageType.QUERY}.model", "give", planned=False)
+"""Cross-site evaluation: the client's exported model."""
+CROSS = Stage("cross-sites", f"{MessageType.EVALUATE}.cross", "score_others", planned=False)
+"""Cross-site evaluation: the scores of others' models on the client's test split."""
+ACROSS = (CONSENT, GIVE, CROSS)
+"""Answered by `cross_client.CrossClient`, after the closing exchange of all others."""
+
 
 def named(name: str) -> Stage:
     """The stage of this name."""
-    (stage,) = (stage for stage in STAGES if stage.name == name)
+    (stage,) = (stage for stage in (*STAGES, *ACROSS) if stage.name == name)
     return stage

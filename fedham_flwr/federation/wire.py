@@ -153,6 +153,16 @@ def _read_reply(content: RecordDict) -> Reply:
     )
 
 
+def write_query(told: str = "") -> RecordDict:
+    """The query of the roster, with what the server tells of the data."""
+    return RecordDict({INSTRUCTIONS: ConfigRecord({"data": told})}) if told else RecordDict()
+
+
+def read_told(content: RecordDict) -> str:
+    """What a query tells of the data; empty without."""
+    return str(content.config_records[INSTRUCTIONS]["data"]) if INSTRUCTIONS in content.config_records else ""
+
+
 def write_profile(profile: Profile) -> RecordDict:
     """A client's answer to the query."""
     given = ConfigRecord(
@@ -205,15 +215,17 @@ def read_profile(content: RecordDict) -> Profile:
     return profile
 
 
-def write_failure(error: str, simulated: bool, lost: bool = False) -> RecordDict:
+def write_failure(error: str, simulated: bool, lost: bool = False, ends: bool = False) -> RecordDict:
     """A client's reply when it could not do what it was asked: a sentence, and nothing that could be merged.
 
     Args:
         error: what went wrong.
         simulated: the client is one of a simulation.
         lost: it lost what it kept and needs everything.
+        ends: it ends the run.
     """
-    return RecordDict({FAILURE: ConfigRecord({"error": error, "simulated": simulated, "lost": lost})})
+    flags = {"simulated": simulated, "lost": lost, "ends": ends}
+    return RecordDict({FAILURE: ConfigRecord({"error": error, **flags})})
 
 
 def says_lost(content: RecordDict) -> bool:
@@ -229,7 +241,8 @@ def _extras(content: RecordDict) -> Extras:
 
 
 def _failure(given: ConfigRecord) -> ClientFailure:
-    return ClientFailure(str(given["error"]), bool(given["simulated"]), bool(given.get("lost", False)))
+    flags = (bool(given.get(flag, False)) for flag in ("simulated", "lost", "ends"))
+    return ClientFailure(str(given["error"]), *flags)
 
 
 def _target(value: object) -> Target:

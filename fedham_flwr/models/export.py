@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, UserError, cause
 from fedham_flwr.core.files import SAFE_ID, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
@@ -41,8 +41,7 @@ def write_model(folder: Path, client: str, tensors: Mapping[str, torch.Tensor], 
         folder.mkdir(parents=True, exist_ok=True)
         return write_tensors(folder / f"{client}.safetensors", tensors, metadata)
     except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"the model of client {client} cannot be written to {folder}: {why}") from error
+        raise UnwritableError(f"the model of client {client} cannot be written to {folder}: {cause(error)}") from error
 
 
 def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> dict[str, str]:

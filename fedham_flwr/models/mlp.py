@@ -1,4 +1,4 @@
-"""A network for tables. Shape letters: b batch, f numbers of a row, k classes."""
+"""A network for tables. Shape letters: b batch, g values and gaps, f numbers of a row, k classes."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class MLP(Network):
             size = settings.width
         self.head = nn.Linear(size, outputs)
 
-    def forward(self, x: Float[Tensor, "b 2 f"]) -> Float[Tensor, "b k"]:
-        """Logits of a batch of rows, as `batches.with_gaps` makes them."""
+    def forward(self, x: Float[Tensor, "b g f"]) -> Float[Tensor, "b k"]:
+        """Logits of a batch of rows, as `batches.with_gaps` makes them, or of series."""
         x = x.flatten(1)
         for name in self._hidden:
             x = relu(self.get_submodule(name)(x))

@@ -75,7 +75,7 @@ def cut(x: Float[Tensor, "b c t"], steps: int) -> Float[Tensor, "b n v"]:
 
 
 class SeriesTransformer(Transformer):
-    """70,852 parameters for 3 channels of 50 steps and 4 classes with the default settings.
+    """70,660 parameters for 3 channels of 50 steps and 4 classes with the default settings.
 
     Args:
         shape: (2 C, T, 1, 0) of a series of C channels; or (channels, time) of arrays.

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedham_flwr.core.files import replacing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -68,5 +70,6 @@ def write_figure(figure: "Figure", path: Path, title: str) -> Path:
 
     # Names from outside may hold a dollar sign, which would start a formula.
     figure.suptitle(title, fontsize=13, x=0.02, ha="left", parse_math=False)
-    FigureCanvasAgg(figure).print_png(path)
+    with replacing(path) as part:
+        FigureCanvasAgg(figure).print_png(part)
     return path

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedham_flwr.core import privacy
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import reason
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
@@ -24,8 +24,8 @@ from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
 from fedham_flwr.reporting.plots import client_bars, learning_curves
 from fedham_flwr.reporting.progress import Progress, line_values
-from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
-from fedham_flwr.reporting.summary import digest, final, selected, traffic, waited
+from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows, unwritable
+from fedham_flwr.reporting.summary import digest, ended, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.run_settings import Settings
@@ -44,14 +44,14 @@ class Journal:
         settings: the run's.
         began: when the run began, by `time.perf_counter`.
         resumed: the rounds that it has been continued from.
-        engine: how a cohort's requests were carried out; empty where each client trains alone.
+        more: entries of the summary from elsewhere, such as how a cohort's requests were carried out.
     """
 
     directory: RunDirectory
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
-    engine: Mapping[str, object] = field(default_factory=dict)
+    more: dict[str, object] = field(default_factory=dict)
     _measured: tuple[Metric, ...] = (ACCURACY,)
     _headline: Metric = ACCURACY
     _strategy: RoundStrategy | None = None
@@ -84,6 +84,11 @@ class Journal:
         self._records = self.directory.read_rounds()  # of a run that is continued
         self._ready = time.perf_counter()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything to take down."""
+        return self._strategy is not None
+
     def __enter__(self) -> Journal:
         """Show the progress."""
         rounds = self._strategy.rounds if self._strategy else self.settings.num_server_rounds
@@ -107,17 +112,15 @@ class Journal:
                 write_weights(self.directory.path, record.round, record.kind, weights)
             self.directory.write_round(record, rows)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise unwritable(self.directory.path, error) from error
         self._records.append(record)
         if self._progress is None:
             return
         self._progress.failed(record.failures)
-        if record.kind not in ("train", "personal"):
-            return
         values = line_values(rows, len(record.cohort), record.replies, waited(record), self._headline)
         if record.kind == "personal":
             self._progress.stage("personal stage", values)
-        else:
+        elif record.kind == "train":
             self._progress.round(record.round, values)
 
     def checkpoint(self) -> None:
@@ -137,13 +140,12 @@ class Journal:
             exchanges=len(self._records),
             resumed=self.resumed,
         )
-        kept = Path(task.keep) if task.keep else None
         try:
             self.directory.sync()
-            checkpoints.save(self.directory.path, here, state_of(strategy), kept)
+            checkpoints.save(self.directory.path, here, state_of(strategy), Path(task.keep) if task.keep else None)
         except OSError as error:
-            why = error.strerror or error
-            log.warning("the checkpoint of round %s cannot be written (%s); the one before it stays", here.round, why)
+            why = "the checkpoint of round %s cannot be written (%s); the one before it stays"
+            log.warning(why, here.round, reason(error))
 
     # ---- at the end ----------------------------------------------------------------------------------------------
 
@@ -161,7 +163,8 @@ class Journal:
         rows = to_rows(read_rows(self.directory.path))
         split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
         self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
-        summary, path = self._summary(rows, error), self.directory.path
+        path = self.directory.path
+        summary = ended(self._summary(rows), error, strategy.setup.method)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
@@ -172,11 +175,11 @@ class Journal:
                 summary["digest"] = digest(state, rows)
             self.write_clients(strategy)
             model_card.complete(path, rows, self._records, self._headline)
-            self.directory.finish(summary)
             self._draw(rows)
-        except OSError as reason:
-            raise self._unwritable(reason) from reason
-        report.final_table(self._statistics(rows), metric=self._headline)
+            self.directory.finish(summary)  # the last of all: a run that has one has come to its end
+        except OSError as why:
+            raise unwritable(path, why) from why
+        report.final_table(summary, metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
         report.last_line(self.directory.path)
@@ -202,9 +205,6 @@ class Journal:
         self.directory.write_clients(everyone)
         return everyone
 
-    def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"the results cannot be written to {self.directory.path}: {error.strerror or error}")
-
     def _draw(self, rows: Sequence[Row]) -> None:
         path, what = self.directory.path, (self.settings.strategy, self.settings.dataset)
         learning_curves(rows, path / "learning-curves.png", *what, self._headline)
@@ -220,11 +220,11 @@ class Journal:
         chosen = selected(rows, self._validated, self._headline, self._measured)
         return {"final": final(rows, self._measured), "selected": chosen}
 
-    def _summary(self, rows: Sequence[Row], error: BaseException | None) -> dict[str, object]:
+    def _summary(self, rows: Sequence[Row]) -> dict[str, object]:
         now = time.perf_counter()
         rounds = [waited(record) for record in self._records if record.kind == "train"]
         profiles = self._strategy.setup.roster.profiles if self._strategy else {}
-        summary: dict[str, object] = {
+        return {
             "strategy": self.settings.strategy,
             "dataset": self.settings.dataset,
             "model": self._model or self.settings.model,
@@ -242,6 +242,5 @@ class Journal:
                 "total": now - self.began,
             },
             "bytes": traffic(self._records),
-            **({"engine": dict(self.engine)} if self.engine else {}),
+            **self.more,
         }
-        return summary if error is None else summary | {"error": f"{type(error).__name__}: {error}"}

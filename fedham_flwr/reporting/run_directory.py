@@ -11,6 +11,7 @@ A run leaves `<results-dir>/<strategy>/<time>-<seed>/` with
     server.safetensors the server's state
     checkpoints/       the last two; see checkpoints.py. In a simulation clients/ holds what the clients keep
     undone.jsonl       of a run that was continued: the exchanges after the checkpoint, which were done again
+    cross-sites.*      with cross-evaluation: each client's model on each client's test data, as rows and a picture
     summary.json       the statistics of the last round and of the round chosen on validation
 
 A number that was not measured is absent, never 0. All keys in the TOML and JSON files are in kebab case.
@@ -18,14 +19,15 @@ A number that was not measured is absent, never 0. All keys in the TOML and JSON
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.files import replacing, sync
+from fedham_flwr.core.errors import UnwritableError, UserError, cause, reason
+from fedham_flwr.core.files import naming, replacing, sync
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
 from fedham_flwr.reporting.formats import json_text, toml_text
@@ -58,19 +60,27 @@ class RunDirectory:
         top = Path(os.path.abspath(os.path.expanduser(root)))
         now = _utc_now()
         # Trying is the only test that holds: access bits say nothing on a read-only mount or for the superuser.
+        path = None
         try:
             path = _new_directory(top / strategy, f"{now:%Y%m%dT%H%M%SZ}-{seed}")
-            (path / "metrics").mkdir()
-            (path / "model").mkdir()
             directory = cls(path)
-            directory.write_settings(settings)
-            environment = environment_facts(str(settings.get("device", "auto")), now)
-            (path / "environment.json").write_text(json_text(environment, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
+            directory._begin(settings, now)
+        except BaseException as error:
+            if path:
+                shutil.rmtree(path, ignore_errors=True)
+            if not isinstance(error, OSError):
+                raise
             raise UserError(
-                f"results-dir {top} cannot be written: {error.strerror or error}; name another with results-dir=..."
+                f"results-dir {top} cannot be written: {cause(error)}; name another with results-dir=..."
             ) from error
         return directory
+
+    def _begin(self, settings: Mapping[str, bool | int | float | str], now: datetime) -> None:
+        (self.path / "metrics").mkdir()
+        (self.path / "model").mkdir()
+        self.write_settings(settings)
+        environment = environment_facts(str(settings.get("device", "auto")), now)
+        (self.path / "environment.json").write_text(json_text(environment, indent=2) + "\n", encoding="utf-8")
 
     def write_settings(self, settings: Mapping[str, bool | int | float | str]) -> None:
         """Write `config.toml`, and `resume.toml`, which has the same and the name of this directory."""
@@ -87,8 +97,10 @@ class RunDirectory:
         file = self.path / "rounds.jsonl"
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if exchanges or file.exists() else []
         if undone := [line for line in lines[exchanges:] if line.endswith("\n")]:
-            with (self.path / "undone.jsonl").open("a", encoding="utf-8") as past:
-                past.writelines(undone)
+            past = self.path / "undone.jsonl"
+            before = past.read_text(encoding="utf-8") if past.exists() else ""
+            with replacing(past) as part:
+                part.write_text(before + "".join(undone), encoding="utf-8")
         with replacing(file) as part:
             part.write_text("".join(lines[:exchanges]), encoding="utf-8")
         stay = {f"round-{record.round:05d}-{record.kind}.parquet" for record in self.read_rounds()}
@@ -96,7 +108,8 @@ class RunDirectory:
             for table in (self.path / name).glob("round-*.parquet"):
                 if table.name not in stay:
                     table.unlink()
-        (self.path / "summary.json").unlink(missing_ok=True)
+        for ended in ("summary.json", "cross-sites.parquet", "cross-sites.png"):
+            (self.path / ended).unlink(missing_ok=True)
 
     def read_rounds(self, name: str = "rounds.jsonl") -> list[RoundRecord]:
         """The exchanges so far, of `rounds.jsonl` or `undone.jsonl`; a line that was cut off is none."""
@@ -127,8 +140,8 @@ class RunDirectory:
             check_rows(rows, record.round)
             with replacing(self.path / "metrics" / f"round-{record.round:05d}-{record.kind}.parquet") as part:
                 pq.write_table(_table(rows), part)
-        line = _write_record(record)
-        with (self.path / "rounds.jsonl").open("a", encoding="utf-8") as file:
+        line, journal = _write_record(record), self.path / "rounds.jsonl"
+        with naming(journal), journal.open("a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
 
@@ -196,6 +209,16 @@ def _table(rows: Sequence[Row]) -> "pyarrow.Table":
     kinds = {"int": pa.int64(), "str": pa.string(), "float": pa.float64()}
     schema = pa.schema([(name, kinds[kind.__name__]) for name, kind in get_type_hints(Row).items()])
     return pa.table({name: [row[at] for row in rows] for at, name in enumerate(Row._fields)}, schema=schema)
+
+
+def unwritable(path: Path, error: OSError) -> UnwritableError:
+    """What to say of results that cannot be written.
+
+    Args:
+        path: The run's directory.
+        error: What came of trying.
+    """
+    return UnwritableError(f"the results cannot be written to {path}: {reason(error)}")
 
 
 def _utc_now() -> datetime:

@@ -6,7 +6,7 @@ Everything goes to stdout; names of clients are cleaned of control characters, s
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.records import MEMBER, NOVEL
 from fedham_flwr.reporting.console import clean, empty_table, make_console, number_text, plain, print_table
@@ -73,14 +73,16 @@ def client_name(client: Mapping[str, object]) -> str:
 
 
 def final_table(
-    summary: Mapping[str, Sequence[Mapping[str, object]]],
+    summary: Mapping[str, Any],
     console: "Console | None" = None,
     metric: Metric = ACCURACY,
 ) -> None:
     """Print the test scores of a summary: of the last round, and of the round chosen on validation.
 
+    The lines of the model that the exported files hold come first, and it is said which these are.
+
     Args:
-        summary: With the lists `final` and `selected`, as `results` makes them.
+        summary: With the lists `final` and `selected`, as `results` makes them, and `exported`, if files were written.
         console: Where to print; stdout by default.
         metric: That is shown.
     """
@@ -89,6 +91,9 @@ def final_table(
     # Where validation could not choose, the last round stands above already.
     entries += [dict(entry) for entry in summary.get("selected", []) if entry["chosen-on"] != "last round"]
     shown = [entry for entry in entries if entry["split"] == "test" and entry["metric"] == metric.name]
+    of_files: Mapping[str, object] = summary.get("exported", {})
+    groups = list(dict.fromkeys(_line_title(entry) for entry in shown))
+    shown.sort(key=lambda e: (groups.index(_line_title(e)), any(e[name] != of_files[name] for name in of_files)))
     if not shown:
         plain(console, f"no test {metric.name} was measured")
         return
@@ -96,14 +101,20 @@ def final_table(
         f"test {metric.name}", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
     )
     for entry in shown:
-        novel = entry.get("population", MEMBER) == NOVEL
-        words = [
-            "novel clients" if novel else str(entry["chosen-on"]),
-            *(str(entry[name]) for name in ("model", "phase")),
-        ]
+        words = [_line_title(entry), str(entry["model"]), str(entry["phase"])]
         numbers = [number_text(entry[name], metric) for name in ("mean", "weighted-mean", "std", "worst-decile")]
         table.add_row(*words, *numbers, str(entry["clients"]), str(entry["round"]))
     print_table(console, table)
+    if of_files:
+        plain(
+            console,
+            f"model/*.safetensors are the models of the line: last round  {' '.join(map(str, of_files.values()))}",
+        )
+
+
+def _line_title(entry: Mapping[str, object]) -> str:
+    """What a line of the table is of."""
+    return "novel clients" if entry.get("population", MEMBER) == NOVEL else str(entry["chosen-on"])
 
 
 def say(text: str, console: "Console | None" = None) -> None:
@@ -114,6 +125,27 @@ def say(text: str, console: "Console | None" = None) -> None:
         console: Where to print; stdout by default.
     """
     plain(console or make_console(), text)
+
+
+def engine_line(told: Mapping[str, object]) -> str:
+    """How the clients of a cohort were trained and scored, in a line."""
+    alone = told.get("alone")
+    apart = sum(alone.values()) if isinstance(alone, dict) else 0
+    why = f" ({told['why-alone']})" if "why-alone" in told else ""
+    return f"cohort  {told.get('together', 0):,} requests carried out together, {apart:,} one at a time{why}"
+
+
+def workers_line(plan: str, size: int) -> str:
+    """What trains the clients, and how many at once, in a line.
+
+    Args:
+        plan: the workers.
+        size: of a model's parameters in bytes.
+    """
+    from fedham_flwr.training.engine.memory import block
+
+    at_once = block(size)
+    return f"workers  {plan}, up to {at_once} clients at a time ({3 * at_once * size / 1e6:,.1f} MB)"
 
 
 def last_line(path: Path, console: "Console | None" = None) -> None:

@@ -17,6 +17,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import clients_there
 from fedham_flwr.resume.changed_data import Began, recall
 from fedham_flwr.resume.runs import read_settings, read_summary
+from fedham_flwr.resume.writer import check_free
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, flatten, parse
 
@@ -64,11 +65,18 @@ def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
     Args:
         path: the setting `resume`.
         given: settings by key, as in pyproject.toml.
+
+    Raises:
+        UserError: the run to be continued is going on.
     """
     run = _absolute(path)
     config = read_settings(run)
     strategy = given.get("strategy", config.get("strategy"))
-    return {**({} if _is_start(strategy, config, run) else config), **given, "resume": path}
+    if _is_start(strategy, config, run):
+        config = {}
+    elif config:
+        check_free(run)
+    return {**config, **given, "resume": path}
 
 
 def num_clients(path: str) -> int | None:

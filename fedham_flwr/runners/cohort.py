@@ -13,7 +13,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, cause
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.state.held import MOST_HELD, HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
@@ -56,9 +56,8 @@ class CohortGrid(InProcessGrid):
             try:
                 context.state.write()
             except OSError as error:
-                raise UserError(
-                    f"the personal state of client {context.state.label.client} cannot be written: "
-                    f"{error.strerror or error}"
+                raise UnwritableError(
+                    f"the personal state of client {context.state.label.client} cannot be written: {cause(error)}"
                 ) from error
         if self._shared.get("held-bytes", 0) > MOST_HELD:
             for context in self.contexts.values():

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.threads import one_thread
 
 log = logging.getLogger("fedham_flwr")
@@ -102,6 +103,7 @@ class InProcessGrid(Grid):
         try:
             reply = self._client_app(received, context)
         except Exception as error:
+            raise_if_seen()
             stage, config = message.metadata.message_type, context.node_config
             client = config.get("client-id", config.get("partition-id"))
             log.exception("%s failed at client %s", stage, client)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, cause, reason
+from fedham_flwr.core.files import replacing
 from fedham_flwr.runners.packing import States, unpack_states
 from fedham_flwr.state import files as state_files
 
@@ -82,7 +83,7 @@ class Kept:
             models: files that they wrote on another machine.
 
         Raises:
-            OSError: a file cannot be written.
+            UserError: a file cannot be written.
         """
         for place, node in enumerate(states.nodes):
             self._latest[node] = Latest(reference, place, worker)
@@ -92,8 +93,12 @@ class Kept:
                 if latest.worker == worker:
                     self._latest[node] = latest._replace(worker=None)
         for name, raw in models.items():
-            state_files.private_folder(Path(self._export))
-            Path(self._export, name).write_bytes(raw)
+            try:
+                state_files.private_folder(Path(self._export))
+                with replacing(Path(self._export, name)) as part:
+                    part.write_bytes(raw)
+            except OSError as error:
+                raise UnwritableError(f"a model cannot be written to {self._export}: {reason(error)}") from error
 
     def died(self, worker: int, get: Callable[[Any], Any]) -> None:
         """Take note that a worker is gone, and of what its machine may have taken along: then older files count.
@@ -138,8 +143,8 @@ class Kept:
                 try:
                     state_files.write(self._file(node), held.params, held.label, durable=False)
                 except OSError as error:
-                    raise UserError(
-                        f"the personal state of client {held.label.client} cannot be written: {error.strerror or error}"
+                    raise UnwritableError(
+                        f"the personal state of client {held.label.client} cannot be written: {cause(error)}"
                     ) from error
                 self._unwritten.discard(node)
 

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import ServerApp
 
-from fedham_flwr.core.errors import UserError, described
+from fedham_flwr.core.errors import UnwritableError, UserError, described
 from fedham_flwr.federation import folders, wire
 from fedham_flwr.runners import actors, placing
 from fedham_flwr.runners.actors import WorkerDiedError
@@ -157,7 +157,7 @@ class ShardedGrid(InProcessGrid):
                 self._late[number].clear()
                 number = self._replace(number)
                 references = self._ask(number, messages) if again else None
-            except TimeoutError:
+            except (TimeoutError, UnwritableError):
                 raise
             except Exception as error:  # of this project, or of a user's module as the worker imports it
                 log.exception("a worker failed")

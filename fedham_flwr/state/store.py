@@ -18,7 +18,7 @@ from flwr.app import RecordDict
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, UserError, cause
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.state import files as state_files
 from fedham_flwr.state.format import Label, UnfitError
@@ -132,8 +132,8 @@ class ClientState:
             except UnfitError as error:
                 raise self._set_aside(error) from error
             except (OSError, SafetensorError, NotImplementedError) as error:
-                raise UserError(
-                    f"the personal state of client {label.client} cannot be written to {self._file}: {_reason(error)}"
+                raise UnwritableError(
+                    f"the personal state of client {label.client} cannot be written to {self._file}: {cause(error)}"
                 ) from error
             self._since = label.checksum
         self._held.keep(dict(params), label, self._file)
@@ -160,7 +160,7 @@ class ClientState:
             raise self._set_aside(error) from error
         except OSError as error:
             raise UserError(
-                f"the personal state {self._file} of client {self._wanted.client} cannot be read: {_reason(error)}"
+                f"the personal state {self._file} of client {self._wanted.client} cannot be read: {cause(error)}"
             ) from error
         self._since = there or ""
 
@@ -177,7 +177,7 @@ class ClientState:
                     other = state_files.set_aside(self._file, unfit.why)
                     return UserError(f"{what}; it has been set aside as {other}")
         except (OSError, NotImplementedError) as error:
-            return UserError(f"{what}; it could not be set aside: {_reason(error)}")
+            return UserError(f"{what}; it could not be set aside: {cause(error)}")
         return UserError(f"{what}; another process has meanwhile put a good one there")
 
     def _ways(self) -> str:
@@ -187,8 +187,3 @@ class ClientState:
         aside = " and ".join(map(str, state_files.found_aside(self._file)))
         back = f"put a good copy back there (what was set aside is {aside})" if aside else "put the file back there"
         return f'{back}, or let it start again from the first tensors with lost-state="restart"'
-
-
-def _reason(error: Exception) -> str:
-    """Of an operating system's error without the path, which the sentence has."""
-    return (error.strerror if isinstance(error, OSError) else None) or str(error)

@@ -63,7 +63,7 @@ def decode(
     first = None
     head, channels = 0, 1
     with path.open("w+b") as file:
-        for picture in pictures(data, column):
+        for picture in pictures(data, column, side):
             image = picture.image
             if picture.why:
                 if settings.unreadable == "refuse":
@@ -137,7 +137,7 @@ def encode(rows: datasets.Dataset, recipe: Recipe) -> Pixels:
     side, channels = int(recipe["image-size"]), int(recipe["channels"])
     shape = (int(recipe["height"]), int(recipe["width"]), channels)
     encoded = np.empty((len(rows), *shape), dtype=np.uint8)
-    for picture in pictures(rows, column_of(rows, str(recipe["column"]))):
+    for picture in pictures(rows, column_of(rows, str(recipe["column"])), side):
         image = picture.image
         if picture.why:
             raise UserError(picture.why)

@@ -46,11 +46,13 @@ AS_USUAL = ImageSettings()
 """The defaults."""
 
 
-def read(encoded: bytes) -> Any:
+def read(encoded: bytes, side: int = 0) -> Any:
     """A picture, as Pillow has it, with 8 bits a channel: mode L if it is grey, else RGB.
 
     Args:
         encoded: the bytes of a file.
+        side: pixels of the square that it is made for: a photograph that is more than twice as large is decoded to a
+            half, a quarter or an eighth, which takes a third of the time. 0: as it is.
 
     Raises:
         UserError: it has more than 16 bits a channel.
@@ -59,6 +61,8 @@ def read(encoded: bytes) -> Any:
     from PIL import Image
 
     with Image.open(io.BytesIO(encoded)) as opened:
+        if side:
+            opened.draft(None, (2 * side, 2 * side))  # of JPEG; others stay as they are
         words = _sixteen_bits(opened, encoded)
         opened.load()
         turned = opened.getexif().get(ORIENTATION, 1)

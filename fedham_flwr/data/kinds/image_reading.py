@@ -36,12 +36,13 @@ class Picture(NamedTuple):
     why: str = ""
 
 
-def pictures(data: datasets.Dataset, column: str) -> Iterator[Picture]:
+def pictures(data: datasets.Dataset, column: str, side: int = 0) -> Iterator[Picture]:
     """The pictures of a column, in the order of the rows.
 
     Args:
         data: the rows.
         column: of encoded images.
+        side: pixels of the square that they are made for; 0: as they are.
     """
     import datasets
 
@@ -49,7 +50,7 @@ def pictures(data: datasets.Dataset, column: str) -> Iterator[Picture]:
     encoded = data.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     for start in range(0, len(data), BLOCK):
         for row, value in enumerate(encoded[start : start + BLOCK][column], start):
-            yield _opened(feature, value or {}, row)
+            yield _opened(feature, value or {}, row, side)
 
 
 def from_files(files: Sequence[str | Path], column: str = "image") -> datasets.Dataset:
@@ -92,16 +93,16 @@ def column_of(rows: datasets.Dataset, wanted: str) -> str:
     return str(found[0])
 
 
-def _opened(feature: Any, value: dict[str, Any], row: int) -> Picture:
+def _opened(feature: Any, value: dict[str, Any], row: int, side: int) -> Picture:
     path = value.get("path") or ""
     name = f"image {row} ({path})" if path else f"image {row}"
     if not value:
         return Picture(row, name, None, f"{name} is missing.")
     try:
         if value.get("bytes"):
-            return Picture(row, name, read(value["bytes"]))
+            return Picture(row, name, read(value["bytes"], side))
         if os.path.isfile(path):
-            return Picture(row, name, read(Path(path).read_bytes()))
+            return Picture(row, name, read(Path(path).read_bytes(), side))
         return Picture(row, name, plain(feature.decode_example(value)))  # at an address that the library knows
     except UserError as error:
         return Picture(row, name, None, f"{name} {error}")

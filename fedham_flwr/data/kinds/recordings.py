@@ -53,7 +53,7 @@ def read(data: datasets.Dataset, recipe: Mapping[str, Any]) -> Recordings:
     import pyarrow.compute as pc
 
     channels = []
-    for name in recipe["columns"]:
+    for name in (column["name"] for column in recipe["columns"]):
         if not is_number(data, name):
             raise UserError(
                 f"feature-column names '{name}' of kind {kind_of_column(data.features[name])}, but the channels of a "

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several
+from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds.recordings import cut, read
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table import scale
@@ -33,13 +34,13 @@ Indices = npt.NDArray[np.int64]
 Steps = npt.NDArray[np.float32]
 
 
-def find(data: datasets.Dataset, columns: Columns, settings: SeriesSettings) -> list[str]:
+def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
     """The columns of a series: one of lists [T, C], or with `series.length` one of lists [T] or several channels.
 
     Args:
         data: all rows.
         columns: which are asked for; without any, the only column of lists [T, C] is meant.
-        settings: those of series.
+        settings: of the data.
 
     Returns:
         Their names; none if the data set is no series.
@@ -49,8 +50,8 @@ def find(data: datasets.Dataset, columns: Columns, settings: SeriesSettings) -> 
         return nested if len(nested) == 1 else []
     names = [name for name in several(data, columns.feature) if name in data.features]
     if len(names) == 1 and (depth := _depth(data.features[names[0]])):
-        return names if depth == 2 or (depth == 1 and settings.length) else []
-    if settings.length and names and all(is_number(data, name) for name in names):
+        return names if depth == 2 or (depth == 1 and settings.series.length) else []
+    if settings.series.length and names and all(is_number(data, name) for name in names):
         return several(data, columns.feature)
     return []
 
@@ -67,7 +68,11 @@ def _depth(feature: Any) -> int:
 
 def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSettings) -> dict[str, Any]:
     """How rows become series, for `encode`; length and channels are added when they are known."""
-    recipe: dict[str, Any] = {"kind": "series", "columns": list(names), "length": settings.length}
+    recipe: dict[str, Any] = {
+        "kind": "series",
+        "columns": [{"name": name} for name in names],
+        "length": settings.length,
+    }
     if _depth(data.features[names[0]]):
         return recipe | {"form": "lists"}
     for setting, column in (("series.time", settings.time), ("series.recording", settings.recording)):
@@ -94,8 +99,8 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
         UserError: the rows hold no series.
     """
     if recipe["form"] == "lists":
-        values = lists(data, recipe["columns"][0], recipe["length"])
-        channels = [f"{recipe['columns'][0]}[{place}]" for place in range(values.shape[2])]
+        values = lists(data, recipe["columns"][0]["name"], recipe["length"])
+        channels = [f"{recipe['columns'][0]['name']}[{place}]" for place in range(values.shape[2])]
         if values.shape[2] > values.shape[1] > 1:
             log.warning(
                 "series of %d steps have %d channels: if it is the other way round, turn the lists, [time][channel]",
@@ -112,7 +117,7 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
     np.save(folder / "labels.npy", cuts.labels(np.load(folder / "labels.npy"), settings.label))
     if owners is not None:
         np.save(folder / "owners.npy", cuts.first(owners))
-    return {"recipe": {**recipe, "channels": list(recipe["columns"])}, "ordered": True}
+    return {"recipe": {**recipe, "channels": [column["name"] for column in recipe["columns"]]}, "ordered": True}
 
 
 def lists(data: datasets.Dataset, column: str, length: int) -> Steps:
@@ -212,9 +217,9 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> Steps:
         UserError: a column is not there, or holds something else.
     """
     for column in recipe["columns"]:
-        named(rows, "the model's feature-column", column)
+        named(rows, "the model's feature-column", column["name"])
     if recipe["form"] == "lists":
-        column = recipe["columns"][0]
+        column = recipe["columns"][0]["name"]
         if not _depth(rows.features[column]):
             kind = kind_of_column(rows.features[column])
             raise UserError(f"column '{column}' is of kind {kind}, but the model wants lists of numbers.")
@@ -222,8 +227,7 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> Steps:
     else:
         values = cut(read(rows, recipe), None, recipe).values
     if values.shape[2] != len(recipe["channels"]):
-        raise UserError(
-            f"'{recipe['columns'][0]}' has {values.shape[2]} channels, but the model wants {len(recipe['channels'])}."
-        )
+        name, wanted = recipe["columns"][0]["name"], len(recipe["channels"])
+        raise UserError(f"'{name}' has {values.shape[2]} channels, but the model wants {wanted}.")
     mean, std = (np.array(recipe["scaling"][name], dtype=np.float64) for name in ("mean", "std"))
     return scale(values, mean, std)

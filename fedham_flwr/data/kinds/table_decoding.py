@@ -32,22 +32,29 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedham_flwr")
 
 
-def check_classes(path: str, classes: Sequence[str], declared: bool) -> None:
-    """At a node that has data of its own, a class must not depend on which others it has.
+def check_node(path: str, meta: Mapping[str, Any]) -> None:
+    """At a node that has data of its own, a class or a category must not depend on which others it has.
 
     Args:
         path: of its data.
-        classes: their names.
-        declared: by the schema, not found among the rows.
+        meta: what the `meta.json` of its folder says: `classes`, their names; `declared`, whether a schema names them;
+            `found`, columns whose categories are those of its rows.
 
     Raises:
-        UserError: they were found, and are neither 0, 1, ... without a gap nor both truth values.
+        UserError: the classes were found, and are neither 0, 1, ... without a gap nor both truth values; or there are
+            columns whose categories were found.
     """
+    classes, declared = meta["classes"], meta["declared"]
+    if meta.get("found"):
+        raise UserError(
+            f'table.categories="found" takes the words of {path} alone for the categories of {meta["found"][0]}, which '
+            'other clients may lack: name them in a schema (table.schema), or set table.categories="shared".'
+        )
     if not declared and list(classes) not in ([str(i) for i in range(len(classes))], ["False", "True"]):
         raise UserError(
             f"the label-column of {path} holds {', '.join(classes[:10])}, whose class numbers would depend on which of "
-            "them this client has: make it a class label (datasets.ClassLabel) with the same names at all clients, or "
-            "0, 1, ... without a gap."
+            "them this client has: name its classes in a schema (table.schema), make it a class label "
+            "(datasets.ClassLabel) with the same names at all clients, or 0, 1, ... without a gap."
         )
 
 

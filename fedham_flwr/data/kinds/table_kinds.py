@@ -76,12 +76,14 @@ def _column_of_words(data: datasets.Dataset, name: str, settings: TableSettings)
 
     column = texts(column_of(data, name), settings.missing.split())
     words: list[str] = sorted(word for word in pc.unique(column).to_pylist() if word is not None)
-    odd = [word for word in words if number(word) is None]
+    odd = [word for word in words if number(word) is None and number(word, ",") is None]
+    if not odd:
+        return Column(name)  # numbers, each by itself: what is wrong with them together is said when they are read
     if settings.categories == "refuse" or len(odd) < len(words) / 10:
-        row = int(pc.index(column, odd[0] if odd else words[0]).as_py())
+        row = int(pc.index(column, odd[0]).as_py())
         what = "no number" if len(odd) < len(words) else "a word"
         raise UserError(
-            f"feature-column names '{name}', which holds '{(odd or words)[0]}' in {place(data, row)}, {what}: say "
+            f"feature-column names '{name}', which holds '{odd[0]}' in {place(data, row)}, {what}: say "
             "what it holds in a schema (fedham schema DATA > schema.toml drafts one, and table.schema names it), "
             'or, in a simulation, set table.categories="found".'
         )

@@ -32,6 +32,7 @@ _GROUPED = {
 """Numbers with a sign between thousands, by the sign before their decimals."""
 _COMMA = r"^[+-]?\d+(\.\d{3})*,\d+([eE][+-]?\d+)?$"  # may have a decimal comma
 _THOUSANDS = r"^[+-]?[1-9]\d{0,2}(,\d{3})+$"  # or not
+_POINT = r"^[+-]?(\d*\.(\d{1,2}|\d{4,})|\.\d+|\d{4,}\.\d+)$"  # a point that is not between thousands
 
 
 class Parsed(NamedTuple):
@@ -156,7 +157,9 @@ def commas(column: Any) -> str:
         return ""
     if not pc.all(pc.match_substring_regex(with_comma, _COMMA)).as_py():
         return "thousands" if pc.all(pc.match_substring_regex(with_comma, _THOUSANDS)).as_py() else ""
-    return "either" if pc.all(pc.match_substring_regex(with_comma, _THOUSANDS)).as_py() else "decimal"
+    if not pc.all(pc.match_substring_regex(with_comma, _THOUSANDS)).as_py():
+        return "decimal"
+    return "thousands" if pc.any(pc.match_substring_regex(column, _POINT)).as_py() else "either"
 
 
 # ---- truth values and dates ------------------------------------------------------------------------------------------
