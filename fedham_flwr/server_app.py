@@ -23,7 +23,7 @@ from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
-from fedham_flwr.federation.roster import agree, order
+from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
