@@ -157,7 +157,7 @@ while True:
         (run,) = left
         assert not [p for p in run.rglob("*") if p.name.endswith((".tmp", ".part", ".partial"))], list(run.rglob("*"))
         if any(run.glob("checkpoints/round-*")):
-            digest = simulate(resume=run, verbose=False).summary["digest"]
+            digest = simulate(resume=run, backend=backend, verbose=False).summary["digest"]
         else:
             digest = plain
     elif failed:

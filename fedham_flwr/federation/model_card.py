@@ -16,7 +16,7 @@ import flwr
 import torch
 
 from fedham_flwr import __version__
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UnwritableError, reason
 from fedham_flwr.core.files import CHUNK
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.federation.client import RoundClient
@@ -67,7 +67,8 @@ def write(half: RoundClient, file: Path, phase: str, calibrated: float | None, p
     try:
         cards.write(file.parent, half.job.client, facts(half, file, phase, calibrated, predictor))
     except OSError as error:
-        raise UserError(f"the model card of client {half.job.client}: {error.strerror or error}") from error
+        what = f"the model card of client {half.job.client} cannot be written"
+        raise UnwritableError(f"{what}: {reason(error)}") from error
 
 
 def facts(
