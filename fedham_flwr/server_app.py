@@ -23,7 +23,7 @@ from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
-from fedham_flwr.federation.roster import agree, order
+from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
@@ -183,11 +183,6 @@ def prepare(
     measured = settings.measured(profiles[0].target, classes)
     metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
-    if len(shape) == 1 and profiles[0].target != "next-token" and not is_path(settings.model):
-        raise UserError(
-            f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
-            'model="package.module:Object"'
-        )
     check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)
