@@ -22,6 +22,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]  # the project need not be installed
 
+from run_simulation import end_at_once  # noqa: E402
+
+if __name__ == "__main__":
+    end_at_once()  # until `main`, since what follows takes seconds to import
+
 import sites  # noqa: E402
 from federation import CONNECTION, Federation  # noqa: E402
 from marked import FederationError, processes, stop  # noqa: E402

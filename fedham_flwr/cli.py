@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from fedham_flwr import __version__
 from fedham_flwr.core.devices import check_device
@@ -124,6 +124,9 @@ def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
 def _run(options: argparse.Namespace, left: list[Path]) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     given = overrides(options.run_config or [])
+    for option in ("results_dir", "resume"):
+        if getattr(options, option) == "":
+            raise UserError(f"--{option.replace('_', '-')} is given an empty text: wanted a directory")
     if options.results_dir:
         given["results-dir"] = options.results_dir
     if resume := options.resume or str(given.get("resume", "")):
@@ -144,10 +147,18 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     run(given, chosen, left, asked)
 
 
+class Parser(argparse.ArgumentParser):
+    """A command line whose faults are one sentence; the usage has many lines, and is what --help is for."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and end with 2."""
+        self.exit(2, f"error: {message}; {self.prog} --help says more\n")
+
+
 def parser(program: str | None = None) -> argparse.ArgumentParser:
     """The command line of a run."""
     what = "Run a federation on this machine."
-    parser = argparse.ArgumentParser(program, description=what, epilog="`fedham settings` lists the settings.")
+    parser = Parser(program, description=what, epilog="`fedham settings` lists the settings.")
     parser.add_argument("-c", "--run-config", action="append", metavar="'KEY=VALUE ...' | FILE.toml", help="settings")
     parser.add_argument("--num-supernodes", type=int, metavar="N", help="clients (default: those of the data, or 10)")
     parser.add_argument("--backend", choices=BACKENDS, default="ray", help="default: ray")
@@ -170,15 +181,11 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
     from flwr.common.config import parse_config_args
 
     for text in given:
-        if text.endswith(".toml") and not Path(text).expanduser().is_file():
+        if not text.endswith(".toml"):
+            if fault := _fault(text):
+                raise UserError(f"-c {text!r}: {fault}")
+        elif not Path(text).expanduser().is_file():
             raise UserError(f"-c {text}: there is no such file ({Path(text).expanduser().absolute()})")
-        stray = "" if text.endswith(".toml") else re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip()
-        if stray:
-            raise UserError(f"-c {text!r}: {stray!r} is not of the form key=value (no blanks around =)")
-        if not text.endswith(".toml") and (bare := _without_quotes(text)):
-            raise UserError(f'-c {text!r}: {bare[1]}={bare[2]}: a text needs quotes, {bare[1]}="{bare[2]}"')
-        if not text.endswith(".toml") and (twice := _given_twice(text)):
-            raise UserError(f"-c gives {twice[0]} twice, as {twice[1]} and as {twice[2]}: wanted it once")
     found: dict[str, Value] = {}
     try:
         for text in given:  # of several, Flower takes one file only, and drops keys of a section given twice
@@ -192,20 +199,34 @@ _GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower reads them."""
 
 
-def _given_twice(text: str) -> tuple[str, str, str] | None:
-    """The first key that one `-c` gives a second time, and both of its values; of several, the later one wins."""
+_VALUE = re.compile(r"true|false|'[^']*'|\"[^\"]*\"|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)", re.DOTALL)
+"""What a value can be."""
+
+
+def _fault(text: str) -> str:
+    """What is wrong with the settings of one `-c`; empty if nothing is. Of several `-c`, the later one wins."""
     seen: dict[str, str] = {}
     for key, value in _GIVEN.findall(text):
+        if not _VALUE.fullmatch(value):
+            return f"{key}={value}: {_wanted(key, value)}"
         if key in seen:
-            return key, seen[key], value
+            return f"{key} is given twice, as {seen[key]} and as {value}: wanted it once"
         seen[key] = value
-    return None
+    if stray := re.sub(r"\S+?=('[^']*'|\"[^\"]*\"|\S+)", "", text).strip():
+        hint = "; the name of a file with settings ends in .toml" if Path(text).expanduser().exists() else ""
+        return f"{stray!r} is not of the form key=value (no blanks around =){hint}"
+    return ""
 
 
-def _without_quotes(text: str) -> re.Match[str] | None:
-    """The first key=value whose value is neither in quotes nor a number or a truth value."""
-    values = r"true|false|['\"\[{].*|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)"
-    return next((each for each in _GIVEN.finditer(text) if not re.fullmatch(values, each[2], re.DOTALL)), None)
+def _wanted(key: str, value: str) -> str:
+    """What is wanted in place of a value that is neither in quotes nor a number or a truth value."""
+    if value.lower() in ("true", "false", "yes", "no", "on", "off"):
+        return "a truth value is true or false, in small letters"
+    if value[0] in "'\"":
+        return "the quote is not closed"
+    if value[0] in "[{":
+        return "wanted a number, a truth value or a text in quotes"
+    return f'a text needs quotes, {key}="{value}"'
 
 
 def run(given: dict[str, Value], simulation: Simulation, left: list[Path], asked: Collection[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import traceback
@@ -12,9 +13,12 @@ from fedham_flwr.core.errors import UnwritableError, UserError, described, line_
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.core.interrupts import seen
 from fedham_flwr.registry import BUILT_IN
+from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.resume.checkpoints import FOLDER
 from fedham_flwr.resume.runs import read_settings
 from fedham_flwr.run_settings import Settings
+
+log = logging.getLogger("fedham_flwr")
 
 STACK = "error.log"
 """In a run's directory: the stack of an error that is no mistake in a setting."""
@@ -38,7 +42,7 @@ def remove(directory: Path | None, parents: tuple[Path, ...]) -> None:
     if directory:
         shutil.rmtree(directory, ignore_errors=True)
     for folder in parents:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):
             folder.rmdir()
 
 
@@ -69,6 +73,20 @@ def explained(error: BaseException, strategy: str, directory: Path) -> BaseExcep
         return error
     what = f"the method {section_of(strategy)}" if own else "code of your own"
     return UserError(f"{what} failed: {described(error)}; the whole stack is in {file}")
+
+
+def finish_early(journal: Journal, told: BaseException) -> None:
+    """Write what there is; if that cannot be, what ended the run is the one thing that is said.
+
+    Args:
+        journal: of a run that has begun.
+        told: what ended it.
+    """
+    try:
+        journal.finish(told)
+    except UserError as error:
+        if not isinstance(told, UserError):
+            log.warning("%s", error)
 
 
 def interrupted(left: Path | None, command: str) -> str:

@@ -135,6 +135,7 @@ REASONS: Mapping[str, Reason] = {
     "vocabulary": _of_text,
     "image-size": _of_images,
     "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
+    "image.channels": _of_images,
     "image.unreadable": _of_images,
     "text.unit": _of_text,
     "text.tokenizer": _of_text,

@@ -137,7 +137,7 @@ def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, as
     except BaseException as error:
         told = ends.explained(error, settings.strategy, journal.directory.path)
         if journal.begun:
-            _finish_early(journal, told)
+            ends.finish_early(journal, told)
         if told is error:
             raise
         raise told from error
@@ -145,15 +145,6 @@ def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, as
         journal.finish()
     except UserError as error:
         raise ends.explained(error, settings.strategy, journal.directory.path) from error
-
-
-def _finish_early(journal: Journal, told: BaseException) -> None:
-    """Write what there is; if that cannot be, what ended the run is the one thing that is said."""
-    try:
-        journal.finish(told)
-    except UserError as error:
-        if not isinstance(told, UserError):
-            log.warning("%s", error)
 
 
 def prepare(

@@ -119,17 +119,20 @@ def test_a_failing_run_ends_with_code_1_and_one_sentence(capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("given", "twice"),
     [
-        (["seed=1 alpha=0.5 seed=2"], "seed twice, as 1 and as 2"),
-        (["alpha=0.5 seed=1 seed=1"], "seed twice, as 1 and as 1"),
-        (["seed=2", 'strategy="fedprox" fedprox.mu=1.0 fedprox.mu=0.1'], "fedprox.mu twice, as 1.0 and as 0.1"),
-        (["dataset='a b seed=1' seed=2 dataset=\"c\""], "dataset twice, as 'a b seed=1' and as \"c\""),
+        (["seed=1 alpha=0.5 seed=2"], "seed is given twice, as 1 and as 2"),
+        (["alpha=0.5 seed=1 seed=1"], "seed is given twice, as 1 and as 1"),
+        (
+            ["seed=2", 'strategy="fedprox" fedprox.mu=1.0 fedprox.mu=0.1'],
+            "fedprox.mu is given twice, as 1.0 and as 0.1",
+        ),
+        (["dataset='a b seed=1' seed=2 dataset=\"c\""], "dataset is given twice, as 'a b seed=1' and as \"c\""),
     ],
 )
 def test_a_setting_that_is_given_twice_is_refused(
     capsys: pytest.CaptureFixture[str], given: list[str], twice: str
 ) -> None:
     options = [option for text in given for option in ("-c", text)]
-    assert errors(capsys, *options) == f"error: -c gives {twice}: wanted it once\n"
+    assert errors(capsys, *options) == f"error: -c {given[-1]!r}: {twice}: wanted it once\n"
 
 
 # ---- the command fedham ----------------------------------------------------------------------------------------------

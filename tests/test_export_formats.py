@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import venv
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 import torch
 
+from fedham_flwr import simulate
 from fedham_flwr.cli import main
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.shapes import of_series, of_tokens
@@ -157,6 +159,60 @@ def test_a_program_of_torch_says_the_same(tmp_path: Path, case: str) -> None:
         with torch.no_grad():
             pairs = zip(program(inputs), portable.Portable(model)(inputs), strict=True)
             assert all(torch.allclose(*pair, rtol=0, atol=1e-5) for pair in pairs)
+
+
+@pytest.mark.slow
+@NEEDS_ONNX
+@pytest.mark.usefixtures("workplace")
+def test_the_ten_lines_of_the_page_say_what_predict_says(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "predict.md").read_text()
+    (block,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    (make,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(make, names)
+    assert (
+        main(["export", str(names["run"].directory), "--client", "north", "--format", "onnx", "-o", "north.onnx"]) == 0
+    )
+    capsys.readouterr()
+    exec(block, names)
+    wanted = names["run"].predict("north", pd.DataFrame({"age": [70, 33], "dose": [4.1, None]}))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == wanted["prediction"].tolist()
+    assert [float(line[1]) for line in lines] == pytest.approx(wanted["probability"].tolist(), abs=1e-5)
+    assert len(block.split("import onnxruntime")[1].strip().splitlines()) <= 10
+
+
+@pytest.mark.slow
+@NEEDS_ONNX
+@pytest.mark.usefixtures("workplace")
+def test_words_and_dates_say_as_onnx_what_predict_says() -> None:
+    count, draw = 80, np.random.default_rng(0)
+    rows = pd.DataFrame(
+        {
+            "age": draw.integers(20, 90, count),
+            "sex": np.resize(["F", "M", "M", ""], count),
+            "smokes": np.resize(["yes", "no", ""], count),
+            "seen": pd.Timestamp("2021-03-01T07:30") + pd.to_timedelta(np.arange(count) * 317, unit="h"),
+            "ill": np.resize(["no", "yes"], count),
+        }
+    )
+    rows.to_csv("rows.csv", index=False)
+    run = simulate(
+        "fedavg", dataset="rows.csv", feature_column="age sex smokes seen", label_column="ill", partitioner="iid",
+        clients=1, num_server_rounds=1, verbose=False, device="cpu", **{"table.categories": "found"},
+    )  # fmt: skip
+    assert main(["export", str(run.directory), "--format", "onnx", "-o", "m.onnx"]) == 0
+    raw = np.stack(
+        [
+            rows["age"].to_numpy(float),
+            rows["sex"].map({"F": 0, "M": 1}).to_numpy(float),
+            rows["smokes"].map({"yes": 1, "no": 0}).to_numpy(float),
+            ((rows["seen"] - pd.Timestamp("2000-01-01")) / pd.Timedelta(days=1)).to_numpy(float),
+        ],
+        axis=1,
+    )
+    wanted = run.predict("0", "rows.csv", probabilities=True)[["p(no)", "p(yes)"]].to_numpy()
+    assert np.abs(onnx_run(Path("m.onnx"), raw)[1] - wanted).max() < 1e-5
 
 
 def test_raw_inputs_are_what_a_run_feeds_its_network(tmp_path: Path) -> None:

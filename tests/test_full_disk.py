@@ -188,7 +188,7 @@ def test_every_write_of_a_run_may_fail_once(tmp_path: Path, backend: str, strate
 ROOM = """
 mount -t tmpfs -o size=$1 none room && cd room
 run() { $PYTHON $TOP/run_simulation.py --num-supernodes 3 --backend $2 "${@:3}"; }
-run x $2 -c "num-server-rounds=3 samples-per-client=40 checkpoint-every=1 device=\"cpu\" cache-dir=\"$3\""
+run x $2 -c 'num-server-rounds=3 samples-per-client=40 checkpoint-every=1 device="cpu"'
 echo "code $?" >&2
 ls -d results/*/*/checkpoints/round-* >/dev/null 2>&1 || exit 0
 test -e results/*/*/summary.json && ! grep -q '"error"' results/*/*/summary.json && exit 0
@@ -210,11 +210,17 @@ def namespaces() -> bool:
 @pytest.mark.parametrize("backend", ["in-process", "cohort", "ray"])
 def test_a_file_system_without_room_for_a_run(tmp_path: Path, cache_dir: Path, backend: str) -> None:
     (tmp_path / "room").mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(TOP), "TOP": str(TOP), "PYTHON": sys.executable}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TOP),
+        "TOP": str(TOP),
+        "PYTHON": sys.executable,
+        "XDG_CACHE_HOME": str(cache_dir),
+    }
     digests = set()
     for size in ("4k", "20k", "100k", "200k", "300k", "400k") if backend != "ray" else ("20k", "100k", "300k"):
         done = subprocess.run(
-            ["unshare", "-rm", "bash", "-c", ROOM, "room", size, backend, str(cache_dir)],
+            ["unshare", "-rm", "bash", "-c", ROOM, "room", size, backend],
             cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert "code 1" in done.stderr, (size, done.stderr)

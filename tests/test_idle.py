@@ -116,7 +116,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
-    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out"}, {}),
+    ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out", "image.channels": "rgb"}, {}),
     ({"sequence-length": 3, "text.unit": "word", "text.buckets": 9, "fasttext.pairs": 3}, NEWS),
     ({"text.tokenizer": "words.txt"}, NEWS),
     ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
@@ -149,7 +149,7 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    of_other_data = {"client-column", "image-size", "image.unreadable", "samples-per-client"}
+    of_other_data = {"client-column", "image-size", "image.channels", "image.unreadable", "samples-per-client"}
     assert REASONS.keys() - cases == of_other_data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 

@@ -95,7 +95,7 @@ def test_a_size_is_part_of_the_caches_key_where_it_is_given(opened: Open, pets: 
     opened(pets, image_size=5)
     opened("digits")
     assert len(list((tmp_path / "cache").glob("data-*/"))) == 3
-    before = "data-77da8db7e4574c6f"  # of ["digits:1.0", the columns], by the version before there were sizes
+    before = "data-08e8cbed2ff4d52d"  # of ["digits:1.0", the columns], of format 2, as without sizes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedham_flwr.data.clients.content_key", lambda *_: "digits:1.0")
         opened("digits")

@@ -110,6 +110,18 @@ def test_pictures_without_classes_are_refused(opened: Open, tmp_path: Path) -> N
         opened(folder(tmp_path / "flat", "1.png", "2.png"))
 
 
+def test_sites_of_grey_and_of_coloured_pictures_can_have_the_same_channels(opened: Open, tmp_path: Path) -> None:
+    pets = folder(tmp_path / "pets", "cat/1.png", "cat/2.png", "dog/3.png", "dog/4.png")
+    assert opened(pets).features.shape == (4, 4, 4, 1)
+    colour = opened(pets, image=ImageSettings(channels="rgb"))
+    assert colour.features[:, 0, 0].tolist() == [[0] * 3, [10] * 3, [20] * 3, [30] * 3]
+    Image.fromarray(np.full((4, 4, 3), [255, 0, 0], dtype=np.uint8)).save(pets / "cat" / "1.png")
+    assert opened(pets).features.shape == (4, 4, 4, 3)
+    grey = opened(pets, image=ImageSettings(channels="grey"))
+    assert grey.features[:, 0, 0, 0].tolist() == [76, 10, 20, 30]  # 0.299 of 255
+    assert opened("digits", image=ImageSettings(channels="rgb")).features.shape == (1797, 8, 8, 3)
+
+
 # ---- metadata --------------------------------------------------------------------------------------------------------
 
 

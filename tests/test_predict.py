@@ -313,6 +313,42 @@ def test_values_and_labels_are_named(trained: Trained, tmp_path: Path) -> None:
     assert found.dtype == np.float32
 
 
+def test_texts_and_series_have_the_accuracy_of_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    news = np.resize(["the striker scores again", "shares fall on fears"], 60)
+    said = [f"{text} {number}" for number, text in enumerate(news)]
+    pd.DataFrame({"text": said, "topic": np.resize(["sport", "money"], 60)}).to_parquet(tmp_path / "texts.parquet")
+    steps = RNG.normal(size=(60, 12, 2))
+    steps[::2] += np.linspace(0, 2, 12)[:, None]
+    lists = {"steps": [each.tolist() for each in steps], "move": np.resize(["walk", "sit"], 60)}
+    pd.DataFrame(lists).to_parquet(tmp_path / "series.parquet")
+    for name, label, model in (("texts", "topic", "fasttext"), ("series", "move", "cnn1d")):
+        feature = {"texts": "text", "series": "steps"}[name]
+        run = simulate(
+            "fedavg", dataset=tmp_path / f"{name}.parquet", feature_column=feature, label_column=label, model=model,
+            partitioner="iid", clients=1, results_dir=tmp_path / name, cache_dir=tmp_path / "cache", **SHORT,
+        )  # fmt: skip
+        made = Trained(run, pd.read_parquet(tmp_path / f"{name}.parquet"), tmp_path)
+        made.rows.iloc[made.of(0)[1]].to_parquet(tmp_path / "mine.parquet")
+        assert main(["predict", str(run.directory), str(tmp_path / "mine.parquet"), "--score"]) == 0
+        scores, told = made.scores(0), capsys.readouterr().err
+        assert f"accuracy {scores['accuracy']:.6g}, loss {scores['loss']:.6g} ({len(made.of(0)[1])} pred" in told
+
+
+def test_windows_of_recordings_have_a_prediction_each_at_their_last_row(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"x": RNG.normal(size=120), "who": np.repeat(["a", "b"], 60), "on": np.resize([0, 1], 120)})
+    rows.to_parquet(tmp_path / "rows.parquet")
+    run = simulate(
+        "fedavg", dataset=tmp_path / "rows.parquet", feature_column="x", label_column="on", partitioner="iid",
+        clients=1, results_dir=tmp_path / "results", cache_dir=tmp_path / "cache",
+        series={"length": 10, "recording": "who"}, **SHORT,
+    )  # fmt: skip
+    found = run.predict("0", rows, id_column="who")
+    assert found["row"].tolist() == list(range(10, 121, 10))
+    assert found["who"].tolist() == ["a"] * 6 + ["b"] * 6
+    one = run.predict("0", rows.iloc[30:40])
+    assert one["probability"].tolist() == pytest.approx([found["probability"][3]], rel=1e-6)
+
+
 def test_the_data_of_a_function_are_predicted_as_it_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = RNG.normal(size=(40, 3)).astype(np.float32)
 

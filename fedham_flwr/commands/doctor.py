@@ -19,6 +19,7 @@ from fedham_flwr.doctor import data as of_data
 from fedham_flwr.doctor import machine, network, node, superlink, trial
 from fedham_flwr.doctor.findings import Finding, count, duration, fault, note, ok, size, text
 from fedham_flwr.doctor.rehearsal import rehearsed
+from fedham_flwr.resume.continuing import clients_of
 from fedham_flwr.runners import Simulation
 from fedham_flwr.settings import Value, defaults
 
@@ -71,7 +72,7 @@ def parser(program: str | None = None) -> argparse.ArgumentParser:
     made.add_argument("--no-trial", action="store_true", help="do not carry out a few local steps to measure them")
     made.add_argument("--start-ray", action="store_true", help="try whether Ray can be started here (10 s)")
     made.add_argument(
-        "--ports", type=int, nargs="*", metavar="PORT", help="look whether ports are free (8000 9092 9094)"
+        "--ports", type=_port, nargs="*", metavar="PORT", help="look whether ports are free (8000 9092 9094)"
     )
     made.add_argument("--node-config", metavar="'KEY=VALUE ...'", help="of a SuperNode, as it is started with")
     made.add_argument("--superlink", metavar="HOST:PORT", help="whom the SuperNode is to reach")
@@ -149,15 +150,13 @@ def _of_run(
     options: argparse.Namespace, given: dict[str, Value], asked: set[str], told: dict[str, Any]
 ) -> Iterator[Finding]:
     """The data and what a run will take."""
-    simulation = Simulation(
-        options.num_supernodes if options.num_supernodes is not None else 10,
-        options.backend,
-        options.engine,
-        options.num_cpus,
-        options.num_workers,
-        options.ray_address,
-    )
     try:
+        number = clients_of(given) if options.num_supernodes is None else options.num_supernodes
+        if number < 1:
+            raise UserError(f"--num-supernodes {number} must be above 0")
+        simulation = Simulation(
+            number, options.backend, options.engine, options.num_cpus, options.num_workers, options.ray_address
+        )
         with rehearsed(given, simulation, asked) as rehearsal:
             told["data"] = of_data.describe(rehearsal)
             found = list(of_data.findings(rehearsal, told["data"]))

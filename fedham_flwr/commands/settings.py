@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from fedham_flwr.cli import Parser
 from fedham_flwr.settings import defaults
 
 
@@ -20,7 +20,7 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
         arguments: of the command line: nothing, or a section's or a setting's name.
         program: its name, for the help.
     """
-    parser = argparse.ArgumentParser(program, description="Print settings with their defaults and what they do.")
+    parser = Parser(program, description="Print settings with their defaults and what they do.")
     parser.add_argument("name", nargs="?", default="", metavar="SECTION | SETTING", help="default: all")
     given = arguments[1:] if arguments[:1] == ["--section"] else arguments
     section, known = parser.parse_args(given).name, defaults()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.csv_places import joined
+from fedham_flwr.data.kinds.image_folder import ENDINGS as IMAGES
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.sources import BUILDERS, is_data, load, local_path
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 OWNER = "client (file)"
 """The column that says whose each row is."""
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 TEXT = ".txt"
 ENDINGS = (*BUILDERS, TEXT, *IMAGES)
 """Of files that are data."""

@@ -1,8 +1,7 @@
 """A source decoded into plain arrays, once, into a folder with a `meta.json`, which names its kind.
 
 Images have `features.npy` (uint8 [N, H, W, C]), `labels.npy` (int64 [N]) and, with a client column, `owners.npy`
-(int64 [N]). Tables too, but with float32 [N, F] features, NaN where a value is missing; texts have what `texts.join`
-writes. A new kind of data is a line of `KINDS`. Pillow is imported by what decodes.
+(int64 [N]). Tables too, but with float32 [N, F] features, NaN where missing. A new kind of data is a line of `KINDS`.
 """
 
 from __future__ import annotations

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data.kinds.image_folder import ENDINGS as PICTURES
 from fedham_flwr.data.sources import load
 
 if TYPE_CHECKING:
     import datasets
 
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pbm")
-"""Endings of the files that are taken for pictures."""
 ARRAY = ".npy"
 """Ending of a file with the inputs of a model whose data a function of a user's loaded."""
 

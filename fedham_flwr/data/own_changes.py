@@ -33,7 +33,7 @@ def look(root: Path, path: str, content: str, training: str, data: ClientData, n
     """
     place = os.path.abspath(os.path.expanduser(path))
     file = root / f"own-{key_of(place)}.json"
-    means = [list(data.classes), list(data.scaling.names) if data.scaling else []]
+    means = [list(names) for names in data.meanings]
     samples = sum(data.counts().values())
     now = {"path": place, "content": content, "samples": samples, "training": training, "means": means}
     was: dict[str, object] = {}

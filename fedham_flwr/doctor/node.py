@@ -14,6 +14,7 @@ from fedham_flwr.core.imports import is_path
 from fedham_flwr.data.clients import open_node
 from fedham_flwr.data.own import open_own
 from fedham_flwr.doctor.findings import LEAST_FREE, Finding, fault, note, ok, size
+from fedham_flwr.federation.node import as_written_there
 from fedham_flwr.federation.roster import identify
 from fedham_flwr.settings import Value, parse
 
@@ -35,7 +36,7 @@ def findings(config: str, given: Mapping[str, Value]) -> Iterator[Finding]:
     except UserError as error:
         yield fault("node", "node-config", str(error).replace("-c ", "--node-config ", 1))
         return
-    for key in node.keys() - set(KNOWN):
+    for key in sorted(key for key in node.keys() - set(KNOWN) if not key.startswith("table.")):
         yield note("node", key, f"{node[key]!r} is read by nobody", f"one of {', '.join(KNOWN)}")
     yield _id(node)
     yield from _data(node, given)
@@ -62,7 +63,7 @@ def _data(node: Mapping[str, Value], given: Mapping[str, Value]) -> Iterator[Fin
         if is_path(settings.dataset):
             data = open_own(settings.data(), 0, 1, str(node.get("data-path", "")))
         elif "data-path" in node:
-            data = open_node(settings.data(), str(node["data-path"]))
+            data = open_node(as_written_there(settings.data(), node), str(node["data-path"]))
         else:
             yield fault("node", "data-path", "is not in the node config", 'data-path="...", a file or a folder')
             return

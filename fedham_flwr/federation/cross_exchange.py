@@ -68,7 +68,7 @@ class CrossExchange:
         for client in filter(nodes.__contains__, clients):
             download = Download(
                 self.number, {}, task.shape, task.classes, closing=True, export=task.export, training=task.training,
-                keep=task.keep, extras=extras_of(client),
+                keep=task.keep, extras=extras_of(client), data=task.data,
             )  # fmt: skip
             self.bytes["down"] += num_bytes(download.extras.tensors)
             content = wire.write_download(download, shared, self.direct)

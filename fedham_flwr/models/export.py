@@ -92,8 +92,8 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
 
     Returns:
         The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
-        pixel / 127.5 - 1, texts as int64 [b, length], the characters' places in the vocabulary, and rows of a table as
-        `tables.read_scaling(path).inputs(rows)` makes them.
+        pixel / 127.5 - 1, texts as int64 [b, length], the codes of their tokens, series as float32 [b, 2 C, T] as
+        `batches.channels_with_gaps` makes them, and rows of a table as `tables.read_scaling(path).inputs(rows)` does.
 
     Raises:
         UserError: there is no such file, or none that a run has left, its network is no longer what it was, or

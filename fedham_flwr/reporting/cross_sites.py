@@ -17,6 +17,7 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.console import number_text
 from fedham_flwr.reporting.figures import new_figure, write_figure
 from fedham_flwr.reporting.journal import Journal
+from fedham_flwr.reporting.run_directory import unwritable
 from fedham_flwr.training.metrics import Metric
 
 if TYPE_CHECKING:
@@ -40,12 +41,15 @@ def keep(crossed: Crossed, journal: Journal) -> None:
     """
     journal.record(crossed.record, (), None)
     folder, metric = journal.directory.path, crossed.headline
-    write_rows(folder / TABLE, crossed.rows)
     values = matrix(crossed.rows, crossed.clients, metric.name)
     names = {str(client["client"]): report.client_name(client) for client in journal.directory.read_clients()}
-    if np.isfinite(values).any():
-        what = " on ".join((journal.settings.strategy, journal.settings.dataset))
-        heat_map(values, [names.get(c, c) for c in crossed.clients], folder / PICTURE, metric, what)
+    try:
+        write_rows(folder / TABLE, crossed.rows)
+        if np.isfinite(values).any():
+            what = " on ".join((journal.settings.strategy, journal.settings.dataset))
+            heat_map(values, [names.get(c, c) for c in crossed.clients], folder / PICTURE, metric, what)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     told = statistics(values, crossed.clients, metric)
     journal.more["cross-sites"] = {
         "metric": metric.name,

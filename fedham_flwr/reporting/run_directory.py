@@ -68,7 +68,7 @@ class RunDirectory:
         except BaseException as error:
             if path:
                 shutil.rmtree(path, ignore_errors=True)
-            if not isinstance(error, OSError):
+            if not isinstance(error, OSError | ValueError):  # of a name with a NUL
                 raise
             raise UserError(
                 f"results-dir {top} cannot be written: {cause(error)}; name another with results-dir=..."

@@ -45,7 +45,7 @@ class Decoded(NamedTuple):
 def decode(
     data: datasets.Dataset, column: str, path: Path, side: int = 0, settings: ImageSettings = AS_USUAL
 ) -> Decoded:
-    """Write uint8 [N, H, W, C] to a .npy file: C is 1 if every image is grey, else 3.
+    """Write uint8 [N, H, W, C] to a .npy file: C is 1 if every image is grey, else 3, or as the settings say.
 
     Args:
         data: its rows.
@@ -70,6 +70,8 @@ def decode(
                     raise UserError(f'{picture.why} image.unreadable="leave-out" goes on without such images.')
                 broken.append(picture.why)
                 continue
+            if settings.channels != "auto":
+                image = image.convert("L" if settings.channels == "grey" else "RGB")
             if first is None:
                 first = (image.size, picture.name)
                 head = _write_head(file, (0, 0, 0, 1))

@@ -36,9 +36,10 @@ def decode_digits(columns: Columns, folder: Path, side: int, pictures: ImageSett
         raise UserError(f"target is '{columns.target}', but the digits have one label each; wanted class.")
     digits = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    np.save(folder / "features.npy", resized(pixels, side, pictures.resize)[..., None])
+    channels = 3 if pictures.channels == "rgb" else 1
+    np.save(folder / "features.npy", resized(pixels, side, pictures.resize)[..., None].repeat(channels, axis=-1))
     np.save(folder / "labels.npy", digits.target.astype(np.int64))
-    recipe = recipe_of("image", (side or 8, side or 8, 1), side, pictures)
+    recipe = recipe_of("image", (side or 8, side or 8, channels), side, pictures)
     (folder / "meta.json").write_text(
         json.dumps({"classes": [str(i) for i in range(10)], "kind": "image", "recipe": recipe})
     )
