@@ -174,11 +174,6 @@ def prepare(
     measured = settings.measured(profiles[0].target, classes)
     metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
-    if len(shape) == 1 and profiles[0].target != "next-token" and not is_path(settings.model):
-        raise UserError(
-            f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
-            'model="package.module:Object"'
-        )
     check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)

@@ -77,7 +77,9 @@ def _kind(settings: Settings, profile: Profile) -> Kind:
 
 
 def check_size(settings: Settings, profile: Profile, outputs: int) -> None:
-    """Refuse images that no step of training has memory for, and say of large ones that they can be resized.
+    """Refuse inputs that the model is not for, and images that no step of training has memory for.
+
+    Of large images it is said that they can be resized.
 
     Args:
         settings: the run's.
@@ -85,9 +87,14 @@ def check_size(settings: Settings, profile: Profile, outputs: int) -> None:
         outputs: of the network.
 
     Raises:
-        UserError: the clients of a simulation have not enough memory.
+        UserError: the clients of a simulation have not enough memory, or the model is for other inputs.
     """
     shape = profile.shape
+    if len(shape) == 1 and profile.target != "next-token" and not is_path(settings.model):
+        raise UserError(
+            f'model="{settings.model}" is not for inputs of {shape[0]} numbers: wanted a model of your own, '
+            'model="package.module:Object"'
+        )
     if len(shape) != 3 or max(shape[1:]) <= sizes.LARGE:
         return
     needed = sizes.step_bytes(settings.model, shape, outputs, settings.batch_size, settings.networks())
