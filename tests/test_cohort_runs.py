@@ -74,7 +74,7 @@ def test_a_round_is_that_of_one_client_after_the_other(federate: Federate, given
     if given.get("fedtp.knn"):  # a predictor of its own
         assert told["alone"].keys() == {"score"}
     else:
-        assert told["alone"] == ({"score": 4, "fit": 1} if "novel_clients" in given else {})  # one client
+        assert told["alone"] == ({"score": 5, "fit": 1} if "novel_clients" in given else {})  # one client
     assert "engine" not in alone.summary
 
 
@@ -100,8 +100,9 @@ def test_the_model_that_all_start_from_is_scored_as_one(federate: Federate, monk
 
     monkeypatch.setattr(StackedModel, "stack", stack)
     together(federate, strategy="fedavg", evaluate_every=1)
-    # Validation and test of the common model, training, validation and test of their own; and so in the closing one.
-    assert stacked == [1, 1, 4, 4, 4] * 2
+    # Validation and test of the common model, training, validation and test of their own; and so in the closing one,
+    # in which the calibration of their own is measured for their cards.
+    assert stacked == [*[1, 1, 4, 4, 4] * 2, 4]
 
 
 def test_updates_are_clipped_and_noise_added_before_they_are_sent(federate: Federate) -> None:

@@ -94,7 +94,7 @@ def test_2_with_equal_weights_and_equal_shares_it_is_fedavg(
 @pytest.fixture
 def equal_shares(tmp_path: Path) -> dict[str, Value]:
     """Four clients with as many digits each: 400 of them."""
-    return write_digits(tmp_path, clients=4, images=400, opposed=False)
+    return {"dataset": write_digits(tmp_path, clients=4, images=400, opposed=False)["dataset"], "partitioner": "iid"}
 
 
 def bank_tensor(run: Any, client: int, name: str) -> Tensor:

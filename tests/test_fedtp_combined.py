@@ -341,11 +341,12 @@ def test_on_text_all_positions_count_and_perplexity_is_that_of_the_loss(
     given |= {"fedtp.personal": "vanilla"} if method == "vanilla" else {}
     training = {"num_server_rounds": 3, "learning_rate": 0.3, "batch_size": 8}
     run = federate(clients=3, **given, **training)
-    counts = {c: open_partition(parse(settings(**given)).data(), c, 3).counts() for c in range(3)}
+    opened = [open_partition(parse(settings(**given)).data(), number, 3) for number in range(3)]
+    counts = {data.name: data.counts() for data in opened}
     rows = {row[:6]: row for row in run.rows}
     assert len(rows) == 4 * 3 * 2 * 2 * 3  # rounds, clients, splits, phases, metrics
     for row in rows.values():
-        assert row.n == counts[int(row.client)][row.split] * LENGTH
+        assert row.n == counts[row.client][row.split] * LENGTH
         if row.metric == "perplexity":
             assert row.value == pytest.approx(math.exp(rows[*row[:5], "loss"].value), rel=1e-12)
     first, last = (

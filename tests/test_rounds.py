@@ -157,7 +157,7 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     mixers = ("pfedla", "amn", "fedham")
     mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if strategy in mixers else []
     assert sorted(file.name for file in run.path.iterdir()) == sorted([
-        "checkpoints", "clients", "clients.json", "clients.png", "config.toml", "environment.json",
+        "checkpoints", "clients", "clients.json", "clients.png", "config.toml", "data.json", "environment.json",
         "learning-curves.png", "metrics", "model", "resume.toml", "rounds.jsonl", "server.safetensors",
         "summary.json", *mixes,
     ])  # fmt: skip
