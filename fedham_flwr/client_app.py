@@ -173,7 +173,8 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
         if isinstance(context.state, HeldRecord) and "engine" not in context.state.shared:
             parts.engine().forget()  # what it did in another run of this process
             context.state.shared["engine"] = parts.engine()
-    job = Job(client, settings, parts.method, data, trainer, state, download, stage)
+    card = place.own or int(context.node_config.get("num-partitions", 0)) <= settings.model_cards
+    job = Job(client, settings, parts.method, data, trainer, state, download, stage, card)
     return parts.half(job), time.perf_counter() - began
 
 

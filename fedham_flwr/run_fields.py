@@ -118,6 +118,7 @@ class RunFields(BaseModel):
     changed_data: Literal["refuse", "accept"] = "refuse"
     checkpoint_every: NonNegativeInt = 10
     bank_memory: NonNegativeFloat = 16.0
+    model_cards: NonNegativeInt = 200
     lost_state: Literal["refuse", "restart"] = "refuse"
     image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND

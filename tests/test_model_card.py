@@ -51,6 +51,14 @@ def card(run: Run, client: str) -> dict[str, Any]:
     return dict(json.loads((run.directory / "model" / f"{client}.json").read_text()))
 
 
+def test_a_run_of_more_clients_than_model_cards_has_models_alone(tmp_path: Path, cache_dir: Path) -> None:
+    left = simulate(
+        "local", clients=3, model_cards=2, samples_per_client=20, num_server_rounds=1, results_dir=tmp_path,
+        cache_dir=cache_dir, verbose=False, device="cpu",
+    )  # fmt: skip
+    assert sorted(file.name for file in (left.directory / "model").iterdir()) == [f"{n}.safetensors" for n in range(3)]
+
+
 def test_a_card_says_what_the_results_say(run: Run) -> None:
     for number, client in enumerate(run.clients["client"]):
         facts, file = card(run, client), run.directory / "model" / f"{client}.safetensors"

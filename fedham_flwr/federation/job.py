@@ -30,6 +30,7 @@ class Job:
         state: what the client kept.
         download: what the server sent.
         stage: the kind of exchange.
+        card: an exported model gets a card beside it.
     """
 
     client: str
@@ -40,3 +41,4 @@ class Job:
     state: ClientState
     download: Download
     stage: Stage = TRAIN
+    card: bool = True

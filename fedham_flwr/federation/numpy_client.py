@@ -207,4 +207,5 @@ class FlowerClient(NumPyClient):
             **recipes.label(job.data),
         }
         file = export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
-        self._exported = file, phase, model_card.calibration(self.half, self._predictor)
+        if job.card:
+            self._exported = file, phase, model_card.calibration(self.half, self._predictor)
