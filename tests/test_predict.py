@@ -174,6 +174,12 @@ def test_what_is_missing_is_said(trained: Trained, tmp_path: Path, capsys: pytes
     trained.rows[["age", "dose"]].to_csv(tmp_path / "bare.csv", index=False)
     assert main(["predict", str(file), str(tmp_path / "bare.csv"), "--score"]) == 1
     assert "the data have no column 'ill', which says what is true" in capsys.readouterr().err
+    assert main(["predict", str(file), str(trained.file), "--score", "--metrics", "bogus"]) == 1
+    assert "error: metrics='bogus': wanted 'auto', or some of accuracy" in capsys.readouterr().err
+    assert main(["predict", str(file), str(trained.file), "-o", str(tmp_path / "no" / "x.csv")]) == 1
+    assert "x.csv: there is no folder" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "gone"), str(trained.file), "--client", "0"]) == 1
+    assert re.search(r"there is no file or folder .*gone: wanted a run's directory", capsys.readouterr().err)
     assert main(["predict", str(file), str(tmp_path / "bare.csv"), "-o", "x.txt"]) == 1
     assert "wanted a file that ends in .csv or .parquet" in capsys.readouterr().err
 
@@ -252,7 +258,8 @@ def test_words_dates_and_ranks_go_in_as_they_stand(
         fedham_flwr.predict(file, tmp_path / "odd.csv")
     left = fedham_flwr.predict(file, tmp_path / "odd.csv", bad_rows="leave-empty")
     assert left.index[left["prediction"].isna()].tolist() == [2]
-    assert "X (1 rows): none of its categories" in caplog.text
+    said = "column 'sex' has X in 1 row, which is none of its categories: it counts as another word"
+    assert caplog.messages.count(said) == 2  # of the refused prediction, and once of the other
 
 
 # ---- other kinds of data ---------------------------------------------------------------------------------------------
@@ -334,19 +341,24 @@ def test_texts_and_series_have_the_accuracy_of_the_results(tmp_path: Path, capsy
         assert f"accuracy {scores['accuracy']:.6g}, loss {scores['loss']:.6g} ({len(made.of(0)[1])} pred" in told
 
 
-def test_windows_of_recordings_have_a_prediction_each_at_their_last_row(tmp_path: Path) -> None:
+def test_windows_of_recordings_have_a_prediction_each_at_their_last_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = pd.DataFrame({"x": RNG.normal(size=120), "who": np.repeat(["a", "b"], 60), "on": np.resize([0, 1], 120)})
     rows.to_parquet(tmp_path / "rows.parquet")
     run = simulate(
         "fedavg", dataset=tmp_path / "rows.parquet", feature_column="x", label_column="on", partitioner="iid",
         clients=1, results_dir=tmp_path / "results", cache_dir=tmp_path / "cache",
-        series={"length": 10, "recording": "who"}, **SHORT,
+        series={"length": 10, "recording": "who", "label": "majority"}, **SHORT,
     )  # fmt: skip
     found = run.predict("0", rows, id_column="who")
     assert found["row"].tolist() == list(range(10, 121, 10))
     assert found["who"].tolist() == ["a"] * 6 + ["b"] * 6
     one = run.predict("0", rows.iloc[30:40])
     assert one["probability"].tolist() == pytest.approx([found["probability"][3]], rel=1e-6)
+    assert main(["predict", str(run.directory), str(tmp_path / "rows.parquet"), "--score"]) == 1
+    told = capsys.readouterr().err
+    assert re.search(r'error: series.label of the model is "majority".* wanted a model of series.label="last"', told)
 
 
 def test_the_data_of_a_function_are_predicted_as_it_gives_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

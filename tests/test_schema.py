@@ -69,11 +69,11 @@ def test_every_kind_becomes_numbers(opened: Callable[..., Any], caplog: pytest.L
     code = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
     expected = [[*sex[i], flag[i], *size[i], *day[i], *code[i]] for i in range(6)]
     np.testing.assert_allclose(features, np.array(expected, np.float32), rtol=1e-6, atol=1e-7)
-    said = [message for message in caplog.messages if "an input of its own" in message]
+    said = [message for message in caplog.messages if "none of its categories" in message]
     assert said == [
-        "column 'sex': m (1 rows): none of its categories, which has an input of its own",
-        "column 'size': huge (1 rows): none of its categories, which has an input of its own",
-        "column 'code': 2 (2 rows), 10 (1 rows): none of its categories, which has an input of its own",
+        "column 'sex' has m in 1 row, which is none of its categories: it counts as another word",
+        "column 'size' has huge in 1 row, which is none of its categories: it counts as another word",
+        "column 'code' has 2 in 2 rows and 10 in 1 row, which are none of its categories: they count as another word",
     ]
     assert node.meanings[1] == (
         "sex=F=M (category)", "flag (boolean)", "size=small=medium=large (ordered)", "day (date month)",

@@ -80,7 +80,7 @@ def test_the_sites_agree_on_the_union_of_their_words(
         file.write("".join(f"{age},odd,{age % 2}\n" for age in range(50, 60)))
     again = run(grid=nodes(files), **quick, resume=str(done.path), num_server_rounds=3)
     assert json.loads((done.path / FILE).read_text()) == {"pain": list(UNION)}
-    assert "column 'pain': odd (10 rows): none of its categories" in caplog.text
+    assert "column 'pain' has odd in 10 rows, which is none of its categories" in caplog.text
     assert max(row.round for row in again.rows) == 4
     assert again.summary["failures"] == 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -142,6 +143,13 @@ def test_other_readers_give_their_own_reason(tmp_path: Path, ending: str, conten
         load(str(path), str(tmp_path / "copy"))
     assert re.search(reason, str(told.value))
     assert "An error occurred" not in str(told.value)
+    good = datasets.Dataset.from_dict({"a": [1.0], "label": [0]})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    path.rename(folder / path.name)
+    good.to_parquet(folder / "good.parquet") if ending == ".parquet" else good.to_json(folder / "good.jsonl")
+    with pytest.raises(UserError, match=rf"rows{ending} can't be read: "):  # in a folder too
+        load(str(folder), str(tmp_path / "copy"))
 
 
 # ---- which columns ---------------------------------------------------------------------------------------------------

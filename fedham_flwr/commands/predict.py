@@ -71,6 +71,8 @@ def _predict(options: argparse.Namespace) -> None:
     output = Path(options.output).expanduser() if options.output else None
     if output and output.suffix.lower() not in ENDINGS:
         raise UserError(f"--output {options.output}: wanted a file that ends in {' or '.join(ENDINGS)}")
+    if output and not output.parent.is_dir():
+        raise UserError(f"--output {options.output}: there is no folder {output.parent.absolute()}")
     opened = Exported.open(options.model, client=options.client, trust_imports=options.trust_imports)
     if opened.caution:
         _say(opened.caution)
@@ -99,7 +101,8 @@ def _write(found: Predicted, output: Path | None) -> None:
     if found.faults:
         rows = ", ".join(str(row + 1) for row, _ in found.faults[:SHOWN])
         more = " and more" if len(found.faults) > SHOWN else ""
-        _say(f"{len(found.faults)} rows do not fit and are left empty (rows {rows}{more}); {found.faults[0][1]}")
+        what = "1 row does not fit and is" if len(found.faults) == 1 else f"{len(found.faults)} rows do not fit and are"
+        _say(f"{what} left empty (row{'s' if found.faults[1:] else ''} {rows}{more}); {found.faults[0][1]}")
     given: dict[str, Any] = {"index": False, "float_format": "%.9g"}
     if output is None:
         found.frame.to_csv(sys.stdout, **given)

@@ -62,7 +62,9 @@ def files_of(path: Path, copy: str) -> tuple[str, dict[str, list[Path]]]:
     return name, read
 
 
-def load_files(builder: str, files: list[Path], path: Path, copy: str) -> datasets.DatasetDict:
+def load_files(
+    builder: str, files: list[Path], path: Path, copy: str, within: tuple[str, list[Path]] = ("", [])
+) -> datasets.DatasetDict:
     """Files by the library's builder of this name, or a folder that is named in its place.
 
     Args:
@@ -70,6 +72,7 @@ def load_files(builder: str, files: list[Path], path: Path, copy: str) -> datase
         files: of the builder; none of a folder.
         path: what was asked for.
         copy: folder for the copy that the library writes.
+        within: of a folder its builder and its files, to name the one that can't be read.
 
     Raises:
         UserError: a file can't be read.
@@ -81,6 +84,8 @@ def load_files(builder: str, files: list[Path], path: Path, copy: str) -> datase
         try:
             return datasets.load_dataset(builder, cache_dir=copy, **what)
         except Exception as error:  # the library and its readers raise errors of every kind for a file they can't read
+            for file in within[1]:
+                load_files(within[0], [file], file, copy)
             raise UserError(f"dataset {path} can't be read: {_reason(error)}") from error
 
 
@@ -99,13 +104,16 @@ def offline() -> Iterator[None]:
 
     switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
     before = [module.HF_HUB_OFFLINE for module in switches]
-    quiet = datasets.are_progress_bars_disabled()
+    quiet, logger = datasets.are_progress_bars_disabled(), logging.getLogger("datasets")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)  # its errors are raised too
     datasets.disable_progress_bars()
     for module in switches:
         module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
+        logger.setLevel(level)
         for module, value in zip(switches, before, strict=True):
             module.HF_HUB_OFFLINE = value
         if not quiet:

@@ -92,6 +92,22 @@ def read(path: object, header: Mapping[str, str]) -> dict[str, Any]:
     return found
 
 
+def settled(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe for parts of these rows: what is found out of all of them stands in it.
+
+    Args:
+        rows: all, of one file.
+        recipe: a client's.
+    """
+    if recipe["kind"] != "table":
+        return dict(recipe)
+    from fedham_flwr.data.kinds.table_kinds import decimal_signs
+    from fedham_flwr.data.kinds.table_settings import TableSettings
+
+    (*_, sign), *_ = decimal_signs(rows, TableSettings(missing=" ".join(recipe.get("missing", ()))))
+    return {**recipe, "decimal": "" if sign == "?" else sign}
+
+
 def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[Any]:
     """Features as they are stored, of raw rows.
 

@@ -181,9 +181,10 @@ def load(source: str, copy: str, table: TableSettings = AS_FOUND) -> datasets.Da
         return image_folder.rows(found, lambda file: load(str(file), copy, table))
     path = path.resolve()  # as the library names files
     name, splits = files_of(path, copy)
+    everything = [file for files in splits.values() for file in files]
     if name == "csv":
-        return csv_files.read([file for files in splits.values() for file in files], path, table)
-    return _merge(load_files(str(path), [], path, copy), source)
+        return csv_files.read(everything, path, table)
+    return _merge(load_files(str(path), [], path, copy, (name, everything)), source)
 
 
 def _load_file(path: Path, copy: str, table: TableSettings) -> datasets.Dataset:

@@ -37,7 +37,7 @@ def findings(config: str, given: Mapping[str, Value]) -> Iterator[Finding]:
         yield fault("node", "node-config", str(error).replace("-c ", "--node-config ", 1))
         return
     for key in sorted(key for key in node.keys() - set(KNOWN) if not key.startswith("table.")):
-        yield note("node", key, f"{node[key]!r} is read by nobody", f"one of {', '.join(KNOWN)}")
+        yield note("node", key, f"{node[key]!r} is read by nobody", f"one of {', '.join(KNOWN)}, and table.*")
     yield _id(node)
     yield from _data(node, given)
     yield from _state(node)

@@ -52,6 +52,8 @@ class Exported:
         file = Path(path).expanduser()
         if file.is_dir():
             file = _of_run(file, client)
+        elif not file.exists():
+            raise UserError(f"there is no file or folder {path}: wanted a run's directory, or one client's model")
         elif client:
             raise UserError(
                 f"client {client!r} was asked for, and {path} is no run's directory, but one client's model"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +21,8 @@ from fedham_flwr.training.trainer import EVALUATION_BATCH
 if TYPE_CHECKING:
     import datasets
     import pandas
+
+log = logging.getLogger("fedham_flwr")
 
 BadRows = Literal["refuse", "leave-empty"]
 MOST_BAD = 1000
@@ -114,11 +118,17 @@ def of_rows(
     if bad_rows == "refuse":
         features, good = recipes.encode(rows.data, opened.recipe), list(range(len(rows.data)))
     else:
-        parts = list(_fitting(rows.data, opened.recipe, 0, faults))
+        recipe = recipes.settled(rows.data, opened.recipe)
+        with _unsaid() as notes:
+            parts = list(_fitting(rows.data, recipe, 0, faults))
         if not parts:
             raise UserError(f"none of {len(rows.data)} rows fits the model of {opened.path}: {faults[0][1]}")
         features = np.concatenate([part for _, part in parts])
         good = [row for start, part in parts for row in range(start, start + len(part))]
+        if notes and faults:  # each part has said its own: once more, of all rows that fit
+            recipes.encode(rows.data.select(good), recipe)
+        for record in () if faults else notes:
+            log.handle(record)
     outputs = opened.outputs(features, device, _checked(batch_size))
     frame = frame_of(outputs, opened.recipe, first, good, probabilities)
     return Predicted(frame, outputs, good, faults)
@@ -155,6 +165,22 @@ def _of_windows(
     told = {name: [values[row] for row in good] for name, values in first.items()}
     frame = frame_of(outputs, opened.recipe, told, range(len(good)), probabilities)
     return Predicted(frame, outputs, good, ())
+
+
+@contextlib.contextmanager
+def _unsaid() -> Iterator[list[logging.LogRecord]]:
+    """Keep what is logged for later."""
+    kept: list[logging.LogRecord] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        kept.append(record)
+        return False
+
+    log.addFilter(keep)
+    try:
+        yield kept
+    finally:
+        log.removeFilter(keep)
 
 
 def _fitting(

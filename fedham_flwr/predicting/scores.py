@@ -13,7 +13,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.new_rows import NewRows
 from fedham_flwr.predicting.exported import Exported
 from fedham_flwr.training.measurement import Measurement, Scores
-from fedham_flwr.training.metric_choice import chosen
+from fedham_flwr.training.metric_choice import chosen, faults
 from fedham_flwr.training.trainer import EVALUATION_BATCH
 
 if TYPE_CHECKING:
@@ -34,6 +34,13 @@ def score(opened: Exported, rows: NewRows, outputs: Tensor, good: Sequence[int],
         UserError: the data do not say what is true, or say what the model does not know.
     """
     recipe = opened.recipe
+    if recipe.get("label") == "majority":
+        raise UserError(
+            'series.label of the model is "majority", so that a window\'s truth is that of most of its rows, and a '
+            'score here compares with its last row alone: wanted a model of series.label="last"'
+        )
+    if wrong := faults(metrics, "auto"):
+        raise UserError("; ".join(wrong))
     targets = _targets(recipe, rows, good)
     measurement = Measurement(chosen(metrics, recipe["target"], len(recipe["outputs"])), torch.device("cpu"))
     for some, true in zip(*(torch.split(all_of, EVALUATION_BATCH) for all_of in (outputs, targets)), strict=True):

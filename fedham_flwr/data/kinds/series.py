@@ -83,7 +83,8 @@ def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSett
     if settings.gap and not settings.time:
         raise UserError(f"series.gap={settings.gap:g} needs series.time, the column that says when a row was recorded.")
     how = {"stride": settings.stride or settings.length, "time": settings.time, "gap": settings.gap}
-    return recipe | {"form": "recordings", "recording": settings.recording} | how
+    label = {} if settings.label == "last" else {"label": settings.label}
+    return recipe | {"form": "recordings", "recording": settings.recording} | how | label
 
 
 def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSettings, folder: Path) -> dict[str, Any]:

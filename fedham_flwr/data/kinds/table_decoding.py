@@ -93,7 +93,9 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.
             f"the rows lack the column{'s' if lacking[1:] else ''} {', '.join(map(repr, lacking))}, which the model "
             f"has; theirs are {', '.join(rows.features)}."
         )
-    values = _features(rows, columns, TableSettings(missing=" ".join(recipe.get("missing", ()))))
+    values = _features(
+        rows, columns, TableSettings(decimal=recipe.get("decimal", ""), missing=" ".join(recipe.get("missing", ())))
+    )
     scaling = recipe.get("scaling")
     return scale(values, np.array(scaling["mean"]), np.array(scaling["std"])) if scaling else values
 
@@ -132,8 +134,17 @@ def _tell(column: Column, encoded: Encoded) -> None:
     if encoded.notes:
         log.warning("column '%s': %s", column.name, "; ".join(encoded.notes))
     if encoded.unknown:
-        listed = ", ".join(f"{word} ({count} rows)" for word, count in [*encoded.unknown.items()][:10])
-        log.warning("column '%s': %s: none of its categories, which has an input of its own", column.name, listed)
+        log.warning("column '%s' has %s", column.name, _unknown(encoded.unknown))
+
+
+def _unknown(words: Mapping[str, int]) -> str:
+    """Words that are no categories, each with its rows, and what becomes of them."""
+    told = [f"{word} in {count} row{'s' if count > 1 else ''}" for word, count in [*words.items()][:10]]
+    if (more := len(words) - len(told)) > 0:
+        told.append(f"{more} other word{'s' if more > 1 else ''}")
+    if len(words) == 1:
+        return f"{told[0]}, which is none of its categories: it counts as another word"
+    return f"{', '.join(told[:-1])} and {told[-1]}, which are none of its categories: they count as another word"
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
