@@ -16,12 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.column_values import kind_of_texts, mostly_numbers
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several
 from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.kinds.recordings import cut, read
+from fedham_flwr.data.kinds.series_lists import Steps, lists
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table import scale
 from fedham_flwr.data.kinds.table_decoding import statistics
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
+from fedham_flwr.data.kinds.table_settings import TableSettings
+from fedham_flwr.data.row_hashes import FILE, RECORDINGS, text_hashes
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +36,6 @@ ARRAYS = ("Array2D",)
 log = logging.getLogger("fedham_flwr")
 
 Indices = npt.NDArray[np.int64]
-Steps = npt.NDArray[np.float32]
 
 
 def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
@@ -51,9 +55,16 @@ def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> li
     names = [name for name in several(data, columns.feature) if name in data.features]
     if len(names) == 1 and (depth := _depth(data.features[names[0]])):
         return names if depth == 2 or (depth == 1 and settings.series.length) else []
-    if settings.series.length and names and all(is_number(data, name) for name in names):
-        return several(data, columns.feature)
-    return []
+    missing = settings.table.missing.split()
+    # If one is a channel, all are meant to be: what is wrong in another is said when they are read.
+    return names if settings.series.length and any(_is_channel(data, name, missing) for name in names) else []
+
+
+def _is_channel(data: datasets.Dataset, name: str, missing: Sequence[str]) -> bool:
+    """Whether a column holds numbers, or texts most of which are."""
+    if not kind_of_column(data.features[name]).endswith("string"):
+        return is_number(data, name)
+    return kind_of_texts(data, name, missing) == "number" or mostly_numbers(data, name)
 
 
 def _depth(feature: Any) -> int:
@@ -66,8 +77,20 @@ def _depth(feature: Any) -> int:
     return depth if depth <= 2 and kind_of_column(feature).startswith(("int", "uint", "float", "bool")) else 0
 
 
-def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSettings) -> dict[str, Any]:
-    """How rows become series, for `encode`; length and channels are added when they are known."""
+def recipe_of(
+    data: datasets.Dataset, names: Sequence[str], settings: SeriesSettings, table: TableSettings
+) -> dict[str, Any]:
+    """How rows become series, for `encode`; length and channels are added when they are known.
+
+    Args:
+        data: all rows.
+        names: of the columns that are samples.
+        settings: those of series.
+        table: how texts are read.
+
+    Raises:
+        UserError: settings do not go together.
+    """
     recipe: dict[str, Any] = {
         "kind": "series",
         "columns": [{"name": name} for name in names],
@@ -82,7 +105,11 @@ def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSett
                 raise UserError(f"feature-column names '{column}', which is {setting}; leave it out.")
     if settings.gap and not settings.time:
         raise UserError(f"series.gap={settings.gap:g} needs series.time, the column that says when a row was recorded.")
-    how = {"stride": settings.stride or settings.length, "time": settings.time, "gap": settings.gap}
+    how: dict[str, Any] = {"stride": settings.stride or settings.length, "time": settings.time, "gap": settings.gap}
+    comma = not table.decimal and any(sign == "," for *_, sign in decimal_signs(data, table))
+    columns = [{"name": name, "decimal": ","} if comma else {"name": name} for name in names]
+    written = {"decimal": table.decimal, "missing": table.missing.split()}
+    how |= {"columns": columns} | {name: said for name, said in written.items() if said}
     return recipe | {"form": "recordings", "recording": settings.recording} | how
 
 
@@ -114,74 +141,13 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
     cuts = cut(found, owners, recipe)
     np.save(folder / "features.npy", cuts.values)
     np.save(folder / "spans.npy", cuts.spans)
+    whose = cuts.first(found.recording)
+    np.save(folder / RECORDINGS, text_hashes(found.names)[whose])
+    (folder / FILE).unlink(missing_ok=True)  # it is of rows
     np.save(folder / "labels.npy", cuts.labels(np.load(folder / "labels.npy"), settings.label))
     if owners is not None:
         np.save(folder / "owners.npy", cuts.first(owners))
     return {"recipe": {**recipe, "channels": [column["name"] for column in recipe["columns"]]}, "ordered": True}
-
-
-def lists(data: datasets.Dataset, column: str, length: int) -> Steps:
-    """float32 [N, T, C] of a column of lists.
-
-    Args:
-        data: all rows.
-        column: of lists [T, C], or [T] of one channel.
-        length: T, to which longer ones are cut, and others are filled up by missing values; 0: all are of one length.
-
-    Raises:
-        UserError: a row has no list, one of another length, or an infinite value.
-    """
-    import pyarrow.compute as pc
-
-    rows = data.select_columns([column]).with_format("arrow")[:].column(column).combine_chunks()
-    rows = getattr(rows, "storage", rows)
-    if rows.null_count:
-        raise UserError(f"feature-column '{column}' has {rows.null_count} empty rows, but every row needs a list.")
-    sizes = pc.list_value_length(rows).to_numpy(zero_copy_only=False).astype(np.int64)
-    steps = _steps(rows.flatten(), column, np.repeat(np.arange(len(rows)), sizes))
-    if not length and (other := sizes != sizes[0]).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"row {row} of '{column}' has {sizes[row]} steps, but row 0 has {sizes[0]}: set series.length, the steps "
-            "of all: longer ones are cut, shorter ones filled up as missing."
-        )
-    length = length or int(sizes[0])
-    if not length:
-        raise UserError(f"row 0 of '{column}' is an empty list; wanted numbers.")
-    place = np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = place < length
-    values = np.full((len(sizes), length, steps.shape[1]), np.nan, dtype=np.float32)
-    values[np.repeat(np.arange(len(sizes)), sizes)[kept], place[kept]] = steps[kept]
-    return values
-
-
-def _steps(column: Any, name: str, rows: Indices) -> Steps:
-    """[sum of T, C]: the values of all steps, of which `rows` says whose they are."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    there, channels = np.ones(len(column), dtype=bool), 1
-    inner = column
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        there = column.is_valid().to_numpy(zero_copy_only=False)
-        widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)[there].astype(np.int64)
-        channels = int(widths[0]) if len(widths) else 0
-        if (other := widths != channels).any():
-            row = int(rows[there][int(other.argmax())])
-            raise UserError(
-                f"row {row} of '{name}' has a step of {int(widths[other][0])} channels, but the first step has "
-                f"{channels}: all steps must have the same."
-            )
-        if not channels:
-            raise UserError(f"feature-column '{name}' has steps without any channel; wanted numbers.")
-        inner = column.flatten()
-    numbers = pc.fill_null(pc.cast(inner, pa.float64(), safe=False), float("nan")).to_numpy(zero_copy_only=False)
-    values = np.full((len(column), channels), np.nan, dtype=np.float32)
-    with np.errstate(over="ignore"):
-        values[there] = numbers.reshape(-1, channels)
-    if (infinite := np.isinf(values).any(axis=1)).any():
-        raise UserError(f"row {int(rows[int(infinite.argmax())])} of '{name}' holds an infinite value: leave it empty.")
-    return values
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
