@@ -318,7 +318,7 @@ def test_times_may_be_dates(opened: Open) -> None:
         ({"series": SeriesSettings(4, time="x")}, r"feature-column names 'x', which is series\.time; leave it out"),
         (
             {"series": SeriesSettings(4, time="rec")},
-            r"series\.time 'rec' holds 'r0' in row 0, but must hold numbers or",
+            r"series\.time 'rec' holds 'r0' in row 0, but must hold numbers",
         ),
         ({"series": SeriesSettings(99)}, r"series\.length=99, but the longest stretch .* has 48: set a smaller one"),
         ({"series": SeriesSettings(4, 2, "t", "rec", label="majority"), "target": "value"}, r'is value: set "last"'),
