@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data import row_hashes
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.data.data_settings import DataSettings, Partitioning
-from fedham_flwr.data.kinds.recordings import read
+from fedham_flwr.data.kinds.recordings import Recordings, cut, read
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import TableSettings
 from fedham_flwr.data.sources import load
@@ -38,6 +39,13 @@ def test_numbers_are_read_as_those_of_a_table(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.values[:, 1], [1, 2, np.nan, 4, 5, 6, 7, 8])
     assert found.time is not None
     assert np.diff(found.time).tolist() == [60.0] * 7
+
+
+def test_rows_of_one_time_are_said_to_be_mixed(caplog: pytest.LogCaptureFixture) -> None:
+    found = Recordings(np.zeros((5, 1), np.float32), np.array([0, 0, 1, 1, 1]), ["a", "b"], np.array([0.0, 1, 5, 5, 5]))
+    with caplog.at_level(logging.WARNING, logger="fedham_flwr"):
+        cut(found, np.array([0, 0, 0, 0, 1]), {"length": 1, "stride": 1, "gap": 0})
+    assert "1 rows have the time of another one of the same recording, first in 'b': if they are" in caplog.text
 
 
 @pytest.mark.parametrize(

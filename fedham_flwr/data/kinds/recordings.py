@@ -5,6 +5,7 @@ A window never crosses two recordings, two clients, or a gap in time. Letters: R
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ from fedham_flwr.data.labels import codes_of
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger("fedham_flwr")
 
 Indices = npt.NDArray[np.int64]
 
@@ -182,6 +185,14 @@ def cut(found: Recordings, owners: Indices | None, recipe: Mapping[str, Any]) ->
     order = np.lexsort((np.arange(len(owner)), time, found.recording, owner))
     whose = np.stack([owner, found.recording], axis=1)[order]
     other = (whose[1:] != whose[:-1]).any(axis=1)
+    if found.time is not None and (same := ~other & (np.diff(time[order]) == 0)).any():
+        name = found.names[found.recording[order[same.argmax()]]]
+        log.warning(
+            "%d rows have the time of another one of the same recording%s: if they are of several recordings, windows "
+            "mix these, and series.recording must name the column that tells them apart",
+            int(same.sum()),
+            f", first in '{name}'" if name else "",
+        )
     # A time such as 0.8 is rounded, so that 0.8 - 0.7 is above 0.1: by as much a step may be longer.
     longest = recipe["gap"] + 2 * np.spacing(np.abs(time[order][1:]))
     new = other | (np.diff(time[order]) > longest if recipe["gap"] else False)

@@ -19,7 +19,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.column_values import kind_of_texts, mostly_numbers
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several
 from fedham_flwr.data.data_settings import DataSettings
-from fedham_flwr.data.kinds.recordings import cut, read
+from fedham_flwr.data.kinds.recordings import Windows, cut, read
 from fedham_flwr.data.kinds.series_lists import Steps, lists
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table import scale
@@ -182,18 +182,42 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> Steps:
     Raises:
         UserError: a column is not there, or holds something else.
     """
+    _check_columns(rows, recipe)
+    if recipe["form"] == "recordings":
+        return encode_recordings(rows, recipe)[0]
+    column = recipe["columns"][0]["name"]
+    if not _depth(rows.features[column]):
+        kind = kind_of_column(rows.features[column])
+        raise UserError(f"column '{column}' is of kind {kind}, but the model wants lists of numbers.")
+    values, wanted = lists(rows, column, recipe["length"]), len(recipe["channels"])
+    if values.shape[2] != wanted:
+        raise UserError(f"'{column}' has {values.shape[2]} channels, but the model wants {wanted}.")
+    return _scaled(values, recipe)
+
+
+def encode_recordings(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> tuple[Steps, Windows]:
+    """As `encode`, and the windows that the samples are.
+
+    Args:
+        rows: those of recordings.
+        recipe: as for `encode`.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    _check_columns(rows, recipe)
+    windows = cut(read(rows, recipe), None, recipe)
+    return _scaled(windows.values, recipe), windows
+
+
+def _check_columns(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> None:
     for column in recipe["columns"]:
         named(rows, "the model's feature-column", column["name"])
-    if recipe["form"] == "lists":
-        column = recipe["columns"][0]["name"]
-        if not _depth(rows.features[column]):
-            kind = kind_of_column(rows.features[column])
-            raise UserError(f"column '{column}' is of kind {kind}, but the model wants lists of numbers.")
-        values = lists(rows, column, recipe["length"])
-    else:
-        values = cut(read(rows, recipe), None, recipe).values
-    if values.shape[2] != len(recipe["channels"]):
-        name, wanted = recipe["columns"][0]["name"], len(recipe["channels"])
-        raise UserError(f"'{name}' has {values.shape[2]} channels, but the model wants {wanted}.")
+    for what in ("recording", "time"):
+        if recipe.get(what):
+            named(rows, f"the model's series.{what}", recipe[what])
+
+
+def _scaled(values: Steps, recipe: Mapping[str, Any]) -> Steps:
     mean, std = (np.array(recipe["scaling"][name], dtype=np.float64) for name in ("mean", "std"))
     return scale(values, mean, std)
