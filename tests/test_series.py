@@ -322,6 +322,7 @@ def test_times_may_be_dates(opened: Open) -> None:
         ),
         ({"series": SeriesSettings(99)}, r"series\.length=99, but the longest stretch .* has 48: set a smaller one"),
         ({"series": SeriesSettings(4, 2, "t", "rec", label="majority"), "target": "value"}, r'is value: set "last"'),
+        ({"series": SeriesSettings(4), "feature_column": "x z"}, r"feature-column names 'z', but the columns are site"),
         ({"series": SeriesSettings(4), "feature_column": "x label"}, r"names 'label', which is the label-column"),
     ],
 )

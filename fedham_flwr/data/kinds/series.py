@@ -52,7 +52,9 @@ def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> li
     if not columns.feature:
         nested = [name for name, kind in data.features.items() if _depth(kind) == 2]
         return nested if len(nested) == 1 else []
-    names = [name for name in several(data, columns.feature) if name in data.features]
+    names = several(data, columns.feature)
+    if any(name not in data.features for name in names):
+        return []  # which one is said by those who look after this
     if len(names) == 1 and (depth := _depth(data.features[names[0]])):
         return names if depth == 2 or (depth == 1 and settings.series.length) else []
     missing = settings.table.missing.split()
