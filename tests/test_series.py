@@ -132,6 +132,12 @@ def test_lists_that_are_no_series(opened: Open, x: list[Any], message: str) -> N
         opened(datasets.Dataset.from_dict({"x": x, "label": [0, 1] * 2}, features=kind))
 
 
+def test_settings_of_recordings_are_idle_for_lists(opened: Open, tmp_path: Path) -> None:
+    opened({"x": VALUES, "label": [0, 1] * 4}, series=SeriesSettings(3, time="label", split="recording"))
+    meta = json.loads(next(tmp_path.glob("cache/data-*/meta.json")).read_text())
+    assert meta["notes"] == ["without effect, since each row is a window already: series.time, series.split"]
+
+
 def test_more_channels_than_steps_are_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fedham_flwr"):
         opened({"x": [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]] * 4, "label": [0, 1] * 2})

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +138,10 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
                 values.shape[2],
             )
         np.save(folder / "features.npy", values)
-        return {"recipe": {**recipe, "length": values.shape[1], "channels": channels}}
+        usual = SeriesSettings(length=settings.length)
+        idle = [f"series.{name}" for name, said in asdict(settings).items() if said != getattr(usual, name)]
+        notes = [f"without effect, since each row is a window already: {', '.join(idle)}"] if idle else []
+        return {"recipe": {**recipe, "length": values.shape[1], "channels": channels}, "notes": notes}
     found = read(data, recipe)
     owners = np.load(folder / "owners.npy") if (folder / "owners.npy").exists() else None
     cuts = cut(found, owners, recipe)
