@@ -24,9 +24,9 @@ from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partition
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning
 from fedham_flwr.data.kinds.recordings import Recordings, cut
-from fedham_flwr.data.kinds.series import lists
+from fedham_flwr.data.kinds.series_lists import lists
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
-from fedham_flwr.data.window_splits import split_windows
+from fedham_flwr.data.window_splits import split_recordings, split_windows
 
 Open = Callable[..., ClientData]
 
@@ -132,6 +132,12 @@ def test_lists_that_are_no_series(opened: Open, x: list[Any], message: str) -> N
         opened(datasets.Dataset.from_dict({"x": x, "label": [0, 1] * 2}, features=kind))
 
 
+def test_settings_of_recordings_are_idle_for_lists(opened: Open, tmp_path: Path) -> None:
+    opened({"x": VALUES, "label": [0, 1] * 4}, series=SeriesSettings(3, time="label", split="recording"))
+    meta = json.loads(next(tmp_path.glob("cache/data-*/meta.json")).read_text())
+    assert meta["notes"] == ["without effect, since each row is a window already: series.time, series.split"]
+
+
 def test_more_channels_than_steps_are_said(opened: Open, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, logger="fedham_flwr"):
         opened({"x": [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]] * 4, "label": [0, 1] * 2})
@@ -205,7 +211,11 @@ def test_no_row_is_in_two_splits(sizes: list[int], length: int, stride: int, who
         begin += size
     part, table = np.arange(len(spans)), np.array(spans).reshape(-1, 3)
     try:
-        splits = split_windows(part, table, Fractions(0.2, 0.3), np.random.default_rng(seed), "a", whole)
+        if whole:
+            share = np.random.default_rng(seed).random(len(sizes))[table[:, 0].astype(int)]
+            splits = split_recordings(part, table, share, Fractions(0.2, 0.3), "a")
+        else:
+            splits = split_windows(part, table, Fractions(0.2, 0.3), np.random.default_rng(seed), "a")
     except UserError:
         return
     rows = {
@@ -228,20 +238,37 @@ def test_no_row_is_in_two_splits(sizes: list[int], length: int, stride: int, who
 
 def test_windows_that_overlap_the_next_split_are_left_out() -> None:
     spans = np.array([(0, start, 4) for start in range(0, 40, 2)])  # each overlaps the next one
-    splits = split_windows(np.arange(20), spans, Fractions(0.0, 0.25), np.random.default_rng(0), "a", False)
+    splits = split_windows(np.arange(20), spans, Fractions(0.0, 0.25), np.random.default_rng(0), "a")
     assert splits["test"].tolist() == [15, 16, 17, 18, 19]
     assert splits["train"].tolist() == list(range(14))
     assert splits["validation"].tolist() == []
 
 
-def test_whole_recordings_need_two_of_them() -> None:
-    spans = np.array([(0, 0, 2), (0, 2, 2), (0, 4, 2)])
+def test_a_whole_recording_goes_where_its_share_says() -> None:
+    spans = np.array([(0, 0, 2), (0, 2, 2), (1, 4, 2), (2, 6, 2)])
+    shares = np.array([0.1, 0.1, 0.25, 0.9])
+    splits = split_recordings(np.arange(4), spans, shares, Fractions(0.1, 0.2), "a")
+    assert {name: found.tolist() for name, found in splits.items()} == {"train": [3], "validation": [2], "test": [0, 1]}
+    splits = split_recordings(np.arange(3), spans, shares, Fractions(0.1, 0.2), "a")  # the last one is not there yet
+    assert {name: found.tolist() for name, found in splits.items()} == {"train": [2], "validation": [], "test": [0, 1]}
     with pytest.raises(UserError, match=r"needs at least 2 recordings of each client.* client 'a' has 1"):
-        split_windows(np.arange(3), spans, Fractions(), np.random.default_rng(0), "a", True)
-    splits = split_windows(
-        np.arange(3), np.array([(0, 0, 2), (0, 2, 2), (1, 4, 2)]), Fractions(), np.random.default_rng(0), "a", True
-    )
-    assert sorted(map(len, splits.values())) == [0, 1, 2]
+        split_recordings(np.arange(2), spans, shares, Fractions(), "a")
+
+
+def test_a_new_recording_moves_no_other(opened: Open) -> None:
+    rows: dict[str, Any] = {
+        "rec": [f"r{one}" for one in range(21) for _ in range(8)],
+        "x": [float(one) for one in range(21) for _ in range(8)],
+        "label": [0, 1] * 84,
+    }
+    whole = {"feature_column": "x", "series": SeriesSettings(4, recording="rec", split="recording")}
+    found = []
+    for rest in (slice(0, 160), slice(0, 168)):  # without the last recording, and with it
+        client = opened({name: values[rest] for name, values in rows.items()}, **whole)
+        found.append({name: {*np.round(raw(client)[of][:, 0, 0]).tolist()} for name, of in client.splits.items()})
+    before, after = found
+    assert min(map(len, before.values())) >= 1
+    assert {name: numbers - {20.0} for name, numbers in after.items()} == before
 
 
 def recorded(sites: int = 2, steps: int = 24) -> dict[str, Any]:
@@ -295,9 +322,13 @@ def test_times_may_be_dates(opened: Open) -> None:
         ({"series": SeriesSettings(4, gap=1.0)}, r"series\.gap=1 needs series\.time"),
         ({"series": SeriesSettings(4, time="when")}, r"series\.time is 'when', but the columns are"),
         ({"series": SeriesSettings(4, time="x")}, r"feature-column names 'x', which is series\.time; leave it out"),
-        ({"series": SeriesSettings(4, time="rec")}, r"series\.time 'rec' must hold numbers or times such as"),
+        (
+            {"series": SeriesSettings(4, time="rec")},
+            r"series\.time 'rec' holds 'r0' in row 0, but must hold numbers",
+        ),
         ({"series": SeriesSettings(99)}, r"series\.length=99, but the longest stretch .* has 48: set a smaller one"),
         ({"series": SeriesSettings(4, 2, "t", "rec", label="majority"), "target": "value"}, r'is value: set "last"'),
+        ({"series": SeriesSettings(4), "feature_column": "x z"}, r"feature-column names 'z', but the columns are site"),
         ({"series": SeriesSettings(4), "feature_column": "x label"}, r"names 'label', which is the label-column"),
     ],
 )

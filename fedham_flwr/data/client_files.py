@@ -59,7 +59,16 @@ def load_clients(source: str, copy: str, table: TableSettings = AS_FOUND) -> tup
             f"in the folder {folder} the client {next(iter(pictures))} has images and the client {others[0]} none: "
             "all must have data of one kind."
         )
-    return (_load_images(found, pictures) if pictures else _load_tables(found, copy, table)), notes
+    if not pictures:
+        return _load_tables(found, copy, table), notes
+    if odd := [file for name in found for file in _files(found[name]) if _is_no_picture(file)]:
+        names = [file.relative_to(folder).as_posix() for file in odd]
+        notes.append(f"left out of {folder}, since they are no pictures: {_some(names)}")
+    return _load_images(found, pictures), notes
+
+
+def _is_no_picture(file: Path) -> bool:
+    return not file.name.startswith(".") and not (file.suffix.lower() in IMAGES and _is_data(file))
 
 
 def _entries(folder: Path) -> tuple[dict[str, Path], list[str]]:
@@ -114,7 +123,9 @@ def _load_images(found: Mapping[str, Path], pictures: Mapping[str, Sequence[Path
             f"images of the client {alone[0]} lie in {found[alone[0]]} itself, and wanted is a folder in it for each "
             "class."
         )
-    classes = sorted({file.parent.name for _, file in files})
+    inner = [each for entry in found.values() for each in entry.iterdir() if each.is_dir() and each.name[0] != "."]
+    empty = {each.name for each in inner if not any(each.iterdir())}  # a class without samples
+    classes = sorted({file.parent.name for _, file in files} | empty)
     codes = {name: number for number, name in enumerate(classes)}
     columns: dict[str, list[Any]] = {
         "image": [str(file) for _, file in files],

@@ -20,7 +20,7 @@ from fedham_flwr.data.kinds import text as texts
 from fedham_flwr.data.partitioners import BY_NAME
 from fedham_flwr.data.partitions import check_classless, partition
 from fedham_flwr.data.splits import split, split_by_rows, split_in_order
-from fedham_flwr.data.window_splits import split_windows
+from fedham_flwr.data.window_splits import split_recordings, split_windows
 
 FIRST = 5
 """How many names a note lists before it counts the rest."""
@@ -165,8 +165,11 @@ def splitter(settings: DataSettings, data: Path, owned: bool) -> Callable[[Indic
     """
     seed, fractions = settings.partitioning.seed, settings.fractions
     if (data / "spans.npy").exists():
-        spans, whole = array(data / "spans.npy"), settings.series.split == "recording"
-        return lambda part, name: split_windows(part, spans, fractions, stream(seed, "split", client=name), name, whole)
+        spans = array(data / "spans.npy")
+        if settings.series.split == "recording":
+            shares = row_hashes.shares(array(data / row_hashes.RECORDINGS), seed, "split")
+            return lambda part, name: split_recordings(part, spans, shares, fractions, name)
+        return lambda part, name: split_windows(part, spans, fractions, stream(seed, "split", client=name), name)
     if not by_rows(data):
         return lambda part, name: split_in_order(part, fractions, name)
     if not owned:

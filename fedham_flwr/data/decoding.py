@@ -111,7 +111,7 @@ def _decode_rows(
     meta = KINDS[kind].decode(Rows(data, columns, features, folder, settings)) | {"kind": kind}
     meta["recipe"] = {"kind": kind} | meta.get("recipe", {})
     meta["notes"] = [*notes, *meta.get("notes", [])]
-    if not (folder / row_hashes.FILE).is_file():
+    if not (meta.get("ordered") or (folder / row_hashes.FILE).is_file()):
         row_hashes.write(data, [*features, *meta.get("labels", [])], folder)
     (folder / "meta.json").write_text(json.dumps(meta))
 
@@ -226,7 +226,7 @@ def _decode_texts(rows: Rows) -> dict[str, Any]:
 
 def _decode_series(rows: Rows) -> dict[str, Any]:
     targets.check(rows.columns, "series")
-    recipe = series.recipe_of(rows.data, rows.features, rows.settings.series)
+    recipe = series.recipe_of(rows.data, rows.features, rows.settings.series, rows.settings.table)
     rows, meta = _decode_targets(rows)
     return meta | series.decode(rows.data, recipe, rows.settings.series, rows.folder)
 

@@ -25,6 +25,8 @@ Hashes = npt.NDArray[np.uint64]
 
 FILE = "row-hashes.npy"
 """In a data set's folder of the cache: uint64 [N]."""
+RECORDINGS = "recordings.npy"
+"""Of windows of recordings: uint64 [N], a number for the name of the recording that each one is of."""
 _NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 _ROWS = 1 << 14  # hashed at a time
 
@@ -80,6 +82,11 @@ def hashes_of(folder: Path) -> Hashes:
     """The numbers of the rows of a data set's folder of the cache."""
     file = folder / FILE
     return np.load(file, allow_pickle=False) if file.is_file() else array_hashes(folder)
+
+
+def text_hashes(given: Sequence[str]) -> Hashes:
+    """A number for each text, uint64 [n]."""
+    return _each((text.encode() for text in given), len(given))
 
 
 def shares(hashes: Hashes, seed: int, purpose: str) -> npt.NDArray[np.float64]:

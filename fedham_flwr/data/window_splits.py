@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.class_tables import Indices
 from fedham_flwr.data.data_settings import Fractions
-from fedham_flwr.data.splits import apportion, split_sizes
+from fedham_flwr.data.splits import apportion, split_by_rows, split_sizes
 
 NAMES = ("train", "validation", "test")
 
 
 def split_windows(
-    part: Indices, spans: Indices, fractions: Fractions, rng: np.random.Generator, client: str, whole: bool
+    part: Indices, spans: Indices, fractions: Fractions, rng: np.random.Generator, client: str
 ) -> dict[str, Indices]:
-    """Cut one client's windows into train, validation and test.
+    """Cut one client's windows into train, validation and test by time.
 
-    By time, the last windows of each recording are for testing and those before them for validation, of each recording
-    in proportion to its windows; a window that overlaps one of a later split is left out. Or recordings are drawn
-    whole, for testing and then for validation, until these have as many windows as their fractions ask for.
+    The last windows of each recording are for testing and those before them for validation, of each recording in
+    proportion to its windows; a window that overlaps one of a later split is left out.
 
     Args:
         part: int64, the client's window numbers.
         spans: int64 [N, 3] of all windows: recording, where it begins, and its rows.
         fractions: of validation and test.
-        rng: decides what is drawn.
+        rng: decides which of equal recordings has one more.
         client: its name, for errors.
-        whole: whether recordings stay whole.
 
     Returns:
         Sorted window numbers of each split, disjoint.
@@ -38,10 +37,7 @@ def split_windows(
     recordings = [part[spans[part, 0] == number] for number in np.unique(spans[part, 0])]
     recordings = [each[np.argsort(spans[each, 1], kind="stable")] for each in recordings]
     validation, test = split_sizes(len(part), fractions, client)
-    if whole:
-        pieces = _whole(recordings, validation, test, rng, client)
-    else:
-        pieces = _by_time(recordings, spans, validation, test, rng)
+    pieces = _by_time(recordings, spans, validation, test, rng)
     splits = {name: np.sort(np.concatenate(piece)).astype(np.int64) for name, piece in zip(NAMES, pieces, strict=True)}
     for name in ("train", "test"):
         if not len(splits[name]):
@@ -53,27 +49,38 @@ def split_windows(
     return splits
 
 
-def _whole(
-    recordings: list[Indices], validation: int, test: int, rng: np.random.Generator, client: str
-) -> tuple[list[Indices], ...]:
-    """Recordings of train, validation and test."""
-    if len(recordings) < 2:
+def split_recordings(
+    part: Indices, spans: Indices, shares: npt.NDArray[np.float64], fractions: Fractions, client: str
+) -> dict[str, Indices]:
+    """Cut one client's windows into train, validation and test by whole recordings.
+
+    Where a recording goes is decided by its name and the seed, so that one that is added moves no other into or out of
+    testing. The sizes are the fractions on average only, and validation and test may be empty. One recording is always
+    for training: of a client that has none there, the one whose share is largest.
+
+    Args:
+        part: int64, the client's window numbers.
+        spans: int64 [N, 3] of all windows, as for `split_windows`.
+        shares: float64 [N] in [0, 1), the same for all windows of a recording.
+        fractions: of validation and test.
+        client: its name, for errors.
+
+    Returns:
+        Sorted window numbers of each split, disjoint and together `part`.
+
+    Raises:
+        UserError: the client has one recording alone.
+    """
+    if len(np.unique(spans[part, 0])) < 2:
         raise UserError(
             'series.split="recording" needs at least 2 recordings of each client, one to train on and one to test, but '
-            f"client '{client}' has {len(recordings)}."
+            f"client '{client}' has 1."
         )
-    drawn = [recordings[place] for place in rng.permutation(len(recordings)).tolist()]
-    tested = _taken(drawn, test, 1 + (validation > 0 and len(drawn) > 2))
-    validated = _taken(drawn, validation, 1)
-    return _filled((drawn, validated, tested))
-
-
-def _taken(recordings: list[Indices], windows: int, least: int) -> list[Indices]:
-    """The first recordings, until they have so many windows; at least so many recordings stay."""
-    taken: list[Indices] = []
-    while sum(map(len, taken)) < windows and len(recordings) > least:
-        taken.append(recordings.pop(0))
-    return taken
+    splits = split_by_rows(part, shares, fractions)
+    if not len(splits["train"]):
+        largest = np.sort(part)[shares[np.sort(part)] == shares[part].max()]
+        splits = {name: np.setdiff1d(windows, largest) for name, windows in splits.items()} | {"train": largest}
+    return splits
 
 
 def _by_time(

@@ -153,10 +153,9 @@ def _of_windows(
     batch_size: int,
 ) -> Predicted:
     """A prediction for each window of recordings, which the rows make together; it goes to the window's last row."""
-    from fedham_flwr.data.kinds.recordings import cut, read
+    from fedham_flwr.data.kinds.series import encode_recordings
 
-    features = recipes.encode(rows.data, opened.recipe)
-    windows = cut(read(rows.data, opened.recipe), None, opened.recipe)
+    features, windows = encode_recordings(rows.data, opened.recipe)
     ends = windows.spans[:, 1] + windows.values.shape[1] - 1
     last = windows.order[ends]
     turn = np.argsort(last, kind="stable")

@@ -5,19 +5,31 @@ A window never crosses two recordings, two clients, or a gap in time. Letters: R
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.data.column_values import column_of, kind_of_texts, mostly_numbers
 from fedham_flwr.data.columns import is_number, kind_of_column
+from fedham_flwr.data.csv_places import place
+from fedham_flwr.data.kinds.table_column import Column, columns_of
+from fedham_flwr.data.kinds.table_decoding import features
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
+from fedham_flwr.data.kinds.table_numbers import numbers_of_texts
+from fedham_flwr.data.kinds.table_settings import TableSettings
+from fedham_flwr.data.kinds.table_values import dates, texts
 from fedham_flwr.data.labels import codes_of
 
 if TYPE_CHECKING:
     import datasets
+
+log = logging.getLogger("fedham_flwr")
 
 Indices = npt.NDArray[np.int64]
 
@@ -49,55 +61,65 @@ def read(data: datasets.Dataset, recipe: Mapping[str, Any]) -> Recordings:
     Raises:
         UserError: a column is of another kind, a time is missing, or a value is infinite.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    channels = []
-    for name in (column["name"] for column in recipe["columns"]):
-        if not is_number(data, name):
+    for column in recipe["columns"]:
+        feature = data.features[column["name"]]
+        if not (kind_of_column(feature).endswith("string") or is_number(data, column["name"])):
             raise UserError(
-                f"feature-column names '{name}' of kind {kind_of_column(data.features[name])}, but the channels of a "
+                f"feature-column names '{column['name']}' of kind {kind_of_column(feature)}, but the channels of a "
                 "series must be numbers."
             )
-        column = data.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
-        numbers = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy(zero_copy_only=False)
-        channels.append(_narrowed(numbers, name))
+    written = TableSettings(decimal=recipe.get("decimal", ""), missing=" ".join(recipe.get("missing", ())))
+    values = features(data, columns_of(recipe["columns"]), written)
     recording, names = np.zeros(len(data), dtype=np.int64), [""]
     if recipe["recording"]:
         recording, names = codes_of(data, recipe["recording"], "series.recording")
-    time = _seconds(data, recipe["time"]) if recipe["time"] else None
-    return Recordings(np.stack(channels, axis=1), recording, names, time)
+    time = _seconds(data, recipe["time"], written) if recipe["time"] else None
+    return Recordings(values, recording, names, time)
 
 
-def _narrowed(numbers: npt.NDArray[np.float64], name: str) -> npt.NDArray[np.float32]:
-    with np.errstate(over="ignore"):
-        narrowed = numbers.astype(np.float32)
-    if (infinite := np.isinf(narrowed)).any():
-        raise UserError(f"column '{name}' is infinite in row {int(infinite.argmax())}: leave it empty.")
-    return narrowed
-
-
-def _seconds(data: datasets.Dataset, name: str) -> npt.NDArray[np.float64]:
+def _seconds(data: datasets.Dataset, name: str, written: TableSettings) -> npt.NDArray[np.float64]:
     """Times in seconds, or the numbers of the column."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    column = data.select_columns([name]).with_format("arrow")[:].column(name).combine_chunks()
+    column, missing = column_of(data, name).combine_chunks(), written.missing.split()
+    is_text = kind_of_column(data.features[name]).endswith("string")
+    column = texts(column, missing) if is_text else column
     if column.null_count:
         row = int(column.is_null().to_numpy(zero_copy_only=False).argmax())
-        raise UserError(f"series.time '{name}' is empty in row {row}, but every row needs a time.")
-    try:
-        if not is_number(data, name):
-            column = pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64())
-            return np.asarray(column.to_numpy(zero_copy_only=False) / 1e6, dtype=np.float64)
+        raise UserError(f"series.time '{name}' is empty in {place(data, row)}, but every row needs a time.")
+    if is_text:
+        times = _of_texts(data, name, column, written)
+    elif is_number(data, name):
         times = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(
-            f"series.time '{name}' must hold numbers or times such as 2024-05-31 08:00:00: {first_line(error)}"
-        ) from error
+    else:
+        try:
+            moments = pc.cast(pc.cast(column, pa.timestamp("us"), safe=False), pa.int64())
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            raise UserError(f"series.time '{name}' must hold {_TIMES}: {first_line(error)}") from error
+        times = moments.to_numpy(zero_copy_only=False) / 1e6
     if not np.isfinite(times).all():
-        raise UserError(f"series.time '{name}' is no number in row {int((~np.isfinite(times)).argmax())}.")
+        raise UserError(
+            f"series.time '{name}' is no finite number in {place(data, int((~np.isfinite(times)).argmax()))}."
+        )
     return np.asarray(times, dtype=np.float64)
+
+
+_TIMES = "numbers or times such as 2024-05-31 08:00:00"
+
+
+def _of_texts(data: datasets.Dataset, name: str, column: Any, written: TableSettings) -> npt.NDArray[np.float64]:
+    """Of texts, of which each is a number or each is a moment."""
+    if kind_of_texts(data, name, written.missing.split()) == "number" or mostly_numbers(data, name):
+        where, signs = partial(place, data), decimal_signs(data, written)
+        return numbers_of_texts(Column(name), column, where, signs)[0][:, 0]
+    days = dates(column)
+    if days.bad >= 0:
+        raise UserError(
+            f"series.time '{name}' holds '{column[days.bad].as_py()}' in {place(data, days.bad)}, but must hold "
+            f"{_TIMES}."
+        )
+    return np.asarray(np.round(days.values * 86400, 6))
 
 
 # ---- windows ---------------------------------------------------------------------------------------------------------
@@ -163,7 +185,17 @@ def cut(found: Recordings, owners: Indices | None, recipe: Mapping[str, Any]) ->
     order = np.lexsort((np.arange(len(owner)), time, found.recording, owner))
     whose = np.stack([owner, found.recording], axis=1)[order]
     other = (whose[1:] != whose[:-1]).any(axis=1)
-    new = other | (np.diff(time[order]) > recipe["gap"] if recipe["gap"] else False)
+    if found.time is not None and (same := ~other & (np.diff(time[order]) == 0)).any():
+        name = found.names[found.recording[order[same.argmax()]]]
+        log.warning(
+            "%d rows have the time of another one of the same recording%s: if they are of several recordings, windows "
+            "mix these, and series.recording must name the column that tells them apart",
+            int(same.sum()),
+            f", first in '{name}'" if name else "",
+        )
+    # A time such as 0.8 is rounded, so that 0.8 - 0.7 is above 0.1: by as much a step may be longer.
+    longest = recipe["gap"] + 2 * np.spacing(np.abs(time[order][1:]))
+    new = other | (np.diff(time[order]) > longest if recipe["gap"] else False)
     begins = np.flatnonzero(np.concatenate([[True], new]))
     sizes = np.diff(np.append(begins, len(order)))
     length, stride = recipe["length"], recipe["stride"]

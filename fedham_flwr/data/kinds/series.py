@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data.column_values import kind_of_texts, mostly_numbers
 from fedham_flwr.data.columns import Columns, is_number, kind_of_column, named, several
 from fedham_flwr.data.data_settings import DataSettings
-from fedham_flwr.data.kinds.recordings import cut, read
+from fedham_flwr.data.kinds.recordings import Windows, cut, read
+from fedham_flwr.data.kinds.series_lists import Steps, lists
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table import scale
 from fedham_flwr.data.kinds.table_decoding import statistics
+from fedham_flwr.data.kinds.table_kinds import decimal_signs
+from fedham_flwr.data.kinds.table_settings import TableSettings
+from fedham_flwr.data.row_hashes import FILE, RECORDINGS, text_hashes
 
 if TYPE_CHECKING:
     import datasets
@@ -31,7 +37,6 @@ ARRAYS = ("Array2D",)
 log = logging.getLogger("fedham_flwr")
 
 Indices = npt.NDArray[np.int64]
-Steps = npt.NDArray[np.float32]
 
 
 def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> list[str]:
@@ -48,12 +53,21 @@ def find(data: datasets.Dataset, columns: Columns, settings: DataSettings) -> li
     if not columns.feature:
         nested = [name for name, kind in data.features.items() if _depth(kind) == 2]
         return nested if len(nested) == 1 else []
-    names = [name for name in several(data, columns.feature) if name in data.features]
+    names = several(data, columns.feature)
+    if any(name not in data.features for name in names):
+        return []  # which one is said by those who look after this
     if len(names) == 1 and (depth := _depth(data.features[names[0]])):
         return names if depth == 2 or (depth == 1 and settings.series.length) else []
-    if settings.series.length and names and all(is_number(data, name) for name in names):
-        return several(data, columns.feature)
-    return []
+    missing = settings.table.missing.split()
+    # If one is a channel, all are meant to be: what is wrong in another is said when they are read.
+    return names if settings.series.length and any(_is_channel(data, name, missing) for name in names) else []
+
+
+def _is_channel(data: datasets.Dataset, name: str, missing: Sequence[str]) -> bool:
+    """Whether a column holds numbers, or texts most of which are."""
+    if not kind_of_column(data.features[name]).endswith("string"):
+        return is_number(data, name)
+    return kind_of_texts(data, name, missing) == "number" or mostly_numbers(data, name)
 
 
 def _depth(feature: Any) -> int:
@@ -66,8 +80,20 @@ def _depth(feature: Any) -> int:
     return depth if depth <= 2 and kind_of_column(feature).startswith(("int", "uint", "float", "bool")) else 0
 
 
-def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSettings) -> dict[str, Any]:
-    """How rows become series, for `encode`; length and channels are added when they are known."""
+def recipe_of(
+    data: datasets.Dataset, names: Sequence[str], settings: SeriesSettings, table: TableSettings
+) -> dict[str, Any]:
+    """How rows become series, for `encode`; length and channels are added when they are known.
+
+    Args:
+        data: all rows.
+        names: of the columns that are samples.
+        settings: those of series.
+        table: how texts are read.
+
+    Raises:
+        UserError: settings do not go together.
+    """
     recipe: dict[str, Any] = {
         "kind": "series",
         "columns": [{"name": name} for name in names],
@@ -82,9 +108,13 @@ def recipe_of(data: datasets.Dataset, names: Sequence[str], settings: SeriesSett
                 raise UserError(f"feature-column names '{column}', which is {setting}; leave it out.")
     if settings.gap and not settings.time:
         raise UserError(f"series.gap={settings.gap:g} needs series.time, the column that says when a row was recorded.")
-    how = {"stride": settings.stride or settings.length, "time": settings.time, "gap": settings.gap}
+    cuts: dict[str, Any] = {"stride": settings.stride or settings.length, "time": settings.time, "gap": settings.gap}
+    comma = not table.decimal and any(sign == "," for *_, sign in decimal_signs(data, table))
+    columns = [{"name": name, "decimal": ","} if comma else {"name": name} for name in names]
+    written = {"decimal": table.decimal, "missing": table.missing.split()}
+    cuts |= {"columns": columns} | {name: said for name, said in written.items() if said}
     label = {} if settings.label == "last" else {"label": settings.label}
-    return recipe | {"form": "recordings", "recording": settings.recording} | how | label
+    return recipe | {"form": "recordings", "recording": settings.recording} | cuts | label
 
 
 def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSettings, folder: Path) -> dict[str, Any]:
@@ -109,80 +139,22 @@ def decode(data: datasets.Dataset, recipe: Mapping[str, Any], settings: SeriesSe
                 values.shape[2],
             )
         np.save(folder / "features.npy", values)
-        return {"recipe": {**recipe, "length": values.shape[1], "channels": channels}}
+        usual = SeriesSettings(length=settings.length)
+        idle = [f"series.{name}" for name, said in asdict(settings).items() if said != getattr(usual, name)]
+        notes = [f"without effect, since each row is a window already: {', '.join(idle)}"] if idle else []
+        return {"recipe": {**recipe, "length": values.shape[1], "channels": channels}, "notes": notes}
     found = read(data, recipe)
     owners = np.load(folder / "owners.npy") if (folder / "owners.npy").exists() else None
     cuts = cut(found, owners, recipe)
     np.save(folder / "features.npy", cuts.values)
     np.save(folder / "spans.npy", cuts.spans)
+    whose = cuts.first(found.recording)
+    np.save(folder / RECORDINGS, text_hashes(found.names)[whose])
+    (folder / FILE).unlink(missing_ok=True)  # it is of rows
     np.save(folder / "labels.npy", cuts.labels(np.load(folder / "labels.npy"), settings.label))
     if owners is not None:
         np.save(folder / "owners.npy", cuts.first(owners))
     return {"recipe": {**recipe, "channels": [column["name"] for column in recipe["columns"]]}, "ordered": True}
-
-
-def lists(data: datasets.Dataset, column: str, length: int) -> Steps:
-    """float32 [N, T, C] of a column of lists.
-
-    Args:
-        data: all rows.
-        column: of lists [T, C], or [T] of one channel.
-        length: T, to which longer ones are cut, and others are filled up by missing values; 0: all are of one length.
-
-    Raises:
-        UserError: a row has no list, one of another length, or an infinite value.
-    """
-    import pyarrow.compute as pc
-
-    rows = data.select_columns([column]).with_format("arrow")[:].column(column).combine_chunks()
-    rows = getattr(rows, "storage", rows)
-    if rows.null_count:
-        raise UserError(f"feature-column '{column}' has {rows.null_count} empty rows, but every row needs a list.")
-    sizes = pc.list_value_length(rows).to_numpy(zero_copy_only=False).astype(np.int64)
-    steps = _steps(rows.flatten(), column, np.repeat(np.arange(len(rows)), sizes))
-    if not length and (other := sizes != sizes[0]).any():
-        row = int(other.argmax())
-        raise UserError(
-            f"row {row} of '{column}' has {sizes[row]} steps, but row 0 has {sizes[0]}: set series.length, the steps "
-            "of all: longer ones are cut, shorter ones filled up as missing."
-        )
-    length = length or int(sizes[0])
-    if not length:
-        raise UserError(f"row 0 of '{column}' is an empty list; wanted numbers.")
-    place = np.arange(len(steps)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    kept = place < length
-    values = np.full((len(sizes), length, steps.shape[1]), np.nan, dtype=np.float32)
-    values[np.repeat(np.arange(len(sizes)), sizes)[kept], place[kept]] = steps[kept]
-    return values
-
-
-def _steps(column: Any, name: str, rows: Indices) -> Steps:
-    """[sum of T, C]: the values of all steps, of which `rows` says whose they are."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    there, channels = np.ones(len(column), dtype=bool), 1
-    inner = column
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
-        there = column.is_valid().to_numpy(zero_copy_only=False)
-        widths = pc.list_value_length(column).to_numpy(zero_copy_only=False)[there].astype(np.int64)
-        channels = int(widths[0]) if len(widths) else 0
-        if (other := widths != channels).any():
-            row = int(rows[there][int(other.argmax())])
-            raise UserError(
-                f"row {row} of '{name}' has a step of {int(widths[other][0])} channels, but the first step has "
-                f"{channels}: all steps must have the same."
-            )
-        if not channels:
-            raise UserError(f"feature-column '{name}' has steps without any channel; wanted numbers.")
-        inner = column.flatten()
-    numbers = pc.fill_null(pc.cast(inner, pa.float64(), safe=False), float("nan")).to_numpy(zero_copy_only=False)
-    values = np.full((len(column), channels), np.nan, dtype=np.float32)
-    with np.errstate(over="ignore"):
-        values[there] = numbers.reshape(-1, channels)
-    if (infinite := np.isinf(values).any(axis=1)).any():
-        raise UserError(f"row {int(rows[int(infinite.argmax())])} of '{name}' holds an infinite value: leave it empty.")
-    return values
 
 
 # ---- scaling ---------------------------------------------------------------------------------------------------------
@@ -217,18 +189,42 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> Steps:
     Raises:
         UserError: a column is not there, or holds something else.
     """
+    _check_columns(rows, recipe)
+    if recipe["form"] == "recordings":
+        return encode_recordings(rows, recipe)[0]
+    column = recipe["columns"][0]["name"]
+    if not _depth(rows.features[column]):
+        kind = kind_of_column(rows.features[column])
+        raise UserError(f"column '{column}' is of kind {kind}, but the model wants lists of numbers.")
+    values, wanted = lists(rows, column, recipe["length"]), len(recipe["channels"])
+    if values.shape[2] != wanted:
+        raise UserError(f"'{column}' has {values.shape[2]} channels, but the model wants {wanted}.")
+    return _scaled(values, recipe)
+
+
+def encode_recordings(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> tuple[Steps, Windows]:
+    """As `encode`, and the windows that the samples are.
+
+    Args:
+        rows: those of recordings.
+        recipe: as for `encode`.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    _check_columns(rows, recipe)
+    windows = cut(read(rows, recipe), None, recipe)
+    return _scaled(windows.values, recipe), windows
+
+
+def _check_columns(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> None:
     for column in recipe["columns"]:
         named(rows, "the model's feature-column", column["name"])
-    if recipe["form"] == "lists":
-        column = recipe["columns"][0]["name"]
-        if not _depth(rows.features[column]):
-            kind = kind_of_column(rows.features[column])
-            raise UserError(f"column '{column}' is of kind {kind}, but the model wants lists of numbers.")
-        values = lists(rows, column, recipe["length"])
-    else:
-        values = cut(read(rows, recipe), None, recipe).values
-    if values.shape[2] != len(recipe["channels"]):
-        name, wanted = recipe["columns"][0]["name"], len(recipe["channels"])
-        raise UserError(f"'{name}' has {values.shape[2]} channels, but the model wants {wanted}.")
+    for what in ("recording", "time"):
+        if recipe.get(what):
+            named(rows, f"the model's series.{what}", recipe[what])
+
+
+def _scaled(values: Steps, recipe: Mapping[str, Any]) -> Steps:
     mean, std = (np.array(recipe["scaling"][name], dtype=np.float64) for name in ("mean", "std"))
     return scale(values, mean, std)

@@ -73,7 +73,7 @@ def decode(data: datasets.Dataset, columns: Sequence[Column], path: Path, settin
     Raises:
         UserError: a value isn't what its column holds, or is infinite as a 32-bit float.
     """
-    np.save(path, _features(data, columns, settings))
+    np.save(path, features(data, columns, settings))
 
 
 def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.float32]:
@@ -93,15 +93,23 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[np.
             f"the rows lack the column{'s' if lacking[1:] else ''} {', '.join(map(repr, lacking))}, which the model "
             f"has; theirs are {', '.join(rows.features)}."
         )
-    values = _features(
-        rows, columns, TableSettings(decimal=recipe.get("decimal", ""), missing=" ".join(recipe.get("missing", ())))
-    )
+    written = TableSettings(decimal=recipe.get("decimal", ""), missing=" ".join(recipe.get("missing", ())))
+    values = features(rows, columns, written)
     scaling = recipe.get("scaling")
     return scale(values, np.array(scaling["mean"]), np.array(scaling["std"])) if scaling else values
 
 
-def _features(data: datasets.Dataset, columns: Sequence[Column], settings: TableSettings) -> npt.NDArray[np.float32]:
-    """float32 [n, F], before scaling."""
+def features(data: datasets.Dataset, columns: Sequence[Column], settings: TableSettings) -> npt.NDArray[np.float32]:
+    """The columns of all rows before scaling, float32 [n, F]; what had to be understood is said.
+
+    Args:
+        data: all rows.
+        columns: what they hold.
+        settings: how texts are read.
+
+    Raises:
+        UserError: a value isn't what its column holds, or is infinite as a 32-bit float.
+    """
 
     def where(row: int) -> str:
         return place(data, row)
