@@ -385,3 +385,15 @@ def test_the_data_of_a_function_are_predicted_as_it_gives_them(tmp_path: Path, m
         run.predict("0", inputs[:, :2])
     with pytest.raises(UserError, match=r"loaded by a function of a user's own"):
         run.predict("0", pd.DataFrame(inputs))
+
+
+def test_new_rows_are_read_with_the_decimal_sign_of_the_run(tmp_path: Path) -> None:
+    rows = [f'"{place},{place * 7 % 10}",{place % 5},{place % 2}' for place in range(60)]
+    (tmp_path / "rows.csv").write_text("\n".join(["x,y,label", *rows, ""]))
+    run = simulate(
+        "local", clients=2, dataset=tmp_path / "rows.csv", feature_column="x y", partitioner="iid", num_server_rounds=1,
+        results_dir=tmp_path / "results", cache_dir=tmp_path / "cache", verbose=False, **{"table.decimal": ","},
+    )  # fmt: skip
+    numbers = pd.DataFrame({"x": [place + place * 7 % 10 / 10 for place in range(60)], "y": np.arange(60) % 5})
+    read, given = (run.predict("0", data)["probability"] for data in (tmp_path / "rows.csv", numbers))
+    assert read.tolist() == given.tolist()

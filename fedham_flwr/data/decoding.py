@@ -163,9 +163,10 @@ def _decode_table(rows: Rows) -> dict[str, Any]:
     columns = table_kinds.columns_of_table(rows.data, rows.features, table, declared)
     table_decoding.decode(rows.data, columns, rows.folder / "features.npy", table)
     described = [column.described() for column in columns]
-    digest, known = {"schema": schema.digest} if schema else {}, {column.name for column in declared}
+    more, known = {"schema": schema.digest} if schema else {}, {column.name for column in declared}
+    more |= {"decimal": table.decimal} if table.decimal else {}
     meta["found"] = [each.name for each in columns if each.kind == "category" and each.name not in known]
-    return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **digest}}
+    return meta | {"columns": described, "recipe": {"columns": described, "missing": missing, **more}}
 
 
 def _agreed(settings: DataSettings) -> list[Column]:

@@ -104,6 +104,8 @@ def settled(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> dict[str, Any]
     from fedham_flwr.data.kinds.table_kinds import decimal_signs
     from fedham_flwr.data.kinds.table_settings import TableSettings
 
+    if recipe.get("decimal"):
+        return dict(recipe)  # the setting of the run
     (*_, sign), *_ = decimal_signs(rows, TableSettings(missing=" ".join(recipe.get("missing", ()))))
     return {**recipe, "decimal": "" if sign == "?" else sign}
 
