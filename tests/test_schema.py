@@ -135,7 +135,7 @@ WRONG = [
         'kind = "number"\nrange = [0, 9.5]',
         r"column 'code' has 10 in kinds\.csv, line 6; wanted, as the schema says, a number from 0 to 9\.5",
     ),
-    ("[columns.flag]", "[columns.flags]", r"names 'flags', but the columns are sex"),
+    ("[columns.flag]", "[columns.flags]", r"table\.schema declares 'flags', but the columns are sex"),
     (
         '"low", "high", "highest"',
         '"low", "highest"',

@@ -107,7 +107,8 @@ def table_columns(data: datasets.Dataset, columns: Columns, declared: Sequence[s
         return []
     for number, name in enumerate(names):
         if name not in data.features:
-            raise UserError(f"feature-column names '{name}', {_instead_of(name, data)}.")
+            said = "feature-column names" if columns.feature else "table.schema declares"
+            raise UserError(f"{said} '{name}', {_instead_of(name, data)}.")
         if name in names[:number]:
             raise UserError(f"feature-column names '{name}' twice; name each column once.")
         if name == columns.client:
