@@ -26,6 +26,7 @@ from fedham_flwr.resume.runs import read_settings
 from fedham_flwr.settings import parse
 from fedham_flwr.simulation import Run
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RNG = np.random.default_rng(0)
 
 

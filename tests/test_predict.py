@@ -26,6 +26,7 @@ from fedham_flwr.settings import parse
 from fedham_flwr.simulation import Run
 
 SHORT: dict[str, Any] = {"num_server_rounds": 1, "verbose": False, "device": "cpu", "checkpoint_every": 0}
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RNG = np.random.default_rng(0)
 ROWS = 90
 
