@@ -69,7 +69,10 @@ def test_the_sites_agree_on_the_union_of_their_words(
 ) -> None:
     files = write(tmp_path)
     quick: dict[str, Any] = {"learning_rate": 0.1, "batch_size": 4, "checkpoint_every": 1, "table.categories": "shared"}
-    done = run(grid=nodes(files), **quick)
+    allowed = {site: {"table.categories": "shared"} for site in SITES}
+    with pytest.raises(UserError, match=r"asks client \w+ for the words of its columns .* does not allow that: wanted"):
+        run(grid=nodes(files, {"south": allowed["south"]}), **quick)
+    done = run(grid=nodes(files, allowed), **quick)
     assert done.summary["failures"] == 0
     assert json.loads((done.path / FILE).read_text()) == {"pain": list(UNION)}
     wanted = [row for row in done.rows if (row.round, row.split, row.metric) == (3, "test", "accuracy")]
@@ -78,7 +81,7 @@ def test_the_sites_agree_on_the_union_of_their_words(
     # A run that goes on has the same categories: a new word is none of them.
     with files["west"].open("a") as file:
         file.write("".join(f"{age},odd,{age % 2}\n" for age in range(50, 60)))
-    again = run(grid=nodes(files), **quick, resume=str(done.path), num_server_rounds=3)
+    again = run(grid=nodes(files, allowed), **quick, resume=str(done.path), num_server_rounds=3)
     assert json.loads((done.path / FILE).read_text()) == {"pain": list(UNION)}
     assert "column 'pain' has odd in 10 rows, which is none of its categories" in caplog.text
     assert max(row.round for row in again.rows) == 4

@@ -1,8 +1,9 @@
 """Categories that the sites of a federation agree upon: the union of the words that each one has in a column.
 
-With `table.categories="shared"`, and where no schema declares a column, each node answers the first query with its own
-words; the server unites them, asks anew, and tells the union to all with every message. It is kept in the run's
-directory, so that a run that is continued has the same; a word that is new then is none of the categories.
+With `table.categories="shared"`, in the run's settings and in each node's config, and where no schema declares a
+column, each node answers the first query with its own words; the server unites them, asks anew, and tells the union to
+all with every message. It is kept in the run's directory, so that a run that is continued has the same; a word that is
+new then is none of the categories.
 """
 
 from __future__ import annotations
@@ -37,11 +38,16 @@ def words_profile(content: RecordDict, context: Context, settings: Settings) -> 
         settings: the run's.
 
     Raises:
-        UserError: its data can't be read.
+        UserError: its data can't be read, or its node config does not allow that words are sent.
     """
     node = context.node_config
     if settings.table.categories != "shared" or "data-path" not in node or read_told(content):
         return None
+    if node.get("table.categories") != "shared":  # the run's settings are the server's, and the words the site's
+        raise UserError(
+            f'the run asks client {identify(node)} for the words of its columns (table.categories="shared"), and its '
+            'node config does not allow that: wanted table.categories="shared" in --node-config, or a schema'
+        )
     words = own_words(as_written_there(settings.data(), node), str(node["data-path"]))
     partitions, name = int(node.get("num-partitions", 0)), identify(node)
     # What else a profile has is not known before the union is: it is asked for again.

@@ -130,7 +130,9 @@ def as_written_there(data: DataSettings, node: Mapping[str, Value]) -> DataSetti
     Raises:
         UserError: the config has one that there isn't.
     """
-    given = {key.removeprefix("table."): value for key, value in node.items() if key.startswith("table.")}
+    consent = ("table.categories", "shared")  # to send words, which is no setting
+    named = [item for item in node.items() if item[0].startswith("table.") and item != consent]
+    given = {key.removeprefix("table."): value for key, value in named}
     own = ("separator", "decimal", "missing", "encoding", "unlabelled", "schema")
     if strange := [key for key in given if key not in own]:
         raise UserError(
