@@ -109,8 +109,9 @@ def test_every_file_of_the_cache_is_damaged_below(site: Path) -> None:
     assert there == {Path(file).name for file in FILES}
 
 
-def sweep(site: Path, caplog: pytest.LogCaptureFixture, files: list[str], damages: dict[str, Damage]) -> None:
-    whole = opened(site)
+def sweep(site: Path, caplog: pytest.LogCaptureFixture, files: list[str], damages: dict[str, Damage]) -> int:
+    """How many times a file was damaged, noticed, set aside and made anew: once for each file and damage."""
+    whole, mended = opened(site), 0
     for file in files:
         for name, damage in damages.items():
             cache = restored(site)
@@ -121,6 +122,7 @@ def sweep(site: Path, caplog: pytest.LogCaptureFixture, files: list[str], damage
             if file == "digests.json":
                 assert len(said) == (name != "gone"), (file, name, said)  # else it is as on the first day
                 assert all("digests.json are damaged: they are made anew" in line for line in said)
+                mended += 1
                 continue
             assert len(said) == 1, (file, name, said)
             assert f"are damaged ({Path(file).name}" in said[0]
@@ -129,15 +131,18 @@ def sweep(site: Path, caplog: pytest.LogCaptureFixture, files: list[str], damage
             caplog.clear()
             assert opened(site) == whole
             assert not caplog.records
+            mended += 1
+    return mended
 
 
 def test_damage_is_noticed_set_aside_and_mended(site: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sweep(site, caplog, ["data/labels.npy", "clients/indices.npy", "digests.json"], {"half": DAMAGES["half"]})
+    files = ["data/labels.npy", "clients/indices.npy", "digests.json"]
+    assert sweep(site, caplog, files, {"half": DAMAGES["half"]}) == 3
 
 
 @pytest.mark.slow
 def test_any_damage_of_any_file_is_noticed_set_aside_and_mended(site: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sweep(site, caplog, FILES, DAMAGES)
+    assert sweep(site, caplog, FILES, DAMAGES) == len(FILES) * len(DAMAGES)
 
 
 # ---- one folder ------------------------------------------------------------------------------------------------------
