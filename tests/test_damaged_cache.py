@@ -189,8 +189,8 @@ def test_bits_that_rot_are_noticed_when_a_run_starts(folder: Path, caplog: pytes
 
 def test_a_large_file_is_read_once_in_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    digest = cache_files._digest
-    monkeypatch.setattr(cache_files, "_digest", lambda file: read.append(file.name) or digest(file))
+    digest = cache_files.digest
+    monkeypatch.setattr(cache_files, "digest", lambda file: read.append(file.name) or digest(file))
     for run in ("", "", "7", "7", "8"):
         with start_of(run):
             filled(folder)

@@ -19,6 +19,7 @@ import torch
 from fedham_flwr import simulate
 from fedham_flwr.cli import main
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.files import digest
 from fedham_flwr.core.shapes import of_series, of_tokens
 from fedham_flwr.models import NetworkSettings, build
 from fedham_flwr.models.char_transformer import CharTransformerSettings
@@ -128,7 +129,7 @@ def test_a_table_goes_in_raw_and_its_probabilities_come_out(
     assert json.loads(about["columns"]) == ["dose", "age", "sex"]
     assert json.loads(about["categories"]) == {"sex": ["f", "m"]}
     assert json.loads(about["recipe"])["scaling"] == TABLE["scaling"]
-    assert about["digest"] == formats.digest(model.path)
+    assert about["digest"] == digest(model.path)
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import fedham_flwr
 from fedham_flwr import simulate
+from fedham_flwr.core.files import digest
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.models import cards
-from fedham_flwr.predicting.formats import digest
 from fedham_flwr.reporting.run_directory import read_rows, to_rows
 from fedham_flwr.resume.runs import read_settings
 from fedham_flwr.settings import parse

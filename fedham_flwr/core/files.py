@@ -145,3 +145,9 @@ def _pieces(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for name in names:
         yield from tensor_pieces(tensors[name])
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from fedham_flwr.core.files import replacing
+from fedham_flwr.core.files import digest, replacing
 
 log = logging.getLogger("fedham_flwr")
 
@@ -55,7 +55,7 @@ def write_list(folder: Path) -> None:
     files = {}
     for file in sorted(each for each in folder.iterdir() if each.is_file()):
         stat = file.stat()
-        files[file.name] = [stat.st_size, stat.st_mtime_ns, _digest(file)]
+        files[file.name] = [stat.st_size, stat.st_mtime_ns, digest(file)]
     _write(folder, files)
 
 
@@ -75,13 +75,13 @@ def fault(folder: Path, whole: bool = False) -> str:
     if written is None:
         return f"{LIST} is missing or damaged" if folder.exists() else "it is missing"
     moved = False
-    for name, (size, changed, digest) in written.items():
+    for name, (size, changed, sha) in written.items():
         try:
             stat = (folder / name).stat()
             if stat.st_size != size:
                 return f"{name} has {stat.st_size:,} bytes, and {size:,} were written"
             moved |= stat.st_mtime_ns != changed
-            if (whole or size <= SMALL or stat.st_mtime_ns != changed) and _digest(folder / name) != digest:
+            if (whole or size <= SMALL or stat.st_mtime_ns != changed) and digest(folder / name) != sha:
                 return f"{name} has other content than was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -126,11 +126,6 @@ def _checked(folder: Path) -> str:
     with contextlib.suppress(OSError, ValueError):
         return (folder / CHECKED).read_text()
     return ""
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _write(folder: Path, files: dict[str, list[Any]]) -> None:

@@ -6,7 +6,6 @@ They are written where the model is, and sent nowhere.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 
 from fedham_flwr import __version__
 from fedham_flwr.core.errors import UnwritableError, reason
-from fedham_flwr.core.files import CHUNK
+from fedham_flwr.core.files import digest
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.models import cards, resolve
@@ -84,7 +83,7 @@ def facts(
         "name": job.data.name,
         "model": {
             "file": file.name,
-            "sha256": _digest(file),
+            "sha256": digest(file),
             "network": resolve(settings.model, job.download.shape),
             "parameters": total,
             "phase": phase,
@@ -194,11 +193,3 @@ def _chosen(settings: Mapping[str, Value], strategy: str) -> dict[str, Value]:
         for key, value in settings.items()
         if key not in ELSEWHERE and (key.startswith(f"{strategy}.") or usual.get(key) != value)
     }
-
-
-def _digest(file: Path) -> str:
-    total = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(CHUNK):
-            total.update(piece)
-    return total.hexdigest()

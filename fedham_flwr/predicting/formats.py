@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.util
 import io
 import json
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from fedham_flwr import __version__
 from fedham_flwr.core.errors import UserError, first_line
-from fedham_flwr.core.files import CHUNK, replacing
+from fedham_flwr.core.files import digest, replacing
 from fedham_flwr.predicting import raw_rows
 from fedham_flwr.predicting.exported import Exported
 from fedham_flwr.predicting.portable import Portable, samples
@@ -86,15 +85,6 @@ def metadata(model: Exported, module: Portable) -> dict[str, str]:
         "version": __version__,
         **({"caution": model.caution} if model.caution else {}),
     }
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(CHUNK):
-            total.update(piece)
-    return total.hexdigest()
 
 
 def check(model: Exported, module: Portable, run: Run, form: str) -> None:
