@@ -9,15 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from fedham_flwr.core.shapes import dimensions
-from fedham_flwr.models.kernels import drop, per_sample
-from fedham_flwr.models.transformer import PreNormLayer, Transformer, TransformerSettings, sinusoids
+from fedham_flwr.models.transformer import ClsEmbedding, PreNormLayer, Transformer, TransformerSettings
 
 
 @dataclass(frozen=True)
@@ -36,31 +34,17 @@ class SeriesTransformerSettings(TransformerSettings):
     patch_size: Annotated[int, Gt(0)] = 8
 
 
-class StepsEmbedding(nn.Module):
+class StepsEmbedding(ClsEmbedding):
     """Patches of steps through one linear layer, behind a CLS token, plus positions."""
 
     def __init__(self, shape: tuple[int, ...], settings: SeriesTransformerSettings) -> None:
-        super().__init__()
         channels, time = dimensions(shape)
-        self._patch, self._dropout = settings.patch_size, settings.dropout
-        self.patches = nn.Linear(channels * settings.patch_size, settings.width)
-        tokens = 1 - (-time // settings.patch_size)
-        self.positions = (
-            nn.Parameter(nn.init.normal_(torch.empty(tokens, settings.width)))
-            if settings.positions == "learned"
-            else None
-        )
-        self.cls = nn.Parameter(nn.init.normal_(torch.empty(settings.width)))
+        super().__init__(channels * settings.patch_size, -(-time // settings.patch_size), settings)
+        self._patch = settings.patch_size
 
     def forward(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of series."""
-        patches: Tensor = self.patches(cut(x, self._patch))
-        tokens = torch.cat([per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1), patches], dim=1)
-        if self.positions is None:
-            positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
-        else:
-            positions = per_sample(self.positions, x.shape[0])
-        return drop(tokens + positions, self._dropout, self.training)
+        return self.embed(cut(x, self._patch))
 
 
 def cut(x: Float[Tensor, "b c t"], steps: int) -> Float[Tensor, "b n v"]:

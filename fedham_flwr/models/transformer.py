@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu
 
 from fedham_flwr.core.parameters import LayerGroup, module_group
-from fedham_flwr.models.kernels import attend, drop
+from fedham_flwr.models.kernels import attend, drop, per_sample
 from fedham_flwr.models.network import Network
 
 
@@ -217,3 +217,26 @@ class Transformer(Network):
         yield module_group(self, "head")
         if self.personal_head is not None:
             yield LayerGroup("personal-head", module_group(self, "personal_head").parameters)
+
+
+class ClsEmbedding(nn.Module):
+    """Patches through one linear layer, behind a CLS token, plus positions."""
+
+    def __init__(self, values: int, patches: int, settings: TransformerSettings) -> None:
+        super().__init__()
+        self._dropout = settings.dropout
+        self.patches = nn.Linear(values, settings.width)
+        learned = settings.positions == "learned"
+        first = nn.init.normal_(torch.empty(1 + patches, settings.width)) if learned else None
+        self.positions = None if first is None else nn.Parameter(first)
+        self.cls = nn.Parameter(nn.init.normal_(torch.empty(settings.width)))
+
+    def embed(self, cut: Float[Tensor, "b n v"]) -> Float[Tensor, "b m d"]:
+        """The tokens of a batch, one more than patches."""
+        cls = per_sample(self.cls, cut.shape[0])[..., None, :].expand(cut.shape[0], 1, -1)
+        tokens = torch.cat([cls, self.patches(cut)], dim=1)
+        if self.positions is None:
+            positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
+        else:
+            positions = per_sample(self.positions, cut.shape[0])
+        return drop(tokens + positions, self._dropout, self.training)

@@ -10,14 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-import torch
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.models.kernels import drop, per_sample
-from fedham_flwr.models.transformer import PreNormLayer, Transformer, TransformerSettings, sinusoids
+from fedham_flwr.models.transformer import ClsEmbedding, PreNormLayer, Transformer, TransformerSettings
 
 
 @dataclass(frozen=True)
@@ -31,31 +29,18 @@ class ViTSettings(TransformerSettings):
     patch_size: Annotated[int, Gt(0)] = 4
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(ClsEmbedding):
     """Patches through one linear layer, behind a CLS token, plus positions."""
 
     def __init__(self, shape: tuple[int, ...], settings: ViTSettings) -> None:
-        super().__init__()
         channels, height, width = shape
-        self._patch, self._dropout = settings.patch_size, settings.dropout
-        tokens = 1 + (height // settings.patch_size) * (width // settings.patch_size)
-        self.patches = nn.Linear(channels * settings.patch_size**2, settings.width)
-        self.positions = (
-            nn.Parameter(nn.init.normal_(torch.empty(tokens, settings.width)))
-            if settings.positions == "learned"
-            else None
-        )
-        self.cls = nn.Parameter(nn.init.normal_(torch.empty(settings.width)))
+        patches = (height // settings.patch_size) * (width // settings.patch_size)
+        super().__init__(channels * settings.patch_size**2, patches, settings)
+        self._patch = settings.patch_size
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
         """The tokens of a batch of images."""
-        patches = self.patches(cut(x, self._patch))
-        tokens = torch.cat([per_sample(self.cls, x.shape[0])[..., None, :].expand(x.shape[0], 1, -1), patches], dim=1)
-        if self.positions is None:
-            positions = sinusoids(tokens.shape[1], tokens.shape[2], tokens.device)
-        else:
-            positions = per_sample(self.positions, x.shape[0])
-        return drop(tokens + positions, self._dropout, self.training)
+        return self.embed(cut(x, self._patch))
 
 
 def cut(x: Float[Tensor, "b c h w"], side: int) -> Float[Tensor, "b n v"]:
