@@ -25,11 +25,11 @@ LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
     {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle"},
-    {"federation", "state", "resume"},
+    {"federation", "state", "resume", "callbacks"},
     {"reporting", "strategies", "clients"},
-    {"predicting"},
+    {"predicting", "analysis"},
     {"server_app", "starts", "trials", "ends", "client_app", "runners"},
-    {"simulation", "cli", "commands", "doctor"},
+    {"simulation", "cli", "commands", "doctor", "study", "page"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""

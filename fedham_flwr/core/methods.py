@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.search_space import Space
 
 
 class Split(NamedTuple):
@@ -94,6 +95,7 @@ class Method:
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
+        search: field of `settings` -> the values that a search may try, the paper's first.
     """
 
     strategy: str | type
@@ -106,6 +108,7 @@ class Method:
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
+    search: Space = field(default_factory=dict, compare=False)
 
     def split_of(self, manifest: Manifest, settings: Any) -> Split:
         """What is shared and what is personal, of this model.

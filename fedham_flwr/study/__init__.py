@@ -1,0 +1,1 @@
+"""A study: methods tuned on validation, run with several seeds, compared."""
