@@ -1,0 +1,94 @@
+// Learning curves: for each method the mean of its seeds, with the band from the lowest to the highest.
+draws("curves", report.curves, (figure, controls, data) => {
+  const task = choice(controls, "task", report.tasks);
+  const phase = choice(controls, "model", data.phases.map((name) => ({ own: "that the method stands for", before: "before local training",
+    after: "after local training" }[name])));
+  const split = choice(controls, "split", data.splits, data.splits.indexOf(data.split));
+  const by = choice(controls, "by", ["rounds", "bytes", "seconds"]);
+  const bands = boxes(controls, "", ["band over seeds", "each seed"], false, (at) => at === 1);
+  const methods = boxes(controls, "methods", report.methods.map((method) => method.label), true);
+  const seeds = boxes(controls, "seeds", report.seeds.map(String), false);
+  return () => {
+    const series = `${data.splits[split()]} ${data.phases[phase()]}`;
+    const wanted = data.runs.filter((run) => run.task === task() && seeds().includes(run.seed) && run.values[series]);
+    const key = ["round", "bytes", "seconds"][by()];
+    const [band, single] = [0, 1].map((at) => bands().includes(at));
+    const traces = methods().flatMap((method) => {
+      const runs = wanted.filter((run) => run.method === method);
+      return runs.length ? lines(method, joined(runs, series, key), key, band, single) : [];
+    });
+    const measured = report.measured[task()];
+    const said = traces.length ? "" : `no ${data.splits[split()]} score over the rounds here`;
+    const yaxis = axis(`${data.splits[split()]} ${plain(measured)}`);
+    return { traces, said, layout: { xaxis: axis(unit(key), { rangemode: "tozero" }), yaxis, hovermode: "closest" } };
+  };
+});
+
+// The rounds that all runs have measured, with a value of each run; where they are on the axis is a mean over the runs.
+function joined(runs, series, key) {
+  const at = runs.map((run) => new Map(run.rounds.map((round, place) => [round, place])));
+  const points = [];
+  for (const round of runs[0].rounds) {
+    const places = at.map((map) => map.get(round));
+    if (places.includes(undefined)) continue;
+    const values = runs.map((run, i) => run.values[series][places[i]]);
+    if (values.some((value) => value === null)) continue;
+    const x = key === "round" ? round : mean(runs.map((run, i) => run[key][places[i]])) / (key === "bytes" ? 1e6 : 1);
+    points.push({ round, x, values, mean: mean(values), low: Math.min(...values), high: Math.max(...values) });
+  }
+  return points;
+}
+
+function lines(method, points, key, band, single) {
+  const { colour, dash, mark } = look(method);
+  const name = plain(report.methods[method].label);
+  const x = points.map((point) => point.x);
+  const edge = (y, more) => ({ x, y, mode: "lines", line: { width: 0, color: colour }, hoverinfo: "skip", ...more });
+  const many = points.length && points[0].values.length > 1;
+  const traces = [];
+  if (band && many) {
+    traces.push(edge(points.map((point) => point.low)));
+    traces.push(edge(points.map((point) => point.high), { fill: "tonexty", fillcolor: faded(colour, 0.14) }));
+  }
+  if (single && many) {
+    points[0].values.forEach((_, seed) => traces.push(edge(points.map((point) => point.values[seed]), { line: { width: 1, color: faded(colour, 0.6) } })));
+  }
+  const text = points.map((point) => `${name}<br>round ${point.round}: ${digits(point.mean)}`
+    + (many ? `<br>seeds ${digits(point.low)} to ${digits(point.high)}` : "")
+    + (key === "round" ? "" : `<br>${digits2(point.x)} ${key === "bytes" ? "MB" : "s"}`));
+  traces.push({ x, y: points.map((point) => point.mean), mode: points.length > 30 ? "lines" : "lines+markers", text, name,
+    hovertemplate: "%{text}<extra></extra>", line: { color: colour, dash, width: 2.2 }, marker: { symbol: mark, size: 7, color: colour } });
+  return traces;
+}
+
+const digits2 = (value) => Number(value.toPrecision(3)).toLocaleString("en");
+
+// The score of the closing evaluation over all that was sent, or the time that it took.
+draws("costs-figure", report.curves, (figure, controls, data) => {
+  const task = choice(controls, "task", report.tasks);
+  const by = choice(controls, "by", ["bytes", "seconds"]);
+  const methods = boxes(controls, "methods", report.methods.map((method) => method.label), true);
+  return () => {
+    const key = ["bytes", "seconds"][by()];
+    const traces = methods().flatMap((method) => {
+      const ends = data.runs.filter((run) => run.task === task() && run.method === method && run.end !== null)
+        .map((run) => ({ x: run[`all-${key}`] / (key === "bytes" ? 1e6 : 1), y: run.end, seed: report.seeds[run.seed] }));
+      if (!ends.length) return [];
+      const { colour, mark } = look(method);
+      const name = plain(report.methods[method].label);
+      const means = { x: mean(ends.map((end) => end.x)), y: mean(ends.map((end) => end.y)) };
+      const points = (all, text, marker) => ({ x: all.map((p) => p.x), y: all.map((p) => p.y), text, mode: "markers",
+        hovertemplate: "%{text}<extra></extra>", marker: { symbol: mark, color: colour, ...marker } });
+      const said = (p) => `${digits(p.y)}<br>${digits2(p.x)} ${key === "bytes" ? "MB" : "s"}`;
+      return [
+        points(ends, ends.map((end) => `${name}, seed ${end.seed}<br>${said(end)}`), { size: 6, opacity: 0.55 }),
+        points([means], [`${name}, mean of ${ends.length} seeds<br>${said(means)}`], { size: 13, line: { width: 1.5, color: css("--back") } }),
+      ];
+    });
+    const wide = traces.flatMap((trace) => trace.x);
+    const log = Math.min(...wide) > 0 && Math.max(...wide) / Math.min(...wide) > 8;
+    const range = log ? { type: "log", dtick: 1, minor: { ticks: "outside", dtick: "D1" } } : { rangemode: "tozero" };
+    const none = wide.some((x) => x === 0) && key === "bytes" ? "A method at 0 sends nothing." : "";
+    return { traces, said: none, layout: { xaxis: axis(unit(key), range), yaxis: axis(`${data.split} ${plain(report.measured[task()])}`) } };
+  };
+});
