@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import html
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
+from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.reporting.console import clean
-from fedham_flwr.reporting.formats import json_text
 
-
-class Column(NamedTuple):
-    """A column of a table on the page.
-
-    Attributes:
-        name: its heading.
-        number: whether it holds numbers, which are to the right and sorted as numbers.
-        help: what it holds, in a sentence; empty: the heading says it.
-    """
-
-    name: str
-    number: bool = False
-    help: str = ""
-
-
-class Entry(NamedTuple):
-    """A cell of a table on the page.
-
-    Attributes:
-        text: that is read.
-        value: by which it is sorted, in full; None of words, and of a number that is not there.
-        note: in small letters below: an interval, or a mark.
-    """
-
-    text: str
-    value: float | None = None
-    note: str = ""
+MARKS = {"best": "best", "better": "above", "worse": "below"}
+"""Marks of cells that are written out, since colour alone says nothing to some."""
 
 
 def escaped(text: object) -> str:
@@ -85,13 +60,14 @@ def section(anchor: str, title: str, *parts: str) -> str:
 
 
 def folded(summary: str, *parts: str) -> str:
-    """Parts that are shown when their summary is opened, without scripts too.
+    """Parts that are shown when their summary is opened, without scripts too; nothing of no parts.
 
     Args:
         summary: one line.
         parts: HTML.
     """
-    return f"<details><summary>{escaped(summary)}</summary>\n{''.join(parts)}</details>\n"
+    inner = "".join(parts)
+    return f"<details><summary>{escaped(summary)}</summary>\n{inner}</details>\n" if inner else ""
 
 
 def figure(anchor: str, label: str, finding: str) -> str:
@@ -103,32 +79,33 @@ def figure(anchor: str, label: str, finding: str) -> str:
         finding: what is seen in it, for those who do not see it too.
     """
     return (
-        f'<figure id="{anchor}" aria-label="{escaped(label)}"><div class="controls"></div>'
-        f'<div class="plot" role="img" aria-label="{escaped(f"{label}. {finding}")}"></div>'
-        f"<figcaption>{escaped(finding)}</figcaption></figure>\n"
+        f'<figure id="{anchor}" aria-label="{escaped(label)}"><div class="controls"></div>\n'
+        f'<div class="plot" role="img" aria-label="{escaped(f"{label}. {finding}")}"></div>\n'
+        f'<p class="said" aria-live="polite"></p><figcaption>{escaped(finding)}</figcaption></figure>\n'
     )
 
 
-def table(caption: str, columns: Sequence[Column], rows: Iterable[Sequence[Entry]], kind: str = "sortable") -> str:
-    """A table whose first column stays in sight; one that can be sorted says so by its class.
+def shown(table: Table) -> str:
+    """A table that can be sorted by every column, whose first column stays in sight; its notes stand below.
 
     Args:
-        caption: what it holds.
-        columns: of it.
-        rows: a cell for each column.
-        kind: a class; `sortable` has a script make a button of each heading.
+        table: of a comparison. A row is marked as a floor if a cell of it is.
     """
+    title = escaped(table.title)
     head = "".join(
-        f'<th scope="col"{_class("number" if c.number else "")}{_title(c.help)}>{escaped(c.name)}</th>' for c in columns
+        f'<th scope="col"{_class("number" if column.kind == "number" else "")}{_hint(column)}>{escaped(column.name)}</th>'
+        for column in table.columns
     )
-    body = "".join(f"<tr>{_row(columns, row)}</tr>\n" for row in rows)
+    body = "".join(_row(table, row) for row in table.rows)
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escaped(caption)}"><table{_class(kind)}>'
-        f"<caption>{escaped(caption)}</caption>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n"
+        f'<p class="caption" aria-hidden="true">{title}</p>\n'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{title}">\n'
+        f'<table class="sortable" id="table-{escaped(table.name)}"><caption class="hidden">{title}</caption>\n'
+        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{items(table.notes, 'note')}"
     )
 
 
-def number(value: float | None, bounded: bool = False) -> Entry:
+def number(value: float | None, bounded: bool = False) -> Cell:
     """A cell of a number, which it holds in full: three decimals of a fraction, four digits of any other are shown.
 
     Args:
@@ -136,39 +113,45 @@ def number(value: float | None, bounded: bool = False) -> Entry:
         bounded: whether it is a fraction.
     """
     if value is None or not math.isfinite(value):
-        return Entry("–")
+        return Cell("–")
     if bounded:
-        return Entry(f"{value:.3f}", value)
+        return Cell(f"{value:.3f}", value)
     whole = float(value).is_integer() and abs(value) < 1e7
-    return Entry(f"{value:,.0f}" if whole else f"{value:.4g}", value)
+    return Cell(f"{value:,.0f}" if whole else f"{value:.4g}", value)
 
 
 def embedded(value: Mapping[str, object]) -> str:
     """Data as JSON that can stand in a script element: nothing in it ends the element.
 
     Args:
-        value: of texts, numbers, lists and mappings; a number that is not finite becomes null.
+        value: of texts, finite numbers, None, lists and mappings.
     """
-    text = json_text(value).encode("utf-8", "replace").decode()  # a lone surrogate of a name has no bytes
-    for sign in "<>&\u2028\u2029":
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return text
 
 
-def _row(columns: Sequence[Column], row: Sequence[Entry]) -> str:
+def _row(table: Table, row: tuple[Cell, ...]) -> str:
+    floor = any("floor" in cell.marks for cell in row)
     cells = []
-    for at, (column, entry) in enumerate(zip(columns, row, strict=True)):
-        tag = 'th scope="row"' if at == 0 else "td"
-        value = f' data-value="{float(entry.value)!r}"' if entry.value is not None else ""
-        note = f"<small>{escaped(entry.note)}</small>" if entry.note else ""
-        kind = _class("number" if column.number else "")
-        cells.append(f"<{tag}{kind}{value}>{escaped(entry.text)}{note}</{tag.split()[0]}>")
-    return "".join(cells)
+    for at, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
+        tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
+        value = f' data-value="{float(cell.value)!r}"' if cell.value is not None and math.isfinite(cell.value) else ""
+        said = [cell.note, *(word for mark, word in MARKS.items() if mark in cell.marks)]
+        said += ["floor"] if at == 0 and floor else []
+        small = "".join(f"<small>{escaped(text)}</small>" for text in said if text)
+        kinds = ["number"] if column.kind == "number" else []
+        kinds += ["words"] if len(cell.text) > 60 else []
+        kinds += sorted(cell.marks & {"used", *MARKS})
+        text = escaped(cell.text) or "–"
+        cells.append(f"<{tag}{scope}{_class(' '.join(kinds))}{value}>{text}{small}</{tag}>")
+    return f"<tr{_class('floor' if floor else '')}>{''.join(cells)}</tr>\n"
 
 
 def _class(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
 
 
-def _title(text: str) -> str:
-    return f' title="{escaped(text)}"' if text else ""
+def _hint(column: Column) -> str:
+    return f' title="{escaped(column.help)}"' if column.help else ""

@@ -64,7 +64,8 @@ function axis(title, more) {
 function base(place, height) {
   const narrow = place.clientWidth < 560;
   return { height: height || (narrow ? 320 : 400), width: printing ? 660 : undefined, autosize: !printing, showlegend: false,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 14, t: 14, b: 10 }, hovermode: "closest",
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 10, r: 14, t: 30, b: 10 }, hovermode: "closest",
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--soft"), activecolor: css("--accent") },
     hoverlabel: { bgcolor: css("--panel"), bordercolor: css("--line"), font: { color: css("--ink") } }, dragmode: false,
     font: { family: getComputedStyle(document.body).fontFamily, size: narrow ? 11 : 13, color: css("--ink") } };
 }

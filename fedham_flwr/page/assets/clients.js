@@ -6,8 +6,6 @@ draws("clients-figure", report.clients, (figure, controls, data) => {
   const against = choice(controls, "against", data.against.map((name) => (name === "before" ? "itself before local training" : name)));
   const view = choice(controls, "as", ["points and a diagonal", "a line for each client"]);
   const seeds = choice(controls, "seeds", ["mean of all", ...report.seeds.map((seed) => `seed ${seed}`)]);
-  made("p", figure, { className: "said" }).setAttribute("aria-live", "polite");
-  figure.insertBefore(figure.querySelector(".said"), figure.querySelector("figcaption"));
   return () => {
     const itself = data.against[against()] === "before";
     const other = itself ? method() : report.methods.findIndex((each) => each.label === data.reference);
@@ -51,7 +49,7 @@ function scattered(both, [before, after], method, other, measured) {
         text: both.map((each) => `client ${plain(each.name)}<br>${before}: ${digits(each.x)}<br>${after}: ${digits(each.y)}`),
         marker: { symbol: mark, size: 10, color: faded(colour, 0.75), line: { color: css("--back"), width: 1 } } },
     ],
-    layout: { height: 460, xaxis: axis(`${plain(measured)}: ${before}`, square), yaxis: axis(`${plain(measured)}: ${after}`, { ...square, scaleanchor: "x" }) },
+    layout: { height: 460, width: Math.min(document.getElementById("clients-figure").clientWidth, 560), autosize: false, xaxis: axis(`${plain(measured)}: ${before}`, square), yaxis: axis(`${plain(measured)}: ${after}`, { ...square, scaleanchor: "x" }) },
   };
 }
 

@@ -3,7 +3,7 @@ draws("curves", report.curves, (figure, controls, data) => {
   const task = choice(controls, "task", report.tasks);
   const phase = choice(controls, "model", data.phases.map((name) => ({ own: "that the method stands for", before: "before local training",
     after: "after local training" }[name])));
-  const split = choice(controls, "split", data.splits, data.splits.indexOf(data.split));
+  const split = choice(controls, "split", data.splits, data.splits.indexOf(data.first));
   const by = choice(controls, "by", ["rounds", "bytes", "seconds"]);
   const bands = boxes(controls, "", ["band over seeds", "each seed"], false, (at) => at === 1);
   const methods = boxes(controls, "methods", report.methods.map((method) => method.label), true);
@@ -26,14 +26,15 @@ draws("curves", report.curves, (figure, controls, data) => {
 
 // The rounds that all runs have measured, with a value of each run; where they are on the axis is a mean over the runs.
 function joined(runs, series, key) {
-  const at = runs.map((run) => new Map(run.rounds.map((round, place) => [round, place])));
+  const all = runs.map((run) => run.values[series]);
+  const at = all.map((each) => new Map(each.round.map((round, place) => [round, place])));
   const points = [];
-  for (const round of runs[0].rounds) {
+  for (const round of all[0].round) {
     const places = at.map((map) => map.get(round));
     if (places.includes(undefined)) continue;
-    const values = runs.map((run, i) => run.values[series][places[i]]);
-    if (values.some((value) => value === null)) continue;
-    const x = key === "round" ? round : mean(runs.map((run, i) => run[key][places[i]])) / (key === "bytes" ? 1e6 : 1);
+    const [values, where] = ["value", key].map((column) => all.map((each, i) => each[column][places[i]]));
+    if (values.includes(null)) continue;
+    const x = key === "round" ? round : mean(where) / (key === "bytes" ? 1e6 : 1);
     points.push({ round, x, values, mean: mean(values), low: Math.min(...values), high: Math.max(...values) });
   }
   return points;
@@ -71,8 +72,9 @@ draws("costs-figure", report.curves, (figure, controls, data) => {
   return () => {
     const key = ["bytes", "seconds"][by()];
     const traces = methods().flatMap((method) => {
-      const ends = data.runs.filter((run) => run.task === task() && run.method === method && run.end !== null)
-        .map((run) => ({ x: run[`all-${key}`] / (key === "bytes" ? 1e6 : 1), y: run.end, seed: report.seeds[run.seed] }));
+      const ends = data.runs.filter((run) => run.task === task() && run.method === method && run.values[`${data.split} own`])
+        .map((run) => [run.values[`${data.split} own`], report.seeds[run.seed]])
+        .map(([own, seed]) => ({ x: own[key].at(-1) / (key === "bytes" ? 1e6 : 1), y: own.value.at(-1), seed }));
       if (!ends.length) return [];
       const { colour, mark } = look(method);
       const name = plain(report.methods[method].label);
@@ -87,7 +89,8 @@ draws("costs-figure", report.curves, (figure, controls, data) => {
     });
     const wide = traces.flatMap((trace) => trace.x);
     const log = Math.min(...wide) > 0 && Math.max(...wide) / Math.min(...wide) > 8;
-    const range = log ? { type: "log", dtick: 1, minor: { ticks: "outside", dtick: "D1" } } : { rangemode: "tozero" };
+    const most = Math.max(...wide, 0) || 1;
+    const range = log ? { type: "log", dtick: 1, minor: { ticks: "outside", dtick: "D1" } } : { range: [-0.03 * most, 1.05 * most], zeroline: true };
     const none = wide.some((x) => x === 0) && key === "bytes" ? "A method at 0 sends nothing." : "";
     return { traces, said: none, layout: { xaxis: axis(unit(key), range), yaxis: axis(`${data.split} ${plain(report.measured[task()])}`) } };
   };

@@ -6,16 +6,15 @@ draws("mixing-figure", report.mixing, (figure, controls, data) => {
   const select = controls.querySelector("select[name='run']");
   select.parentNode.hidden = false;
   const groups = [...new Set(data.runs.flatMap((run) => run.groups))];
-  const group = choice(controls, "layer group", groups);
+  const bytes = new Map(data.runs.map((run) => [run, Uint8Array.from(atob(run.weights), (sign) => sign.charCodeAt(0))]));
+  const group = choice(controls, "layer group", groups, groups.indexOf(uneven(data.runs[0], bytes.get(data.runs[0]))));
   const own = boxes(controls, "", ["own weight", "numbers"], false);
   own();
   controls.querySelectorAll("fieldset").forEach((set) => { set.hidden = false; });
   const run = () => data.runs[at()];
   const round = slider(controls, "round", () => run().rounds.length, (place) => `${run().rounds[place]} of ${run().rounds.at(-1)}`);
-  const bytes = new Map();
   return () => {
     const it = run();
-    if (!bytes.has(it)) bytes.set(it, Uint8Array.from(atob(it.weights), (sign) => sign.charCodeAt(0)));
     const layer = Math.max(0, it.groups.indexOf(groups[group()]));
     const [diagonal, numbers] = [0, 1].map((place) => own().includes(place));
     const z = square(it, bytes.get(it), round(), layer, diagonal);
@@ -24,6 +23,15 @@ draws("mixing-figure", report.mixing, (figure, controls, data) => {
     return { ...map(it, z, highest, numbers), said: lack || strongest(it, z) };
   };
 });
+
+// The layer group whose weights of others differ most in the last round.
+function uneven(run, bytes) {
+  const range = run.groups.map((_, layer) => {
+    const there = square(run, bytes, run.rounds.length - 1, layer, false).flat().filter((weight) => weight !== null);
+    return Math.max(...there) - Math.min(...there);
+  });
+  return run.groups[range.indexOf(Math.max(...range))];
+}
 
 function square(run, bytes, round, layer, diagonal) {
   const [rows, columns] = [run.clients.length, run.peers.length];
