@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from fedham_flwr.analysis.facts import RunFacts, Split
-from fedham_flwr.training.metrics import ACCURACY, Metric
+from fedham_flwr import registry
+from fedham_flwr.analysis import loose, stored
+from fedham_flwr.analysis.facts import Fault, RunFacts, Split
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.training.metrics import ACCURACY, METRICS, Metric
 
+__all__ = ["Collection", "Fault", "RunFacts", "of_runs", "of_study", "open_collection"]
 
-@dataclass(frozen=True)
-class Fault:
-    """A run that is in no table, and why.
-
-    Attributes:
-        method: its label.
-        task: its task's.
-        seed: of the run.
-        state: failed; or missing, of a study that has not done it yet.
-        error: one sentence.
-        role: report or tuning.
-        key: in a study; empty otherwise.
-        directory: of what it left; None of nothing.
-    """
-
-    method: str
-    task: str
-    seed: int
-    state: Literal["failed", "missing"]
-    error: str
-    role: str = "report"
-    key: str = ""
-    directory: Path | None = None
+SEEN = (
+    "Each seed has a partition and splits of its own (data-seed=-1): what tuning validated on can be a test sample of "
+    "another seed."
+)
+"""Of a study that tuned without fixing the data."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +80,21 @@ class Collection:
         return {seed: value for seed, value in found.items() if value is not None}
 
 
+def open_collection(folders: Sequence[Path]) -> Collection:
+    """What is in some folders: one study, or runs that no study made.
+
+    Args:
+        folders: that of a study alone; or of runs, or folders that hold some.
+
+    Raises:
+        UserError: there is neither.
+    """
+    studies = [folder for folder in folders if (folder / "plan.json").is_file()]
+    if studies and len(folders) > 1:
+        raise UserError(f"{studies[0]} is the folder of a study, which stands alone: wanted it without other folders")
+    return of_study(folders[0]) if studies else of_runs(folders)
+
+
 def of_study(folder: Path) -> Collection:
     """The runs of a study's folder, finished or not.
 
@@ -103,7 +104,19 @@ def of_study(folder: Path) -> Collection:
     Raises:
         UserError: it is not the folder of a study.
     """
-    raise NotImplementedError(folder)
+    folder = Path(folder)
+    plan = stored.read_json(folder / "plan.json", dict)
+    tuning = stored.read_json(folder / "tuning.json", list) if (folder / "tuning.json").exists() else []
+    found = stored.runs_of(folder, plan, tuning)
+    methods, tasks = ([each["label"] for each in plan[name]] for name in ("methods", "tasks"))
+    made = _collected(str(plan["name"]), found, methods, tasks)
+    warnings = made.warnings
+    if tuning and any(run.data_seed < 0 for run in made.runs):
+        warnings = (*warnings, SEEN)
+    reference = str(plan["reference"]) if len(methods) > 1 else ""
+    return replace(
+        made, floors=tuple(plan["floors"]), reference=reference, warnings=warnings, tuning=tuple(tuning), plan=plan
+    )
 
 
 def of_runs(folders: Sequence[Path]) -> Collection:
@@ -118,4 +131,89 @@ def of_runs(folders: Sequence[Path]) -> Collection:
     Raises:
         UserError: there is no run.
     """
-    raise NotImplementedError(folders)
+    found = loose.runs_of([Path(folder) for folder in folders])
+    kept, twice = _latest(found)
+    strategies = {run.method: run.strategy for run in kept if isinstance(run, RunFacts)}
+    known_floors = {name: at for at, name in enumerate(registry.METHODS) if registry.method(name).floor}
+    floors = [label for label in strategies if strategies[label] in known_floors]
+    floors.sort(key=lambda label: known_floors[strategies[label]])
+    methods = [*floors, *(label for label in dict.fromkeys(run.method for run in kept) if label not in floors)]
+    tasks = list(dict.fromkeys(run.task for run in kept))
+    title = f"{methods[0]} on {tasks[0]}" if len(methods) == 1 else f"{len(methods)} methods on {', '.join(tasks)}"
+    made = _collected(title, kept, methods, tasks)
+    reference = methods[0] if len(methods) > 1 else ""
+    return replace(made, floors=tuple(floors), reference=reference, warnings=(*twice, *made.warnings))
+
+
+def _latest(found: Sequence[RunFacts | Fault]) -> tuple[list[RunFacts | Fault], list[str]]:
+    """The runs, of those with the same labels and seed the last one alone; and what was left out, in words."""
+    kept: dict[tuple[str, str, int, bool], RunFacts | Fault] = {}
+    twice = []
+    for run in found:
+        key = run.method, run.task, run.seed, isinstance(run, Fault)
+        if key in kept and isinstance(run, RunFacts):
+            older, run = sorted([kept[key], run], key=_started)  # noqa: PLW2901
+            twice.append(
+                f"{run.method}, {run.task}, seed {run.seed} was run more than once with the same settings: the last "
+                f"run counts, and not {older.directory}."
+            )
+        kept[key] = run
+    return list(kept.values()), twice
+
+
+def _started(run: RunFacts | Fault) -> tuple[str, str]:
+    environment = run.environment if isinstance(run, RunFacts) else {}
+    return str(environment.get("started", "")), str(run.directory)
+
+
+def _collected(
+    title: str, found: Sequence[RunFacts | Fault], methods: Sequence[str], tasks: Sequence[str]
+) -> Collection:
+    """A collection without what only its maker knows: floors, reference, tuning."""
+    ended = [run for run in found if isinstance(run, RunFacts)]
+    metrics = {task: _metric([run for run in ended if run.task == task]) for task in tasks}
+    split: Split = "test" if not ended or any(run.value(split="test") is not None for run in ended) else "validation"
+    faults = [run for run in found if isinstance(run, Fault)]
+    runs = []
+    for run in ended:
+        if why := _unlike(run, metrics[run.task], split):
+            faults.append(Fault(run.method, run.task, run.seed, "failed", why, key=run.key, directory=run.directory))
+        else:
+            runs.append(run)
+    runs.sort(key=lambda run: (methods.index(run.method), tasks.index(run.task), run.seed))
+    return Collection(
+        title, tuple(runs), tuple(methods), tuple(tasks), metrics, split,
+        failures=tuple(faults), warnings=tuple(_warnings(runs)),
+    )  # fmt: skip
+
+
+def _unlike(run: RunFacts, metric: Metric, split: Split) -> str:
+    """Why a run cannot stand in a table with the others; empty if it can."""
+    if run.metric != metric.name:
+        return f"it is judged by {run.metric}, and the others of its task by {metric.name}"
+    if run.value(split=split) is None:
+        return f"its closing evaluation has no {split} {metric.name}"
+    return ""
+
+
+def _metric(runs: Sequence[RunFacts]) -> Metric:
+    """The metric of a task: that of its first run. Of a user's own the direction is told by who the worst tenth are."""
+    if not runs:
+        return ACCURACY
+    name = runs[0].metric
+    if name in METRICS:
+        return METRICS[name]
+    entries = [entry for run in runs for entry in run.summary["final"] if entry["metric"] == name]
+    lower = any(entry["worst-decile"] > entry["mean"] for entry in entries if entry["mean"] is not None)
+    return Metric(name, higher=not lower)
+
+
+def _warnings(runs: Sequence[RunFacts]) -> Iterator[str]:
+    versions = {str(run.environment.get("fedham-flwr", "unknown")) for run in runs}
+    commits = {str(run.environment["commit"]) for run in runs if "commit" in run.environment}
+    if len(versions) > 1:
+        yield f"The runs are of several versions of this package: {', '.join(sorted(versions))}."
+    if len(commits) > 1:
+        yield f"The runs are of several commits: {', '.join(sorted(commits))}."
+    if dirty := [commit for commit in sorted(commits) if commit.endswith("-dirty")]:
+        yield f"Files differed from the commit that is named: {', '.join(dirty)}."

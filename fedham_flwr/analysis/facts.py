@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from fedham_flwr.core.records import MEMBER, RoundRecord, Row
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
+from fedham_flwr.reporting.summary import waited
+from fedham_flwr.resume.runs import read_settings, read_summary
 
 if TYPE_CHECKING:
     import pyarrow
@@ -24,8 +29,8 @@ class Point(NamedTuple):
 
     Attributes:
         round: of the server.
-        bytes: sent up and down by the federation until the scored model was there, without what was for scoring only.
-        seconds: that these exchanges took.
+        bytes: sent up and down by the whole federation in the training of the rounds before, which made the model.
+        seconds: that these exchanges took, as the server saw them.
         value: mean over the clients.
     """
 
@@ -33,6 +38,31 @@ class Point(NamedTuple):
     bytes: int
     seconds: float
     value: float
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A run that is in no table, and why.
+
+    Attributes:
+        method: its label.
+        task: its task's.
+        seed: of the run.
+        state: failed; or missing, of a study that has not done it yet.
+        error: one sentence.
+        role: report or tuning.
+        key: in a study; empty otherwise.
+        directory: of what it left; None of nothing.
+    """
+
+    method: str
+    task: str
+    seed: int
+    state: Literal["failed", "missing"]
+    error: str
+    role: str = "report"
+    key: str = ""
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -153,3 +183,85 @@ class RunFacts:
     def mixing(self) -> pyarrow.Table:
         """Who learned from whom: round, client, group, peer, weight; empty for a method that does not mix."""
         return read_weights(self.directory)
+
+    @cached_property
+    def spent(self) -> Mapping[int, tuple[int, float]]:
+        """Round -> bytes and seconds of the training of all rounds before it.
+
+        Training is the exchanges of kind train, with the questions asked before them: what is for scoring only depends
+        on how often one looks, and is left out.
+        """
+        found: dict[int, tuple[int, float]] = {}
+        size, seconds, asked = 0, 0.0, (0, 0.0)
+        for record in self.rounds:
+            found.setdefault(record.round, (size, seconds))
+            here = (asked[0] + record.bytes_up + record.bytes_down, asked[1] + waited(record))
+            asked = here if record.kind == "query" else (0, 0.0)
+            if record.kind == "train":
+                size, seconds = size + here[0], seconds + here[1]
+        return found
+
+    def curve(self, split: Split = "test", phase: str = "", metric: str = "") -> tuple[Point, ...]:
+        """The scores over the rounds in which all clients of the closing evaluation were scored.
+
+        Args:
+            split: of the samples.
+            phase: before or after; by default that of the model that the method stands for.
+            metric: its name; by default the one that rounds are compared by.
+        """
+        entry = self.entry(phase, split, metric)
+        if entry is None:
+            return ()
+        table = self.rows
+        wanted = {name: str(entry[name]) for name in ("split", "model", "phase", "metric", "population")}
+        rounds, values = _chosen(table, wanted)
+        numbers, places, counts = np.unique(rounds, return_inverse=True, return_counts=True)
+        means = np.bincount(places, values, len(numbers)) / counts
+        whole = [at for at in range(len(numbers)) if counts[at] == entry["clients"] and int(numbers[at]) in self.spent]
+        return tuple(Point(int(numbers[at]), *self.spent[int(numbers[at])], float(means[at])) for at in whole)
+
+
+def _chosen(table: pyarrow.Table, wanted: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Round and value of the rows that are wanted."""
+    import pyarrow.compute as pc
+
+    for name, value in wanted.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table["round"].to_numpy(), table["value"].to_numpy()
+
+
+def open_run(directory: Path, method: str, task: str, key: str = "") -> RunFacts | Fault:
+    """A run's facts; a fault of one that did not come to its end.
+
+    Args:
+        directory: of the run.
+        method: its label.
+        task: its task's.
+        key: in a study.
+    """
+    settings, summary = read_settings(directory), read_summary(directory)
+    seed = int(settings.get("seed", 0))
+    if error := _unfinished(summary):
+        return Fault(method, task, seed, "failed", error, key=key, directory=directory)
+    return RunFacts(directory, method, task, seed, settings, summary, read_environment(directory), key)
+
+
+def read_environment(directory: Path) -> dict[str, Any]:
+    """A run's `environment.json`; empty if there is none that can be read.
+
+    Args:
+        directory: of the run.
+    """
+    try:
+        return dict(json.loads((directory / "environment.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _unfinished(summary: Mapping[str, Any]) -> str:
+    """Why a run has no scores of its end; empty if it has."""
+    if not summary:
+        return "it has not come to its end"
+    if "error" in summary:
+        return str(summary["error"])
+    return "" if summary.get("exported") and summary.get("final") else "it has no closing evaluation"

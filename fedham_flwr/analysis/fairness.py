@@ -48,7 +48,7 @@ def sign_test(found: Duel) -> float:
         found: the counts.
     """
     count, fewer = found.won + found.lost, min(found.won, found.lost)
-    return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / 2**count)
+    return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / int(2**count))
 
 
 def spread(values: Sequence[float]) -> float:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
 """The most that Holm's adjusted p may be for a difference to be one."""
-ONE_SEED = "one seed: no interval"
-NO_SPREAD = "no spread over seeds: no interval"
-Verdict = Literal[
-    "above", "below", "not distinguishable", "one seed: no interval", "no spread over seeds: no interval", ""
-]
+ONE_SEED: Final = "one seed: no interval"
+NO_SPREAD: Final = "no spread over seeds: no interval"
+Verdict = Literal["above", "below", "not distinguishable", "one seed: no interval", "no spread over seeds: no interval"]
 
 
 @dataclass(frozen=True)
@@ -183,7 +181,9 @@ def verdict(interval: Interval, adjusted: float | None = None) -> Verdict:
         adjusted: its p after `holm`; None where it is the only one.
     """
     if interval.low is None or interval.high is None:
-        return ONE_SEED if interval.why == ONE_SEED else "not distinguishable" if interval.mean == 0 else NO_SPREAD
+        if interval.why == ONE_SEED:
+            return ONE_SEED
+        return "not distinguishable" if interval.mean == 0 else NO_SPREAD
     if adjusted is None or adjusted <= LEVEL:
         if interval.low > 0:
             return "above"

@@ -95,6 +95,7 @@ class Method:
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
+        floor: every comparison has it beside its methods, which are worth their effort only above it.
         search: field of `settings` -> the values that a search may try, the paper's first.
     """
 
@@ -108,6 +109,7 @@ class Method:
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
+    floor: bool = False
     search: Space = field(default_factory=dict, compare=False)
 
     def split_of(self, manifest: Manifest, settings: Any) -> Split:
