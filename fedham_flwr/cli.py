@@ -54,6 +54,9 @@ COMMANDS = {
     "export": Command(
         "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
     ),
+    "report": Command(
+        "fedham_flwr.commands.report:command", "DIR ... [-o FILE.html]", "a page to read: tables and figures of runs"
+    ),
     "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 

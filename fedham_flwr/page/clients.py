@@ -8,17 +8,17 @@ from typing import Any
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.facts import RunFacts
+from fedham_flwr.analysis.facts import Phase, RunFacts
 from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import shortened, thinned
-from fedham_flwr.page.html import figure, folded, number, shown
+from fedham_flwr.page.html import figure, folded, score, shown
 from fedham_flwr.page.sources import Places, by_method, named
 
 MOST = 45_000
 """Scores of clients in a figure, at most."""
 ROWS = 200
 """Clients in the table, at most."""
-PHASES = {"own": "", "before": "before", "after": "after"}
+PHASES: tuple[Phase, ...] = ("before", "after")
 
 
 def client_data(collection: Collection, places: Places) -> dict[str, Any]:
@@ -31,12 +31,10 @@ def client_data(collection: Collection, places: Places) -> dict[str, Any]:
     names = [_drawn(collection, task) for task in collection.tasks]
     scores = []
     for run in collection.runs:
-        found = {
-            name: run.per_client(phase, collection.split, _metric(collection, run)) for name, phase in PHASES.items()
-        }
+        found = {phase: run.per_client(phase, collection.split, _metric(collection, run)) for phase in PHASES}
         who = names[places.tasks.index(run.task)]
-        kept = {name: shortened(values.get(client) for client in who) for name, values in found.items() if values}
-        scores.append(places.at(run) | kept)
+        kept = {phase: shortened(values.get(client) for client in who) for phase, values in found.items() if values}
+        scores.append(places.at(run) | {"own": run.phase} | kept)
     against = [collection.reference] if _compares(collection) else []
     both = any("before" in score and "after" in score for score in scores)
     against += ["before"] if both or not against else []
@@ -91,7 +89,7 @@ def _clients(collection: Collection, task: str) -> list[str]:
 
 def _drawn(collection: Collection, task: str) -> list[str]:
     all_clients = _clients(collection, task)
-    return [all_clients[at] for at in thinned(len(all_clients), max(20, MOST // (3 * max(1, len(collection.runs)))))]
+    return [all_clients[at] for at in thinned(len(all_clients), max(20, MOST // (2 * max(1, len(collection.runs)))))]
 
 
 def _findings(collection: Collection, task: str) -> list[str]:
@@ -113,12 +111,12 @@ def _findings(collection: Collection, task: str) -> list[str]:
 def _table(collection: Collection, task: str) -> Table:
     """A client in a row, a method in a column."""
     of = {method: means(collection, runs) for found, method, runs in by_method(collection) if found == task}
-    bounded, who = collection.metrics[task].bounded, _clients(collection, task)
+    metric, who = collection.metrics[task], _clients(collection, task)
     rows = tuple(
-        (Cell(who[at]), *(number(values.get(who[at]), bounded) for values in of.values()))
+        (Cell(who[at]), *(score(values.get(who[at]), metric) for values in of.values()))
         for at in thinned(len(who), ROWS)
     )
-    title = f"{collection.split} {collection.metrics[task].name} of each client, mean over seeds"
+    title = f"{collection.split} {metric.name} of each client, mean over seeds"
     notes = (f"{ROWS} of {len(who)} clients, spread evenly over their ids.",) if len(who) > ROWS else ()
-    columns = (Column("client", "text"), *(Column(method) for method in of))
+    columns = (Column("client", "text"), *(Column(method, unit="%" if metric.bounded else "") for method in of))
     return Table(f"each-client-{collection.tasks.index(task)}", named(collection, task, title), columns, rows, notes)

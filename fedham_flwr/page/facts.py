@@ -1,131 +1,88 @@
-"""What a reader needs to judge or repeat the runs: settings that differ, failures, versions, digests and commits."""
+"""What a reader needs to judge or repeat the runs: settings, replies that were lost, versions, digests and commits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.facts import RunFacts
+from fedham_flwr.analysis.labels import value_text
 from fedham_flwr.page.html import folded, paragraph, shown
-from fedham_flwr.page.sources import by_method
 from fedham_flwr.settings import defaults
 
 PLACES = ("results-dir", "resume", "cache-dir", "seed", "strategy")
 """Settings that say where files are, or stand in the tables already."""
+MOST = 300
+"""Lost replies that are listed, at most."""
 
 
 def setting_parts(collection: Collection) -> str:
-    """Settings that differ between the methods, and those of all runs that are not the default.
+    """The settings that all runs have in common and that are not the default.
 
     Args:
         collection: the runs.
     """
-    usual = defaults()
-    settings = {(method, task): _common(runs) for task, method, runs in by_method(collection)}
-    keys = sorted({key for found in settings.values() for key in found} - {*PLACES})
-    differing = [key for key in keys if len({found.get(key, "") for found in settings.values()}) > 1]
-    same = [
-        key for key in keys if key not in differing and key in usual
-        and next(iter(settings.values())).get(key) != _word(usual[key])
-    ]  # fmt: skip
-    parts = (
-        [shown(_settings("settings-differ", "Settings that differ", settings, differing))]
-        if differing
-        else [paragraph("No setting differs between the methods, beside the strategy.")]
+    usual, first = defaults(), collection.runs[0].settings if collection.runs else {}
+    rows = tuple(
+        (Cell(key), Cell(value_text(value)), Cell(value_text(usual[key])))
+        for key, value in first.items()
+        if key in usual and key not in PLACES and value != usual[key]
+        if all(run.settings.get(key) == value for run in collection.runs)
     )
-    first = dict([next(iter(settings.items()))]) if settings else {}
-    if same:
-        rows = tuple((Cell(key), Cell(next(iter(first.values()))[key]), Cell(_word(usual[key]))) for key in same)
-        columns = (Column("setting", "text"), Column("value", "text"), Column("default", "text"))
-        parts.append(shown(Table("settings-changed", "Settings of all runs that are not the default", columns, rows)))
-    return "".join(parts)
+    columns = (Column("setting", "text"), Column("value", "text"), Column("default", "text"))
+    title = "Settings of all runs that are not the default"
+    return shown(Table("settings-changed", title, columns, rows)) if rows else ""
 
 
 def failure_parts(collection: Collection) -> str:
-    """Runs that failed or are missing, and clients that gave no usable reply.
+    """Replies of clients that were of no use, or that there are none.
 
     Args:
         collection: the runs.
     """
+    lost = [(run, failure) for run in collection.runs for record in run.rounds for failure in record.failures]
+    if not lost:
+        return "" if collection.failures else paragraph(f"All {len(collection.runs)} runs ended, and no client failed.")
     columns = (
-        Column("method", "text"),
-        Column("task", "text"),
-        Column("seed"),
-        Column("role", "text"),
-        Column("state", "text"),
-        Column("error", "text"),
-    )
-    rows = tuple(
-        (Cell(f.method), Cell(f.task), Cell(str(f.seed), f.seed), Cell(f.role), Cell(f.state), Cell(f.error))
-        for f in collection.failures
-    )
-    parts = [shown(Table("failures", "Runs that failed or are missing", columns, rows))] if rows else []
-    lost = tuple(
-        (Cell(run.method), Cell(run.task), Cell(str(run.seed), run.seed), Cell(str(failure.round), failure.round), Cell(failure.client), Cell(failure.error))
-        for run in collection.runs for record in run.rounds for failure in record.failures
+        Column("method", "text"), Column("task", "text"), Column("seed"), Column("round"), Column("client", "text"),
+        Column("why", "text"),
     )  # fmt: skip
-    if lost:
-        columns = (*columns[:3], Column("round"), Column("client", "text"), Column("error", "text"))
-        said = Table("lost-replies", "Clients that gave no usable reply", columns, lost[:500])
-        parts.append(folded(f"{len(lost)} replies of clients were not usable", shown(said)))
-    return "".join(parts) or paragraph(
-        f"None: all {len(collection.runs)} runs came to their end, and no client failed."
-    )
+    rows = tuple(
+        (Cell(run.method), Cell(run.task), _whole(run.seed), _whole(failure.round), Cell(failure.client),
+         Cell(failure.error))
+        for run, failure in lost[:MOST]
+    )  # fmt: skip
+    notes = (f"The first {MOST} of {len(lost)}; all are in rounds.jsonl of a run.",) if len(lost) > MOST else ()
+    table = Table("lost-replies", "Replies of clients that were of no use", columns, rows, notes)
+    return folded(f"{len(lost)} replies of clients were of no use", shown(table))
 
 
 def environment_parts(collection: Collection) -> str:
-    """Versions and the machine, and of each run its digest and commit.
+    """Versions and the machine, and of each run its whole digest and commit.
 
     Args:
         collection: the runs.
     """
-    told = [{k: str(v) for k, v in run.environment.items() if k != "started"} for run in collection.runs]
-    keys = list(dict.fromkeys(key for each in told for key in each))
-    rows = []
-    for key in keys:
-        values = list(dict.fromkeys(each.get(key, "–") for each in told))
-        rows.append((Cell(key), Cell("; ".join(values))))
+    told = [
+        {k: str(v) for k, v in run.environment.items() if k not in ("started", "commit")} for run in collection.runs
+    ]
+    keys = dict.fromkeys(key for each in told for key in each)
+    rows = tuple((Cell(key), Cell("; ".join(dict.fromkeys(each.get(key, "–") for each in told)))) for key in keys)
     columns = (Column("fact", "text"), Column("value", "text"))
-    facts = shown(Table("environment", "Versions and machine", columns, tuple(rows)))
+    facts = shown(Table("environment", "Versions and machine", columns, rows)) if rows else ""
+    return facts + folded("Whole digests and commits", shown(_digests(collection)))
+
+
+def _digests(collection: Collection) -> Table:
     columns = (
-        Column("method", "text"),
-        Column("task", "text"),
-        Column("seed"),
-        Column("digest of the results", "text"),
-        Column("commit", "text"),
-        Column("started", "text"),
-        Column("run", "text"),
-    )
-    digests = tuple(
-        (
-            Cell(run.method), Cell(run.task), Cell(str(run.seed), run.seed), Cell(str(run.summary.get("digest", "–"))),
-            Cell(str(run.environment.get("commit", "–"))), Cell(str(run.environment.get("started", "–"))),
-            Cell("/".join(run.directory.parts[-2:])),
-        )
+        Column("method", "text"), Column("task", "text"), Column("seed"), Column("digest", "text"),
+        Column("commit", "text"), Column("started", "text"),
+    )  # fmt: skip
+    rows = tuple(
+        (Cell(run.method), Cell(run.task), _whole(run.seed), Cell(str(run.summary.get("digest", "–"))),
+         Cell(str(run.environment.get("commit", "–"))), Cell(str(run.environment.get("started", "–"))))
         for run in collection.runs
     )  # fmt: skip
-    return facts + folded(
-        "Digests and commits of the runs", shown(Table("digests", "Digests and commits", columns, digests))
-    )
+    return Table("digests", "Digests of results and commits of the code", columns, rows)
 
 
-def _common(runs: Sequence[RunFacts]) -> Mapping[str, str]:
-    """Settings as text; one that differs between the seeds as all of its values."""
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return {key: " | ".join(dict.fromkeys(_word(run.settings.get(key, "")) for run in runs)) for key in keys}
-
-
-def _settings(
-    name: str, title: str, settings: Mapping[tuple[str, str], Mapping[str, str]], keys: Sequence[str]
-) -> Table:
-    several = len({task for _, task in settings}) > 1
-    columns = (Column("setting", "text"), *(Column(f"{m}, {t}" if several else m, "text") for m, t in settings))
-    rows = tuple((Cell(key), *(Cell(found.get(key, "–")) for found in settings.values())) for key in keys)
-    return Table(name, title, columns, rows)
-
-
-def _word(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return '""' if value == "" else str(value)
+def _whole(number: int) -> Cell:
+    return Cell(str(number), number)

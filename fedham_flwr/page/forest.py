@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fedham_flwr.analysis.collection import Collection
 from fedham_flwr.analysis.statistics import Interval, mean_interval
-from fedham_flwr.page.html import escaped, number
+from fedham_flwr.page.html import escaped, score, score_text
 from fedham_flwr.page.sources import named
+from fedham_flwr.training.metrics import Metric
 
-WIDTH, LEFT, RIGHT, STEP, TOP = 640, 130, 170, 26, 8
-LONGEST = 16
+WIDTH, LEFT, RIGHT, STEP, TOP = 640, 120, 188, 26, 8
+LONGEST = 15
 """Characters of a label that fit beside the picture."""
 
 
@@ -32,10 +31,10 @@ def forest(collection: Collection, task: str) -> str:
     rows = "".join(_row(collection, task, at, method, interval, scale) for at, (method, interval) in enumerate(found))
     bottom = TOP + STEP * len(found)
     label = named(collection, task, f"{collection.split} {metric.name}: means over seeds with 95 % intervals")
-    said = "; ".join(f"{m} {_said(i, metric.bounded)}" for m, i in found)
+    said = "; ".join(f"{m} {_said(i, metric)}" for m, i in found)
     return (
         f'<figure class="static"><div><svg class="forest" viewBox="0 0 {WIDTH} {bottom + 38}" role="img" '
-        f'aria-label="{escaped(f"{label}: {said}")}">{_axis(scale, bottom, metric.bounded)}{rows}</svg></div>\n'
+        f'aria-label="{escaped(f"{label}: {said}")}">{_axis(scale, bottom, metric)}{rows}</svg></div>\n'
         f"<figcaption>{escaped(label)}. A line is the interval; a dot without one has none.</figcaption></figure>\n"
     )
 
@@ -55,10 +54,10 @@ class _Scale:
         return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - self.low) / (self.high - self.low), 1)
 
 
-def _axis(scale: _Scale, bottom: int, bounded: bool) -> str:
+def _axis(scale: _Scale, bottom: int, metric: Metric) -> str:
     parts = []
     for tick in scale.ticks:
-        x, text = scale.at(tick), f"{tick:.10g}"
+        x, text = scale.at(tick), f"{100 * tick:.10g} %" if metric.bounded else f"{tick:.10g}"
         parts.append(f'<line x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom}" stroke="var(--line)"/>')
         parts.append(f'<text class="soft" x="{x}" y="{bottom + 18}" text-anchor="middle">{text}</text>')
     return "".join(parts)
@@ -73,16 +72,16 @@ def _row(collection: Collection, task: str, at: int, method: str, interval: Inte
         ends = [scale.at(interval.low), scale.at(interval.high)]
         line = f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
     mark = f'<circle cx="{scale.at(interval.mean)}" cy="{y}" r="5" fill="{colour}"/>'
-    said = escaped(_said(interval, collection.metrics[task].bounded))
+    said = escaped(_said(interval, collection.metrics[task]))
     return (
         f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escaped(short)}</text>{line}{mark}'
         f'<text class="soft" x="{WIDTH - RIGHT + 14}" y="{y + 4}">{said}</text>'
     )
 
 
-def _said(interval: Interval, bounded: bool) -> str:
-    ends: Sequence[float | None] = (interval.low, interval.high)
-    said = number(interval.mean, bounded).text
-    if None in ends:
-        return said
-    return f"{said} ({' to '.join(number(end, bounded).text for end in ends)})"
+def _said(interval: Interval, metric: Metric) -> str:
+    """A mean and the ends of its interval."""
+    if interval.low is None or interval.high is None:
+        return score_text(interval.mean, metric)
+    ends = " to ".join(score(end, metric).text for end in (interval.low, interval.high))
+    return f"{score_text(interval.mean, metric)} ({ends})"

@@ -3,32 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from fedham_flwr.analysis.cells import Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.page.html import items, paragraph
+from fedham_flwr.analysis.difference_table import compared
+from fedham_flwr.page.html import items, paragraph, score_text
 from fedham_flwr.page.sources import Places
 
+FEW = 4
+"""Names up to which all are said."""
 
-def headline_parts(collection: Collection, tables: Sequence[Table]) -> str:
+
+def headline_parts(collection: Collection) -> str:
     """The first paragraphs of a page.
 
     Args:
         collection: the runs.
-        tables: all of the comparison.
     """
+    if not collection.runs:
+        return paragraph("No run has come to its end.", "verdict")
     return (
-        paragraph(verdict(collection, tables), "verdict")
-        + paragraph(compared(collection))
+        "".join(paragraph(verdict(collection, task), "verdict") for task in collection.tasks)
+        + paragraph(scope(collection))
         + items(collection.warnings, "note")
     )
 
 
-def compared(collection: Collection) -> str:
+def scope(collection: Collection) -> str:
     """What was compared, on what, and in how many seeds.
 
     Args:
-        collection: the runs.
+        collection: with at least one run.
     """
     methods = [method for method in collection.methods if method not in collection.floors]
     said = _counted(len(methods), "method") + (f" ({', '.join(methods)})" if methods else "")
@@ -36,57 +41,49 @@ def compared(collection: Collection) -> str:
         said += f" and {_counted(len(collection.floors), 'floor')} ({', '.join(collection.floors)})"
     seeds = Places.of(collection).seeds
     measured = " and ".join(dict.fromkeys(metric.name for metric in collection.metrics.values()))
+    tasks = ", ".join(_task(collection, task) for task in collection.tasks)
     return (
-        f"Compared: {said}, on {', '.join(_task(collection, task) for task in collection.tasks)}, with "
-        f"{_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), in {_counted(len(collection.runs), 'run')}, by the "
-        f"{collection.split} {measured} of the model that each method stands for, as a mean over clients."
+        f"Compared: {said}, on {tasks}, with {_counted(len(seeds), 'seed')} ({', '.join(map(str, seeds))}), in "
+        f"{_counted(len(collection.runs), 'run')}, by the {collection.split} {measured} of the model that each method "
+        "stands for, as a mean over clients."
     )
 
 
-def verdict(collection: Collection, tables: Sequence[Table]) -> str:
-    """One sentence of how the methods stand to the reference, as far as the intervals say so.
+def verdict(collection: Collection, task: str) -> str:
+    """One sentence of how the methods stand to the reference on a task, as far as the intervals say so.
 
     Args:
         collection: the runs.
-        tables: of which that of differences is read.
+        task: its label.
     """
-    found = next((table for table in tables if table.name == "differences"), None)
-    if not collection.runs:
-        return "No run has come to its end."
-    if found is None or not found.rows:
-        return _alone(collection)
-    methods = {method: set[str]() for method in collection.methods}
-    for row in found.rows:
-        for cell in row:
-            methods.setdefault(row[0].text, set()).update(cell.marks)
-    above = [m for m, marks in methods.items() if "better" in marks]
-    below = [m for m, marks in methods.items() if "worse" in marks]
-    others = len({row[0].text for row in found.rows}) - len({*above, *below})
-    parts = [f"{_listed(above)} {'is' if len(above) == 1 else 'are'} above {collection.reference}"] if above else []
-    parts += [f"{_listed(below)} {'is' if len(below) == 1 else 'are'} below it"] if below and above else []
-    parts += (
-        [f"{_listed(below)} {'is' if len(below) == 1 else 'are'} below {collection.reference}"]
-        if below and not above
-        else []
-    )
-    parts += [f"{_counted(others, 'method')} cannot be told apart from it"] if others and parts else []
+    where = f"On {task}, " if len(collection.tasks) > 1 else ""
+    found = [each for each in compared(collection) if each.task == task and each.word] if collection.reference else []
+    if not found:
+        return _best(collection, task)
+    reference, metric = collection.reference, collection.metrics[task]
+    names = {word: [each.method for each in found if each.word == word] for word in ("above", "below")}
+    parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {word} {reference}" for word, n in names.items() if n]
+    others = sum(each.word not in ("above", "below") for each in found)
     if not parts:
-        return f"No method can be told apart from {collection.reference} with these seeds."
-    return "; ".join(parts) + "."
+        return _capital(f"{where}no method can be told apart from {reference} with these seeds.")
+    parts += [f"{_counted(others, 'other')} cannot be told apart from it"] if others else []
+    return _capital(f"{where}in {metric.name}, {'; '.join(parts)}.")
 
 
-def _alone(collection: Collection) -> str:
-    method, task = collection.methods[0], collection.tasks[0]
-    values = list(collection.values(method, task).values())
+def _best(collection: Collection, task: str) -> str:
+    """The means, where nothing can be tested."""
+    means = {m: fmean(found.values()) for m in collection.methods if (found := collection.values(m, task))}
+    if not means:
+        return f"Nothing was scored on {task}."
     metric = collection.metrics[task]
-    said = f"{sum(values) / len(values):.3f}" if values else "no score"
-    return f"{method} reaches {collection.split} {metric.name} {said} on {task}; one method alone is compared with nothing."
+    said = ", ".join(f"{method} {score_text(value, metric)}" for method, value in means.items())
+    return f"Mean {collection.split} {metric.name} on {task}: {said}; nothing is compared."
 
 
 def _task(collection: Collection, task: str) -> str:
     """A task with its clients."""
-    run = next(run for run in collection.runs if run.task == task)
-    return f"{task} ({_counted(int(run.summary['num-clients']), 'client')})"
+    counts = dict.fromkeys(int(run.summary["num-clients"]) for run in collection.runs if run.task == task)
+    return f"{task} ({' or '.join(map(str, counts))} clients)" if counts else task
 
 
 def _counted(count: int, what: str) -> str:
@@ -94,4 +91,11 @@ def _counted(count: int, what: str) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
+    if len(names) > FEW:
+        names = [*names[: FEW - 1], f"{len(names) - FEW + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _capital(text: str) -> str:
+    """A sentence that begins with a capital letter, unless a name begins it."""
+    return text[:1].upper() + text[1:]

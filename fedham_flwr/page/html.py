@@ -8,10 +8,9 @@ import math
 from collections.abc import Iterable, Mapping
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
+from fedham_flwr.analysis.numbers import EMPTY
 from fedham_flwr.reporting.console import clean
-
-MARKS = {"best": "best", "better": "above", "worse": "below"}
-"""Marks of cells that are written out, since colour alone says nothing to some."""
+from fedham_flwr.training.metrics import Metric
 
 
 def escaped(text: object) -> str:
@@ -92,10 +91,7 @@ def shown(table: Table) -> str:
         table: of a comparison. A row is marked as a floor if a cell of it is.
     """
     title = escaped(table.title)
-    head = "".join(
-        f'<th scope="col"{_class("number" if column.kind == "number" else "")}{_hint(column)}>{escaped(column.name)}</th>'
-        for column in table.columns
-    )
+    head = "".join(map(_heading, table.columns))
     body = "".join(_row(table, row) for row in table.rows)
     return (
         f'<p class="caption" aria-hidden="true">{title}</p>\n'
@@ -105,19 +101,28 @@ def shown(table: Table) -> str:
     )
 
 
-def number(value: float | None, bounded: bool = False) -> Cell:
-    """A cell of a number, which it holds in full: three decimals of a fraction, four digits of any other are shown.
+def score(value: float | None, metric: Metric, note: str = "") -> Cell:
+    """A cell of a score, which it holds in full; a fraction is shown in percent, without the sign.
 
     Args:
-        value: the number; None or not finite: there is none.
-        bounded: whether it is a fraction.
+        value: the score; None or not finite: there is none.
+        metric: what it is.
+        note: of the cell.
     """
     if value is None or not math.isfinite(value):
-        return Cell("–")
-    if bounded:
-        return Cell(f"{value:.3f}", value)
-    whole = float(value).is_integer() and abs(value) < 1e7
-    return Cell(f"{value:,.0f}" if whole else f"{value:.4g}", value)
+        return Cell(EMPTY, note=note)
+    return Cell(f"{100 * value:.2f}" if metric.bounded else f"{value:.4g}", value, note=note)
+
+
+def score_text(value: float | None, metric: Metric) -> str:
+    """A score in a sentence: a fraction in percent.
+
+    Args:
+        value: the score, if there is one.
+        metric: what it is.
+    """
+    cell = score(value, metric)
+    return f"{cell.text} %" if metric.bounded and cell.value is not None else cell.text
 
 
 def embedded(value: Mapping[str, object]) -> str:
@@ -132,26 +137,28 @@ def embedded(value: Mapping[str, object]) -> str:
     return text
 
 
+def _heading(column: Column) -> str:
+    kind, hint = _class("number" if column.kind == "number" else ""), f' title="{escaped(column.help)}"'
+    unit = f" ({column.unit})" if column.unit else ""
+    return f'<th scope="col"{kind}{hint if column.help else ""}>{escaped(column.name + unit)}</th>'
+
+
 def _row(table: Table, row: tuple[Cell, ...]) -> str:
     floor = any("floor" in cell.marks for cell in row)
     cells = []
     for at, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
         tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
         value = f' data-value="{float(cell.value)!r}"' if cell.value is not None and math.isfinite(cell.value) else ""
-        said = [cell.note, *(word for mark, word in MARKS.items() if mark in cell.marks)]
-        said += ["floor"] if at == 0 and floor else []
+        said = [cell.note, *(["best"] if "best" in cell.marks else []), *(["floor"] if at == 0 and floor else [])]
         small = "".join(f"<small>{escaped(text)}</small>" for text in said if text)
         kinds = ["number"] if column.kind == "number" else []
         kinds += ["words"] if len(cell.text) > 60 else []
-        kinds += sorted(cell.marks & {"used", *MARKS})
-        text = escaped(cell.text) or "–"
+        kinds += sorted(cell.marks - {"floor"})
+        star = ' <abbr title="the model that the method stands for">*</abbr>' if "used" in cell.marks else ""
+        text = (escaped(cell.text) or EMPTY) + star
         cells.append(f"<{tag}{scope}{_class(' '.join(kinds))}{value}>{text}{small}</{tag}>")
     return f"<tr{_class('floor' if floor else '')}>{''.join(cells)}</tr>\n"
 
 
 def _class(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
-
-
-def _hint(column: Column) -> str:
-    return f' title="{escaped(column.help)}"' if column.help else ""

@@ -12,7 +12,7 @@ from fedham_flwr.analysis.collection import Collection
 from fedham_flwr.analysis.facts import RunFacts
 from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import quantised, short, thinned
-from fedham_flwr.page.html import figure, folded, number, paragraph, shown
+from fedham_flwr.page.html import figure, folded, paragraph, shown
 from fedham_flwr.page.sources import Places, named
 
 MOST = 420_000
@@ -43,8 +43,7 @@ def weights_of(collection: Collection) -> list[Weights]:
     """
     mixing = [run for run in collection.runs if any((run.directory / "mixing").glob("round-*.parquet"))]
     most = MOST // max(1, len(mixing))
-    found = [weights for run in mixing if (weights := _read(run, most)) is not None]
-    return found
+    return [weights for run in mixing if (weights := _read(run, most)) is not None]
 
 
 def mixing_data(places: Places, all_weights: Sequence[Weights]) -> dict[str, Any] | None:
@@ -66,25 +65,27 @@ def mixing_parts(collection: Collection, all_weights: Sequence[Weights]) -> str:
     """
     if not all_weights:
         return ""
-    tables = [shown(_own_table(collection, all_weights))]
+    tables = [shown(_own_table(all_weights))]
     tables += [
         shown(_last_table(collection, w))
         for w in all_weights
         if len(w.clients) <= ROWS and w.run.seed == _first(all_weights, w)
     ]
-    left_out = [
-        w for w in all_weights if len(w.clients) < _count(w.run, "client") or len(w.rounds) < _count(w.run, "round")
-    ]
-    note = ""
-    if left_out:
-        w = left_out[0]
-        note = (
-            f"To keep the page small, of {_count(w.run, 'client')} clients {len(w.clients)} and of "
-            f"{_count(w.run, 'round')} rounds {len(w.rounds)} are drawn of each run at most, spread evenly; all are in mixing/ of a run."
-        )
+    note = next(filter(None, map(_left_out, all_weights)), "")
     label = "Whom each client listens to: the weight of each peer's layers in a client's model"
     finding = " ".join(_finding(weights) for weights in all_weights if weights.run.seed == _first(all_weights, weights))
     return figure("mixing-figure", label, finding) + paragraph(note, "note") + folded("The weights as tables", *tables)
+
+
+def _left_out(weights: Weights) -> str:
+    """What of a run is not drawn; empty if all is."""
+    clients, rounds = _count(weights.run, "client"), _count(weights.run, "round")
+    if (len(weights.clients), len(weights.rounds)) == (clients, rounds):
+        return ""
+    return (
+        f"To keep the page small, {len(weights.clients)} of {clients} clients and {len(weights.rounds)} of {rounds} "
+        f"rounds are drawn of {weights.run.method}, spread evenly; the files in mixing/ of a run hold all."
+    )
 
 
 def _first(all_weights: Sequence[Weights], weights: Weights) -> int:
@@ -135,7 +136,8 @@ def _places(known: Sequence[str], wanted: Sequence[str]) -> Array:
 
 def _own(weights: Weights) -> Array:
     """Which cells are a client's weight of itself: bool [n, N]."""
-    return np.array(weights.clients, dtype=object)[:, None] == np.array(weights.peers, dtype=object)
+    own: Array = np.array(weights.clients, dtype=object)[:, None] == np.array(weights.peers, dtype=object)
+    return own
 
 
 def _packed(places: Places, weights: Weights) -> dict[str, Any]:
@@ -167,11 +169,12 @@ def _finding(weights: Weights) -> str:
     """How much clients keep to themselves in the last round, in words."""
     last = _self_weights(weights)[-1]
     parts = [f"{group} {value:.2f}" for group, value in zip(weights.groups, last, strict=True) if np.isfinite(value)]
-    who = f"{weights.run.method}, seed {weights.run.seed}, round {weights.rounds[-1]}"
-    return f"{who}: the mean weight of a client's own model is {', '.join(parts)}; equal weights would be {1 / _count(weights.run, 'peer'):.2f}."
+    who, equal = f"{weights.run.method}, seed {weights.run.seed}", 1 / _count(weights.run, "peer")
+    said = f"the mean weight of a client's own model is {', '.join(parts)}; equal weights would be {equal:.2f}."
+    return f"{who}, round {weights.rounds[-1]}: {said}"
 
 
-def _own_table(collection: Collection, all_weights: Sequence[Weights]) -> Table:
+def _own_table(all_weights: Sequence[Weights]) -> Table:
     """The weight that clients give themselves, over the rounds."""
     columns = (
         Column("method", "text"),
@@ -186,8 +189,14 @@ def _own_table(collection: Collection, all_weights: Sequence[Weights]) -> Table:
         run, own = weights.run, _self_weights(weights)
         for layer, group in enumerate(weights.groups):
             for at in thinned(len(weights.rounds), 6):
-                said = (Cell(run.method), Cell(run.task), number(run.seed), Cell(group), number(weights.rounds[at]))
-                rows.append((*said, number(float(own[at, layer]), bounded=True)))
+                said = (
+                    Cell(run.method),
+                    Cell(run.task),
+                    Cell(str(run.seed), run.seed),
+                    Cell(group),
+                    Cell(str(weights.rounds[at]), weights.rounds[at]),
+                )
+                rows.append((*said, _cell(own[at, layer])))
     return Table("own-weights", "Weight that a client gives itself, mean over the clients drawn", columns, tuple(rows))
 
 
@@ -199,10 +208,14 @@ def _last_table(collection: Collection, weights: Weights) -> Table:
         *(Column(f"of {peer}") for peer in weights.peers),
     )
     rows = tuple(
-        (Cell(client), Cell(group), *(number(float(value), bounded=True) for value in weights.values[-1, layer, at]))
+        (Cell(client), Cell(group), *(_cell(value) for value in weights.values[-1, layer, at]))
         for at, client in enumerate(weights.clients)
         for layer, group in enumerate(weights.groups)
     )
     title = f"Weights of round {weights.rounds[-1]}: {weights.run.method}, seed {weights.run.seed}"
     name = f"weights-{collection.methods.index(weights.run.method)}-{collection.tasks.index(weights.run.task)}"
     return Table(name, named(collection, weights.run.task, title), columns, rows)
+
+
+def _cell(weight: float) -> Cell:
+    return Cell(f"{weight:.3f}", float(weight)) if np.isfinite(weight) else Cell()

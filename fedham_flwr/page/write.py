@@ -26,11 +26,13 @@ from fedham_flwr.page.tuning import tuning_data, tuning_parts
 SCRIPTS = ("base.js", "curves.js", "clients.js", "mixing.js", "tuning.js", "tables.js")
 TITLES = {
     "headline": "What was found", "results": "Results", "differences": "Differences to the reference",
-    "clients": "Clients", "costs": "Costs", "ranks": "Ranks", "further": "Further tables", "curves-section": "Learning curves",
-    "each-client": "Personal against local", "listening": "Whom each client listens to", "accuracy-over-bytes": "Score over bytes",
-    "tuning": "Tuned values", "settings": "Settings that differ", "failed": "Failures", "origin": "Environment, digests and commits",
+    "clients": "Clients", "costs": "Costs", "ranks": "Ranks", "further": "Further tables",
+    "learning": "Learning curves", "each-client": "Each client", "listening": "Whom each client listens to", "over-bytes": "Scores over bytes",
+    "tuned": "Tuned values", "settings": "Settings", "failures": "Failures", "runs": "Runs, environment, digests",
 }  # fmt: skip
-"""Sections by their anchors, in their order."""
+"""Sections by their anchors, in their order; a table stands in the section of its name."""
+WITH = {"novel": "clients"}
+"""Tables that stand in the section of another."""
 
 
 def write_report(collection: Collection, path: Path) -> Path:
@@ -84,19 +86,18 @@ def _parts(
     """The HTML of each section; empty text for one that there is not."""
     parts = dict.fromkeys(TITLES, "")
     for table in tables:
-        parts[table.name if table.name in parts else "further"] += shown(table)
-    pictures = "".join(forest(collection, task) for task in collection.tasks)
+        parts[WITH.get(table.name, table.name if table.name in parts else "further")] += shown(table)
+    parts["results"] = "".join(forest(collection, task) for task in collection.tasks) + parts["results"]
+    parts["tuned"] += tuning_parts(collection)
+    parts["settings"] += setting_parts(collection)
+    parts["failures"] += failure_parts(collection)
+    parts["runs"] += environment_parts(collection)
     return parts | {
-        "headline": headline_parts(collection, tables),
-        "results": pictures + parts["results"],
-        "curves-section": curve_parts(collection, curves),
+        "headline": headline_parts(collection),
+        "learning": curve_parts(collection, curves),
         "each-client": client_parts(collection),
         "listening": mixing_parts(collection, weights),
-        "accuracy-over-bytes": _costs(collection),
-        "tuning": tuning_parts(collection),
-        "settings": setting_parts(collection),
-        "failed": failure_parts(collection),
-        "origin": environment_parts(collection),
+        "over-bytes": _costs(collection),
     }
 
 
@@ -121,7 +122,7 @@ def _data(collection: Collection, curves: Curves, weights: Sequence[Weights]) ->
         "methods": methods,
         "tasks": places.tasks,
         "seeds": places.seeds,
-        "metric": {"bounded": all(metric.bounded for metric in metrics)},
+        "bounded": all(metric.bounded for metric in metrics),
         "measured": [metric.name for metric in metrics],
         "higher": [metric.higher for metric in metrics],
         "curves": curve_data(collection, places, curves),

@@ -31,10 +31,10 @@ function look(method) {
 // What a name says is text; plotly would read tags in it.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const digits = (value) => (value === null || value === undefined ? "–"
-  : report.metric.bounded ? value.toFixed(3) : Number(value.toPrecision(4)).toString());
+  : report.bounded ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4)).toString());
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const faded = (colour, share) => colour + Math.round(share * 255).toString(16).padStart(2, "0");
-const unit = (by) => ({ round: "round", bytes: "megabytes sent, up and down", seconds: "seconds" })[by];
+const unit = (by) => ({ round: "round", bytes: "MiB sent by training, up and down", seconds: "seconds" })[by];
 
 const drawn = [];
 function draws(id, data, build) {
@@ -60,6 +60,9 @@ function axis(title, more) {
   return { title: { text: title, standoff: 8 }, gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--soft"),
     automargin: true, ticks: "outside", tickcolor: css("--line"), ...more };
 }
+
+// An axis of scores, in percent if they are fractions.
+const scores = (title, more) => axis(title, { ...(report.bounded ? { tickformat: ".0%" } : {}), ...more });
 
 function base(place, height) {
   const narrow = place.clientWidth < 560;

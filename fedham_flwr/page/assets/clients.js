@@ -21,9 +21,10 @@ draws("clients-figure", report.clients, (figure, controls, data) => {
 });
 
 function values(data, task, method, phase, seeds) {
-  const found = data.scores.filter((score) => score.task === task && score.method === method && seeds.includes(score.seed) && score[phase]);
+  const found = data.scores.filter((score) => score.task === task && score.method === method && seeds.includes(score.seed))
+    .map((score) => score[phase === "own" ? score.own : phase]).filter(Boolean);
   return data.names[task].map((_, at) => {
-    const known = found.map((score) => score[phase][at]).filter((value) => value !== null);
+    const known = found.map((scores) => scores[at]).filter((value) => value !== null);
     return known.length ? mean(known) : null;
   });
 }
@@ -42,6 +43,7 @@ function scattered(both, [before, after], method, other, measured) {
   const room = (high - low) * 0.06 || 0.05;
   const range = [low - room, high + room];
   const square = { range, constrain: "domain" };
+  const side = Math.min(document.getElementById("clients-figure").clientWidth, 540);
   return {
     traces: [
       { x: range, y: range, mode: "lines", hoverinfo: "skip", line: { color: css("--soft"), width: 1.2, dash: "dot" } },
@@ -49,7 +51,7 @@ function scattered(both, [before, after], method, other, measured) {
         text: both.map((each) => `client ${plain(each.name)}<br>${before}: ${digits(each.x)}<br>${after}: ${digits(each.y)}`),
         marker: { symbol: mark, size: 10, color: faded(colour, 0.75), line: { color: css("--back"), width: 1 } } },
     ],
-    layout: { height: 460, width: Math.min(document.getElementById("clients-figure").clientWidth, 560), autosize: false, xaxis: axis(`${plain(measured)}: ${before}`, square), yaxis: axis(`${plain(measured)}: ${after}`, { ...square, scaleanchor: "x" }) },
+    layout: { height: side * 0.86 + 30, width: side, autosize: false, xaxis: scores(`${plain(measured)}: ${before}`, square), yaxis: scores(`${plain(measured)}: ${after}`, { ...square, scaleanchor: "x" }) },
   };
 }
 
@@ -69,7 +71,7 @@ function dumbbells(both, [before, after], method, other, measured) {
       ends("x", before, { symbol: "circle-open", size: 10, color: theirs.colour, line: { width: 2 } }),
       ends("y", after, { symbol: mine.mark, size: 10, color: mine.colour }),
     ],
-    layout: { height: Math.max(260, 110 + 22 * Math.min(sorted.length, 60)), xaxis: axis(`${plain(measured)} (open: ${before}; full: ${after})`),
+    layout: { height: Math.max(260, 110 + 22 * Math.min(sorted.length, 60)), xaxis: scores(`${plain(measured)} (open: ${before}; full: ${after})`),
       yaxis: axis("client", { tickvals: shown, ticktext: shown.map((at) => short(sorted[at].name)), showgrid: false, zeroline: false }) },
   };
 }

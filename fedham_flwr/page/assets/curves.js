@@ -1,3 +1,5 @@
+const MIB = 2 ** 20;
+
 // Learning curves: for each method the mean of its seeds, with the band from the lowest to the highest.
 draws("curves", report.curves, (figure, controls, data) => {
   const task = choice(controls, "task", report.tasks);
@@ -9,24 +11,29 @@ draws("curves", report.curves, (figure, controls, data) => {
   const methods = boxes(controls, "methods", report.methods.map((method) => method.label), true);
   const seeds = boxes(controls, "seeds", report.seeds.map(String), false);
   return () => {
-    const series = `${data.splits[split()]} ${data.phases[phase()]}`;
-    const wanted = data.runs.filter((run) => run.task === task() && seeds().includes(run.seed) && run.values[series]);
+    const wanted = data.runs.filter((run) => run.task === task() && seeds().includes(run.seed))
+      .flatMap((run) => scored(run, data.splits[split()], data.phases[phase()]));
     const key = ["round", "bytes", "seconds"][by()];
     const [band, single] = [0, 1].map((at) => bands().includes(at));
     const traces = methods().flatMap((method) => {
       const runs = wanted.filter((run) => run.method === method);
-      return runs.length ? lines(method, joined(runs, series, key), key, band, single) : [];
+      return runs.length ? lines(method, joined(runs.map((run) => run.scores), key), key, band, single) : [];
     });
     const measured = report.measured[task()];
     const said = traces.length ? "" : `no ${data.splits[split()]} score over the rounds here`;
-    const yaxis = axis(`${data.splits[split()]} ${plain(measured)}`);
+    const yaxis = scores(`${data.splits[split()]} ${plain(measured)}`);
     return { traces, said, layout: { xaxis: axis(unit(key), { rangemode: "tozero" }), yaxis, hovermode: "closest" } };
   };
 });
 
+// A run with its scores of a split and a phase; nothing where it has none.
+function scored(run, split, phase) {
+  const scores = run.values[`${split} ${phase === "own" ? run.own : phase}`];
+  return scores ? [{ ...run, scores }] : [];
+}
+
 // The rounds that all runs have measured, with a value of each run; where they are on the axis is a mean over the runs.
-function joined(runs, series, key) {
-  const all = runs.map((run) => run.values[series]);
+function joined(all, key) {
   const at = all.map((each) => new Map(each.round.map((round, place) => [round, place])));
   const points = [];
   for (const round of all[0].round) {
@@ -34,7 +41,7 @@ function joined(runs, series, key) {
     if (places.includes(undefined)) continue;
     const [values, where] = ["value", key].map((column) => all.map((each, i) => each[column][places[i]]));
     if (values.includes(null)) continue;
-    const x = key === "round" ? round : mean(where) / (key === "bytes" ? 1e6 : 1);
+    const x = key === "round" ? round : mean(where) / (key === "bytes" ? MIB : 1);
     points.push({ round, x, values, mean: mean(values), low: Math.min(...values), high: Math.max(...values) });
   }
   return points;
@@ -56,7 +63,7 @@ function lines(method, points, key, band, single) {
   }
   const text = points.map((point) => `${name}<br>round ${point.round}: ${digits(point.mean)}`
     + (many ? `<br>seeds ${digits(point.low)} to ${digits(point.high)}` : "")
-    + (key === "round" ? "" : `<br>${digits2(point.x)} ${key === "bytes" ? "MB" : "s"}`));
+    + (key === "round" ? "" : `<br>${digits2(point.x)} ${key === "bytes" ? "MiB" : "s"}`));
   traces.push({ x, y: points.map((point) => point.mean), mode: points.length > 30 ? "lines" : "lines+markers", text, name,
     hovertemplate: "%{text}<extra></extra>", line: { color: colour, dash, width: 2.2 }, marker: { symbol: mark, size: 7, color: colour } });
   return traces;
@@ -72,18 +79,18 @@ draws("costs-figure", report.curves, (figure, controls, data) => {
   return () => {
     const key = ["bytes", "seconds"][by()];
     const traces = methods().flatMap((method) => {
-      const ends = data.runs.filter((run) => run.task === task() && run.method === method && run.values[`${data.split} own`])
-        .map((run) => [run.values[`${data.split} own`], report.seeds[run.seed]])
-        .map(([own, seed]) => ({ x: own[key].at(-1) / (key === "bytes" ? 1e6 : 1), y: own.value.at(-1), seed }));
+      const ends = data.runs.filter((run) => run.task === task() && run.method === method)
+        .flatMap((run) => scored(run, data.split, "own"))
+        .map(({ scores, seed }) => ({ x: scores[key].at(-1) / (key === "bytes" ? MIB : 1), y: scores.value.at(-1), seed: report.seeds[seed] }));
       if (!ends.length) return [];
       const { colour, mark } = look(method);
       const name = plain(report.methods[method].label);
       const means = { x: mean(ends.map((end) => end.x)), y: mean(ends.map((end) => end.y)) };
       const points = (all, text, marker) => ({ x: all.map((p) => p.x), y: all.map((p) => p.y), text, mode: "markers",
         hovertemplate: "%{text}<extra></extra>", marker: { symbol: mark, color: colour, ...marker } });
-      const said = (p) => `${digits(p.y)}<br>${digits2(p.x)} ${key === "bytes" ? "MB" : "s"}`;
+      const said = (p) => `${digits(p.y)}<br>${digits2(p.x)} ${key === "bytes" ? "MiB" : "s"}`;
       return [
-        points(ends, ends.map((end) => `${name}, seed ${end.seed}<br>${said(end)}`), { size: 6, opacity: 0.55 }),
+        points(ends, ends.map((end) => `${name}, seed ${end.seed}<br>${said(end)}`), { size: 7, opacity: 0.6 }),
         points([means], [`${name}, mean of ${ends.length} seeds<br>${said(means)}`], { size: 13, line: { width: 1.5, color: css("--back") } }),
       ];
     });
@@ -92,6 +99,6 @@ draws("costs-figure", report.curves, (figure, controls, data) => {
     const most = Math.max(...wide, 0) || 1;
     const range = log ? { type: "log", dtick: 1, minor: { ticks: "outside", dtick: "D1" } } : { range: [-0.03 * most, 1.05 * most], zeroline: true };
     const none = wide.some((x) => x === 0) && key === "bytes" ? "A method at 0 sends nothing." : "";
-    return { traces, said: none, layout: { xaxis: axis(unit(key), range), yaxis: axis(`${data.split} ${plain(report.measured[task()])}`) } };
+    return { traces, said: none, layout: { xaxis: axis(unit(key), range), yaxis: scores(`${data.split} ${plain(report.measured[task()])}`) } };
   };
 });

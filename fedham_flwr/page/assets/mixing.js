@@ -47,7 +47,7 @@ function strongest(run, z) {
   z.forEach((row, i) => row.forEach((weight, j) => {
     if (weight !== null && run.clients[i] !== run.peers[j] && (!best || weight > best.weight)) best = { weight, i, j };
   }));
-  return best ? `Of all others, ${run.clients[best.i]} gives ${run.peers[best.j]} the most: ${best.weight.toFixed(3)}.` : "";
+  return best ? `The largest weight of another: client ${run.clients[best.i]} gives client ${run.peers[best.j]} ${best.weight.toFixed(3)}.` : "";
 }
 
 function map(run, z, highest, numbers) {

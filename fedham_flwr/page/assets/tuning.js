@@ -20,14 +20,14 @@ function panel(search, dimension, number, layout, outer) {
   const scored = search.trials.flatMap((trial) => (trial.value === null ? [] : [trial.value]));
   const [low, high] = scored.length ? [Math.min(...scored), Math.max(...scored)] : [0, 1];
   const room = (high - low) * 0.12 || 0.05;
-  const kind = dimension.choice ? { type: "category", categoryorder: "array", categoryarray: dimension.choice }
-    : { type: dimension.log ? "log" : "linear", ...(dimension.log ? { dtick: "D2" } : {}) };
+  const kind = dimension.choice.length ? { type: "category", categoryorder: "array", categoryarray: dimension.choice }
+    : { type: dimension.log ? "log" : "linear", ...(dimension.log ? steps(search.trials.map((trial) => trial.values[number])) : {}) };
   layout[`xaxis${tail}`] = axis(plain(dimension.key), { ...kind, tickangle: 0 });
-  layout[`yaxis${tail}`] = axis(outer ? `validation ${plain(search.metric)}` : "", { range: [low - room, high + room] });
+  layout[`yaxis${tail}`] = scores(outer ? `validation ${plain(search.metric)}` : "", { range: [low - room, high + room] });
   const where = { xaxis: `x${tail}`, yaxis: `y${tail}`, mode: "markers", hovertemplate: "%{text}<extra></extra>" };
   const said = (trial) => `trial ${trial.number}: ${trial.state}<br>${plain(dimension.key)} = ${plain(trial.values[number])}<br>`
     + `${trial.value === null ? "no score" : digits(trial.value)}`;
-  const x = (trial) => (dimension.choice ? String(trial.values[number]) : trial.values[number]);
+  const x = (trial) => (dimension.choice.length ? String(trial.values[number]) : trial.values[number]);
   const chosen = search.trials.filter((trial) => trial.number === search.chosen);
   const ring = { size: 19, symbol: "circle-open", color: css("--ink"), line: { width: 2 } };
   return [
@@ -38,6 +38,17 @@ function panel(search, dimension, number, layout, outer) {
     }),
     { ...where, x: chosen.map(x), y: chosen.map((trial) => trial.value), text: chosen.map(said), marker: ring },
   ];
+}
+
+// Ticks of a logarithmic axis: 1, 2 and 5 of each power of ten, or the powers alone over many of them.
+function steps(values) {
+  const [low, high] = [Math.min(...values), Math.max(...values)].map((value) => Math.log10(value));
+  const tickvals = [];
+  for (let power = Math.floor(low); power <= Math.ceil(high); power += 1) {
+    for (const first of high - low > 2.2 ? [1] : [1, 2, 5]) tickvals.push(Number(`${first}e${power}`));
+  }
+  const room = (high - low) * 0.07 || 0.1;
+  return { tickvals, ticktext: tickvals.map(String), range: [low - room, high + room] };
 }
 
 function summed(search) {
