@@ -18,6 +18,7 @@ MOST = 45_000
 """Scores of clients in a figure, at most."""
 ROWS = 200
 """Clients in the table, at most."""
+APART = "Each seed deals the data anew, so that a client of one seed holds other samples than that of another."
 PHASES: tuple[Phase, ...] = ("before", "after")
 
 
@@ -38,7 +39,13 @@ def client_data(collection: Collection, places: Places) -> dict[str, Any]:
     against = [collection.reference] if _compares(collection) else []
     both = any("before" in score and "after" in score for score in scores)
     against += ["before"] if both or not against else []
-    return {"names": names, "scores": scores, "against": against, "reference": collection.reference}
+    return {
+        "names": names,
+        "scores": scores,
+        "against": against,
+        "reference": collection.reference,
+        "apart": _apart(collection),
+    }
 
 
 def client_parts(collection: Collection) -> str:
@@ -54,6 +61,7 @@ def client_parts(collection: Collection) -> str:
         count, drawn = len(_clients(collection, task)), len(_drawn(collection, task))
         sentences += [f"Of {count} clients {drawn} are drawn, spread evenly over their ids."] if drawn < count else []
     label = f"Each client's {collection.split} score with a method, against another"
+    sentences += [APART] if _apart(collection) else []
     how = "A point above the diagonal is a client with a higher score by the method than by what it is compared with."
     return figure("clients-figure", label, " ".join([*sentences, how])) + folded("The clients as a table", *tables)
 
@@ -93,19 +101,31 @@ def _drawn(collection: Collection, task: str) -> list[str]:
 
 
 def _findings(collection: Collection, task: str) -> list[str]:
-    """For how many clients each method is better and worse than the reference, in words."""
+    """How many clients each method serves better than the reference, each seed's on their own, in words."""
     if not _compares(collection):
         return []
     sign = 1 if collection.metrics[task].higher else -1
-    reference = means(collection, tuple(collection.of(collection.reference, task).values()))
+    reference = collection.of(collection.reference, task)
     said = []
     for found, method, runs in by_method(collection):
         if found == task and method != collection.reference:
-            values = means(collection, runs)
-            gains = [sign * (values[client] - reference[client]) for client in values if client in reference]
+            pairs = [(run, reference[run.seed]) for run in runs if run.seed in reference]
+            gains = [sign * gain for ours, theirs in pairs for gain in _gains(collection, ours, theirs)]
             said.append(f"{method} {sum(gain > 0 for gain in gains)} of {len(gains)}")
-    text = f"Clients that are better off than with {collection.reference}, in means over seeds: {'; '.join(said)}"
-    return [named(collection, task, text) + "."] if said and reference else []
+    text = f"Clients that are better off than with {collection.reference}, each seed's counted: {'; '.join(said)}"
+    return [named(collection, task, text) + "."] if said else []
+
+
+def _gains(collection: Collection, ours: RunFacts, theirs: RunFacts) -> list[float]:
+    """By how much each client's score is higher, in two runs of one seed."""
+    metric = _metric(collection, ours)
+    first, second = (run.per_client("", collection.split, metric) for run in (ours, theirs))
+    return [value - second[client] for client, value in first.items() if client in second]
+
+
+def _apart(collection: Collection) -> bool:
+    """Whether a client of one seed is not that of another, since each seed deals the data anew."""
+    return any(run.data_seed < 0 for run in collection.runs) and len({run.seed for run in collection.runs}) > 1
 
 
 def _table(collection: Collection, task: str) -> Table:
@@ -117,6 +137,9 @@ def _table(collection: Collection, task: str) -> Table:
         for at in thinned(len(who), ROWS)
     )
     title = f"{collection.split} {metric.name} of each client, mean over seeds"
-    notes = (f"{ROWS} of {len(who)} clients, spread evenly over their ids.",) if len(who) > ROWS else ()
+    notes = [f"{ROWS} of {len(who)} clients, spread evenly over their ids."] if len(who) > ROWS else []
+    notes += [APART] if _apart(collection) else []
     columns = (Column("client", "text"), *(Column(method, unit="%" if metric.bounded else "") for method in of))
-    return Table(f"each-client-{collection.tasks.index(task)}", named(collection, task, title), columns, rows, notes)
+    return Table(
+        f"each-client-{collection.tasks.index(task)}", named(collection, task, title), columns, rows, tuple(notes)
+    )

@@ -73,7 +73,9 @@ def mixing_parts(collection: Collection, all_weights: Sequence[Weights]) -> str:
     ]
     note = next(filter(None, map(_left_out, all_weights)), "")
     label = "Whom each client listens to: the weight of each peer's layers in a client's model"
-    finding = " ".join(_finding(weights) for weights in all_weights if weights.run.seed == _first(all_weights, weights))
+    finding = " ".join(
+        _finding(collection, weights) for weights in all_weights if weights.run.seed == _first(all_weights, weights)
+    )
     return figure("mixing-figure", label, finding) + paragraph(note, "note") + folded("The weights as tables", *tables)
 
 
@@ -165,39 +167,29 @@ def _self_weights(weights: Weights) -> Array:
     )
 
 
-def _finding(weights: Weights) -> str:
+def _finding(collection: Collection, weights: Weights) -> str:
     """How much clients keep to themselves in the last round, in words."""
     last = _self_weights(weights)[-1]
     parts = [f"{group} {value:.2f}" for group, value in zip(weights.groups, last, strict=True) if np.isfinite(value)]
     who, equal = f"{weights.run.method}, seed {weights.run.seed}", 1 / _count(weights.run, "peer")
     said = f"the mean weight of a client's own model is {', '.join(parts)}; equal weights would be {equal:.2f}."
-    return f"{who}, round {weights.rounds[-1]}: {said}"
+    return named(collection, weights.run.task, f"{who}, round {weights.rounds[-1]}: {said}")
 
 
 def _own_table(all_weights: Sequence[Weights]) -> Table:
-    """The weight that clients give themselves, over the rounds."""
-    columns = (
-        Column("method", "text"),
-        Column("task", "text"),
-        Column("seed"),
-        Column("layer group", "text"),
-        Column("round"),
-        Column("own weight"),
-    )
+    """The weight that clients give themselves: a layer group of a run in a row, a round in a column."""
+    numbers = sorted({number for weights in all_weights for number in weights.rounds})
+    rounds = [numbers[at] for at in thinned(len(numbers), 8)]
+    columns = (Column("method", "text"), Column("task", "text"), Column("seed"), Column("layer group", "text"))
     rows = []
     for weights in all_weights:
         run, own = weights.run, _self_weights(weights)
         for layer, group in enumerate(weights.groups):
-            for at in thinned(len(weights.rounds), 6):
-                said = (
-                    Cell(run.method),
-                    Cell(run.task),
-                    Cell(str(run.seed), run.seed),
-                    Cell(group),
-                    Cell(str(weights.rounds[at]), weights.rounds[at]),
-                )
-                rows.append((*said, _cell(own[at, layer])))
-    return Table("own-weights", "Weight that a client gives itself, mean over the clients drawn", columns, tuple(rows))
+            known = {number: own[at, layer] for at, number in enumerate(weights.rounds)}
+            cells = (_cell(known.get(number, np.nan)) for number in rounds)
+            rows.append((Cell(run.method), Cell(run.task), Cell(str(run.seed), run.seed), Cell(group), *cells))
+    title = "Weight that a client gives itself, mean over the clients drawn"
+    return Table("own-weights", title, (*columns, *(Column(f"round {number}") for number in rounds)), tuple(rows))
 
 
 def _last_table(collection: Collection, weights: Weights) -> Table:
