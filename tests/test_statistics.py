@@ -229,9 +229,12 @@ def test_three_seeds_can_never_show_anything_by_signs_and_ties_share_their_rank(
 
 
 def test_a_duel_counts_every_client_that_both_have_and_no_difference_is_too_small() -> None:
-    ours, theirs = {"a": 0.9, "b": 0.5, "c": 0.1, "d": 1.0}, {"a": 0.9 - 1e-12, "b": 0.5, "c": 0.2, "e": 0.0}
+    ours, theirs = {"a": 0.9, "b": 0.5, "c": 0.1, "d": 1.0}, {"a": 0.9 - 1e-9, "b": 0.5, "c": 0.2, "e": 0.0}
     assert duel(ours, theirs) == Duel(won=1, tied=1, lost=1)
     assert duel(ours, theirs, higher=False) == Duel(won=1, tied=1, lost=1)
+    assert duel({"a": (0.7 + 0.9) / 2, "b": (0.1 + 0.2) / 2}, {"a": 0.8, "b": 0.15}) == Duel(
+        0, 2, 0
+    )  # but for rounding
     assert duel({"a": 2.0, "b": 3.0}, {"a": 1.0, "b": 2.0}, higher=False) == Duel(0, 0, 2)
 
 
