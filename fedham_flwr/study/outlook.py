@@ -128,8 +128,10 @@ class Outlook:
         return f"{name}{' (floor)' if method.floor else ''}{what}{nothing}"
 
     def _time(self, workers: int) -> str:
-        if not self.pace.known:
+        if not any(count.spec for count in self.counts.values()):
             return "nothing is left to be run"
+        if not self.pace.known:
+            return "not known before the first runs are done"
         told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in ("runs", "batches", "others")}
         words = {
             "runs": "runs that are there",
@@ -171,6 +173,9 @@ def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Cou
             count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
         if trial["number"] == told.get("chosen"):
             chosen = trial["values"]
+    over = isinstance(tried, list) and told.get("chosen") is not None and len(tried) >= trials
+    if over and count.tuning_there >= len(tried):
+        count.tuning = count.tuning_there  # trials that were ended early have fewer runs
     for seed in plan.seeds if chosen is not None else ():
         if (result := store.read_result(plan.report_spec(*pair, seed, chosen or {}).key)) is not None:
             count.report_there += 1
