@@ -12,7 +12,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.rehearsal import rehearsed
 from fedham_flwr.doctor.trial import mean_steps, tried
 from fedham_flwr.runners import Simulation
-from fedham_flwr.settings import Value, parse
+from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
@@ -94,7 +94,7 @@ def rounds_of(settings: Mapping[str, Value]) -> int:
     Args:
         settings: by key.
     """
-    return parse(settings).num_server_rounds
+    return int(settings.get("num-server-rounds", defaults()["num-server-rounds"]))
 
 
 def _by_runs(store: Store) -> dict[Pair, Pace]:

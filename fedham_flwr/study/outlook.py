@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.findings import duration
@@ -160,22 +161,16 @@ def look(plan: Plan, store: Store) -> Outlook:
     return Outlook(plan, counts)
 
 
-def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Count:
+def _count(plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any]) -> Count:
     space, tune = plan.space(*pair), plan.tune
     trials = int(min(tune.trials, size(space))) if tune and space else 0
-    seeds = tune.seeds if tune else ()
-    count = Count(trials * len(seeds), len(plan.seeds))
-    tried = told.get("trials") if trials else []
-    chosen: dict[str, Value] | None = None if trials else {}
-    for trial in tried if isinstance(tried, list) else []:
-        if int(trial["number"]) < trials:
-            specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in seeds]
-            count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
-        if trial["number"] == told.get("chosen"):
-            chosen = trial["values"]
-    over = isinstance(tried, list) and told.get("chosen") is not None and len(tried) >= trials
-    if over and count.tuning_there >= len(tried):
-        count.tuning = count.tuning_there  # trials that were ended early have fewer runs
+    count = Count(trials * len(tune.seeds) if tune else 0, len(plan.seeds))
+    chosen: Mapping[str, Value] | None = {}
+    if trials:
+        try:
+            chosen = _tuned(plan, store, pair, told, count)
+        except (KeyError, TypeError, ValueError, UserError):  # of another version, or damaged: it is made anew
+            chosen = None
     for seed in plan.seeds if chosen is not None else ():
         if (result := store.read_result(plan.report_spec(*pair, seed, chosen or {}).key)) is not None:
             count.report_there += 1
@@ -183,6 +178,23 @@ def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Cou
     if sum(count.left):
         count.spec = plan.report_spec(*pair, plan.seeds[0], {})
     return count
+
+
+def _tuned(
+    plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any], count: Count
+) -> Mapping[str, Value] | None:  # fmt: skip
+    """Count the tuning runs that are there; the values that are chosen, None before that."""
+    assert plan.tune is not None
+    seeds, chosen = plan.tune.seeds, None
+    wanted, tried = count.tuning // len(seeds), told.get("trials", [])
+    for trial in tried[:wanted]:
+        specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in seeds]
+        count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
+        if trial["number"] == told["chosen"]:
+            chosen = trial["values"]
+    if chosen is not None and len(tried) >= wanted and count.tuning_there >= wanted:
+        count.tuning = count.tuning_there  # trials that were ended early have fewer runs
+    return dict(chosen) if chosen is not None else None
 
 
 def _column(title: str, lines: list[str]) -> Iterator[str]:

@@ -43,7 +43,7 @@ class StudyMethod:
 
     @property
     def floor(self) -> bool:
-        """Whether it is one of those that every comparison should have, as it is."""
+        """Whether it is one of those that every comparison should have."""
         return self.label in floors()
 
 
