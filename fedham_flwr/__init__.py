@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedham_flwr.callbacks.protocol import Callback, RoundReport, RunEnd, RunStart
     from fedham_flwr.client_app import make_client_app
     from fedham_flwr.core.methods import Method, Split, split_groups, split_tensors
     from fedham_flwr.federation.client import RoundClient
@@ -21,18 +22,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AveragingStrategy", "Method", "Outcome", "RoundClient", "RoundStrategy", "Run", "Setup", "Split", "Start", "Task",
-    "load_model", "make_client_app", "make_server_app", "predict", "register", "simulate", "split_groups",
-    "split_tensors",
+    "AveragingStrategy", "Callback", "Method", "Outcome", "RoundClient", "RoundReport", "RoundStrategy", "Run",
+    "RunEnd", "RunStart", "Setup", "Split", "Start", "Task", "load_model", "make_client_app", "make_server_app",
+    "predict", "register", "simulate", "split_groups", "split_tensors",
 ]  # fmt: skip
 
 _PLACES = {
     "AveragingStrategy": "strategies.averaging",
+    "Callback": "fedham_flwr.callbacks.protocol",
     "Method": "fedham_flwr.core.methods",
     "Outcome": "fedham_flwr.federation.contract",
     "RoundClient": "fedham_flwr.federation.client",
+    "RoundReport": "fedham_flwr.callbacks.protocol",
     "RoundStrategy": "fedham_flwr.federation.rounds",
     "Run": "fedham_flwr.simulation",
+    "RunEnd": "fedham_flwr.callbacks.protocol",
+    "RunStart": "fedham_flwr.callbacks.protocol",
     "Setup": "fedham_flwr.federation.contract",
     "Split": "fedham_flwr.core.methods",
     "Start": "fedham_flwr.federation.contract",
