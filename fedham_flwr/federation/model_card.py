@@ -92,7 +92,7 @@ def facts(
         "data": _data(job.data),
         "method": {
             "strategy": settings.strategy,
-            "rounds": settings.num_server_rounds,
+            "rounds": job.download.round - 1,  # a callback may have ended them before num-server-rounds
             "personal": list(half.split.personal),
             "settings": _chosen(flatten(settings), settings.strategy),
         },
