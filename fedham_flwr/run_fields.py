@@ -82,6 +82,7 @@ class RunFields(BaseModel):
     evaluate_every: PositiveInt = 10
     metrics: str = "auto"
     selection_metric: str = "auto"
+    score_test: Literal["always", "closing", "never"] = "always"
     cross_evaluation: bool = False
     cross_evaluation_clients: Annotated[int, Ge(2)] = 50
     novel_clients: NonNegativeInt = 0
@@ -113,6 +114,7 @@ class RunFields(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     seed: NonNegativeInt = 0
+    data_seed: Annotated[int, Ge(-1)] = -1
     results_dir: str = "results"
     resume: str = ""
     changed_data: Literal["refuse", "accept"] = "refuse"

@@ -38,6 +38,11 @@ class Settings(RunFields):
                 f"cross-evaluation=true sends whole models without noise, which dp.epsilon={self.dp.epsilon:g} is to "
                 "prevent: wanted one of them"
             )
+        if self.cross_evaluation and self.score_test == "never":
+            found.append(
+                'cross-evaluation=true scores models on test splits, which score-test="never" forbids: wanted one of '
+                "them"
+            )
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
@@ -81,7 +86,7 @@ class Settings(RunFields):
                 self.partitioner_used,
                 self.alpha,
                 self.classes_per_client,
-                self.seed,
+                self.seed if self.data_seed < 0 else self.data_seed,
                 self.samples_per_client,
                 self.owner_share,
                 self.class_table,
@@ -97,6 +102,15 @@ class Settings(RunFields):
             series=self.series,
             text=self.text,
         )
+
+    def scored_splits(self, closing: bool) -> tuple[str, ...]:
+        """The splits of a client's data that models are scored on.
+
+        Args:
+            closing: the rounds are over.
+        """
+        tested = self.score_test == "always" or (self.score_test == "closing" and closing)
+        return ("validation", "test") if tested else ("validation",)
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
         """The metrics of the run, beside the loss.

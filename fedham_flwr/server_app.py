@@ -41,7 +41,7 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
 from fedham_flwr.starts import data_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import check_size, server_half, try_training
+from fedham_flwr.trials import check_measured, check_size, server_half, try_training
 
 log = logging.getLogger("fedham_flwr")
 
@@ -177,6 +177,7 @@ def prepare(
     check_size(settings, profiles[0], classes)
     model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
     try_training(settings, profiles[0], classes, model)
+    check_measured(settings, profiles)
     manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
     check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
