@@ -47,5 +47,10 @@ def split(manifest: Manifest, _settings: object) -> Split:
 
 
 METHOD = Method(
-    "strategies.fedavg:FedAvgStrategy", "clients.fedavg:FedAvgClient", split, personal_model="after", averages=True
+    "strategies.fedavg:FedAvgStrategy",
+    "clients.fedavg:FedAvgClient",
+    split,
+    personal_model="after",
+    averages=True,
+    floor=True,
 )

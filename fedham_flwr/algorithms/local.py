@@ -28,4 +28,4 @@ def split(manifest: Manifest, _settings: None) -> Split:
     return split_groups(manifest, manifest.group_names)
 
 
-METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split)
+METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, floor=True)

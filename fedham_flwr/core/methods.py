@@ -95,6 +95,7 @@ class Method:
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
+        floor: every comparison has it beside its methods, which are worth their effort only above it.
         search: setting, as it is written (`fedprox.mu`) -> the values that a study may try, the paper's first. One that
             the study's file sets is not searched, unless the file asks for it.
     """
@@ -109,6 +110,7 @@ class Method:
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
+    floor: bool = False
     search: Space = field(default_factory=dict, compare=False)
 
     def split_of(self, manifest: Manifest, settings: Any) -> Split:

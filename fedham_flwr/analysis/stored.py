@@ -1,0 +1,97 @@
+"""The runs of a study's folder: which of them its tables are made of, and what became of the others."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fedham_flwr.analysis.facts import Fault, RunFacts, open_run
+from fedham_flwr.core.errors import UserError, cause
+
+Stored = Mapping[str, Any]
+"""A run.json, with `folder`, where it lies."""
+
+
+def read_json(file: Path, wanted: type) -> Any:
+    """What a JSON file of a study holds.
+
+    Args:
+        file: its path.
+        wanted: dict or list.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {cause(error)}; wanted the file of a study") from error
+    if not isinstance(found, wanted):
+        raise UserError(f"{file} holds {type(found).__name__}, wanted {wanted.__name__}: the file of a study")
+    return found
+
+
+def runs_of(folder: Path, plan: Mapping[str, Any], tuning: Sequence[Mapping[str, Any]]) -> list[RunFacts | Fault]:
+    """The reporting runs that a plan wants, those that are not there as faults, and the tuning runs that failed.
+
+    Args:
+        folder: of the study.
+        plan: its `plan.json`.
+        tuning: its `tuning.json`.
+    """
+    stored = [*_stored(folder)]
+    chosen = {(each["method"], each["task"]): _values(each) for each in tuning}
+    found: list[RunFacts | Fault] = []
+    for method, task in product(plan["methods"], plan["tasks"]):
+        labels = method["label"], task["label"]
+        expected = _expected(plan, method, task, chosen.get(labels, {}))
+        found += [_of(stored, (*labels, int(seed)), expected) for seed in plan["seeds"]]
+    failed = (run for run in stored if run["role"] == "tuning" and run["state"] == "failed")
+    return found + [_fault(run, "failed", str(run["error"])) for run in failed]
+
+
+def _stored(folder: Path) -> Iterator[Stored]:
+    """All runs, in the order in which they ended, the earliest first."""
+    for file in sorted((folder / "runs").glob("*/run.json"), key=lambda file: (file.stat().st_mtime_ns, file)):
+        yield {**read_json(file, dict), "folder": file.parent}
+
+
+def _expected(
+    plan: Mapping[str, Any], method: Mapping[str, Any], task: Mapping[str, Any], chosen: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the settings of a run are to be, by a plan and what tuning chose."""
+    layers = (plan.get("settings", {}), task["settings"], method["settings"], chosen)
+    return {key: value for layer in layers for key, value in layer.items()} | {"clients": task["clients"]}
+
+
+def _values(tuned: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values that tuning has chosen; none before it has."""
+    return next((trial["values"] for trial in tuned["trials"] if trial["number"] == tuned["chosen"]), {})
+
+
+def _of(stored: Sequence[Stored], which: tuple[str, str, int], expected: Mapping[str, Any]) -> RunFacts | Fault:
+    """The run of a method on a task with a seed.
+
+    A folder may also hold runs of an earlier version of the study; the last one with the settings of this one counts.
+    """
+    mine = [run for run in stored if run["role"] == "report" and (run["method"], run["task"], run["seed"]) == which]
+    fitting = [
+        run
+        for run in mine
+        if all({**run["settings"], "clients": run["clients"]}.get(key) == value for key, value in expected.items())
+    ]
+    if not fitting:
+        return Fault(*which, "missing", "the study has not done it yet")
+    run = fitting[-1]
+    if run["state"] != "complete" or not run["directory"]:
+        return _fault(run, "failed", str(run["error"]) or f"it ended as {run['state']}")
+    found = open_run(run["folder"] / run["directory"], which[0], which[1], run["key"])
+    return found if isinstance(found, RunFacts) else _fault(run, "failed", found.error)
+
+
+def _fault(run: Stored, state: Any, error: str) -> Fault:
+    directory = run["folder"] / run["directory"] if run["directory"] else None
+    return Fault(run["method"], run["task"], run["seed"], state, error, run["role"], run["key"], directory)
