@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UnwritableError, reason
 from fedham_flwr.study.agenda import Agenda
-from fedham_flwr.study.board import Board, duration, title
+from fedham_flwr.study.board import Board, title
 from fedham_flwr.study.messages import Event
 from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.pool import Pool

@@ -19,7 +19,7 @@ class Event:
 
     Attributes:
         kind: ready, the worker takes runs; round, one is over; step, every client was evaluated, and a tuning run waits
-            for an answer; ended; full, a file cannot be written; died, the worker is gone, and what it was doing with it.
+            for an answer; ended; full, a file cannot be written; died, the worker is gone, and with it what it did.
         key: of the run; empty of a worker that had none.
         round: of a round or a step.
         value: of a step.

@@ -41,7 +41,7 @@ class Worker:
         self.key, self.ready, self._events = "", False, events
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         # In a group of its own: an interrupt at the terminal is for whoever has started it, who decides what ends.
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-c", START, json.dumps(sys.path)], env={**os.environ, **ENVIRONMENT}, text=True,
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, process_group=0,
         )  # fmt: skip

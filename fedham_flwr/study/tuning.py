@@ -83,9 +83,7 @@ class Tuning:
     def __post_init__(self) -> None:
         tune = self.tune
         space = self.plan.space(self.method, self.task)
-        self._search = Search(
-            space, tune.trials, tune.seeds[0], tune.sampler, tune.pruner, together=tune.together
-        )  # fmt: skip
+        self._search = Search(space, tune.trials, tune.seeds[0], tune.sampler, tune.pruner, together=tune.together)
 
     @property
     def chosen(self) -> Mapping[str, Value] | None:
@@ -154,7 +152,8 @@ class Tuning:
         for one in self._batch:
             assert one.settled is not None
             done = [spec.key for spec in one.specs if spec.key in results]
-            self._search.higher = next((results[key].higher for key in done if results[key].metric), self._search.higher)
+            if directions := [results[key].higher for key in done if results[key].metric]:
+                self._search.higher = directions[0]
             state, value, steps, error = one.settled
             self._search.tell(one.trial.number, value, state, steps)
             self.trials.append({
@@ -168,7 +167,8 @@ class Tuning:
         """What has become of a trial; None if runs are missing, which are then wanted."""
         first = results.get(one.specs[0].key)
         if first is None:
-            return self._want(one.specs[0])
+            self._want(one.specs[0])
+            return None
         steps = first.steps[:-1] if first.state == "complete" else first.steps
         if (at := self._cut(one, steps)) is not None:
             return Settled("pruned", None, first.steps[: at + 1])

@@ -42,7 +42,7 @@ class Teller:
         self.tell(Event("round", self._spec.key, number))
 
     def step(self, number: int, value: float) -> bool:
-        """As `Listener.step`; the answer is waited for, so that a run ends at the step that decides it, and not after."""
+        """As `Listener.step`; the answer is waited for, so that a run ends at the step that decides it."""
         self.tell(Event("step", self._spec.key, number, value))
         return self._spec.role != "tuning" or not self._answers.get()
 
