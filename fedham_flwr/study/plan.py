@@ -10,6 +10,7 @@ from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.core.search_space import Space
 from fedham_flwr.idle import check_sections
 from fedham_flwr.resume.continuing import clients_of
 from fedham_flwr.run_settings import Settings
@@ -17,7 +18,7 @@ from fedham_flwr.settings import Value, defaults, parse
 from fedham_flwr.study.document import Document, read
 from fedham_flwr.study.labels import named
 from fedham_flwr.study.planned import FLOORS, Plan, StudyMethod, StudyTask, Tune, merged
-from fedham_flwr.study.spaces import spaces
+from fedham_flwr.study.spaces import space_of
 from fedham_flwr.study.wrong import Wrong
 
 __all__ = ["Plan", "make", "read_plan"]
@@ -62,7 +63,7 @@ def make(document: Document) -> Plan:
     parsed, wrong = _parsed(document, methods, tasks)
     faults += wrong or _unlike(parsed, document, tasks)
     faults += _shared(document)
-    searched, wrong = spaces(document, methods, tasks) if document.tune and not wrong else ({}, [])
+    searched, wrong = _searched(document, methods, tasks) if document.tune and not wrong else ({}, [])
     faults += wrong
     counted = tasks if faults else _counted(document, methods, tasks, faults)
     if faults:
@@ -169,6 +170,22 @@ def _data_differ(one: Mapping[str, Value], other: Mapping[str, Value]) -> bool:
         return parse(one).data() != parse(other).data()
     except UserError:  # of settings that are right only together
         return False
+
+
+def _searched(
+    document: Document, methods: list[StudyMethod], tasks: list[StudyTask]
+) -> tuple[dict[tuple[str, str], Space], list[str]]:
+    """What is searched for each method on each task, and what is wrong with it."""
+    tune, found, wrong = document.tune, dict[tuple[str, str], Space](), Wrong()
+    for task in tasks:
+        for method in methods:
+            given = merged(document.settings, task, method)
+            try:
+                if tune and (space := space_of(method.strategy, given, tune.space, tune.methods.get(method.label))):
+                    found[method.label, task.label] = space
+            except UserError as error:
+                wrong.add((method.label, task.label), str(error))
+    return found, wrong.sentences("what is searched of", len(methods) * len(tasks))
 
 
 def _shared(document: Document) -> Iterator[str]:
