@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def curve(spec: RunSpec) -> list[tuple[int, float]]:
     return [(number, best * (1 - 0.5**number)) for number in range(1, ROUNDS + 2)]
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The program that conducts the study is gone."""
 
 
@@ -90,7 +90,7 @@ class Pretended:
         """As `Pool.events`."""
         self._told += 1
         if self.until is not None and self._told > self.until:
-            raise Crash
+            raise CrashError
         key = sorted(self._going)[self._draws.integers(len(self._going))]
         event = next(self._going[key])
         if event.kind in ("ended", "died", "full"):
@@ -111,8 +111,10 @@ class Pretended:
                 if spec.role == "tuning" and self._answers.pop(spec.key):
                     self.stopped.append(spec.key)
                     yield self._end(spec, "pruned", told)
-            if fault and number == 3:
-                yield Event(fault, spec.key, error="it is gone") if fault in ("died", "full") else self._end(spec, "failed", told, fault)  # type: ignore[arg-type]  # noqa: E501
+            if fault in ("died", "full") and number == 3:
+                yield Event("died" if fault == "died" else "full", spec.key, error="it is gone")
+            elif fault and number == 3:
+                yield self._end(spec, "failed", told, fault)
             yield Event("round", spec.key, number)
         yield self._end(spec, "complete", told)
 
@@ -120,7 +122,3 @@ class Pretended:
         told = tuple(steps)
         return Event("ended", spec.key, result=RunResult(state, error, None, told, float(len(told)), "accuracy"))
 
-
-def trials_of(tuning: list[Mapping[str, Any]]) -> list[Any]:
-    """What a tuning.json says, without what is of no account to results."""
-    return [[each["method"], each["task"], each["chosen"], each["trials"]] for each in tuning]
