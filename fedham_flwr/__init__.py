@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fedham_flwr.client_app import make_client_app
     from fedham_flwr.core.methods import Method, Split, split_groups, split_tensors
+    from fedham_flwr.core.search_space import Choice, Range
     from fedham_flwr.federation.client import RoundClient
     from fedham_flwr.federation.contract import Outcome, Setup, Start
     from fedham_flwr.federation.rounds import RoundStrategy
@@ -21,15 +22,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AveragingStrategy", "Method", "Outcome", "RoundClient", "RoundStrategy", "Run", "Setup", "Split", "Start", "Task",
-    "load_model", "make_client_app", "make_server_app", "predict", "register", "simulate", "split_groups",
-    "split_tensors",
+    "AveragingStrategy", "Choice", "Method", "Outcome", "Range", "RoundClient", "RoundStrategy", "Run", "Setup",
+    "Split", "Start", "Task", "load_model", "make_client_app", "make_server_app", "predict", "register", "simulate",
+    "split_groups", "split_tensors",
 ]  # fmt: skip
 
 _PLACES = {
     "AveragingStrategy": "strategies.averaging",
+    "Choice": "fedham_flwr.core.search_space",
     "Method": "fedham_flwr.core.methods",
     "Outcome": "fedham_flwr.federation.contract",
+    "Range": "fedham_flwr.core.search_space",
     "RoundClient": "fedham_flwr.federation.client",
     "RoundStrategy": "fedham_flwr.federation.rounds",
     "Run": "fedham_flwr.simulation",
