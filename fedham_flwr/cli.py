@@ -54,6 +54,7 @@ COMMANDS = {
     "export": Command(
         "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
     ),
+    "study": Command("fedham_flwr.commands.study:command", "STUDY.toml [--dry-run]", "methods tuned and compared"),
     "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 

@@ -14,7 +14,6 @@ from fedham_flwr.doctor.trial import mean_steps, tried
 from fedham_flwr.runners import Simulation
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.study.keys import ENGINE
-from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
 
@@ -64,12 +63,11 @@ class Paces:
     refused: list[str] = field(default_factory=list)
 
 
-def paces(plan: Plan, store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
+def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
     """How fast the runs of methods on tasks are.
 
     Args:
-        plan: of the study.
-        store: its folder; runs that are there tell more than a trial.
+        store: the study's folder; runs that are there tell more than a trial.
         wanted: a run of each pair that has runs to be done.
     """
     found, began, there = Paces(), time.perf_counter(), _by_runs(store)

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 from fedham_flwr import __version__, registry
 from fedham_flwr.core.errors import UserError, cause
@@ -26,7 +27,7 @@ from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import Value, flatten, parse
 from fedham_flwr.study.sources import of_method, of_module
 
-ENGINE = "cohort"
+ENGINE: Literal["cohort"] = "cohort"
 """What carries out the runs of a study."""
 LEFT_OUT = ("results-dir", "resume", "cache-dir", "checkpoint-every")
 """Settings that decide where something is kept, and nothing about results."""

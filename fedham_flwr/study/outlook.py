@@ -9,7 +9,7 @@ from itertools import product
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.findings import duration
 from fedham_flwr.settings import Value
-from fedham_flwr.study.estimate import Pair, Paces, paces, rounds_of
+from fedham_flwr.study.estimate import Paces, Pair, paces, rounds_of
 from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.points import size
 from fedham_flwr.study.runs import RunSpec
@@ -76,7 +76,7 @@ class Outlook:
             UserError: every run of some method on some task would fail; all of them at once.
         """
         wanted = {pair: count.spec for pair, count in self.counts.items() if count.spec is not None}
-        self.pace = paces(self.plan, store, wanted)
+        self.pace = paces(store, wanted)
         if self.pace.refused:
             raise UserError("; ".join(self.pace.refused))
 
@@ -161,12 +161,13 @@ def look(plan: Plan, store: Store) -> Outlook:
 def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Count:
     space, tune = plan.space(*pair), plan.tune
     trials = int(min(tune.trials, size(space))) if tune and space else 0
-    count = Count(trials * len(tune.seeds) if tune else 0, len(plan.seeds))
+    seeds = tune.seeds if tune else ()
+    count = Count(trials * len(seeds), len(plan.seeds))
     tried = told.get("trials") if trials else []
     chosen: dict[str, Value] | None = None if trials else {}
     for trial in tried if isinstance(tried, list) else []:
         if int(trial["number"]) < trials:
-            specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in tune.seeds if tune]
+            specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in seeds]
             count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
         if trial["number"] == told.get("chosen"):
             chosen = trial["values"]

@@ -131,6 +131,12 @@ class Store:
         if (told := self.read_plan()).get("metric") != name:
             self._write(PLAN, json_text({**told, "metric": name}, indent=2) + "\n")
 
+    def all_runs(self) -> Iterator[dict[str, Any]]:
+        """Every `run.json` that is whole, whether the study still wants the run or not."""
+        for folder in sorted((self.folder / RUNS).glob("*")):
+            if self.read_result(folder.name) is not None:
+                yield _read_json(folder / RUN)
+
     def write_plan(self, plan: Plan) -> None:
         """Note what was asked for, and what that means.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class Wrong:
     """What is wrong with several methods or tasks is said once, with whose it is."""
@@ -26,16 +28,13 @@ class Wrong:
             what: stands before whose a fault is.
             everyone: how many pairs of a method and a task there are.
         """
-        found: list[tuple[list[tuple[str, str]], list[str]]] = []
+        found: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for part, whose in self._whose.items():
-            if found and found[-1][0] == list(whose):
-                found[-1][1].append(part)
-            else:
-                found.append((list(whose), [part]))
-        return [f"{what} {_named(whose, everyone)}: {'; '.join(parts)}" for whose, parts in found]
+            found.setdefault(tuple(whose), []).append(part)
+        return [f"{what} {_named(whose, everyone)}: {'; '.join(parts)}" for whose, parts in found.items()]
 
 
-def _named(whose: list[tuple[str, str]], everyone: int) -> str:
+def _named(whose: Sequence[tuple[str, str]], everyone: int) -> str:
     if len(whose) == everyone > 1:
         return "every method on every task"
     tasks = list(dict.fromkeys(task for _, task in whose))
