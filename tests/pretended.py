@@ -20,14 +20,14 @@ ROUNDS = 6
 SPACE: Space = {"learning-rate": Range(0.001, 1.0, 0.02, log=True), "batch-size": Choice((10, 20), 10)}
 
 
-def plan(methods: str = "local fedavg fedper", tune: Tune | None = None, **given: Any) -> Plan:
+def plan(labels: str = "local fedavg fedper", tune: Tune | None = None, **given: Any) -> Plan:
     """A study of digits, small enough to be looked through."""
-    labels = [StudyMethod(label, label) for label in methods.split()]
+    methods = [StudyMethod(label, label) for label in labels.split()]
     task = StudyTask("digits", {"dataset": "digits"}, 10)
     settings = {"num-server-rounds": ROUNDS}
-    spaces = {(label.label, "digits"): SPACE for label in labels} if tune else {}
+    spaces = {(method.label, "digits"): SPACE for method in methods} if tune else {}
     return Plan(**{
-        "name": "digits", "methods": tuple(labels), "tasks": (task,), "seeds": (0, 1, 2), "reference": "local",
+        "name": "digits", "methods": tuple(methods), "tasks": (task,), "seeds": (0, 1, 2), "reference": "local",
         "settings": settings, "tune": tune, "spaces": spaces, **given,
     })  # fmt: skip
 
@@ -35,7 +35,8 @@ def plan(methods: str = "local fedavg fedper", tune: Tune | None = None, **given
 def curve(spec: RunSpec) -> list[tuple[int, float]]:
     """The steps of a run, a function of its settings and its seed; the last one is the closing one."""
     rate = float(spec.settings.get("learning-rate", 0.02))
-    digest = hashlib.sha256(f"{spec.method} {spec.seed} {spec.settings.get('batch-size')}".encode()).digest()
+    what = f"{spec.settings['strategy']} {spec.seed} {spec.settings.get('batch-size')}"
+    digest = hashlib.sha256(what.encode()).digest()
     best = 0.9 - 0.1 * abs(math.log10(rate) + 1.5) + 0.02 * digest[0] / 255
     return [(number, best * (1 - 0.5**number)) for number in range(1, ROUNDS + 2)]
 
@@ -121,4 +122,3 @@ class Pretended:
     def _end(self, spec: RunSpec, state: Any, steps: list[tuple[int, float]], error: str = "") -> Event:
         told = tuple(steps)
         return Event("ended", spec.key, result=RunResult(state, error, None, told, float(len(told)), "accuracy"))
-

@@ -71,22 +71,28 @@ class Agenda:
             self.store.write_tuning([tuning.entry() for tuning in self.tunings.values()])
         return decided
 
-    def ready(self, running: Collection[str]) -> list[RunSpec]:
+    def ready(self, running: Collection[RunSpec]) -> list[RunSpec]:
         """The runs that can begin now, what is best begun first in front.
 
         Args:
-            running: keys of those that are going on.
+            running: those that are going on.
         """
+        taken = {spec.key for spec in running}
         found: dict[str, tuple[float, RunSpec]] = {}
         for pair, tuning in self.tunings.items():
             for want in tuning.wants.values():
-                if self._missing(want) and want.spec.key not in running:
+                if self._missing(want):
                     found.setdefault(want.spec.key, (self._weight(pair, tuning), want.spec))
         for specs in self.reports.values():
             for spec in specs:
-                if spec.key not in self.results and spec.key not in running:
+                if spec.key not in self.results:
                     found.setdefault(spec.key, (self.times.of(kind_of(spec)) or 1.0, spec))
-        return [spec for _, spec in sorted(found.values(), key=lambda each: -each[0])]
+        waiting = [each for key, each in found.items() if key not in taken]
+        # One of each kind before any other: the order of the rest, and the time that is left, are then known.
+        tried = {kind_of(spec) for spec in running} | self.times.kinds
+        first = {kind: spec.key for _, spec in reversed(waiting) if (kind := kind_of(spec)) not in tried}
+        waiting.sort(key=lambda each: (first.get(kind_of(each[1])) != each[1].key, -each[0]))
+        return [spec for _, spec in waiting]
 
     def stops(self, key: str, steps: Steps) -> bool:
         """Whether nobody wants a run to go on.
@@ -108,6 +114,7 @@ class Agenda:
             result: what has come of it.
         """
         self.results[spec.key] = result
+        self._claim(spec.key)
         if result.state != "failed":
             self.times.add(kind_of(spec), result.seconds)
 
@@ -149,6 +156,16 @@ class Agenda:
     def _report(self, pair: Pair, chosen: dict[str, bool | int | float | str]) -> None:
         self.reports[pair] = tuple(self.plan.report_spec(*pair, seed, chosen) for seed in self.plan.seeds)
         self._look_up({spec.key: Want(spec) for spec in self.reports[pair]})
+        for spec in self.reports[pair]:
+            self._claim(spec.key)
+
+    def _claim(self, key: str) -> None:
+        """Have tables find a run under every label that it is a report run of."""
+        if key in self.results:
+            for specs in self.reports.values():
+                for spec in specs:
+                    if spec.key == key:
+                        self.store.claim(spec)
 
     def _missing(self, want: Want) -> bool:
         there = self.results.get(want.spec.key)

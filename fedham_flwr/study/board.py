@@ -63,7 +63,7 @@ class Board:
         """Begin to show it."""
         if self._console.is_interactive:
             self._bar = _bar(self._console, lambda: [each.text for each in self.running.values()])
-            self._bar.add_task("runs", total=None, facts="")
+            self._bar.add_task("runs", total=0, facts="")
             self._bar.start()
         return self
 

@@ -108,7 +108,7 @@ class _Study:
             for pair in self.agenda.advance():
                 self._decided(*pair)
             self._show()
-            for spec in self.agenda.ready(self.board.running):
+            for spec in self.agenda.ready([each.spec for each in self.board.running.values()]):
                 if len(self.board.running) < self.pool.workers:
                     self._begin(spec)
             if not self.board.running:

@@ -44,6 +44,11 @@ class Times:
         """
         self._seconds[kind].append(seconds)
 
+    @property
+    def kinds(self) -> set[Kind]:
+        """Those of which a run is done."""
+        return set(self._seconds)
+
     def of(self, kind: Kind) -> float | None:
         """Mean seconds of runs of a kind; of none of them, of those of its role, or of all; None before the first."""
         for like in (lambda other: other == kind, lambda other: other[2] == kind[2], lambda _: True):
