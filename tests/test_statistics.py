@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as oracle
 
 from fedham_flwr.analysis.budgets import area, needed, reached
-from fedham_flwr.analysis.fairness import Duel, duel, gini, jain, sign_test, spread
+from fedham_flwr.analysis.fairness import Duel, duel, gini, jain, sign_test
 from fedham_flwr.analysis.ranks import friedman, mean_rank, shared_ranks, signed_rank
 from fedham_flwr.analysis.statistics import Interval, holm, mean_interval, paired, quantile, two_sided, verdict
 from fedham_flwr.core.seeding import stream
@@ -242,10 +242,9 @@ def test_the_sign_test_is_that_of_scipy(won: int, lost: int) -> None:
 
 
 def test_fairness_by_hand() -> None:
-    assert (jain([0.5] * 4), gini([0.5] * 4), spread([0.5] * 4)) == pytest.approx((1.0, 0.0, 0.0))
+    assert (jain([0.5] * 4), gini([0.5] * 4)) == pytest.approx((1.0, 0.0))
     assert (jain([0, 0, 0, 2]), gini([0, 0, 0, 2])) == pytest.approx((1 / 4, 3 / 4))
     assert jain([1, 2, 3]) == pytest.approx(36 / (3 * 14))
-    assert spread([1, 3]) == 1.0  # divided by n, as in a run's summary
     assert (jain([-1, 2]), gini([-1, 2]), jain([0, 0]), gini([])) == (None, None, None, None)
 
 

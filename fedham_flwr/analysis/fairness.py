@@ -1,4 +1,8 @@
-"""How scores are spread over clients: how even they are, and how many are better off than with another method."""
+"""How even scores are over clients, and how many clients are better off than with another method.
+
+The worst tenth and the standard deviation over clients, whose square is the fairness of q-FFL (Li et al., Fair resource
+allocation in federated learning, ICLR 2020), are in every run's summary: `reporting/summary.py` defines them.
+"""
 
 from __future__ import annotations
 
@@ -49,15 +53,6 @@ def sign_test(found: Duel) -> float:
     """
     count, fewer = found.won + found.lost, min(found.won, found.lost)
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / int(2**count))
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over clients, divided by their number: the fairness of q-FFL (Li et al., ICLR 2020), rooted.
-
-    Args:
-        values: of n clients.
-    """
-    return float(np.std(np.asarray(values, dtype=np.float64)))
 
 
 def jain(values: Sequence[float]) -> float | None:
