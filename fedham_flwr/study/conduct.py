@@ -13,6 +13,7 @@ from fedham_flwr.study.board import Board, title
 from fedham_flwr.study.messages import Event
 from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.pool import Pool
+from fedham_flwr.study.results import write_results
 from fedham_flwr.study.runs import RunResult, RunSpec
 from fedham_flwr.study.store import Store
 
@@ -75,11 +76,14 @@ def conduct(plan: Plan, store: Store, pool: Pool, console: Console | None = None
         try:
             study.carry_out()
         except KeyboardInterrupt:
+            pool.close()
             study.note(f"interrupted: {study.outcome().text}")
+            board.say(study.outcome().text)
+            study.write()
             raise
-        outcome = study.outcome()
-        study.note(f"ends: {outcome.text}")
-        return outcome
+        study.write()
+        study.note(f"ends: {study.outcome().text}")
+        return study.outcome()
 
 
 @dataclass
@@ -104,9 +108,8 @@ class _Study:
 
     def carry_out(self) -> None:
         """Do all runs."""
+        self.agenda.advance()
         while True:
-            for pair in self.agenda.advance():
-                self._decided(*pair)
             self._show()
             for spec in self.agenda.ready([each.spec for each in self.board.running.values()]):
                 if len(self.board.running) < self.pool.workers:
@@ -124,6 +127,11 @@ class _Study:
                 opened.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC  {text}\n")
         except OSError as error:
             raise UnwritableError(f"the study cannot be written to {self.store.folder}: {reason(error)}") from error
+
+    def write(self) -> None:
+        """Write the tables and the page."""
+        for line in write_results(self.store.folder):
+            self.board.say(line)
 
     def outcome(self) -> Outcome:
         """How many runs there are of each kind."""
@@ -178,8 +186,11 @@ class _Study:
         why = f" ({result.error})" if result.error else ""
         self.note(f"run {spec.key} is {result.state}{value}{why} after {result.seconds:.1f} s: {title(spec)}")
         self.board.running.pop(spec.key)
+        decided = self.agenda.advance()
         self._show()
         self.board.ended(spec, result)
+        for pair in decided:
+            self._decided(*pair)
 
     def _decided(self, method: str, task: str) -> None:
         tuning = self.agenda.tunings[method, task]
