@@ -56,6 +56,9 @@ COMMANDS = {
         "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
     ),
     "study": Command("fedham_flwr.commands.study:command", "STUDY.toml [--dry-run]", "methods tuned and compared"),
+    "report": Command(
+        "fedham_flwr.commands.report:command", "DIR ... [-o FILE.html]", "a page to read: tables and figures of runs"
+    ),
     "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 
