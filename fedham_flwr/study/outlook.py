@@ -136,7 +136,7 @@ class Outlook:
         told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in ("runs", "batches", "others")}
         words = {
             "runs": "runs that are there",
-            "batches": "a few batches of it, tried here; pictures and files come on top",
+            "batches": "one round and a few batches of it, tried here",
             "others": "the mean of the others",
         }
         by = [f"{number} of them by {words[how]}" for how, number in told.items() if number]
