@@ -233,7 +233,7 @@ def test_runs_that_are_there_tell_the_time(plan: Make, tmp_path: Path) -> None:
     assert ahead.seconds(100) == pytest.approx(2.0), "no run is shorter than it is"
     *_, runs, workers, time = ahead.lines(4)
     assert runs == "runs     10 to report; 2 of them are there"
-    assert (workers, time) == ("workers  4", "time     about 4 s, an estimate: measured by runs that are there")
+    assert (workers, time) == ("workers  4", "time     about 4 s, an estimate: by the runs that are there")
 
 
 def test_a_trial_follows_the_one_before(plan: Make, tmp_path: Path) -> None:

@@ -133,17 +133,17 @@ class Outlook:
             return "nothing is left to be run"
         if not self.pace.known:
             return "not known before the first runs are done"
-        told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in ("runs", "batches", "others")}
         words = {
-            "runs": "runs that are there",
-            "batches": "a few batches of it, tried here; pictures and files come on top",
+            "runs": "the runs that are there",
+            "batches": "one round and a few batches, tried here",
             "others": "the mean of the others",
         }
-        by = [f"{number} of them by {words[how]}" for how, number in told.items() if number]
-        single = [f"by {words[how]}" for how, number in told.items() if number == len(self.pace.known)]
-        pairs = _number(len(self.pace.known), "method on a task", "methods on tasks")
-        said = f"measured {single[0].replace(' of it', ' of each')}" if single else f"of {pairs}, {', '.join(by)}"
-        return f"about {duration(self.seconds(workers))}, an estimate: {said}"
+        told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in words}
+        unit = "method" if len(self.plan.tasks) == 1 else "pair"
+        parts = [f"{_number(number, unit)} by {words[by]}" for by, number in told.items() if number]
+        if len(parts) == 1:
+            parts = [f"by {parts[0].partition(' by ')[2]}"]
+        return f"about {duration(self.seconds(workers))}, an estimate: {', '.join(parts)}"
 
 
 def look(plan: Plan, store: Store) -> Outlook:
@@ -201,8 +201,8 @@ def _column(title: str, lines: list[str]) -> Iterator[str]:
     yield from (f"{title if not at else '':<9}{line}" for at, line in enumerate(lines))
 
 
-def _number(count: int, what: str, many: str = "") -> str:
-    return f"{count:,} {what if count == 1 else many or f'{what}s'}"
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _list(words: object) -> str:
