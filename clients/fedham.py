@@ -93,18 +93,9 @@ class FedHAMClient(RoundClient):
 
     def _peers(self, model: Params) -> Peers:
         sent, trainer = self.job.download.extras, self.job.trainer
-        names = self.split.shared
-        return Peers(
-            self.own,
-            trainer.manifest,
-            trainer.device,
-            self.settings.seed,
-            int(self.place),
-            {name: model[name] for name in names},
-            {place: {name: sent.tensors[f"{place}/{name}"] for name in names} for place in sent.facts["peers"]},
-            self.ready(),
-            trainer.initial,
-        )
+        own, at, seed = {name: model[name] for name in self.split.shared}, int(self.place), self.settings.seed
+        theirs = {place: {name: sent.tensors[f"{place}/{name}"] for name in own} for place in sent.facts["peers"]}
+        return Peers(self.own, trainer.manifest, trainer.device, seed, at, own, theirs, self.ready(), trainer.initial)
 
     def _meta_step(self, peers: Peers, model: Params, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""

@@ -22,6 +22,7 @@ from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.cache_files import start_of
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation import wire
 from fedham_flwr.federation.categories import words_profile
 from fedham_flwr.federation.client import RoundClient
@@ -37,9 +38,11 @@ from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.sections import without_callbacks
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.state.store import ClientState, StateLostError
+from fedham_flwr.training.guard import method_view
 from fedham_flwr.training.trainer import Trainer
 
 log = logging.getLogger("fedham_flwr")
@@ -63,9 +66,9 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
 
     def settings_of(context: Context) -> Settings:
         if given is None:
-            return parse(context.run_config)
+            return parse(without_callbacks(context.run_config))
         if not parsed:
-            parsed.append(parse(given))
+            parsed.append(parse(without_callbacks(given)))
         return parsed[0]
 
     app = ClientApp(mods=[private(settings_of)])
@@ -128,22 +131,24 @@ def _profile(message: Message, context: Context, settings: Settings) -> RecordDi
 
 def _work(stage: Stage, message: Message, context: Context, settings: Settings) -> RecordDict:
     """What every message but the query of the roster comes to: the client half does its stage's work, and replies."""
-    client, seconds = _open_client(stage, message, context, settings)
+    client, data, seconds = _open_client(stage, message, context, settings)
     if not isinstance(message.content, Direct):  # else it is the server's own, and has been looked at
         client.job.trainer.manifest.check(client.job.download.params, client.received_names)
     if stage in ACROSS:
-        return wire.write_upload(
-            CrossClient(client, context.node_config).work(stage), isinstance(message.content, Direct)
-        )
-    params = FlowerClient(client).work(stage)
-    metrics: Metrics = {**client.metrics, "seconds/open": seconds}  # type: ignore[dict-item]
+        crossed = CrossClient(client, data, context.node_config).work(stage)
+        return wire.write_upload(crossed, isinstance(message.content, Direct))
+    worker = FlowerClient(client, data)
+    params = worker.work(stage)
+    metrics: Metrics = {**worker.metrics, "seconds/open": seconds}
     age = client.age if stage.population == MEMBER and stage is not ADAPT else 0
     reply = Reply(client.job.client, params, client.examples, metrics, client.extras, client.kept.restarted, age)
     return wire.write_upload(reply, isinstance(message.content, Direct))
 
 
-def _open_client(stage: Stage, message: Message, context: Context, settings: Settings) -> tuple[RoundClient, float]:
-    """The client half that a message is for, and the seconds it took to put together."""
+def _open_client(
+    stage: Stage, message: Message, context: Context, settings: Settings
+) -> tuple[RoundClient, ClientData, float]:
+    """The client half that a message is for, the client's data, and the seconds it took to put both together."""
     began = time.perf_counter()
     download = wire.read_download(message.content)
     data = open_data(context, settings, download.data, download.training)
@@ -174,8 +179,9 @@ def _open_client(stage: Stage, message: Message, context: Context, settings: Set
             parts.engine().forget()  # what it did in another run of this process
             context.state.shared["engine"] = parts.engine()
     card = place.own or int(context.node_config.get("num-partitions", 0)) <= settings.model_cards
-    job = Job(client, settings, parts.method, data, trainer, state, download, stage, card)
-    return parts.half(job), time.perf_counter() - began
+    seen = method_view(data, settings.strategy)
+    job = Job(client, settings, parts.method, seen, trainer, state, download, stage, card)
+    return parts.half(job), data, time.perf_counter() - began
 
 
 class _Parts(NamedTuple):

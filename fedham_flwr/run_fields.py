@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from fedham_flwr import registry
+from fedham_flwr.core.callback_settings import EarlyStoppingSettings, TrackingSettings
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
@@ -82,6 +83,7 @@ class RunFields(BaseModel):
     evaluate_every: PositiveInt = 10
     metrics: str = "auto"
     selection_metric: str = "auto"
+    score_test: Literal["always", "closing", "never"] = "always"
     cross_evaluation: bool = False
     cross_evaluation_clients: Annotated[int, Ge(2)] = 50
     novel_clients: NonNegativeInt = 0
@@ -113,6 +115,7 @@ class RunFields(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     seed: NonNegativeInt = 0
+    data_seed: Annotated[int, Ge(-1)] = -1
     results_dir: str = "results"
     resume: str = ""
     changed_data: Literal["refuse", "accept"] = "refuse"
@@ -120,8 +123,12 @@ class RunFields(BaseModel):
     bank_memory: NonNegativeFloat = 16.0
     model_cards: NonNegativeInt = 200
     lost_state: Literal["refuse", "restart"] = "refuse"
+    callbacks: str = ""
+    tracker: str = ""
     image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
     series: SeriesSettings = SeriesSettings()
     text: TextSettings = TextSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    tracking: TrackingSettings = TrackingSettings()

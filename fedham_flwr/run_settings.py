@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from fedham_flwr import registry
+from fedham_flwr.core import callback_settings
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import faults
@@ -33,10 +34,17 @@ class Settings(RunFields):
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metric_choice.faults(self.metrics, self.selection_metric)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
+        split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
+        found += callback_settings.faults(self.callbacks, self.tracker, split)
         if self.cross_evaluation and self.dp.epsilon:
             found.append(
                 f"cross-evaluation=true sends whole models without noise, which dp.epsilon={self.dp.epsilon:g} is to "
                 "prevent: wanted one of them"
+            )
+        if self.cross_evaluation and self.score_test == "never":
+            found.append(
+                'cross-evaluation=true scores models on test splits, which score-test="never" forbids: wanted one of '
+                "them"
             )
         if self.validation_fraction + self.test_fraction >= 1:
             found.append(
@@ -81,7 +89,7 @@ class Settings(RunFields):
                 self.partitioner_used,
                 self.alpha,
                 self.classes_per_client,
-                self.seed,
+                self.seed if self.data_seed < 0 else self.data_seed,
                 self.samples_per_client,
                 self.owner_share,
                 self.class_table,
@@ -97,6 +105,15 @@ class Settings(RunFields):
             series=self.series,
             text=self.text,
         )
+
+    def scored_splits(self, closing: bool) -> tuple[str, ...]:
+        """The splits of a client's data that models are scored on.
+
+        Args:
+            closing: the rounds are over.
+        """
+        tested = self.score_test == "always" or (self.score_test == "closing" and closing)
+        return ("validation", "test") if tested else ("validation",)
 
     def measured(self, target: Target, outputs: int) -> tuple[Metric, ...]:
         """The metrics of the run, beside the loss.

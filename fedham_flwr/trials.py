@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -49,6 +49,22 @@ def try_training(settings: Settings, profile: Profile, outputs: int, model: nn.M
     optim.check(list(model.parameters()), training)
     augment.check(training, _kind(settings, profile), dimensions(profile.shape))
     losses.check(training.loss, torch.zeros(2, outputs), EXAMPLES[profile.target](outputs))
+
+
+def check_measured(settings: Settings, profiles: Sequence[Profile]) -> None:
+    """Say where nothing will be measured, since no client has validation samples and test samples are not scored.
+
+    Args:
+        settings: the run's.
+        profiles: of the clients.
+    """
+    if settings.score_test == "always" or any(profile.counts.get("validation") for profile in profiles):
+        return
+    when = "before the closing evaluation" if settings.score_test == "closing" else "of any model"
+    log.warning(
+        'nothing is measured %s, since no client has validation samples and score-test="%s" leaves out the others: '
+        "wanted validation-fraction above 0, or score-test=\"always\"", when, settings.score_test,
+    )  # fmt: skip
 
 
 def server_half(declared: Method) -> type[RoundStrategy]:

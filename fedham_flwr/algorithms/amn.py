@@ -41,6 +41,7 @@ from torch.nn.functional import layer_norm, normalize
 
 from fedham_flwr.core.methods import Method, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.search_space import Range, Space
 
 TINY = 1e-12
 """Added to the variance of features: far below that of models that differ, so that equal ones have features of 0."""
@@ -184,9 +185,8 @@ def gradient(
     if meta == "aghn":
         found = {"temperature": (pull * mine).sum(-1), "gate": du}
     else:
-        near = _pairs(psi, "", mine, pull)
-        far = _pairs(psi, "2", mine, du[..., None] * (mine - rows.common))
-        found = {**near, **far, "gate": du}
+        found = {**_pairs(psi, "", mine, pull), "gate": du}
+        found |= _pairs(psi, "2", mine, du[..., None] * (mine - rows.common))
     return found | ({"bias": ds} if "bias" in psi else {})
 
 
@@ -246,4 +246,5 @@ def split(manifest: Manifest, _settings: AttentionSettings) -> Split:
     return split_tensors(manifest, manifest.buffers)
 
 
-METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True)
+SEARCH: Space = {"amn.learning-rate": Range(0.001, 0.1, start=0.01, log=True)}
+METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True, search=SEARCH)

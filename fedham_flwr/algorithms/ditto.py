@@ -31,6 +31,7 @@ from annotated_types import Ge
 
 from fedham_flwr.algorithms.fedavg import split
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.search_space import Range
 
 
 @dataclass(frozen=True)
@@ -44,4 +45,11 @@ class DittoSettings:
     penalty: Annotated[float, Ge(0)] = 1.0
 
 
-METHOD = Method("strategies.ditto:DittoStrategy", "clients.ditto:DittoClient", split, DittoSettings, averages=True)
+METHOD = Method(
+    "strategies.ditto:DittoStrategy",
+    "clients.ditto:DittoClient",
+    split,
+    DittoSettings,
+    averages=True,
+    search={"ditto.penalty": Range(0.05, 2.0, start=1.0, log=True, source="one of those that the paper tries")},
+)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.fedavg import split
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.search_space import Range
 
 
 @dataclass(frozen=True)
@@ -78,4 +79,14 @@ def weight_step(weights: Tensor, gradient: Tensor, own: Tensor, common: Tensor, 
     return (weights - rate * gradient * (common - own)).clamp(0, 1)
 
 
-METHOD = Method("strategies.fedala:FedALAStrategy", "clients.fedala:FedALAClient", split, FedALASettings, averages=True)
+METHOD = Method(
+    "strategies.fedala:FedALAStrategy",
+    "clients.fedala:FedALAClient",
+    split,
+    FedALASettings,
+    averages=True,
+    search={
+        "fedala.rate": Range(0.1, 10.0, start=1.0, log=True, source="the authors' code"),
+        "fedala.layers": Range(1, 2, start=1, whole=True, source="the authors' code, which has 1 or 2"),
+    },
+)

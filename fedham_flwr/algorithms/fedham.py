@@ -48,6 +48,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from fedham_flwr.algorithms.amn import AttentionSettings, split
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.search_space import Range, Space
 
 
 @dataclass(frozen=True)
@@ -80,4 +81,11 @@ class FedHAMSettings(AttentionSettings):
     base_objective: Literal["hybrid", "own"] = "hybrid"
 
 
-METHOD = Method("strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True)
+SEARCH: Space = {
+    "fedham.learning-rate": Range(0.001, 0.1, start=0.01, log=True),
+    "fedham.uniform-penalty": Range(0.005, 0.5, start=0.05, log=True),
+    "fedham.meta-steps": Range(1, 10, start=5, whole=True),
+}
+METHOD = Method(
+    "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH
+)

@@ -31,6 +31,7 @@ from annotated_types import Ge
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.search_space import Range
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,11 @@ def split(manifest: Manifest, settings: FedPerSettings) -> Split:
     return split_groups(manifest, personal_groups(manifest.group_names, settings.personal_layers))
 
 
-METHOD = Method("strategies.fedper:FedPerStrategy", "clients.fedper:FedPerClient", split, FedPerSettings, averages=True)
+METHOD = Method(
+    "strategies.fedper:FedPerStrategy",
+    "clients.fedper:FedPerClient",
+    split,
+    FedPerSettings,
+    averages=True,
+    search={"fedper.personal-layers": Range(1, 2, start=1, whole=True)},
+)

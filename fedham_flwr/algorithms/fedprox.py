@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.fedavg import split
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.search_space import Range
 from fedham_flwr.core.trees import stack
 
 
@@ -85,4 +86,5 @@ METHOD = Method(
     FedProxSettings,
     personal_model="after",
     averages=True,
+    search={"fedprox.mu": Range(0.001, 1.0, start=0.01, log=True, source="one of those that the paper tries")},
 )

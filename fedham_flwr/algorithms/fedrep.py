@@ -32,6 +32,7 @@ from annotated_types import Ge
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.search_space import Range
 
 
 @dataclass(frozen=True)
@@ -66,4 +67,14 @@ def split(manifest: Manifest, settings: FedRepSettings) -> Split:
     return split_groups(manifest, groups[-settings.personal_layers :])
 
 
-METHOD = Method("strategies.fedrep:FedRepStrategy", "clients.fedrep:FedRepClient", split, FedRepSettings, averages=True)
+METHOD = Method(
+    "strategies.fedrep:FedRepStrategy",
+    "clients.fedrep:FedRepClient",
+    split,
+    FedRepSettings,
+    averages=True,
+    search={
+        "fedrep.head-epochs": Range(1, 20, start=10, log=True, whole=True, source="the authors' scripts"),
+        "fedrep.personal-layers": Range(1, 2, start=1, whole=True),
+    },
+)

@@ -53,6 +53,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.search_space import Range
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""
@@ -203,4 +204,14 @@ def network(settings: FedTPSettings) -> NetworkNeeds:
     return NetworkNeeds(second_head='fedtp.head="fedrod"' if settings.head == "fedrod" else "")
 
 
-METHOD = Method("strategies.fedtp:FedTPStrategy", "clients.fedtp:FedTPClient", split, FedTPSettings, network=network)
+METHOD = Method(
+    "strategies.fedtp:FedTPStrategy",
+    "clients.fedtp:FedTPClient",
+    split,
+    FedTPSettings,
+    network=network,
+    search={
+        "fedtp.learning-rate": Range(0.01, 1.0, start=0.1, log=True),
+        "fedtp.embedding-learning-rate": Range(0.01, 10.0, start=1.0, log=True),
+    },
+)

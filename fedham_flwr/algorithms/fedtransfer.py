@@ -43,6 +43,7 @@ from annotated_types import Ge, Gt
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.search_space import Choice, Range
 from fedham_flwr.models.grafts import GraftSettings
 
 AUTO = "auto"
@@ -142,4 +143,8 @@ METHOD = Method(
     averages=True,
     personal_stage=True,
     network=network,
+    search={
+        "fedtransfer.personal-epochs": Range(1, 20, start=5, log=True, whole=True),
+        "fedtransfer.learning-rate": Choice((0.0, 0.001, 0.005, 0.02, 0.1), start=0.0),
+    },
 )

@@ -95,8 +95,9 @@ class Method:
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
+        search: setting, as it is written (`fedprox.mu`) -> the values that a study may try, the paper's first. One that
+            the study's file sets is not searched, unless the file asks for it.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
-        search: field of `settings` -> the values that a search may try, the paper's first.
     """
 
     strategy: str | type

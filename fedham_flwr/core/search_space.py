@@ -71,4 +71,4 @@ class Choice:
 
 Dimension = Range | Choice
 Space = Mapping[str, Dimension]
-"""Setting, as it is written (`fedprox.mu`) -> the values that a search may try."""
+"""Setting, as it is written (`fedprox.mu`, in the section of its method) -> the values that a search may try."""

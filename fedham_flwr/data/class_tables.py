@@ -146,7 +146,7 @@ def table_owners(table: ClassTable, classes: Sequence[str], labels: Indices, cli
         classes: K names.
         labels: int64 [n], the class of each sample, in 0..K-1.
         clients: N, of the simulation.
-        seed: the run's seed.
+        seed: of the data.
 
     Returns:
         int64 [n], the place in the table of the client whose each sample is; -1: nobody's.

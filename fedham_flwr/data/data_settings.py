@@ -34,7 +34,7 @@ class Partitioning:
             files.
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
-        seed: the run's seed.
+        seed: of the data: that of the run, or `data-seed`.
         samples_per_client: the most samples of one client, 0 for as many as it is dealt.
         owner_share: class-owners: the part of each class that its owner alone has, in [0, 1].
         class_table: class-table: the path of the table; read by `class_tables.read_table`, not here.

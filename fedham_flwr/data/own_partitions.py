@@ -21,7 +21,7 @@ def deal_by_function(path: str, own: Any, labels: Indices, clients: int, seed: i
         own: its settings; None without.
         labels: int64 [n], the class of each sample.
         clients: how many.
-        seed: the run's.
+        seed: of the data.
         others: settings of other partitioners that it may name.
 
     Raises:

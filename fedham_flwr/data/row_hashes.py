@@ -94,7 +94,7 @@ def shares(hashes: Hashes, seed: int, purpose: str) -> npt.NDArray[np.float64]:
 
     Args:
         hashes: uint64 [N].
-        seed: the run's.
+        seed: of the data.
         purpose: as for `seeding.stream`.
     """
     keyed = mixed(hashes ^ np.uint64(derive(seed, purpose)))

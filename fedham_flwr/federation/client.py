@@ -38,7 +38,7 @@ class RoundClient:
         settings: the run's.
         own: the method's own settings, an instance of the dataclass that its `Method` names.
         split: which tensors are shared and which personal.
-        metrics: scores and seconds so far.
+        metrics: scores and seconds so far; those of the test split are not among them.
         extras: tensors of the method's own that are sent with the reply.
         recalled: the model to start from has something that the client kept.
         kept: what the client remembers.
@@ -174,7 +174,7 @@ class RoundClient:
         return self.job.trainer.gradient(samples, "train", count, generator, loss)
 
     def score(self, model: Params, split: str) -> Scores:
-        """The scores of a model on one of the client's splits, with the method's predictor."""
+        """The scores of a model on the training or validation split, with the method's predictor; test is refused."""
         with self.clock("evaluate"):
             self.load(model)
             measured = self.settings.measured(self.job.data.target, self.job.download.classes)

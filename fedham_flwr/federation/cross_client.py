@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.direct import Reply
 from fedham_flwr.federation.stages import Stage
 from fedham_flwr.settings import Value
+from fedham_flwr.training.measurement import Scores
 
 CONSENTS, MODEL, TEST, NUMBER = "consents", "model", "test", "n"
 """Names of whole numbers in an answer: consents and has a model (0 or 1), its test samples, predictions scored."""
@@ -30,12 +32,13 @@ class CrossClient:
     """One message's work.
 
     Args:
-        half: the method's client half, which brings data, trainer and predictor.
+        half: the method's client half, which brings trainer and predictor.
+        data: the client's, all of them.
         node: the node config.
     """
 
-    def __init__(self, half: RoundClient, node: Mapping[str, Value]) -> None:
-        self._half, self._job, self._node = half, half.job, node
+    def __init__(self, half: RoundClient, data: ClientData, node: Mapping[str, Value]) -> None:
+        self._half, self._job, self._data, self._node = half, half.job, data, node
 
     def work(self, stage: Stage) -> Reply:
         """The answer to a message of this stage."""
@@ -44,7 +47,7 @@ class CrossClient:
 
     def consent(self) -> tuple[Params, Params]:
         """Whether the client takes part, has left a model, and how many test samples it has."""
-        numbers = {CONSENTS: self._consents, MODEL: self._file.is_file(), TEST: len(self._job.data.splits["test"])}
+        numbers = {CONSENTS: self._consents, MODEL: self._file.is_file(), TEST: len(self._data.splits["test"])}
         return {}, {name: torch.tensor([int(number)]) for name, number in numbers.items()}
 
     def give(self) -> tuple[Params, Params]:
@@ -57,13 +60,13 @@ class CrossClient:
         self._check()
         models = parted(self._job.download.extras.tensors)
         first = ("validation",) if ALSO_VALIDATION in self._job.download.extras.facts else ()
-        splits = [which for which in (*first, "test") if len(self._job.data.splits[which])]
+        splits = [which for which in (*first, "test") if len(self._data.splits[which])]
         found: list[Mapping[str, float]] = []
         n = 0
         for params in models:
             self._job.trainer.manifest.check(params, self._job.trainer.manifest.names())
             for which in splits:
-                scores = self._half.score(params, which)
+                scores = self._score(params, which)
                 if which == "test":
                     found.append(scores.values)
                     n = scores.n
@@ -71,6 +74,13 @@ class CrossClient:
         columns = {name: [values.get(name, math.nan) for values in found] for name in names}
         told = {name: torch.tensor(column, dtype=torch.float64) for name, column in columns.items()}
         return {}, {**told, NUMBER: torch.tensor([n])}
+
+    def _score(self, params: Params, split: str) -> Scores:
+        half, job = self._half, self._job
+        with half.clock("evaluate"):
+            half.load(params)
+            measured = half.settings.measured(self._data.target, job.download.classes)
+            return job.trainer.evaluate(self._data, split, half.predictor(), measured)
 
     @property
     def _consents(self) -> bool:

@@ -109,7 +109,7 @@ class Exchange:
             weights: how the clients' models were mixed; asked for training and evaluations.
 
         Returns:
-            Client id -> its good reply, in the order of ids.
+            Client id -> its good reply as a method may see it, in the order of ids.
 
         Raises:
             UserError: fewer good replies than `min-replies`.
@@ -137,8 +137,9 @@ class Exchange:
             log.warning(
                 "what they had learned for themselves was lost and starts again: %s", ", ".join(record.restarted)
             )
+        rows = [row._replace(population=stage.population) for upload in uploads.values() for row in upload.rows]
+        uploads = {client: upload.for_method() for client, upload in uploads.items()}
         if self._recorder:
-            rows = [row._replace(population=stage.population) for upload in uploads.values() for row in upload.rows]
             mixed = weights(uploads) if weights and stage in (TRAIN, EVALUATE) else None
             self._recorder.record(record, rows, mixed)
         self._enough(record)

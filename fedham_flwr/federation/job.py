@@ -25,7 +25,7 @@ class Job:
         client: its id.
         settings: the run's.
         method: the method's declaration.
-        data: the client's.
+        data: the client's, without its test split (see `training.guard`).
         trainer: the worker's model.
         state: what the client kept.
         download: what the server sent.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -85,7 +86,7 @@ class Upload:
         client: id that the client gives itself.
         params: its shared tensors after local training; empty after an evaluation.
         examples: its training samples.
-        rows: its scores.
+        rows: its scores; of those that a method's server half is given none are of the test split.
         seconds: what the client's time went into, by purpose.
         extras: tensors of the method's own.
         restarted: it has trained before, and something that it had learned for itself was lost and started again.
@@ -100,6 +101,10 @@ class Upload:
     extras: Params = field(default_factory=dict)
     restarted: bool = False
     age: int = 0
+
+    def for_method(self) -> Upload:
+        """The upload without scores of the test split, from which a method learns nothing."""
+        return dataclasses.replace(self, rows=tuple(row for row in self.rows if row.split != "test"))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import datetime
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flwr
 import torch
@@ -19,6 +19,7 @@ from fedham_flwr.core.errors import UnwritableError, reason
 from fedham_flwr.core.files import digest
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.federation.client import RoundClient
+from fedham_flwr.federation.job import Job
 from fedham_flwr.models import cards, resolve
 from fedham_flwr.settings import Value, defaults, flatten
 from fedham_flwr.training.metrics import METRICS
@@ -36,51 +37,68 @@ ALONE = "Against training alone: "
 EVERYBODYS = "Against everybody's model: "
 
 
-def calibration(half: RoundClient, predictor: Predictor | None) -> float | None:
+class Exported(NamedTuple):
+    """A model that a client has exported.
+
+    Attributes:
+        half: the client's, for this message.
+        data: the client's, all of them.
+        file: the model's.
+        phase: before or after local training.
+        calibrated: what `calibration` gave for it.
+        predictor: what is scored, if it is more than the model.
+    """
+
+    half: RoundClient
+    data: ClientData
+    file: Path
+    phase: str
+    calibrated: float | None
+    predictor: Predictor | None
+
+
+def calibration(job: Job, data: ClientData, predictor: Predictor | None) -> float | None:
     """The expected calibration error of the model that is loaded on the client's test split; None if there is none.
 
     Args:
-        half: the client's, for this message.
+        job: the client's, for this message.
+        data: the client's, all of them.
         predictor: what is scored.
     """
-    data, job = half.job.data, half.job
     if data.target != "class" or not len(data.splits["test"]):
         return None
     metric = METRICS["calibration-error"]
     return job.trainer.evaluate(data, "test", predictor, (metric,)).values.get(metric.name)
 
 
-def write(half: RoundClient, file: Path, phase: str, calibrated: float | None, predictor: Predictor | None) -> None:
+def write(model: Exported, metrics: Mapping[str, Any]) -> None:
     """Write the card of a model, beside it.
 
     Args:
-        half: the client's, with the scores of this message.
-        file: the model's.
-        phase: before or after local training.
-        calibrated: what `calibration` gave for it.
-        predictor: what was scored, if it is more than the model.
+        model: what it is of.
+        metrics: all scores of this message.
 
     Raises:
         UserError: the files cannot be written.
     """
+    client = model.half.job.client
     try:
-        cards.write(file.parent, half.job.client, facts(half, file, phase, calibrated, predictor))
+        cards.write(model.file.parent, client, facts(model, metrics))
     except OSError as error:
-        what = f"the model card of client {half.job.client} cannot be written"
+        what = f"the model card of client {client} cannot be written"
         raise UnwritableError(f"{what}: {reason(error)}") from error
 
 
-def facts(
-    half: RoundClient, file: Path, phase: str, calibrated: float | None, predictor: Predictor | None = None
-) -> cards.Facts:
+def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
     """The facts of a card; arguments as for `write`."""
+    half, data, file, phase, calibrated, predictor = model
     job, settings = half.job, half.settings
-    scores = _scores(half.metrics, phase)
+    scores = _scores(metrics, phase)
     total = sum(job.trainer.initial[name].numel() for name in job.trainer.parameter_names)
     return {
         "format": cards.FORMAT,
         "client": job.client,
-        "name": job.data.name,
+        "name": data.name,
         "model": {
             "file": file.name,
             "sha256": digest(file),
@@ -89,10 +107,10 @@ def facts(
             "phase": phase,
             "round": job.download.round,
         },
-        "data": _data(job.data),
+        "data": _data(data),
         "method": {
             "strategy": settings.strategy,
-            "rounds": settings.num_server_rounds,
+            "rounds": job.download.round - 1,  # a callback may have ended them before num-server-rounds
             "personal": list(half.split.personal),
             "settings": _chosen(flatten(settings), settings.strategy),
         },
@@ -175,11 +193,12 @@ def _scores(metrics: Mapping[str, Any], phase: str) -> list[dict[str, Any]]:
 
 def _compared(scores: list[dict[str, Any]], strategy: str) -> dict[str, str]:
     """A sentence on each model that one would compare with."""
-    shared = next((each for each in scores if (each["model"], each["split"]) == ("global", "test")), None)
-    told = ", ".join(f"{name} {value:.4g}" for name, value in shared["values"].items()) if shared else ""
+    of_all = {each["split"]: each["values"] for each in scores if each["model"] == "global"}
+    split = "test" if "test" in of_all or not of_all else "validation"
+    told = ", ".join(f"{name} {value:.4g}" for name, value in of_all.get(split, {}).items())
+    why = f", since strategy={strategy} has none" if scores else ""
     return {
-        "global": EVERYBODYS
-        + (f"{told} on the test split." if told else f"not measured, since strategy={strategy} has none."),
+        "global": EVERYBODYS + (f"{told} on the {split} split." if told else f"not measured{why}."),
         "local": ALONE
         + ("this is it." if strategy == "local" else "not measured in this run; strategy=local, else set alike, does."),
     }

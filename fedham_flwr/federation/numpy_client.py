@@ -12,11 +12,14 @@ from flwr.common import NDArrays, Scalar
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data import recipes
+from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation import model_card
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.messages import Metrics
 from fedham_flwr.federation.stages import EVALUATE, TRAIN, Stage
 from fedham_flwr.models import export
+from fedham_flwr.training.guard import TEST
 from fedham_flwr.training.trainer import Predictor
 
 
@@ -25,20 +28,27 @@ class FlowerClient(NumPyClient):
 
     Args:
         half: the method's, for one message.
+        data: the client's, all of them, of which the method sees no test split.
     """
 
-    def __init__(self, half: RoundClient) -> None:
-        self.half = half
+    def __init__(self, half: RoundClient, data: ClientData) -> None:
+        self.half, self._data = half, data
         self._job = half.job
+        self._scores: dict[str, float | int] = {}
         self._predictor: Predictor | None = None
-        self._exported: tuple[Path, str, float | None] | None = None
+        self._exported: model_card.Exported | None = None
 
     def work(self, stage: Stage) -> Params:
         """What a message of this stage asks for; the tensors to send back."""
         sent = self._work(stage)
         if self._exported:  # all scores are there now
-            model_card.write(self.half, *self._exported, self._predictor)
+            model_card.write(self._exported, self.metrics)
         return sent
+
+    @property
+    def metrics(self) -> Metrics:
+        """All scores so far, and seconds."""
+        return {**self._scores, **self.half.metrics}  # type: ignore[dict-item]
 
     def _work(self, stage: Stage) -> Params:
         received = self._job.download.params
@@ -64,7 +74,7 @@ class FlowerClient(NumPyClient):
             The shared tensors after training, the number of training samples, and the scores.
         """
         outcome = self._improve(self._received(parameters))
-        return [outcome.send[name].numpy() for name in self.half.split.shared], self.half.examples, self.half.metrics
+        return [outcome.send[name].numpy() for name in self.half.split.shared], self.half.examples, {**self.metrics}
 
     def evaluate(self, parameters: NDArrays, config: Mapping[str, Scalar]) -> tuple[float, int, dict[str, Scalar]]:
         """Score the model to start from, and what training makes of it, which is then forgotten.
@@ -76,14 +86,16 @@ class FlowerClient(NumPyClient):
             config: not used.
 
         Returns:
-            The loss on the test split, if any, of the model to start from, the number of test samples, and the scores.
+            The loss of the model to start from and the number of samples behind it, of the test split where that is
+            scored, else of the validation split (NaN without samples); and the scores.
         """
         start = self._start(self._received(parameters))
         self._export("before")
-        loss = float(self.half.metrics.get(f"test/{self._origin}/before/loss", "nan"))
+        *_, shown = self._splits
+        loss = float(self._scores.get(f"{shown}/{self._origin}/before/loss", "nan"))
         if self._job.download.closing or self._job.method.personal_model == "after":
             self._use(self._trained(start))
-        return loss, len(self._job.data.splits["test"]), self.half.metrics
+        return loss, len(self._data.splits[shown]), {**self.metrics}
 
     # ---- the other stages --------------------------------------------------------------------------------------------
 
@@ -178,19 +190,27 @@ class FlowerClient(NumPyClient):
         self._score("personal", "after")
         self._export("after", asked)
 
+    @property
+    def _splits(self) -> tuple[str, ...]:
+        """The splits to score."""
+        return self.half.settings.scored_splits(self._job.download.closing)
+
     def _score(self, model: str, phase: str) -> None:
-        data, half = self._job.data, self.half
+        data, half = self._data, self.half
         measured = half.settings.measured(data.target, self._job.download.classes)
         with half.clock("evaluate"):
             predictor = half.predictor()
         self._predictor = predictor
-        for split in ("validation", "test"):
+        for split in self._splits:
             if not len(data.splits[split]):
                 continue
             with half.clock("evaluate"):
                 scores = self._job.trainer.evaluate(data, split, predictor, measured)
-            half.metrics |= {f"{split}/{model}/{phase}/{name}": value for name, value in scores.values.items()}
-            half.metrics[f"n/{split}"] = scores.n
+            found = {f"{split}/{model}/{phase}/{name}": value for name, value in scores.values.items()}
+            found[f"n/{split}"] = scores.n
+            self._scores |= found
+            if split != TEST:
+                half.metrics |= found
 
     def _export(self, phase: str, asked: bool = False) -> None:
         download, job = self._job.download, self._job
@@ -204,8 +224,9 @@ class FlowerClient(NumPyClient):
             "precision": self.half.settings.precision,
             **({"predictor": type(self.half).__name__} if self._predictor else {}),
             **export.label(self.half.settings.model, download.shape, download.classes, self.half.settings.networks()),
-            **recipes.label(job.data),
+            **recipes.label(self._data),
         }
         file = export.write_model(Path(download.export), job.client, job.trainer.state_dict(), label)
         if job.card:
-            self._exported = file, phase, model_card.calibration(self.half, self._predictor)
+            calibrated = model_card.calibration(job, self._data, self._predictor) if TEST in self._splits else None
+            self._exported = model_card.Exported(self.half, self._data, file, phase, calibrated, self._predictor)

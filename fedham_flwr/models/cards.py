@@ -121,7 +121,7 @@ def _scores(facts: Mapping[str, Any]) -> list[str]:
         f"The expected calibration error on the test split, over 15 bins of confidence, is {_number(error)}: how far "
         "the probabilities are from how often they are right."
         if error is not None
-        else "Not measured: it is of one class of several, on a test split."
+        else "Not measured: it is of one class of several, on a test split that is scored."
     )
     return [*parts, "## Calibration", told]
 

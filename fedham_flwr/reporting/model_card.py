@@ -12,6 +12,7 @@ from typing import Any
 
 from fedham_flwr.core.records import RoundRecord, Row
 from fedham_flwr.models import cards
+from fedham_flwr.reporting.shown import split_shown
 from fedham_flwr.training.metrics import Metric
 
 PEERS = 10
@@ -35,7 +36,9 @@ def complete(run: Path, rows: Iterable[Row], records: Iterable[RoundRecord], hea
     known = {file.stem for file in folder.glob("*.md")}
     if not known:
         return
-    mixing, past = _mixing(run), _history(rows, headline)
+    rows = list(rows)
+    split = split_shown(rows, headline, over_rounds=True)
+    mixing, past = _mixing(run), _history(rows, headline, split)
     rounds: dict[str, int] = defaultdict(int)
     for record in records:
         for client in record.cohort if record.kind == "train" else ():
@@ -45,7 +48,7 @@ def complete(run: Path, rows: Iterable[Row], records: Iterable[RoundRecord], hea
         if facts is None:
             continue
         facts["method"]["rounds-taken-part"] = rounds[client]
-        facts["history"] = {"metric": headline.name, "split": "test", "rounds": past.get(client, [])}
+        facts["history"] = {"metric": headline.name, "split": split, "rounds": past.get(client, [])}
         if client in mixing:
             facts["mixing"] = mixing[client]
             facts.pop("listened", None)
@@ -54,11 +57,11 @@ def complete(run: Path, rows: Iterable[Row], records: Iterable[RoundRecord], hea
         cards.write(folder, client, facts)
 
 
-def _history(rows: Iterable[Row], headline: Metric) -> dict[str, list[dict[str, Any]]]:
-    """Client -> its scores on the test split, round by round."""
+def _history(rows: Iterable[Row], headline: Metric, split: str) -> dict[str, list[dict[str, Any]]]:
+    """Client -> its scores on a split, round by round."""
     found: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
     for row in rows:
-        if row.split == "test" and row.metric == headline.name:
+        if row.split == split and row.metric == headline.name:
             entry = found[row.client].setdefault(row.round, {"round": row.round})
             entry[f"{row.model}, {row.phase}"] = row.value
     return {client: [entries[number] for number in sorted(entries)] for client, entries in found.items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fedham_flwr.core.records import Failure, Row
 from fedham_flwr.reporting.console import clean, make_console, number_text, plain
+from fedham_flwr.reporting.shown import split_shown
 from fedham_flwr.training.metrics import ACCURACY, Metric
 
 if TYPE_CHECKING:
@@ -38,12 +39,15 @@ def line_values(
         metric: That is shown.
 
     Returns:
-        Its mean on the test split over clients under `<model> <phase>`, then `cohort`, `replies` and `seconds`.
+        Its mean over clients on the test split under `<model> <phase>`, or on the validation split under
+        `validation <model> <phase>` where the test split was not scored; then `cohort`, `replies` and `seconds`.
     """
     groups: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        if row.split == "test" and row.metric == metric.name:
-            groups[f"{row.model} {row.phase}"].append(row.value)
+    found = [row for row in rows if row.metric == metric.name]
+    split = split_shown(found, metric)
+    for row in found:
+        if row.split == split:
+            groups[f"{'' if split == 'test' else f'{split} '}{row.model} {row.phase}"].append(row.value)
     means = {name: sum(groups[name]) / len(groups[name]) for name in sorted(groups)}
     return means | {"cohort": cohort, "replies": replies, "seconds": seconds}
 
@@ -129,6 +133,10 @@ class Progress:
             line_values: As for `round`.
         """
         plain(self._console, f"{name}  {self._line(line_values)}")
+
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        plain(self._console, text)
 
     def _line(self, values: Mapping[str, float]) -> str:
         """One line of a round: scores, replies, seconds; what is not known is left out."""

@@ -77,9 +77,10 @@ def final_table(
     console: "Console | None" = None,
     metric: Metric = ACCURACY,
 ) -> None:
-    """Print the test scores of a summary: of the last round, and of the round chosen on validation.
+    """Print the scores of a summary on the test split: of the last round, and of the round chosen on validation.
 
-    The lines of the model that the exported files hold come first, and it is said which these are.
+    Where the test split was never scored, those on the validation split are shown. The lines of the model that the
+    exported files hold come first, and it is said which these are.
 
     Args:
         summary: With the lists `final` and `selected`, as `results` makes them, and `exported`, if files were written.
@@ -90,7 +91,10 @@ def final_table(
     entries = [{**entry, "chosen-on": "last round"} for entry in summary.get("final", [])]
     # Where validation could not choose, the last round stands above already.
     entries += [dict(entry) for entry in summary.get("selected", []) if entry["chosen-on"] != "last round"]
-    shown = [entry for entry in entries if entry["split"] == "test" and entry["metric"] == metric.name]
+    entries = [entry for entry in entries if entry["metric"] == metric.name]
+    there = {entry["split"] for entry in entries}
+    split = "validation" if "validation" in there and "test" not in there else "test"
+    shown = [entry for entry in entries if entry["split"] == split]
     of_files: Mapping[str, object] = summary.get("exported", {})
     groups = list(dict.fromkeys(_line_title(entry) for entry in shown))
     shown.sort(key=lambda e: (groups.index(_line_title(e)), any(e[name] != of_files[name] for name in of_files)))
@@ -98,18 +102,31 @@ def final_table(
         plain(console, f"no test {metric.name} was measured")
         return
     table = empty_table(
-        f"test {metric.name}", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
+        f"{split} {metric.name}", "model", "phase", "mean", "weighted\nmean", "std", "worst\n10 %", "clients", "round"
     )
     for entry in shown:
         words = [_line_title(entry), str(entry["model"]), str(entry["phase"])]
         numbers = [number_text(entry[name], metric) for name in ("mean", "weighted-mean", "std", "worst-decile")]
         table.add_row(*words, *numbers, str(entry["clients"]), str(entry["round"]))
     print_table(console, table)
+    if untested := _untested(entries) if split == "test" else "":
+        plain(console, f"chosen on validation, but not scored on the test split: {untested}")
     if of_files:
         plain(
             console,
             f"model/*.safetensors are the models of the line: last round  {' '.join(map(str, of_files.values()))}",
         )
+
+
+def _untested(entries: Sequence[Mapping[str, object]]) -> str:
+    """What validation chose that has no score on the test split."""
+    chosen = [entry for entry in entries if entry["chosen-on"] != "last round"]
+    names = {split: [_series(entry) for entry in chosen if entry["split"] == split] for split in ("validation", "test")}
+    return ", ".join(name for name in names["validation"] if name not in names["test"])
+
+
+def _series(entry: Mapping[str, object]) -> str:
+    return f"{entry['model']} {entry['phase']} of round {entry['round']}"
 
 
 def _line_title(entry: Mapping[str, object]) -> str:

@@ -31,7 +31,7 @@ WANTED = (
 DEALING = (
     "dataset", "feature-column", "label-column", "client-column", "partitioner", "alpha", "classes-per-client",
     "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary", "min-characters",
-    "validation-fraction", "test-fraction", "seed",
+    "validation-fraction", "test-fraction",
 )  # fmt: skip
 """Settings that decide which samples a client trains on, and which it tests on."""
 FIRST = 5
@@ -112,8 +112,16 @@ def dealt_otherwise(path: str, now: Mapping[str, object]) -> tuple[str, ...]:
         if not (then := read_settings(run)):
             continue
         then, now = _with_partitioner(then), _with_partitioner(now)
-        return tuple(f"{key}={json.dumps(then[key])}" for key in DEALING if key in then and then[key] != now[key])
+        differ = [key for key in DEALING if key in then and then[key] != now[key]]
+        seed, seed_now = _seed_setting(then), _seed_setting(now)
+        differ += [seed] if seed in then and then[seed] != now[seed_now] else []
+        return tuple(f"{key}={json.dumps(then[key])}" for key in differ)
     return ()
+
+
+def _seed_setting(settings: Mapping[str, Any]) -> str:
+    """The setting that is the seed of partition and splits."""
+    return "data-seed" if settings.get("data-seed", -1) >= 0 else "seed"
 
 
 def _with_partitioner(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,11 +27,12 @@ _ONE = threading.Lock()
 
 
 @contextlib.contextmanager
-def only_writer(run: Path) -> Iterator[None]:
+def only_writer(run: Path, what: str = "run") -> Iterator[None]:
     """Be the only one that writes to the directory of a run. Where the file system has no locks that is said.
 
     Args:
         run: the directory.
+        what: it is of, for the error.
 
     Raises:
         UserError: another process, or another run of this one, writes to it.
@@ -39,8 +40,8 @@ def only_writer(run: Path) -> Iterator[None]:
     here = run.resolve()
     with _ONE:
         if here in _HELD:
-            raise UserError(_refusal(run))
-        opened = _lock(run)
+            raise UserError(_refusal(run, what))
+        opened = _lock(run, what)
         _HELD.add(here)
     try:
         yield
@@ -67,7 +68,7 @@ def check_free(run: Path) -> None:
             pass
 
 
-def _lock(run: Path) -> int | None:
+def _lock(run: Path, what: str) -> int | None:
     """The locked file; None where there can be none."""
     while True:
         try:
@@ -80,7 +81,7 @@ def _lock(run: Path) -> int | None:
                 break
         except (BlockingIOError, PermissionError):  # systems differ
             os.close(opened)
-            raise UserError(_refusal(run)) from None
+            raise UserError(_refusal(run, what)) from None
         except FileNotFoundError:  # whoever had the lock has just taken the file away: once more
             pass
         except (OSError, ImportError) as error:
@@ -111,10 +112,10 @@ def _unlocked(run: Path, error: Exception) -> int | None:
     return None
 
 
-def _refusal(run: Path) -> str:
+def _refusal(run: Path, what: str) -> str:
     try:
         told = json.loads((run / FILE).read_text(encoding="utf-8"))
         who = f"process {told['process']} on {told['host']} has been writing to it since {told['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process is writing to it"
-    return f"{run} is the directory of a run that is going on: {who}; wait for its end, or stop it first"
+    return f"{run} is the directory of a {what} that is going on: {who}; wait for its end, or stop it first"

@@ -48,6 +48,8 @@ class RunResult:
         directory: of the run, below `runs/<key>`; None of one that left nothing.
         steps: (round, value) of the validation metric at each evaluation of every client; the last is the closing one.
         seconds: that it took, over all its attempts.
+        metric: by name; empty of a run that has not measured.
+        higher: whether more of it is better.
     """
 
     state: State
@@ -55,6 +57,8 @@ class RunResult:
     directory: Path | None = None
     steps: tuple[tuple[int, float], ...] = ()
     seconds: float = 0.0
+    metric: str = ""
+    higher: bool = True
 
     @property
     def value(self) -> float | None:

@@ -19,6 +19,7 @@ from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment, losses, optim
+from fedham_flwr.training.guard import rows_of
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.measurement import Measurement, Scores
@@ -234,11 +235,10 @@ class Trainer:
 
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
-        index = samples.splits[split]
+        features, labels, index = rows_of(samples, split)
         if self.device.type == "cpu":
-            return samples.features, samples.labels, index
-        features, labels = samples.features[index].to(self.device), samples.labels[index].to(self.device)
-        return features, labels, torch.arange(len(index))
+            return features, labels, index
+        return features[index].to(self.device), labels[index].to(self.device), torch.arange(len(index))
 
     def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         """Some samples on the model's device, by numbers that may be on another one."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.training.guard import whole
 from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.measurement import STREAMED
@@ -165,5 +166,5 @@ def _stackable(part: object) -> bool:
 
 def _data(samples: Samples) -> tuple[Hashable, ...]:
     """What kind of data samples are, and where they lie."""
-    features, labels = samples.features, samples.labels
+    features, labels = whole(samples.features), whole(samples.labels)
     return samples.kind, features.dtype, features.shape[1:], labels.dtype, labels.shape[1:]

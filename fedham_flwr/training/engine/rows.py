@@ -13,6 +13,7 @@ from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.training import augment
 from fedham_flwr.training.engine.memory import Resident, moved
 from fedham_flwr.training.engine.requests import Fit
+from fedham_flwr.training.guard import rows_of
 from fedham_flwr.training.local import Samples, steps
 
 
@@ -40,14 +41,14 @@ class Rows:
             resident: data sets that are on the device as a whole.
             device: where the model is.
         """
-        first = several[0]
-        picked = [s.splits[which] for s, which in zip(several, split, strict=True)]
-        places = {(s.features.data_ptr(), s.labels.data_ptr(), len(s.features)) for s in several}
-        whole = resident.at_hand(first.features, first.labels) if len(places) == 1 else None
+        stored = [rows_of(samples, which) for samples, which in zip(several, split, strict=True)]
+        places = {(features.data_ptr(), labels.data_ptr(), len(features)) for features, labels, _ in stored}
+        whole = resident.at_hand(*stored[0][:2]) if len(places) == 1 else None
+        picked = [index for _, _, index in stored]
         if whole is not None:
             return cls(*whole, picked)
-        features = moved(torch.cat([s.features[index] for s, index in zip(several, picked, strict=True)]), device)
-        labels = moved(torch.cat([s.labels[index] for s, index in zip(several, picked, strict=True)]), device)
+        features = moved(torch.cat([found[index] for found, _, index in stored]), device)
+        labels = moved(torch.cat([found[index] for _, found, index in stored]), device)
         sizes, start, index = [len(part) for part in picked], 0, []
         for size in sizes:
             index.append(torch.arange(start, start + size))
