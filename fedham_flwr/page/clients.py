@@ -22,14 +22,15 @@ APART = "Each seed deals the data anew, so that a client of one seed holds other
 PHASES: tuple[Phase, ...] = ("before", "after")
 
 
-def client_data(collection: Collection, places: Places) -> dict[str, Any]:
+def client_data(collection: Collection, places: Places, share: float = 1.0) -> dict[str, Any]:
     """What the figure of clients is drawn from.
 
     Args:
         collection: the runs.
         places: of methods, tasks and seeds.
+        share: of the clients that there is room for.
     """
-    names = [_drawn(collection, task) for task in collection.tasks]
+    names = [_drawn(collection, task, share) for task in collection.tasks]
     scores = []
     for run in collection.runs:
         found = {phase: run.per_client(phase, collection.split, _metric(collection, run)) for phase in PHASES}
@@ -48,17 +49,18 @@ def client_data(collection: Collection, places: Places) -> dict[str, Any]:
     }
 
 
-def client_parts(collection: Collection) -> str:
+def client_parts(collection: Collection, share: float = 1.0) -> str:
     """The figure of clients, and its numbers.
 
     Args:
         collection: the runs.
+        share: of the clients that there is room for.
     """
     sentences, tables = [], []
     for task in collection.tasks:
         sentences += _findings(collection, task)
-        tables.append(shown(_table(collection, task)))
-        count, drawn = len(_clients(collection, task)), len(_drawn(collection, task))
+        tables.append(shown(_table(collection, task, share)))
+        count, drawn = len(_clients(collection, task)), len(_drawn(collection, task, share))
         sentences += [f"Of {count} clients {drawn} are drawn, spread evenly over their ids."] if drawn < count else []
     label = f"Each client's {collection.split} score with a method, against another"
     sentences += [APART] if _apart(collection) else []
@@ -95,9 +97,12 @@ def _clients(collection: Collection, task: str) -> list[str]:
     )
 
 
-def _drawn(collection: Collection, task: str) -> list[str]:
+def _drawn(collection: Collection, task: str, share: float) -> list[str]:
     all_clients = _clients(collection, task)
-    return [all_clients[at] for at in thinned(len(all_clients), max(20, MOST // (2 * max(1, len(collection.runs)))))]
+    return [
+        all_clients[at]
+        for at in thinned(len(all_clients), max(20, int(MOST * share) // (2 * max(1, len(collection.runs)))))
+    ]
 
 
 def _findings(collection: Collection, task: str) -> list[str]:
@@ -128,16 +133,14 @@ def _apart(collection: Collection) -> bool:
     return any(run.data_seed < 0 for run in collection.runs) and len({run.seed for run in collection.runs}) > 1
 
 
-def _table(collection: Collection, task: str) -> Table:
+def _table(collection: Collection, task: str, share: float) -> Table:
     """A client in a row, a method in a column."""
     of = {method: means(collection, runs) for found, method, runs in by_method(collection) if found == task}
     metric, who = collection.metrics[task], _clients(collection, task)
-    rows = tuple(
-        (Cell(who[at]), *(score(values.get(who[at]), metric) for values in of.values()))
-        for at in thinned(len(who), ROWS)
-    )
+    places = thinned(len(who), max(20, int(ROWS * share)))
+    rows = tuple((Cell(who[at]), *(score(values.get(who[at]), metric) for values in of.values())) for at in places)
     title = f"{collection.split} {metric.name} of each client, mean over seeds"
-    notes = [f"{ROWS} of {len(who)} clients, spread evenly over their ids."] if len(who) > ROWS else []
+    notes = [f"{len(rows)} of {len(who)} clients, spread evenly over their ids."] if len(rows) < len(who) else []
     notes += [APART] if _apart(collection) else []
     columns = (Column("client", "text"), *(Column(method, unit="%" if metric.bounded else "") for method in of))
     return Table(

@@ -52,14 +52,15 @@ class Curves(NamedTuple):
         return found
 
 
-def curves_of(collection: Collection) -> Curves:
+def curves_of(collection: Collection, share: float = 1.0) -> Curves:
     """The curves of all runs, thinned so that the page stays small.
 
     Args:
         collection: the runs.
+        share: of the points that there are room for.
     """
     found = [(run, _series(run, collection.metrics[run.task])) for run in collection.runs]
-    most = max(6, min(POINTS, MOST // max(1, sum(len(series) for _, series in found))))
+    most = max(6, min(POINTS, int(MOST * share) // max(1, sum(len(series) for _, series in found))))
     longest = max((len(points) for _, series in found for points in series.values()), default=0)
     thin = [
         (run, {key: [points[at] for at in thinned(len(points), most)] for key, points in series.items()})
