@@ -26,6 +26,8 @@ OWNED = {
     "table": "[tables](tables.md)",
     "series": "[series](series.md)",
     "text": "[texts](texts.md)",
+    "early-stopping": "[a callback](trackers.md#early-stopping)",
+    "tracking": "[trackers](trackers.md#trackers)",
 }
 """Sections that belong neither to a method nor to a network, and what each is about."""
 

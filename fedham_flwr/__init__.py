@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fedham_flwr.callbacks.protocol import Callback, RoundReport, RunEnd, RunStart
     from fedham_flwr.client_app import make_client_app
     from fedham_flwr.core.methods import Method, Split, split_groups, split_tensors
     from fedham_flwr.core.search_space import Choice, Range
@@ -22,20 +23,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "AveragingStrategy", "Choice", "Method", "Outcome", "Range", "RoundClient", "RoundStrategy", "Run", "Setup",
-    "Split", "Start", "Task", "load_model", "make_client_app", "make_server_app", "predict", "register", "simulate",
-    "split_groups", "split_tensors",
+    "AveragingStrategy", "Callback", "Choice", "Method", "Outcome", "Range", "RoundClient", "RoundReport",
+    "RoundStrategy", "Run", "RunEnd", "RunStart", "Setup", "Split", "Start", "Task", "load_model", "make_client_app",
+    "make_server_app", "predict", "register", "simulate", "split_groups", "split_tensors",
 ]  # fmt: skip
 
 _PLACES = {
     "AveragingStrategy": "strategies.averaging",
+    "Callback": "fedham_flwr.callbacks.protocol",
     "Choice": "fedham_flwr.core.search_space",
     "Method": "fedham_flwr.core.methods",
     "Outcome": "fedham_flwr.federation.contract",
     "Range": "fedham_flwr.core.search_space",
     "RoundClient": "fedham_flwr.federation.client",
+    "RoundReport": "fedham_flwr.callbacks.protocol",
     "RoundStrategy": "fedham_flwr.federation.rounds",
     "Run": "fedham_flwr.simulation",
+    "RunEnd": "fedham_flwr.callbacks.protocol",
+    "RunStart": "fedham_flwr.callbacks.protocol",
     "Setup": "fedham_flwr.federation.contract",
     "Split": "fedham_flwr.core.methods",
     "Start": "fedham_flwr.federation.contract",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from fedham_flwr import __version__
+from fedham_flwr.callbacks.chosen import check_packages
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible
@@ -55,6 +56,9 @@ COMMANDS = {
         "fedham_flwr.commands.export:command", "MODEL --format onnx | torch", "a model for other programs"
     ),
     "study": Command("fedham_flwr.commands.study:command", "STUDY.toml [--dry-run]", "methods tuned and compared"),
+    "report": Command(
+        "fedham_flwr.commands.report:command", "DIR ... [-o FILE.html]", "a page to read: tables and figures of runs"
+    ),
     "doctor": Command("fedham_flwr.commands.doctor:command", "[--data DATA] [-c ...]", "a check before a run"),
 }
 
@@ -145,6 +149,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     check_device(settings.device, options.ray_address)
     asked = set(overrides([text for text in options.run_config or [] if not text.endswith(".toml")]))
     check_sections(asked, settings)
+    check_packages(settings)
     run(given, chosen, left, asked)
 
 

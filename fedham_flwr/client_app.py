@@ -38,6 +38,7 @@ from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.sections import without_callbacks
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.held import HeldRecord
 from fedham_flwr.state.store import ClientState, StateLostError
@@ -65,9 +66,9 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
 
     def settings_of(context: Context) -> Settings:
         if given is None:
-            return parse(context.run_config)
+            return parse(without_callbacks(context.run_config))
         if not parsed:
-            parsed.append(parse(given))
+            parsed.append(parse(without_callbacks(given)))
         return parsed[0]
 
     app = ClientApp(mods=[private(settings_of)])

@@ -9,7 +9,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
+from fedham_flwr.core.errors import CallbackError, UnwritableError, UserError, described, line_of, out_of_space
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.core.interrupts import seen
 from fedham_flwr.registry import BUILT_IN
@@ -69,10 +69,13 @@ def explained(error: BaseException, strategy: str, directory: Path) -> BaseExcep
     except OSError:
         return error
     own = strategy not in BUILT_IN  # which also fails where it gives this package something else than was wanted
-    if not (own or line_of(error)):
+    if isinstance(error, CallbackError):
+        what, failed = f"the callback {error}", error.__cause__ or error
+    elif own or line_of(error):
+        what, failed = f"the method {section_of(strategy)}" if own else "code of your own", error
+    else:
         return error
-    what = f"the method {section_of(strategy)}" if own else "code of your own"
-    return UserError(f"{what} failed: {described(error)}; the whole stack is in {file}")
+    return UserError(f"{what} failed: {described(failed)}; the whole stack is in {file}")
 
 
 def finish_early(journal: Journal, told: BaseException) -> None:

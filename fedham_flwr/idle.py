@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from fedham_flwr import registry
+from fedham_flwr.core.callback_settings import EARLY_STOPPING, TRACKERS
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.shapes import sample_kind
@@ -123,6 +124,14 @@ def _of_noise(facts: Facts) -> str:
     return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
 
 
+def _by_name(setting: str, *names: str) -> Reason:
+    def reason(facts: Facts) -> str:
+        chosen = str(getattr(facts.settings, setting))
+        return "" if set(chosen.split()) & set(names) else f"{setting} is {json.dumps(chosen)}"
+
+    return reason
+
+
 REASONS: Mapping[str, Reason] = {
     "partitioner": _dealt,
     "samples-per-client": _dealt,
@@ -161,6 +170,12 @@ REASONS: Mapping[str, Reason] = {
     "dp.delta": _of_noise,
     "dp.clipping-norm": _of_noise,
     "dp.sensitivity": _of_noise,
+    **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
+    "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
+    **dict.fromkeys(("tracking.project", "tracking.run-name"), _by_name("tracker", "mlflow", "wandb")),
+    "tracking.mlflow-uri": _by_name("tracker", "mlflow"),
+    "tracking.wandb-mode": _by_name("tracker", "wandb"),
+    "tracking.log-clients": _by_name("tracker", *TRACKERS),
 }
 """Settings that are read only where something else is chosen. What contradicts another setting is refused instead."""
 

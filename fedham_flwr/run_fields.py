@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from fedham_flwr import registry
+from fedham_flwr.core.callback_settings import EarlyStoppingSettings, TrackingSettings
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
@@ -122,8 +123,12 @@ class RunFields(BaseModel):
     bank_memory: NonNegativeFloat = 16.0
     model_cards: NonNegativeInt = 200
     lost_state: Literal["refuse", "restart"] = "refuse"
+    callbacks: str = ""
+    tracker: str = ""
     image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
     series: SeriesSettings = SeriesSettings()
     text: TextSettings = TextSettings()
+    early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()
+    tracking: TrackingSettings = TrackingSettings()

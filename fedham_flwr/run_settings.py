@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from fedham_flwr import registry
+from fedham_flwr.core import callback_settings
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import faults
@@ -33,6 +34,8 @@ class Settings(RunFields):
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metric_choice.faults(self.metrics, self.selection_metric)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
+        split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
+        found += callback_settings.faults(self.callbacks, self.tracker, split)
         if self.cross_evaluation and self.dp.epsilon:
             found.append(
                 f"cross-evaluation=true sends whole models without noise, which dp.epsilon={self.dp.epsilon:g} is to "

@@ -9,6 +9,7 @@ from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.core.methods import Method
+from fedham_flwr.core.search_space import Value
 from fedham_flwr.models import NETWORKS
 from fedham_flwr.training.optim import GIVEN
 
@@ -26,8 +27,10 @@ CALLED_WITH = {
     ),
 }
 """What objects are called with beside their own settings, where these names may have defaults."""
-OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation")
+OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation", "callbacks")
 """Settings that may name an object by its import path, whose own settings become a section."""
+SEVERAL = ("metrics", "callbacks")
+"""Of these, those that may name several, with blanks between."""
 
 MEANT = {
     "rounds": "num-server-rounds", "num-rounds": "num-server-rounds", "n-rounds": "num-server-rounds",
@@ -35,7 +38,8 @@ MEANT = {
     "lr-decay": "schedule", "lr-schedule": "schedule", "lr-scheduler": "schedule", "scheduler": "schedule",
     "learning-rate-decay": "schedule", "wd": "weight-decay", "batch": "batch-size", "bs": "batch-size",
     "gpu": "device", "method": "strategy", "algorithm": "strategy", "data": "dataset", "network": "model",
-    "output-dir": "results-dir", "save-dir": "results-dir", "test-size": "test-fraction",
+    "output-dir": "results-dir", "save-dir": "results-dir", "test-size": "test-fraction", "trackers": "tracker",
+    "logger": "tracker", "patience": "early-stopping.patience",
 }  # fmt: skip
 """What others call a setting -> the setting."""
 CLIENTS = ("num-clients", "clients", "n-clients", "num-supernodes", "num-partitions")
@@ -59,7 +63,7 @@ def sections_of(raw: Mapping[str, object], core: Collection[str]) -> tuple[dict[
     owners: dict[str, str] = {}
     for setting in OBJECTS:
         value = str(raw.get(setting, ""))
-        for name in value.split() if setting == "metrics" else [value]:
+        for name in value.split() if setting in SEVERAL else [value]:
             if not (is_path(name) or (setting == "strategy" and registry.is_entry_point(name))):
                 continue
             try:
@@ -72,6 +76,25 @@ def sections_of(raw: Mapping[str, object], core: Collection[str]) -> tuple[dict[
             if given is not None:
                 sections[section_of(name)] = given
     return sections, faults
+
+
+def without_callbacks(given: Mapping[str, Value]) -> dict[str, Value]:
+    """The settings for clients, which need not find what only the server calls.
+
+    Args:
+        given: settings by key.
+    """
+    sections = callback_sections(str(given.get("callbacks", "")))
+    return {k: v for k, v in given.items() if k != "callbacks" and k.rpartition(".")[0] not in sections}
+
+
+def callback_sections(names: str) -> set[str]:
+    """The sections of a user's own callbacks.
+
+    Args:
+        names: the setting `callbacks`.
+    """
+    return {section_of(name) for name in names.split() if is_path(name)}
 
 
 def _settings_of(setting: str, name: str) -> type | None:

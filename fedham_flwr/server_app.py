@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedham_flwr import ends, models
+from fedham_flwr.callbacks.chosen import chosen
+from fedham_flwr.callbacks.protocol import Callback
 from fedham_flwr.core import parameters
 from fedham_flwr.core.arrays import Storage
 from fedham_flwr.core.devices import check_device
-from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.core.errors import CallbackError, UserError
+from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.federation.categories import discovered
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
@@ -31,6 +33,7 @@ from fedham_flwr.models.sizes import model_line
 from fedham_flwr.registry import method
 from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.followers import Followers
 from fedham_flwr.reporting.journal import Journal
 from fedham_flwr.reporting.run_directory import RunDirectory
 from fedham_flwr.resume.changed_data import Watch, remember
@@ -39,7 +42,7 @@ from fedham_flwr.resume.continuing import continued
 from fedham_flwr.resume.writer import only_writer
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
-from fedham_flwr.starts import data_of, go_on, start_from, task_of
+from fedham_flwr.starts import data_of, directory_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
 from fedham_flwr.trials import check_measured, check_size, server_half, try_training
 
@@ -50,6 +53,7 @@ def make_server_app(
     given: Mapping[str, Value] | None = None,
     left: Callable[[Path], object] | None = None,
     asked: Collection[str] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> ServerApp:
     """The app, with settings given here or, by default, taken from the run's config.
 
@@ -58,6 +62,7 @@ def make_server_app(
         left: told the run's directory, once there is one.
         asked: keys of the settings that somebody chose for this run, of which those without effect are said; by
             default all whose values are not the defaults.
+        callbacks: told of the run, beside those that the settings name.
     """
     app = ServerApp()
 
@@ -69,7 +74,7 @@ def make_server_app(
             # The name, since the class is in another place from one version of Flower to the next.
             if type(grid).__name__ == "InMemoryGrid":  # of `flwr run`, with the clients on this machine
                 check_device(settings.device)
-            run(grid, settings, left, Asked(changed(raw)) if asked is None else Asked(asked, here=True))
+            run(grid, settings, left, Asked(changed(raw)) if asked is None else Asked(asked, here=True), callbacks)
         except UserError as error:
             if given is None:  # a process of Flower's own, which is about to print the stack and end
                 sys.tracebacklimit = 0
@@ -79,7 +84,13 @@ def make_server_app(
     return app
 
 
-def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = None, asked: Asked = NOTHING) -> None:
+def run(
+    grid: Grid,
+    settings: Settings,
+    left: Callable[[Path], object] | None = None,
+    asked: Asked = NOTHING,
+    callbacks: Sequence[Callback] = (),
+) -> None:
     """A whole run: find the clients, train, evaluate, and write and print what came of it.
 
     Whatever ends the run early, the results so far and the server's state are written first; of a run that ends before
@@ -90,30 +101,27 @@ def run(grid: Grid, settings: Settings, left: Callable[[Path], object] | None = 
         settings: the run's.
         left: told the run's directory.
         asked: the settings that somebody chose for this run.
+        callbacks: given beside those of the settings.
 
     Raises:
-        UserError: another run writes to the directory, the results cannot be written, the clients cannot be reached or
-            do not fit together, or too few of them gave a good reply.
+        UserError: a callback is none or lacks a package, another run writes to the directory, the results cannot be
+            written, the clients cannot be reached or do not fit together, or too few of them gave a good reply.
     """
     began = time.perf_counter()
+    followers = Followers(chosen(settings, callbacks))
     old, parents = continued(settings), ends.missing_parents(settings)
     directory: RunDirectory | None = None
     journal: Journal | None = None
     try:
-        directory = (
-            RunDirectory(old)
-            if old
-            else RunDirectory.create(
-                settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings)
-            )
-        )
+        directory = directory_of(settings, old)
         with only_writer(directory.path):
             saved = newest(old) if old else None
             if old and saved:
                 settings = settings.model_copy(update={"resume": "", "results_dir": str(old.parent.parent)})
             if left is not None:
                 left(directory.path)
-            journal = Journal(directory, settings, began, (*saved[0].resumed, saved[0].round) if saved else ())
+            resumed = (*saved[0].resumed, saved[0].round) if saved else ()
+            journal = Journal(directory, settings, began, resumed, followers)
             _run(grid, journal, saved, asked)
     except BaseException:
         if not old and not (journal and journal.begun):
@@ -143,7 +151,7 @@ def _run(grid: Grid, journal: Journal, saved: tuple[Checkpoint, Path] | None, as
         raise told from error
     try:
         journal.finish()
-    except UserError as error:
+    except (UserError, CallbackError) as error:
         raise ends.explained(error, settings.strategy, journal.directory.path) from error
 
 

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from fedham_flwr.callbacks.chosen import check_packages, names_and_objects
+from fedham_flwr.callbacks.protocol import Callback
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible
@@ -135,13 +137,16 @@ def simulate(
         ray_address: of ray: of a cluster; empty for that of `RAY_ADDRESS`, or one of this machine.
         settings: by their names with `_` for `-`; a section as a mapping, `fedper={"personal_layers": 2}`, or by
             `**{"fedper.personal-layers": 2}`. Model, dataset, loss, optimizer and metrics also take an object, metrics
-            a list too. With `resume` all others, strategy and clients too, are those of that run.
+            a list too, and callbacks a list of names and objects. With `resume` all others, strategy and clients too,
+            are those of that run.
 
     Raises:
         UserError: as a run on the command line says it.
     """
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    own = _flat(settings)
+    own, objects = _flat(settings), tuple[Callback, ...]()
+    if "callbacks" in own:
+        own["callbacks"], objects = names_and_objects(own["callbacks"])
     resume = str(own.get("resume", ""))
     given = own if resume and strategy is None else {"strategy": strategy or "fedper", **own}
     if task is not None:
@@ -157,12 +162,13 @@ def simulate(
         _check_importable(given, backend)
     check_device((parsed := parse(given)).device, ray_address)
     check_sections(own, parsed)
+    check_packages(parsed)
     left: list[Path] = []
     try:
         with Interruptible(), contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
             from fedham_flwr.server_app import make_server_app
 
-            run_backend(make_server_app(given, left.append, own), given, chosen)
+            run_backend(make_server_app(given, left.append, own, objects), given, chosen)
     except UserError as error:
         raise UserError(named(str(error))) from None  # where in this package it was noticed is of no use to the caller
     except KeyboardInterrupt:

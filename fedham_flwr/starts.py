@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.imports import section_of
 from fedham_flwr.data.clients import said_of
 from fedham_flwr.federation.contract import HasPersonalStage, Task
 from fedham_flwr.federation.messages import Profile
@@ -22,6 +23,21 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import flatten
 
 log = logging.getLogger("fedham_flwr")
+
+
+def directory_of(settings: Settings, old: Path | None) -> RunDirectory:
+    """A new directory for a run, or that of the run that it continues.
+
+    Args:
+        settings: the run's.
+        old: the directory that it goes on in.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    if old:
+        return RunDirectory(old)
+    return RunDirectory.create(settings.results_dir, section_of(settings.strategy), settings.seed, flatten(settings))
 
 
 def go_on(

@@ -115,7 +115,7 @@ def own_modules(page: Path, given: dict[str, Value], folder: Path) -> dict[str, 
         for key, value in named.items()
         if ":" in value and section_of(value) in sections and key not in given
     }
-    for key in ("task", "model", "strategy", "dataset"):
+    for key in ("task", "model", "strategy", "dataset", "callbacks"):
         value = str({**more, **given}.get(key, ""))
         if ":" in value or key == "task":
             (folder / f"{value.partition(':')[0] or 'unnamed'}.py").write_text(definitions)

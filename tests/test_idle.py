@@ -77,6 +77,15 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"table.missing": "x"}, 'table.missing="x" (the data are no table)'),
     ({"table.categories": "found"}, 'table.categories="found" (the data are no table)'),
     ({"table.schema": "s.toml"}, 'table.schema="s.toml" (the data are no table)'),
+    ({"early-stopping.patience": 3}, 'early-stopping.patience=3 (callbacks is "")'),
+    ({"early-stopping.metric": "loss"}, 'early-stopping.metric="loss" (callbacks is "")'),
+    ({"early-stopping.min-delta": 0.1}, 'early-stopping.min-delta=0.1 (callbacks is "")'),
+    ({"early-stopping.min-rounds": 3}, 'early-stopping.min-rounds=3 (callbacks is "")'),
+    ({"tracking.project": "x", "tracker": "tensorboard"}, 'tracking.project="x" (tracker is "tensorboard")'),
+    ({"tracking.run-name": "x"}, 'tracking.run-name="x" (tracker is "")'),
+    ({"tracking.mlflow-uri": "x", "tracker": "wandb"}, 'tracking.mlflow-uri="x" (tracker is "wandb")'),
+    ({"tracking.wandb-mode": "online"}, 'tracking.wandb-mode="online" (tracker is "")'),
+    ({"tracking.log-clients": True}, 'tracking.log-clients=true (tracker is "")'),
     ({"fedham.peers": 3, "strategy": "amn"}, "fedham.peers=3 (strategy is amn)"),
 ]  # fmt: skip
 
@@ -135,6 +144,10 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
         {"network": "mlp", "shape": (2, 3)},
     ),
     ({"fedham.peers": 3, "strategy": "fedham"}, {}),
+    ({"early-stopping.patience": 3, "early-stopping.metric": "loss", "callbacks": "early-stopping"}, {}),
+    ({"early-stopping.min-delta": 0.1, "early-stopping.min-rounds": 3, "callbacks": "early-stopping"}, {}),
+    ({"tracking.project": "x", "tracking.run-name": "x", "tracking.mlflow-uri": "x", "tracker": "mlflow"}, {}),
+    ({"tracking.wandb-mode": "online", "tracking.log-clients": True, "tracker": "tensorboard wandb"}, {}),
     ({"model": "own_objects:Wide", "wide.width": 3}, {"network": "own_objects:Wide"}),
 ]
 

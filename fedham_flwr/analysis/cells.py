@@ -17,11 +17,13 @@ class Column:
         name: its heading.
         kind: text; or number, of which every cell has a value or is empty, so that it can be sorted.
         help: what the numbers are, in a sentence.
+        unit: of the text of its cells, to be shown with the heading: % of a score that is a fraction in `value`.
     """
 
     name: str
     kind: Kind = "number"
     help: str = ""
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ class Cell:
 
     Attributes:
         text: as it is read, rounded.
-        value: the number at full precision and in the unit of the files (a fraction, bytes, seconds); None of words,
-            and where nothing was measured.
+        value: the number at full precision, in the unit of the heading, a score as it is in the files: a fraction where
+            the text is in percent. None of words, and where nothing was measured.
         low: the lower end of its 95 % interval; None without one.
         high: the upper end.
         note: why there is no number or no interval, or how many seeds it is of, where that is not all of them.

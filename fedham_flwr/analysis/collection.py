@@ -9,7 +9,8 @@ from typing import Any
 
 from fedham_flwr import registry
 from fedham_flwr.analysis import loose, stored
-from fedham_flwr.analysis.facts import Fault, RunFacts, Split
+from fedham_flwr.analysis.facts import RunFacts, Split
+from fedham_flwr.analysis.opened import Fault
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.training.metrics import ACCURACY, METRICS, Metric
 
@@ -67,6 +68,17 @@ class Collection:
             task: its label.
         """
         return {run.seed: run for run in self.runs if (run.method, run.task) == (method, task)}
+
+    def seeds(self, task: str) -> list[int]:
+        """The seeds that each method should have on a task: those of the plan, or of any run.
+
+        Args:
+            task: its label.
+        """
+        if planned := self.plan.get("seeds"):
+            return sorted(planned)
+        failed = {fault.seed for fault in self.failures if (fault.role, fault.task) == ("report", task)}
+        return sorted(failed | {run.seed for run in self.runs if run.task == task})
 
     def values(self, method: str, task: str, phase: str = "") -> dict[int, float]:
         """Seed -> mean over the clients in the closing evaluation; of seeds in which it was measured.

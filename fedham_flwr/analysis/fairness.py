@@ -1,4 +1,8 @@
-"""How scores are spread over clients: how even they are, and how many are better off than with another method."""
+"""How even scores are over clients, and how many clients are better off than with another method.
+
+The worst tenth and the standard deviation over clients, whose square is the fairness of q-FFL (Li et al., Fair resource
+allocation in federated learning, ICLR 2020), are in every run's summary: `reporting/summary.py` defines them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+ROUNDING = 1e-12
+"""Relative difference of two scores up to which they are the same."""
 Unit = TypeVar("Unit", bound=Hashable)
 
 
@@ -16,7 +22,7 @@ class Duel(NamedTuple):
 
     Attributes:
         won: clients that are better off.
-        tied: clients with exactly the same score.
+        tied: clients with the same score.
         lost: clients that are worse off.
     """
 
@@ -26,7 +32,7 @@ class Duel(NamedTuple):
 
 
 def duel(ours: Mapping[Unit, float], theirs: Mapping[Unit, float], higher: bool = True) -> Duel:
-    """Count for how many clients a method is better; no difference is too small to count.
+    """Count for how many clients a method is better; no difference is too small to count but that of rounding.
 
     Args:
         ours: score of each client: its mean over the seeds, where it is the same client in all of them, and otherwise
@@ -35,7 +41,10 @@ def duel(ours: Mapping[Unit, float], theirs: Mapping[Unit, float], higher: bool 
         higher: whether higher is better.
     """
     sign = 1 if higher else -1
-    gains = [sign * (ours[unit] - theirs[unit]) for unit in ours if unit in theirs]
+    both = [unit for unit in ours if unit in theirs]
+    # Means of several seeds that are equal can differ in their last bits.
+    tied = [math.isclose(ours[unit], theirs[unit], rel_tol=ROUNDING) for unit in both]
+    gains = [0.0 if t else sign * (ours[unit] - theirs[unit]) for unit, t in zip(both, tied, strict=True)]
     return Duel(sum(gain > 0 for gain in gains), sum(gain == 0 for gain in gains), sum(gain < 0 for gain in gains))
 
 
@@ -49,15 +58,6 @@ def sign_test(found: Duel) -> float:
     """
     count, fewer = found.won + found.lost, min(found.won, found.lost)
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(fewer + 1)) / int(2**count))
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over clients, divided by their number: the fairness of q-FFL (Li et al., ICLR 2020), rooted.
-
-    Args:
-        values: of n clients.
-    """
-    return float(np.std(np.asarray(values, dtype=np.float64)))
 
 
 def jain(values: Sequence[float]) -> float | None:

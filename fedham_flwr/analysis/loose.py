@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fedham_flwr.analysis import labels
-from fedham_flwr.analysis.facts import Fault, RunFacts, open_run
+from fedham_flwr.analysis.facts import RunFacts
+from fedham_flwr.analysis.opened import Fault, open_run
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.reporting.run_directory import RunDirectory

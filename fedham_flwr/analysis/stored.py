@@ -8,7 +8,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fedham_flwr.analysis.facts import Fault, RunFacts, open_run
+from fedham_flwr.analysis.facts import RunFacts
+from fedham_flwr.analysis.opened import Fault, open_run
 from fedham_flwr.core.errors import UserError, cause
 
 Stored = Mapping[str, Any]

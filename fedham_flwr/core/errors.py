@@ -28,6 +28,10 @@ class UnwritableError(UserError):
     """A file cannot be written, as on a full disk: no client's fault, and a simulation, whose disk it is, ends."""
 
 
+class CallbackError(Exception):
+    """A callback failed: the text is its name, and what it raised is the cause."""
+
+
 class DivergedError(UserError):
     """Local training made numbers that are not finite."""
 

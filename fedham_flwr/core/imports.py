@@ -26,7 +26,9 @@ PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 BUILT_IN = ("torchvision:",)
 """Prefixes of names that look like an import path and are the package's own."""
 SCALARS = (bool, int, float, str)
-SETTING_NAMES = ("task", "strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation")
+SETTING_NAMES = (
+    "task", "strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation", "callbacks",
+)  # fmt: skip
 """Settings that an object may be named like, such as a task's function `loss`."""
 
 

@@ -5,13 +5,17 @@ Tensors are then shared, so nobody changes one that was received or sent.
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from flwr.app import RecordDict
+from flwr.serverapp import Grid
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.messages import Download, Metrics
 
+log = logging.getLogger("fedham_flwr")
 NO_TENSORS: Params = {}
 
 
@@ -65,3 +69,19 @@ class HandsOver(Protocol):
 
     def engine(self) -> dict[str, object]:
         """How the clients' requests have been carried out, for the results."""
+
+
+def states_written(grid: Grid, done: int) -> bool:
+    """Whether what the clients keep is in their files, which a checkpoint is made of; if it cannot be, that is said.
+
+    Args:
+        grid: the way to the clients; those of other processes write their files themselves.
+        done: the round.
+    """
+    try:
+        if isinstance(grid, HandsOver):
+            grid.write_states()
+    except UserError as error:
+        log.warning("the checkpoint of round %d is left out: %s", done, error)
+        return False
+    return True

@@ -72,5 +72,8 @@ class Recorder(Protocol):
     def record(self, record: RoundRecord, rows: Sequence[Row], weights: MixingWeights | None) -> None:
         """Called after every exchange, with what it brought and how the clients' models had been mixed."""
 
+    def round_done(self, last: bool) -> bool:
+        """Called when a round is done, and before the first one of a run that goes on; whether it shall be the last."""
+
     def checkpoint(self) -> None:
         """Called when a round is done that the run could go on from later."""

@@ -16,7 +16,7 @@ from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.answers import starts_of
 from fedham_flwr.federation.contract import AdaptsNovel, Asks, ChecksExtras, ReportsMixing, Setup, Start
-from fedham_flwr.federation.direct import HandsOver
+from fedham_flwr.federation.direct import HandsOver, states_written
 from fedham_flwr.federation.exchange import Exchange
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.record_values import tensors_record
@@ -49,8 +49,7 @@ class RoundStrategy(Strategy, ABC):
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.settings = setup.settings
-        self.own = setup.settings.own
+        self.settings, self.own = setup.settings, setup.settings.own
         self.manifest = setup.manifest
         self.split = setup.method.split_of(setup.manifest, self.own)
         self.first: Params = {name: setup.initial[name] for name in self.split.shared}
@@ -61,7 +60,7 @@ class RoundStrategy(Strategy, ABC):
             self.settings, setup.manifest, self.split, setup.task, setup.roster, setup.progress, setup.recorder, check
         )
         if setup.roster.nodes and not self.progress.done:
-            self._hold_out()
+            self.progress.novel = hold_out(self.settings.seed, setup.roster.nodes, self.settings.novel_clients)
 
     # ---- what a method says ----------------------------------------------------------------------------------------
 
@@ -114,13 +113,18 @@ class RoundStrategy(Strategy, ABC):
         Raises:
             UserError: too few clients, or too few good replies in a round.
         """
-        closing = self.rounds + 1
-        for number in range(self.progress.done + 1, closing):
+        self._told(self.progress.done)
+        while self.progress.done < self.rounds:
+            number = self.progress.done + 1
             self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             if number % self.settings.evaluate_every == 0:
                 self._evaluate(grid, number)
             self.progress.done = number
-            self._checkpoint(grid)
+            try:
+                self._told(number)
+            finally:
+                self._checkpoint(grid)
+        closing = self.rounds + 1
         if self.setup.method.personal_stage:
             self._exchange_with(grid, PERSONAL, closing, self._present(grid))
         else:
@@ -129,6 +133,12 @@ class RoundStrategy(Strategy, ABC):
             self._adapt(grid, closing)
         if isinstance(grid, HandsOver):
             grid.write_states()
+
+    def _told(self, number: int) -> None:
+        """Let the recorder make a round the last one. It also is if the recorder fails, and so has its checkpoint."""
+        recorder, rounds, self.rounds = self.setup.recorder, self.rounds, number
+        if not (recorder and recorder.round_done(number == rounds)):
+            self.rounds = rounds
 
     def _adapt(self, grid: Grid, number: int) -> None:
         """Let the novel clients adapt, and score them before and after."""
@@ -148,13 +158,7 @@ class RoundStrategy(Strategy, ABC):
 
     def _checkpoint(self, grid: Grid) -> None:
         every, done, recorder = self.settings.checkpoint_every, self.progress.done, self.setup.recorder
-        if recorder and every and (done % every == 0 or done == self.rounds):
-            try:
-                if isinstance(grid, HandsOver):
-                    grid.write_states()
-            except UserError as error:
-                log.warning("the checkpoint of round %d is left out: %s", done, error)
-                return
+        if recorder and every and (done % every == 0 or done == self.rounds) and states_written(grid, done):
             recorder.checkpoint()
 
     def _receive(self, replies: Iterable[Message]) -> dict[str, Upload]:
@@ -194,14 +198,10 @@ class RoundStrategy(Strategy, ABC):
             roster.refresh(grid, settings.round_timeout)
         else:
             roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
-            self._hold_out()
+            self.progress.novel = hold_out(settings.seed, roster.nodes, settings.novel_clients)
         everyone = tuple(client for client in order(roster.nodes) if client not in self.progress.novel)
         self.add_clients(everyone)
         return everyone
-
-    def _hold_out(self) -> None:
-        """Choose the novel clients among those that are there."""
-        self.progress.novel = hold_out(self.settings.seed, self.setup.roster.nodes, self.settings.novel_clients)
 
     # ---- Flower's Strategy -----------------------------------------------------------------------------------------
 

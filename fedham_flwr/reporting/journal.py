@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fedham_flwr.core import privacy
-from fedham_flwr.core.errors import reason
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
@@ -18,7 +15,9 @@ from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting import model_card
 from fedham_flwr.reporting import terminal as report
+from fedham_flwr.reporting.checkpointing import keep_checkpoint
 from fedham_flwr.reporting.entries import describe, names_of
+from fedham_flwr.reporting.followers import Followers
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
@@ -27,12 +26,9 @@ from fedham_flwr.reporting.progress import Progress, line_values
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows, unwritable
 from fedham_flwr.reporting.summary import digest, ended, final, selected, traffic, waited
 from fedham_flwr.resume import checkpoints
-from fedham_flwr.resume.checkpoints import Checkpoint
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.training.metric_choice import selection
 from fedham_flwr.training.metrics import ACCURACY, Metric
-
-log = logging.getLogger("fedham_flwr")
 
 
 @dataclass
@@ -44,6 +40,7 @@ class Journal:
         settings: the run's.
         began: when the run began, by `time.perf_counter`.
         resumed: the rounds that it has been continued from.
+        followers: the callbacks.
         more: entries of the summary from elsewhere, such as how a cohort's requests were carried out.
     """
 
@@ -51,6 +48,7 @@ class Journal:
     settings: Settings
     began: float
     resumed: tuple[int, ...] = ()
+    followers: Followers = field(default_factory=Followers)
     more: dict[str, object] = field(default_factory=dict)
     _measured: tuple[Metric, ...] = (ACCURACY,)
     _headline: Metric = ACCURACY
@@ -79,7 +77,11 @@ class Journal:
         Args:
             strategy: whose state is to be saved.
             model: name of the network.
+
+        Raises:
+            UserError, CallbackError: a callback cannot follow this run.
         """
+        self.followers.begin(self.directory, strategy, model, self._measured, self._headline)
         self._strategy, self._model = strategy, model
         self._records = self.directory.read_rounds()  # of a run that is continued
         self._ready = time.perf_counter()
@@ -114,6 +116,7 @@ class Journal:
         except OSError as error:
             raise unwritable(self.directory.path, error) from error
         self._records.append(record)
+        self.followers.take(record, rows)
         if self._progress is None:
             return
         self._progress.failed(record.failures)
@@ -123,29 +126,21 @@ class Journal:
         elif record.kind == "train":
             self._progress.round(record.round, values)
 
+    def round_done(self, last: bool) -> bool:
+        """Tell the callbacks; one of them may end the run, which is said."""
+        stop = self.followers.round_done()
+        if last or stop is None or self._strategy is None:
+            return False
+        number = self._strategy.progress.done
+        self.more["stopped"] = {"round": number, "by": stop.by, "why": stop.why}
+        if self._progress is not None:
+            self._progress.note(f"stopped after round {number} by {stop.by}: {stop.why}")
+        return True
+
     def checkpoint(self) -> None:
         """Write a checkpoint; a disk that is full is said and does not end the run, which has the one before."""
-        strategy = self._strategy
-        assert strategy is not None
-        progress, task = strategy.progress, strategy.setup.task
-        here = Checkpoint(
-            round=progress.done,
-            training=task.training,
-            strategy=self.settings.strategy,
-            model=self._model,
-            clients=order(strategy.setup.roster.profiles),
-            trained=order(progress.trained),
-            stateless=order(progress.stateless),
-            novel=progress.novel,
-            exchanges=len(self._records),
-            resumed=self.resumed,
-        )
-        try:
-            self.directory.sync()
-            checkpoints.save(self.directory.path, here, state_of(strategy), Path(task.keep) if task.keep else None)
-        except OSError as error:
-            why = "the checkpoint of round %s cannot be written (%s); the one before it stays"
-            log.warning(why, here.round, reason(error))
+        assert self._strategy is not None
+        keep_checkpoint(self.directory, self._strategy, self._model, len(self._records), self.resumed)
 
     # ---- at the end ----------------------------------------------------------------------------------------------
 
@@ -157,6 +152,7 @@ class Journal:
 
         Raises:
             UserError: they cannot be written.
+            CallbackError: a callback failed; all is written.
         """
         strategy = self._strategy
         assert strategy is not None
@@ -183,6 +179,7 @@ class Journal:
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
         report.last_line(self.directory.path)
+        self.followers.end(summary, error)
 
     def _state(self, strategy: RoundStrategy, error: BaseException | None) -> Params | None:
         """The server's state; None of a method that has failed, and cannot say it either."""

@@ -134,6 +134,10 @@ class Progress:
         """
         plain(self._console, f"{name}  {self._line(line_values)}")
 
+    def note(self, text: str) -> None:
+        """Print a line of its own."""
+        plain(self._console, text)
+
     def _line(self, values: Mapping[str, float]) -> str:
         """One line of a round: scores, replies, seconds; what is not known is left out."""
         scores = {name: value for name, value in values.items() if name not in ("cohort", "replies", "seconds")}

@@ -188,6 +188,10 @@ class Watch:
         if self._content and time.monotonic() >= self._next:
             self.look()
 
+    def round_done(self, last: bool) -> bool:
+        """As `Recorder.round_done`."""
+        return self._recorder.round_done(last)
+
     def checkpoint(self) -> None:
         """As `Recorder.checkpoint`."""
         self._recorder.checkpoint()

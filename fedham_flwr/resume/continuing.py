@@ -13,20 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedham_flwr import registry
+from fedham_flwr.core.callback_settings import EARLY_STOPPING
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import clients_there
 from fedham_flwr.resume.changed_data import Began, recall
 from fedham_flwr.resume.runs import read_settings, read_summary
 from fedham_flwr.resume.writer import check_free
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.sections import callback_sections
 from fedham_flwr.settings import Value, flatten, parse
 
 FREE = (
     "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",
     "device", "results-dir", "resume", "checkpoint-every", "bank-memory",
-    "lost-state", "changed-data",
+    "lost-state", "changed-data", "callbacks", "tracker", "tracking",
 )  # fmt: skip
-"""Settings that a run may be continued with other values of."""
+"""Settings, and a section, that a run may be continued with other values of; so are those of its callbacks."""
 
 
 def continued(settings: Settings) -> Path | None:
@@ -47,16 +49,30 @@ def continued(settings: Settings) -> Path | None:
             f"has a config.toml (looked for {run / 'config.toml'})"
         )
     now = flatten(settings)
-    if differ := [key for key in now if key not in FREE and key in config and config[key] != now[key]]:
+    changed = [key for key in now if key in config and config[key] != now[key]]
+    following = {EARLY_STOPPING, *callback_sections(settings.callbacks)}
+    if differ := [key for key in changed if not ({key, key.partition(".")[0]} & {*FREE, *following})]:
         was = ", ".join(f"{key}={json.dumps(config[key])} (now {json.dumps(now[key])})" for key in differ)
         raise UserError(f"resume={settings.resume}: a run is continued with the settings that it began with: {was}")
     rounds = _ended(run)
+    if rounds is not None and not {"callbacks", *following} & {key.partition(".")[0] for key in changed}:
+        _check_not_stopped(run, settings)
     if rounds is not None and rounds >= settings.num_server_rounds:
         raise UserError(
             f"resume={settings.resume} has come to its end, after {rounds} rounds: wanted a run that was interrupted, "
             "or num-server-rounds above that"
         )
     return run
+
+
+def _check_not_stopped(run: Path, settings: Settings) -> None:
+    """Refuse to go on with a run that one of its callbacks has ended, as it would again."""
+    stopped = read_summary(run).get("stopped")
+    if isinstance(stopped, dict) and stopped.get("by") in settings.callbacks.split():
+        raise UserError(
+            f"resume={settings.resume} has come to its end: {stopped['by']} stopped it after round {stopped['round']} "
+            f'({stopped["why"]}): wanted other callbacks, as callbacks="", or other settings of theirs'
+        )
 
 
 def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
@@ -76,6 +92,10 @@ def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
         config = {}
     elif config:
         check_free(run)
+        left = callback_sections(str(config.get("callbacks", ""))) - callback_sections(
+            str(given.get("callbacks", config.get("callbacks", "")))
+        )
+        config = {key: value for key, value in config.items() if key.rpartition(".")[0] not in left}
     return {**config, **given, "resume": path}
 
 
