@@ -138,20 +138,19 @@ def test_with_never_other_test_labels_change_nothing_at_all(federate: Federate) 
 
 # ---- score-test ------------------------------------------------------------------------------------------------------
 
-AT_THE_END: dict[str, dict[str, Value]] = {
-    "fedper": {},
-    "novel": {"novel_clients": 1, "novel_steps": 3},
-    "fedtransfer": {"strategy": "fedtransfer"},
-    "crossed": {"cross_evaluation": True},
+AT_THE_END: dict[str, dict[str, Any]] = {
+    "fedper": {"grid": InProcessGrid},
+    "novel": {"novel_clients": 1, "novel_steps": 3, "grid": InProcessGrid},
+    "fedtransfer": {"strategy": "fedtransfer", "grid": CohortGrid},
+    "crossed": {"cross_evaluation": True, "grid": CohortGrid},
 }
 
 
-@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 @pytest.mark.parametrize("given", AT_THE_END.values(), ids=AT_THE_END)
 def test_with_closing_the_test_split_is_scored_once_the_rounds_are_over(
-    federate: Federate, given: dict[str, Value], grid: Any
+    federate: Federate, given: dict[str, Any]
 ) -> None:
-    given = {"strategy": "fedper", "grid": grid, **given}
+    given = {"strategy": "fedper", **given}
     run, closing = tiny(federate, **given), tiny(federate, **given, score_test="closing")
     assert same(run, closing)
     assert {row.round for row in split_rows(run, test=True)} == {1, 2, 3}

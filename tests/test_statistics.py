@@ -206,6 +206,35 @@ def test_a_mean_rank_has_an_interval_within_what_ranks_can_be() -> None:
     assert mean_rank([2, 2], 3).why == "the same rank on each task: no interval"
 
 
+def test_ranks_over_few_tasks_are_covered_by_the_t_interval_and_not_by_a_bootstrap_or_by_pairs_of_task_and_seed() -> (
+    None
+):
+    """Six methods whose order differs from task to task; three tasks, three seeds each; the rank of the second."""
+    draw, base = stream(5, "test"), np.linspace(0, 1, 6)
+
+    def scores(count: int) -> np.ndarray:
+        tasks = base + draw.normal(0, 0.4, (count, 6))
+        return np.asarray(tasks[:, None, :] + draw.normal(0, 0.1, (count, 3, 6)))
+
+    def rank(values: np.ndarray) -> np.ndarray:
+        return np.asarray(1.0 + (values < values[..., 1:2]).sum(-1))
+
+    def within(interval: Interval) -> bool:
+        return interval.low is not None and interval.high is not None and interval.low <= true <= interval.high
+
+    true, held = float(rank(scores(100_000).mean(1)).mean()), np.zeros(3)
+    for _ in range(500):
+        values = scores(3)
+        found = rank(values.mean(1))
+        low, high = np.quantile(found[draw.integers(0, 3, (400, 3))].mean(1), [0.025, 0.975])
+        pairs_of_both = mean_rank(list(rank(values).ravel()), 6)
+        held += within(mean_rank(list(found), 6)), low <= true <= high, within(pairs_of_both)
+    tasks, bootstrap, pairs_held = held / 500
+    assert tasks > 0.9
+    assert bootstrap < 0.8
+    assert pairs_held < 0.8
+
+
 @pytest.mark.parametrize("count", [3, 6, 9])
 def test_the_signed_rank_test_is_that_of_scipy(count: int) -> None:
     draw = stream(4, "test", count)
@@ -229,9 +258,12 @@ def test_three_seeds_can_never_show_anything_by_signs_and_ties_share_their_rank(
 
 
 def test_a_duel_counts_every_client_that_both_have_and_no_difference_is_too_small() -> None:
-    ours, theirs = {"a": 0.9, "b": 0.5, "c": 0.1, "d": 1.0}, {"a": 0.9 - 1e-12, "b": 0.5, "c": 0.2, "e": 0.0}
+    ours, theirs = {"a": 0.9, "b": 0.5, "c": 0.1, "d": 1.0}, {"a": 0.9 - 1e-9, "b": 0.5, "c": 0.2, "e": 0.0}
     assert duel(ours, theirs) == Duel(won=1, tied=1, lost=1)
     assert duel(ours, theirs, higher=False) == Duel(won=1, tied=1, lost=1)
+    assert duel({"a": (0.7 + 0.9) / 2, "b": (0.1 + 0.2) / 2}, {"a": 0.8, "b": 0.15}) == Duel(
+        0, 2, 0
+    )  # but for rounding
     assert duel({"a": 2.0, "b": 3.0}, {"a": 1.0, "b": 2.0}, higher=False) == Duel(0, 0, 2)
 
 

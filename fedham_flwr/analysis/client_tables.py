@@ -26,7 +26,7 @@ def clients(collection: Collection) -> Table:
     unit = unit_of(collection)
     against = [
         Column("won", help=f"clients that are better off than with {other}"),
-        Column("tied", help="clients with exactly the same score"),
+        Column("tied", help="clients with the same score"),
         Column("lost", help=f"clients that are worse off than with {other}"),
         Column("p, sign test", help="exact, of won against lost; clients are taken as independent; not adjusted"),
     ]
@@ -123,7 +123,9 @@ def _notes(collection: Collection, other: str) -> list[str]:
     if other and collection.runs:
         same = all(_same_clients(collection, task) for task in collection.tasks)
         unit = "its mean over the seeds counts" if same else "each seed's clients count on their own"
-        notes.append(f"Won, tied and lost are clients, compared with {other} with no tolerance; {unit}.")
+        notes.append(
+            f"Won, tied and lost are clients, compared with {other} with no tolerance but for rounding; {unit}."
+        )
     if any(not collection.metrics[task].higher for task in collection.tasks):
         notes.append(
             "Jain's index and Gini's coefficient are of the scores as they are, of which lower is better here."

@@ -12,6 +12,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+ROUNDING = 1e-12
+"""Relative difference of two scores up to which they are the same."""
 Unit = TypeVar("Unit", bound=Hashable)
 
 
@@ -20,7 +22,7 @@ class Duel(NamedTuple):
 
     Attributes:
         won: clients that are better off.
-        tied: clients with exactly the same score.
+        tied: clients with the same score.
         lost: clients that are worse off.
     """
 
@@ -30,7 +32,7 @@ class Duel(NamedTuple):
 
 
 def duel(ours: Mapping[Unit, float], theirs: Mapping[Unit, float], higher: bool = True) -> Duel:
-    """Count for how many clients a method is better; no difference is too small to count.
+    """Count for how many clients a method is better; no difference is too small to count but that of rounding.
 
     Args:
         ours: score of each client: its mean over the seeds, where it is the same client in all of them, and otherwise
@@ -39,7 +41,10 @@ def duel(ours: Mapping[Unit, float], theirs: Mapping[Unit, float], higher: bool 
         higher: whether higher is better.
     """
     sign = 1 if higher else -1
-    gains = [sign * (ours[unit] - theirs[unit]) for unit in ours if unit in theirs]
+    both = [unit for unit in ours if unit in theirs]
+    # Means of several seeds that are equal can differ in their last bits.
+    tied = [math.isclose(ours[unit], theirs[unit], rel_tol=ROUNDING) for unit in both]
+    gains = [0.0 if t else sign * (ours[unit] - theirs[unit]) for unit, t in zip(both, tied, strict=True)]
     return Duel(sum(gain > 0 for gain in gains), sum(gain == 0 for gain in gains), sum(gain < 0 for gain in gains))
 
 

@@ -39,7 +39,8 @@ def _means(collection: Collection) -> dict[str, list[float]]:
     for method in collection.methods:
         values = [[*collection.values(method, task).values()] for task in collection.tasks]
         if all(values):
-            found[method] = [sum(each) / len(each) for each in values]
+            # Means that are equal can differ in their last bits, and are ties.
+            found[method] = [float(f"{sum(each) / len(each):.12g}") for each in values]
     return found
 
 

@@ -57,6 +57,7 @@ def parser(program: str | None = None) -> Parser:
     made.add_argument("--output", metavar="DIR", type=Path, help=f"the study's folder (default: {FOLDER}/<name>)")
     made.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: a processor each)")
     made.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster that does the runs")
+    made.add_argument("--retry-failed", action="store_true", help="do runs again that have failed")
     made.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it would take")
     return made
 
@@ -72,6 +73,8 @@ def _study(options: Namespace) -> int:
         _tell(plan, store, options, None)
         return 0
     with opened(folder, plan) as store:
+        if options.retry_failed:
+            store.forget_failed()
         return _carry_out(plan, store, options)
 
 
@@ -87,12 +90,11 @@ def _carry_out(plan: Plan, store: Store, options: Namespace) -> int:
         pool = LocalPool(options.workers or physical())
     try:
         _tell(plan, store, options, pool.workers)
-        conduct(plan, store, pool)
+        say(conduct(plan, store, pool).text)
     finally:
         pool.close()
-    after = look(plan, store)
     say(f"results: {store.folder}")
-    return 0 if after.complete else SOME_FAILED
+    return 0 if look(plan, store).complete else SOME_FAILED
 
 
 def _tell(plan: Plan, store: Store, options: Namespace, workers: int | None) -> Outlook:

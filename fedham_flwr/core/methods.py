@@ -95,9 +95,9 @@ class Method:
             stage may start from what another run has trained.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
-        floor: every comparison has it beside its methods, which are worth their effort only above it.
         search: setting, as it is written (`fedprox.mu`) -> the values that a study may try, the paper's first. One that
             the study's file sets is not searched, unless the file asks for it.
+        floor: every comparison has it beside its methods, which are worth their effort only above it.
     """
 
     strategy: str | type

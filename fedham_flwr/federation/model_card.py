@@ -110,7 +110,7 @@ def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
         "data": _data(data),
         "method": {
             "strategy": settings.strategy,
-            "rounds": settings.num_server_rounds,
+            "rounds": job.download.round - 1,  # a callback may have ended them before num-server-rounds
             "personal": list(half.split.personal),
             "settings": _chosen(flatten(settings), settings.strategy),
         },

@@ -27,8 +27,9 @@ SCRIPTS = ("base.js", "curves.js", "clients.js", "mixing.js", "tuning.js", "tabl
 TITLES = {
     "headline": "What was found", "results": "Results", "differences": "Differences to the reference",
     "clients": "Clients", "costs": "Costs", "ranks": "Ranks", "further": "Further tables",
-    "learning": "Learning curves", "each-client": "Each client", "listening": "Whom each client listens to", "over-bytes": "Scores over bytes",
-    "tuned": "Tuned values", "settings": "Settings", "failures": "Failures", "runs": "Runs, environment, digests",
+    "learning": "Learning curves", "each-client": "Each client", "listening": "Whom each client listens to",
+    "over-bytes": "Scores over bytes", "tuned": "Tuned values", "settings": "Settings", "failures": "Failures",
+    "runs": "Runs, environment, digests",
 }  # fmt: skip
 """Sections by their anchors, in their order; a table stands in the section of its name."""
 WITH = {"novel": "clients"}
@@ -64,9 +65,11 @@ def page(collection: Collection, tables: Sequence[Table], plotly: str) -> str:
     """
     curves, weights = curves_of(collection), weights_of(collection)
     parts = _parts(collection, tables, curves, weights)
-    sections = {anchor: section(anchor, TITLES[anchor], parts[anchor]) for anchor in TITLES}
+    against = {"each-client": f"Each client: personal against {collection.reference}"} if collection.reference else {}
+    titles = TITLES | against
+    sections = {anchor: section(anchor, title, parts[anchor]) for anchor, title in titles.items()}
     contents = "".join(
-        f'<li><a href="#{anchor}">{TITLES[anchor]}</a></li>\n' for anchor, text in sections.items() if text
+        f'<li><a href="#{anchor}">{escaped(titles[anchor])}</a></li>\n' for anchor, text in sections.items() if text
     )
     return Template(_asset("page.html")).substitute(
         title=escaped(f"Comparison: {collection.title}" if collection.title else "Comparison"),

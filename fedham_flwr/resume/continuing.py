@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedham_flwr import registry
+from fedham_flwr.core.callback_settings import EARLY_STOPPING
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import clients_there
 from fedham_flwr.resume.changed_data import Began, recall
@@ -25,11 +26,9 @@ from fedham_flwr.settings import Value, flatten, parse
 FREE = (
     "num-server-rounds", "evaluate-every", "min-replies", "min-clients", "client-timeout", "round-timeout", "cache-dir",
     "device", "results-dir", "resume", "checkpoint-every", "bank-memory",
-    "lost-state", "changed-data", "callbacks", "tracker",
+    "lost-state", "changed-data", "callbacks", "tracker", "tracking",
 )  # fmt: skip
-"""Settings that a run may be continued with other values of."""
-FOLLOWING = ("early-stopping", "tracking")
-"""Sections of such settings, beside those of a user's callbacks."""
+"""Settings, and a section, that a run may be continued with other values of; so are those of its callbacks."""
 
 
 def continued(settings: Settings) -> Path | None:
@@ -51,12 +50,12 @@ def continued(settings: Settings) -> Path | None:
         )
     now = flatten(settings)
     changed = [key for key in now if key in config and config[key] != now[key]]
-    following = {*FOLLOWING, *callback_sections(settings.callbacks)}
-    if differ := [key for key in changed if key not in FREE and key.rpartition(".")[0] not in following]:
+    following = {EARLY_STOPPING, *callback_sections(settings.callbacks)}
+    if differ := [key for key in changed if not ({key, key.partition(".")[0]} & {*FREE, *following})]:
         was = ", ".join(f"{key}={json.dumps(config[key])} (now {json.dumps(now[key])})" for key in differ)
         raise UserError(f"resume={settings.resume}: a run is continued with the settings that it began with: {was}")
     rounds = _ended(run)
-    if rounds is not None and not any(k == "callbacks" or k.rpartition(".")[0] in following for k in changed):
+    if rounds is not None and not {"callbacks", *following} & {key.partition(".")[0] for key in changed}:
         _check_not_stopped(run, settings)
     if rounds is not None and rounds >= settings.num_server_rounds:
         raise UserError(

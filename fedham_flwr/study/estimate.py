@@ -1,8 +1,11 @@
-"""How long the runs of a study take: by those that are there, else by a few batches that are tried."""
+"""How long the runs of a study take: by those that are there, else by one round and a few batches that are tried."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +14,8 @@ from typing import Literal
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.rehearsal import rehearsed
 from fedham_flwr.doctor.trial import mean_steps, tried
-from fedham_flwr.runners import Simulation
-from fedham_flwr.settings import Value, parse
+from fedham_flwr.runners import Simulation, run_backend
+from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
@@ -94,7 +97,7 @@ def rounds_of(settings: Mapping[str, Value]) -> int:
     Args:
         settings: by key.
     """
-    return parse(settings).num_server_rounds
+    return int(settings.get("num-server-rounds", defaults()["num-server-rounds"]))
 
 
 def _by_runs(store: Store) -> dict[Pair, Pace]:
@@ -108,15 +111,28 @@ def _by_runs(store: Store) -> dict[Pair, Pace]:
 
 
 def _tried(spec: RunSpec, timed: bool) -> Pace | None:
-    """The pace by a few short rounds; None if there is no time for them."""
+    """The pace by a run of one round and a few short rounds; None if there is no time for them."""
     simulation = Simulation(spec.clients, ENGINE)
     with rehearsed(spec.settings, simulation) as rehearsal:
-        steps, before = mean_steps(rehearsal.settings, rehearsal.profiles), rehearsal.seconds
+        steps = mean_steps(rehearsal.settings, rehearsal.profiles)
         members = max(1, len(rehearsal.profiles) - rehearsal.settings.novel_clients)
         cohort = max(1, math.floor(rehearsal.settings.fraction_train * members + 0.5))
-    if not timed:
-        return None
+        if not timed:
+            return None
+        whole = _run(spec, simulation)
     few, more = (tried(spec.settings, simulation, min(cohort, MOST_CLIENTS), count) for count in BATCHES)
     step = max(0.0, (more.seconds - few.seconds) / (more.steps - few.steps))
-    each = (max(0.0, few.seconds - step * few.steps) + step * steps) * cohort / max(1, few.clients)
-    return Pace(each, before + each * members / cohort)
+    scale = cohort / max(1, few.clients)
+    each = (max(0.0, few.seconds - step * few.steps) + step * steps) * scale
+    return Pace(each, max(0.0, whole - few.seconds * scale))
+
+
+def _run(spec: RunSpec, simulation: Simulation) -> float:
+    """Seconds of a whole run of one round with one batch of each client: all that a run does beside its rounds."""
+    from fedham_flwr.server_app import make_server_app
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fedham-study-") as folder, contextlib.redirect_stdout(io.StringIO()):
+        given = {**spec.settings, "num-server-rounds": 1, "local-steps": 1, "results-dir": folder}
+        run_backend(make_server_app(given), given, simulation)
+    return time.perf_counter() - began

@@ -9,7 +9,7 @@ from fedham_flwr import registry
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.study.document import Document, nearest
-from fedham_flwr.study.planned import FLOORS, StudyMethod
+from fedham_flwr.study.planned import StudyMethod, floors
 
 
 def named(document: Document, faults: list[str]) -> list[StudyMethod]:
@@ -19,8 +19,8 @@ def named(document: Document, faults: list[str]) -> list[StudyMethod]:
         document: the study's file.
         faults: what is wrong; names that are no methods, and tables of methods that there are not, are added.
     """
-    floors = FLOORS if document.floors else [floor for floor in FLOORS if floor in document.methods]
-    labels = list(dict.fromkeys([*floors, *document.methods]))
+    first = [floor for floor in floors() if document.floors or floor in document.methods]
+    labels = list(dict.fromkeys([*first, *document.methods]))
     found = []
     for label in filter(SAFE_NAME.fullmatch, labels):  # what is wrong with another has been said
         own = dict(document.method.get(label, {}))

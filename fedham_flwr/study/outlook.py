@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
+from typing import Any
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.findings import duration
@@ -128,19 +129,21 @@ class Outlook:
         return f"{name}{' (floor)' if method.floor else ''}{what}{nothing}"
 
     def _time(self, workers: int) -> str:
-        if not self.pace.known:
+        if not any(count.spec for count in self.counts.values()):
             return "nothing is left to be run"
-        told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in ("runs", "batches", "others")}
+        if not self.pace.known:
+            return "not known before the first runs are done"
         words = {
-            "runs": "runs that are there",
-            "batches": "a few batches of it, tried here; pictures and files come on top",
+            "runs": "the runs that are there",
+            "batches": "one round and a few batches, tried here",
             "others": "the mean of the others",
         }
-        by = [f"{number} of them by {words[how]}" for how, number in told.items() if number]
-        single = [f"by {words[how]}" for how, number in told.items() if number == len(self.pace.known)]
-        pairs = _number(len(self.pace.known), "method on a task", "methods on tasks")
-        said = f"measured {single[0].replace(' of it', ' of each')}" if single else f"of {pairs}, {', '.join(by)}"
-        return f"about {duration(self.seconds(workers))}, an estimate: {said}"
+        told = {by: sum(pace.by == by for pace in self.pace.known.values()) for by in words}
+        unit = "method" if len(self.plan.tasks) == 1 else "pair"
+        parts = [f"{_number(number, unit)} by {words[by]}" for by, number in told.items() if number]
+        if len(parts) == 1:
+            parts = [f"by {parts[0].partition(' by ')[2]}"]
+        return f"about {duration(self.seconds(workers))}, an estimate: {', '.join(parts)}"
 
 
 def look(plan: Plan, store: Store) -> Outlook:
@@ -158,19 +161,16 @@ def look(plan: Plan, store: Store) -> Outlook:
     return Outlook(plan, counts)
 
 
-def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Count:
+def _count(plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any]) -> Count:
     space, tune = plan.space(*pair), plan.tune
     trials = int(min(tune.trials, size(space))) if tune and space else 0
-    seeds = tune.seeds if tune else ()
-    count = Count(trials * len(seeds), len(plan.seeds))
-    tried = told.get("trials") if trials else []
-    chosen: dict[str, Value] | None = None if trials else {}
-    for trial in tried if isinstance(tried, list) else []:
-        if int(trial["number"]) < trials:
-            specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in seeds]
-            count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
-        if trial["number"] == told.get("chosen"):
-            chosen = trial["values"]
+    count = Count(trials * len(tune.seeds) if tune else 0, len(plan.seeds))
+    chosen: Mapping[str, Value] | None = {}
+    if trials:
+        try:
+            chosen = _tuned(plan, store, pair, told, count)
+        except (KeyError, TypeError, ValueError, UserError):  # of another version, or damaged: it is made anew
+            chosen = None
     for seed in plan.seeds if chosen is not None else ():
         if (result := store.read_result(plan.report_spec(*pair, seed, chosen or {}).key)) is not None:
             count.report_there += 1
@@ -180,12 +180,29 @@ def _count(plan: Plan, store: Store, pair: Pair, told: dict[str, object]) -> Cou
     return count
 
 
+def _tuned(
+    plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any], count: Count
+) -> Mapping[str, Value] | None:  # fmt: skip
+    """Count the tuning runs that are there; the values that are chosen, None before that."""
+    assert plan.tune is not None
+    seeds, chosen = plan.tune.seeds, None
+    wanted, tried = count.tuning // len(seeds), told.get("trials", [])
+    for trial in tried[:wanted]:
+        specs = [plan.tuning_spec(*pair, seed, trial["number"], trial["values"]) for seed in seeds]
+        count.tuning_there += sum(store.read_result(spec.key) is not None for spec in specs)
+        if trial["number"] == told["chosen"]:
+            chosen = trial["values"]
+    if chosen is not None and len(tried) >= wanted and count.tuning_there >= wanted:
+        count.tuning = count.tuning_there  # trials that were ended early have fewer runs
+    return dict(chosen) if chosen is not None else None
+
+
 def _column(title: str, lines: list[str]) -> Iterator[str]:
     yield from (f"{title if not at else '':<9}{line}" for at, line in enumerate(lines))
 
 
-def _number(count: int, what: str, many: str = "") -> str:
-    return f"{count:,} {what if count == 1 else many or f'{what}s'}"
+def _number(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _list(words: object) -> str:

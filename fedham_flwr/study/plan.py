@@ -17,7 +17,7 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, parse
 from fedham_flwr.study.document import Document, read
 from fedham_flwr.study.labels import named
-from fedham_flwr.study.planned import FLOORS, Plan, StudyMethod, StudyTask, Tune, merged
+from fedham_flwr.study.planned import Plan, StudyMethod, StudyTask, Tune, merged
 from fedham_flwr.study.spaces import space_of
 from fedham_flwr.study.wrong import Wrong
 
@@ -68,7 +68,10 @@ def make(document: Document) -> Plan:
     counted = tasks if faults else _counted(document, methods, tasks, faults)
     if faults:
         raise UserError(f"{document.path}: {'; '.join(dict.fromkeys(faults))}")
-    return _plan(document, methods, counted, searched)
+    plan = _plan(document, methods, counted, searched)
+    if twins := list(_twins(plan)):
+        raise UserError(f"{document.path}: {'; '.join(twins)}")
+    return plan
 
 
 def _plan(document: Document, methods: list[StudyMethod], tasks: list[StudyTask], searched: Mapping[Any, Any]) -> Plan:
@@ -78,17 +81,13 @@ def _plan(document: Document, methods: list[StudyMethod], tasks: list[StudyTask]
         methods=tuple(methods),
         tasks=tuple(tasks),
         seeds=document.seeds,
-        reference=document.reference or (FLOORS[0] if _has(methods, FLOORS[0]) else methods[0].label),
+        reference=document.reference or methods[0].label,
         settings=document.settings,
         tune=Tune(tune.trials, tune.seeds, tune.sampler, tune.pruner, tune.together, tune.rounds) if tune else None,
         spaces=searched,
         warnings=tuple(_warnings(document, methods, tasks)),
         text=document.text,
     )
-
-
-def _has(methods: list[StudyMethod], label: str) -> bool:
-    return any(method.label == label for method in methods)
 
 
 def _tasks(document: Document, faults: list[str]) -> list[StudyTask]:
@@ -210,6 +209,21 @@ def _counted(
         except UserError as error:
             faults.append(f"task {task.label}: {error}")
     return found
+
+
+def _twins(plan: Plan) -> Iterator[str]:
+    """Labels that stand for the same runs."""
+    seen: dict[tuple[str, str], tuple[str, str]] = {}
+    for task in plan.tasks:
+        for method in plan.methods:
+            space = repr(plan.space(method.label, task.label)) if plan.tune else ""
+            key = plan.report_spec(method.label, task.label, plan.seeds[0], {}).key, space
+            other, where = seen.setdefault(key, (method.label, task.label))
+            if (other, where) != (method.label, task.label):
+                yield (
+                    f"{method.label} on {task.label} is the same as {other} on {where}: wanted one of them, or other "
+                    "settings"
+                )
 
 
 def _warnings(document: Document, methods: list[StudyMethod], tasks: list[StudyTask]) -> Iterator[str]:

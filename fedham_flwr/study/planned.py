@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fedham_flwr import __version__
+from fedham_flwr import __version__, registry
 from fedham_flwr.core.search_space import Space
 from fedham_flwr.reporting.environment import environment_facts
 from fedham_flwr.settings import Value
@@ -21,8 +21,6 @@ from fedham_flwr.study.runs import RunSpec
 
 FORMAT = 1
 """Of plan.json."""
-FLOORS = ("local", "fedavg")
-"""The methods that a comparison stands on: no exchange, and no personalisation but fine-tuning."""
 DATA_SEED = 0
 """The data-seed of a study that names none."""
 ALWAYS_IN_TUNING: Mapping[str, Value] = {"score-test": "never", "model-cards": 0, "cross-evaluation": False}
@@ -45,8 +43,8 @@ class StudyMethod:
 
     @property
     def floor(self) -> bool:
-        """Whether it is one of the two that every comparison should have."""
-        return self.label in FLOORS
+        """Whether it is one of those that every comparison should have."""
+        return self.label in floors()
 
 
 @dataclass(frozen=True)
@@ -193,6 +191,11 @@ class Plan:
             "version": __version__,
             "commit": environment_facts("cpu", datetime.now(UTC)).get("commit"),
         }
+
+
+def floors() -> tuple[str, ...]:
+    """The methods that a comparison stands on: no exchange, and no personalisation but fine-tuning."""
+    return tuple(name for name in registry.METHODS if registry.method(name).floor)
 
 
 def merged(settings: Mapping[str, Value], task: StudyTask, method: StudyMethod) -> dict[str, Value]:

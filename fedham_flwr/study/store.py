@@ -25,6 +25,7 @@ from fedham_flwr.reporting.formats import json_text
 from fedham_flwr.resume.writer import only_writer
 from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.runs import RunResult, RunSpec, State
+from fedham_flwr.study.same import check_same
 
 STUDY, PLAN, TUNING, RUN = "study.toml", "plan.json", "tuning.json", "run.json"
 RUNS = "runs"
@@ -137,6 +138,13 @@ class Store:
             if self.read_result(folder.name) is not None:
                 yield _read_json(folder / RUN)
 
+    def forget_failed(self) -> int:
+        """Take back what is noted of runs that have failed, so that they are done again; how many there are."""
+        failed = [told["key"] for told in self.all_runs() if told["state"] == "failed"]
+        for key in failed:
+            (self.run_folder(key) / RUN).unlink(missing_ok=True)
+        return len(failed)
+
     def write_plan(self, plan: Plan) -> None:
         """Note what was asked for, and what that means.
 
@@ -153,28 +161,13 @@ class Store:
     def check(self, plan: Plan) -> None:
         """Refuse a folder that is not this study's.
 
-        A study may get other methods, tasks, seeds and tuning. What its name and its labels stand for stays.
-
         Args:
             plan: of the study.
 
         Raises:
             UserError: it is another study's, or no study's, and nothing is written.
         """
-        before = self.read_plan()
-        if not before:
-            strange = sorted(each.name for each in self.folder.iterdir()) if self.folder.is_dir() else []
-            known = (STUDY, TUNING, RUNS, PLAN, "study.log", ".writer")
-            if strange := [name for name in strange if name not in known and not name.endswith(".tmp")]:
-                raise UserError(
-                    f"{self.folder} is not the folder of a study, and has {strange[0]} in it: wanted an empty folder, "
-                    "or a new one, for --output"
-                )
-        elif differ := list(_differences(before, plan.told())):
-            raise UserError(
-                f"{self.folder} is the folder of a study with {', '.join(differ)}: methods, tasks, seeds and "
-                "tuning can be added to a study, and for anything else wanted another name = ... or another --output"
-            )
+        check_same(self.folder, self.read_plan(), plan)
 
     def _write(self, name: str, text: str) -> None:
         file = self.folder / name
@@ -208,26 +201,6 @@ def opened(folder: str | Path, plan: Plan) -> Iterator[Store]:
         store.check(plan)
         store.write_plan(plan)
         yield store
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What the name or a label stood for, where it now stands for something else."""
-    yield from _changed("", {"name": before.get("name")}, {"name": now["name"]})
-    yield from _changed("[settings] ", before.get("settings", {}), now["settings"])
-    for kind, beside in (("methods", "strategy"), ("tasks", "clients")):
-        then = {each["label"]: each for each in before.get(kind, [])}
-        for each in now[kind]:
-            one, other = (
-                {beside: which[beside], **which["settings"]} for which in (then.get(each["label"], each), each)
-            )
-            yield from _changed(f"[{kind[:-1]}.{each['label']}] ", one, other)
-
-
-def _changed(place: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    for key in dict.fromkeys([*then, *now]):
-        if then.get(key) != now.get(key):
-            one, other = (json.dumps(which[key]) if key in which else "not set" for which in (then, now))
-            yield f"{place}{key} {'= ' * (key in then)}{one} (now {other})"
 
 
 def _read_json(file: Path) -> Any:

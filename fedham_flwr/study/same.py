@@ -1,0 +1,61 @@
+"""Whether the folder of a study is that of the study which is asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.study.planned import Plan
+
+OURS = ("study.toml", "plan.json", "tuning.json", "runs", "study.log", ".writer")
+"""What a folder may have in it in which no study has come further."""
+
+
+def check_same(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
+    """Refuse a folder that is not this study's.
+
+    A study may get other methods, tasks, seeds and tuning. What its name and its labels stand for stays.
+
+    Args:
+        folder: the place.
+        before: its `plan.json`; empty without one.
+        plan: what is asked for.
+
+    Raises:
+        UserError: it is another study's, or no study's.
+    """
+    if not before:
+        there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
+        if strange := [name for name in there if name not in OURS and not name.endswith(".tmp")]:
+            raise UserError(
+                f"{folder} is not the folder of a study, and has {strange[0]} in it: wanted an empty folder, or a new "
+                "one, for --output"
+            )
+    elif differ := list(_differences(before, plan.told())):
+        raise UserError(
+            f"{folder} is the folder of a study with {', '.join(differ)}: methods, tasks, seeds and tuning can be "
+            "added to a study, and for anything else wanted another name = ... or another --output"
+        )
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What the name or a label stood for, where it now stands for something else."""
+    yield from _changed("", {"name": before.get("name")}, {"name": now["name"]})
+    yield from _changed("[settings] ", before.get("settings", {}), now["settings"])
+    for kind, beside in (("methods", "strategy"), ("tasks", "clients")):
+        then = {each["label"]: each for each in before.get(kind, [])}
+        for each in now[kind]:
+            one, other = (
+                {beside: which[beside], **which["settings"]} for which in (then.get(each["label"], each), each)
+            )
+            yield from _changed(f"[{kind[:-1]}.{each['label']}] ", one, other)
+
+
+def _changed(place: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    for key in dict.fromkeys([*then, *now]):
+        if then.get(key) != now.get(key):
+            one, other = (json.dumps(which[key]) if key in which else "not set" for which in (then, now))
+            yield f"{place}{key} {'= ' * (key in then)}{one} (now {other})"
