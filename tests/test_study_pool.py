@@ -17,7 +17,7 @@ from fedham_flwr.core.errors import UnwritableError
 from fedham_flwr.core.search_space import Choice
 from fedham_flwr.study.board import Board, duration, title
 from fedham_flwr.study.conduct import Outcome, conduct
-from fedham_flwr.study.messages import Event, read_event, read_order, write_answer, write_event, write_run
+from fedham_flwr.study.messages import Event, read_answer, read_event, read_run, write_answer, write_event, write_run
 from fedham_flwr.study.planned import Plan, StudyMethod, Tune
 from fedham_flwr.study.runs import RunResult, RunSpec
 from fedham_flwr.study.store import Store
@@ -302,8 +302,8 @@ def test_messages_arrive_as_they_were_sent() -> None:
         assert line.endswith("\n")
         assert "\n" not in line[:-1]
         assert read_event(line) == event
-    assert read_order(write_run(spec(), Path("/a b/ö"))) == (spec(), Path("/a b/ö"))
-    assert [read_order(write_answer(stop)) for stop in (True, False)] == [True, False]
+    assert read_run(write_run(spec(), Path("/a b/ö"))) == (spec(), Path("/a b/ö"))
+    assert [read_answer(write_answer(stop)) for stop in (True, False)] == [True, False]
 
 
 def board(**given: Any) -> tuple[Board, io.StringIO]:

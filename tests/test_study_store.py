@@ -191,6 +191,8 @@ def test_one_process_at_a_time(plan: Make, tmp_path: Path) -> None:
 def test_a_run_that_is_also_anothers_is_noted_once(plan: Make, tmp_path: Path) -> None:
     asked, store = plan(), Store(tmp_path / "out")
     one = asked.report_spec("fedper", "digits", 0, {})
+    store.claim(one)
+    assert not list(store.folder.glob("*"))
     done(one, store)
     store.claim(one)
     other = RunSpec(one.key, "report", "other", "digits", 0, one.settings, 3)

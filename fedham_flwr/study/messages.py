@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -64,12 +63,17 @@ def write_run(spec: RunSpec, folder: Path) -> str:
     return json.dumps({"run": {**vars(spec), "settings": dict(spec.settings)}, "folder": str(folder)}) + "\n"
 
 
+def read_run(line: str) -> tuple[RunSpec, Path]:
+    """The inverse of `write_run`."""
+    told: dict[str, Any] = json.loads(line)
+    return RunSpec(**told["run"]), Path(told["folder"])
+
+
 def write_answer(stop: bool) -> str:
     """What to do after a step, as a line."""
     return json.dumps({"stop": stop}) + "\n"
 
 
-def read_order(line: str) -> bool | tuple[RunSpec, Path]:
-    """The inverse of `write_run` and `write_answer`."""
-    told: Mapping[str, Any] = json.loads(line)
-    return bool(told["stop"]) if "stop" in told else (RunSpec(**told["run"]), Path(told["folder"]))
+def read_answer(line: str) -> bool:
+    """The inverse of `write_answer`."""
+    return bool(json.loads(line)["stop"])

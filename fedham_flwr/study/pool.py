@@ -107,6 +107,7 @@ class LocalPool:
         elif event.kind == "died":
             key, worker.key = worker.key, ""
             self._all = [each for each in self._all if each is not worker]
+            worker.close()
             if not worker.ready:
                 raise UserError(f"a worker of the study cannot be started: {event.error}")
             return dataclasses.replace(event, key=key)

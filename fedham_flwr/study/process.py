@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -16,8 +17,7 @@ from fedham_flwr.core.errors import first_line
 from fedham_flwr.study.messages import Event, read_event, write_answer, write_run
 from fedham_flwr.study.runs import RunSpec
 
-START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from fedham_flwr.study.worker import main; main()"
-"""A worker finds its modules where this process does."""
+START = Path(__file__).with_name("start.py")
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0",
     "MPLBACKEND": "Agg",
@@ -42,10 +42,11 @@ class Worker:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         # In a group of its own: an interrupt at the terminal is for whoever has started it, who decides what ends.
         self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-c", START, json.dumps(sys.path)], env={**os.environ, **ENVIRONMENT}, text=True,
+            [sys.executable, "-P", str(START), json.dumps(sys.path)], env={**os.environ, **ENVIRONMENT}, text=True,
             encoding="utf-8", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, process_group=0,
         )  # fmt: skip
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
 
     def submit(self, spec: RunSpec, folder: Path) -> None:
         """Have it do a run.
@@ -67,15 +68,17 @@ class Worker:
             os.killpg(self._process.pid, signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             self._process.kill()
-        self._process.wait(PATIENCE)
+        self._listener.join(PATIENCE)  # it ends with the process, of which it takes note
+        for file in (self._process.stdin, self._process.stdout, self._said):
+            with contextlib.suppress(OSError):  # of an order that it did not read any more
+                if file is not None:
+                    file.close()
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it is gone, which is told by itself
             self._process.stdin.write(line)
             self._process.stdin.flush()
-        except OSError:
-            pass  # it is gone, which is told by itself
 
     def _listen(self) -> None:
         assert self._process.stdout is not None

@@ -85,11 +85,13 @@ class Store:
         """Note that a run which is done is also that of another label: tables find it under both.
 
         Args:
-            spec: a run whose result is there.
+            spec: a run; nothing is noted of one that is not done.
 
         Raises:
             UnwritableError: the folder cannot be written.
         """
+        if self.read_result(spec.key) is None:
+            return
         told = _read_json(self.run_folder(spec.key) / RUN)
         mine = [spec.role, spec.method, spec.task, spec.trial]
         known = [[told[name] for name in ("role", "method", "task", "trial")], *told.get("also", [])]
