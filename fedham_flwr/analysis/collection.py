@@ -167,7 +167,7 @@ def _latest(found: Sequence[RunFacts | Fault]) -> tuple[list[RunFacts | Fault], 
             older, run = sorted([kept[key], run], key=_started)  # noqa: PLW2901
             twice.append(
                 f"{run.method}, {run.task}, seed {run.seed} was run more than once with the same settings: the last "
-                f"run counts, and not {older.directory}."
+                f"run counts, and not {'/'.join(older.directory.parts[-2:])}."
             )
         kept[key] = run
     return list(kept.values()), twice
