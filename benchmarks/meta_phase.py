@@ -57,8 +57,8 @@ PARTS: Mapping[str, str] = {
     "step/inner": "steps: inner products with the models",
     "step/meta": "steps: the meta-model",
     "step": "steps: the rest",
-    "hybrid/mix": "the hybrid: mixing",
-    "hybrid/meta": "the hybrid: the meta-model",
+    "mix": "the hybrid: mixing",
+    "meta": "the hybrid: the meta-model",
 }
 """Parts of a client's work, each without those within it; all but the first are of the meta phase."""
 
@@ -113,13 +113,15 @@ def watch_parts(watch: Stopwatch) -> None:
     """Watch the parts of the meta phase, where they are, until this process ends."""
     from clients.fedham import FedHAMClient
     from fedham_flwr.federation import wire
+    from fedham_flwr.mixing.attention import Peers
     from fedham_flwr.mixing.bank import Bank
     from fedham_flwr.mixing.meta_models import MetaModels, Projection
     from fedham_flwr.training.trainer import Trainer
 
     places: Mapping[Any, Mapping[str, str]] = {
         wire: {"read_download": "read"},
-        FedHAMClient: {"_pool": "pool", "_meta_step": "step", "_mix": "mix", "_hybrid": "hybrid"},
+        FedHAMClient: {"_peers": "pool", "_meta_step": "step"},
+        Peers: {"mix": "mix"},
         Projection: {"__init__": "signs", "of": "projection"},
         Trainer: {"load": "load", "gradient": "gradient"},
         Bank: {"inner": "inner"},
@@ -154,7 +156,7 @@ def measure(chosen: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list
     strategy = server(chosen, data.shape, len(data.classes))
     for number in range(1, repeats + 2):
         messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-        mine = [message for message in messages if message.metadata.dst_node_id == strategy.roster.nodes["0"]]
+        mine = [message for message in messages if message.metadata.dst_node_id == strategy.setup.roster.nodes["0"]]
         watch.seconds.clear()
         (reply,) = grid.send_and_receive(mine)
         clocks = read_upload(reply.content, number).seconds
