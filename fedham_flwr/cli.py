@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from fedham_flwr import __version__
-from fedham_flwr.callbacks.chosen import check_packages
+from fedham_flwr.callbacks.chosen import check_callbacks
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible
@@ -149,7 +149,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     check_device(settings.device, options.ray_address)
     asked = set(overrides([text for text in options.run_config or [] if not text.endswith(".toml")]))
     check_sections(asked, settings)
-    check_packages(settings)
+    check_callbacks(settings)
     run(given, chosen, left, asked)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from fedham_flwr.callbacks.chosen import check_packages, names_and_objects
+from fedham_flwr.callbacks.chosen import check_callbacks, names_and_objects
 from fedham_flwr.callbacks.protocol import Callback
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
@@ -162,7 +162,7 @@ def simulate(
         _check_importable(given, backend)
     check_device((parsed := parse(given)).device, ray_address)
     check_sections(own, parsed)
-    check_packages(parsed)
+    check_callbacks(parsed)
     left: list[Path] = []
     try:
         with Interruptible(), contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):

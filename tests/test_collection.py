@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -193,6 +194,15 @@ def test_of_an_earlier_version_of_the_study_nothing_counts(tmp_path: Path) -> No
     found = of_study(tmp_path)
     assert found.values("fedper", "digits") == {0: pytest.approx(0.8)}
     assert (found.tuning[0]["chosen"], found.reference) == (1, "")
+
+
+def test_of_runs_with_the_same_settings_the_one_that_ended_last_counts(tmp_path: Path) -> None:
+    write_study(tmp_path, {"fedper": {}}, {("fedper", "digits", 0): Made(scores={"0": 0.8, "1": 0.8})})
+    older = store(tmp_path, "an-older-version", "fedper", "digits", Made())
+    os.utime(older, (0, 0))
+    assert of_study(tmp_path).values("fedper", "digits") == {0: pytest.approx(0.8)}
+    os.utime(older, (4e9, 4e9))
+    assert of_study(tmp_path).values("fedper", "digits") == {0: pytest.approx(0.6)}
 
 
 def test_failed_runs_of_tuning_are_listed_but_in_no_table(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from compared import make_run, score, weights_of
 from fedham_flwr.analysis.collection import Collection, open_collection
 from fedham_flwr.analysis.tables import all_tables
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.page import write
 from fedham_flwr.page.write import page, write_report
 from fedham_flwr.reporting.console import clean
 from fedham_flwr.reporting.run_directory import read_rows
@@ -327,10 +328,30 @@ def test_a_large_comparison_stays_small_and_says_what_was_left_out(tmp_path: Pat
     found = open_collection([tmp_path])
     text = page(found, all_tables(found), "")
     assert len(text.encode()) < 1.1e6  # with plotly below 6 MB
-    assert re.search(r"40 of 60 clients and 21 of 27 rounds are drawn of pfedla", text)
+    assert re.search(r"40 of 60 clients and 18 of 27 rounds are drawn of pfedla", text)
     weights = json.loads(Parsed(text).texts["script"][0])["mixing"]["runs"][0]
     assert weights["rounds"][0] == 1
     assert weights["rounds"][-1] == 27
+
+
+def test_a_page_that_is_too_large_is_made_of_less(
+    collection: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "_plotly", lambda: "")
+    whole = write_report(collection, tmp_path / "report.html").stat().st_size
+    shares: list[float] = []
+
+    def noted(*arguments: Any) -> str:
+        shares.append(arguments[3])
+        return page(*arguments)
+
+    monkeypatch.setattr(write, "page", noted)
+    monkeypatch.setattr(write, "LIMIT", whole - 1)
+    write_report(collection, tmp_path / "report.html")
+    assert shares == [1.0, 0.5, 0.25, 0.1]  # so small a comparison has nothing to leave out
+    monkeypatch.setattr(write, "LIMIT", whole)
+    write_report(collection, tmp_path / "report.html")
+    assert shares[4:] == [1.0]
 
 
 def test_without_plotly_the_extra_is_named(

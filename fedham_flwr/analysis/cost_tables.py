@@ -30,11 +30,13 @@ class _Course:
         split: whose scores the curves are.
         points: of each run.
         budgets: unit -> the least that any run has spent in all; None if nobody spent anything.
+        start: MiB from which on there are scores of every run that has any within the budget.
     """
 
     split: Split
     points: Points
     budgets: Mapping[str, float | None]
+    start: float
 
 
 def costs(collection: Collection) -> Table:
@@ -85,7 +87,7 @@ def _columns(collection: Collection) -> list[Column]:
             )
             for name, _ in UNITS
         ]
-        columns.append(Column("area, MiB", help="mean of the score from the first byte to equal MiB", unit=unit))
+        columns.append(Column("area, MiB", help="mean of the score from the first evaluation to equal MiB", unit=unit))
         to = collection.reference
         columns += [Column(f"{name} to {to}", help=f"until the score that {to} ends with") for name, _ in UNITS]
     return columns
@@ -102,7 +104,9 @@ def _course(collection: Collection, task: str) -> _Course:
         # Who sends nothing at all sets no budget: with 0 bytes nobody else has begun.
         totals = [spent(curve[-1]) for runs in points.values() for curve in runs.values() if curve]
         budgets[name] = min((total for total in totals if total > 0), default=None)
-    return _Course(split, points, budgets)
+    bytes_of, most = UNITS[0][1], budgets[UNITS[0][0]] or 0.0
+    firsts = [bytes_of(curve[0]) for runs in points.values() for curve in runs.values() if curve]
+    return _Course(split, points, budgets, max((first for first in firsts if first < most), default=0.0))
 
 
 def _row(collection: Collection, method: str, task: str, course: _Course) -> list[Cell]:
@@ -120,15 +124,16 @@ def _row(collection: Collection, method: str, task: str, course: _Course) -> lis
         found = [reached(_spent(curve, spent), budget) for curve in mine.values()] if budget is not None else []
         known = [value for value in found if value is not None]
         cells.append(with_unit(collection, task, averaged(known, metric, len(runs))))
-    cells.append(with_unit(collection, task, _area(mine, course.budgets["MiB"], metric)))
+    cells.append(with_unit(collection, task, _area(mine, course, metric)))
     cells += [_until(collection, method, task, course, spent) for _, spent in UNITS]
     return cells
 
 
-def _area(mine: Mapping[int, Sequence[Point]], budget: float | None, metric: Metric) -> Cell:
-    """The mean of the curves over bytes, up to a budget."""
-    bytes_of = UNITS[0][1]
-    found = [area(_spent(curve, bytes_of), 0.0, budget) for curve in mine.values()] if budget else []
+def _area(mine: Mapping[int, Sequence[Point]], course: _Course, metric: Metric) -> Cell:
+    """The mean of the curves over bytes, from where all are scored up to the budget."""
+    name, bytes_of = UNITS[0]
+    budget = course.budgets[name]
+    found = [area(_spent(curve, bytes_of), course.start, budget) for curve in mine.values()] if budget else []
     return averaged([value for value in found if value is not None], metric, len(mine))
 
 
@@ -182,7 +187,10 @@ def _notes(collection: Collection, courses: Mapping[str, _Course]) -> list[str]:
         for task, course in courses.items():
             said = [f"{amount_text(most)} {name}" for name, most in course.budgets.items() if most is not None]
             where = f"{task}: " if len(courses) > 1 else ""
-            notes.append(f"{where}Equal means at most {' and '.join(said)}, by {course.split} scores." if said else "")
+            area_ = f"; the area begins at {amount_text(course.start)} MiB"
+            notes.append(
+                f"{where}Equal means at most {' and '.join(said)}, by {course.split} scores{area_}." if said else ""
+            )
         notes.append(
             "Bytes are those of training, up and down, of the whole federation, before the scored model was there; "
             "between two evaluations the score is the earlier one's."

@@ -11,7 +11,7 @@ from fedham_flwr.callbacks.protocol import Callback
 from fedham_flwr.callbacks.tracker import Tracker
 from fedham_flwr.core.callback_settings import EARLY_STOPPING
 from fedham_flwr.core.errors import UserError, described
-from fedham_flwr.core.imports import call, load_object, section_of
+from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.run_settings import Settings
 
 QUESTIONS = ("on_start", "on_round", "on_end")
@@ -34,24 +34,28 @@ def chosen(settings: Settings, objects: Sequence[Callback] = ()) -> tuple[Named,
     Raises:
         UserError: a package is not installed, or an import path leads to no callback.
     """
-    check_packages(settings)
+    check_callbacks(settings)
     found = [Named(name, _made(name, settings)) for name in settings.callbacks.split()]
     found += [Named(type(one).__name__, one) for one in checked(objects)]
     return (*found, *(Named(name, _tracker(name, settings)) for name in settings.tracker.split()))
 
 
-def check_packages(settings: Settings) -> None:
-    """Refuse trackers whose packages are not installed.
+def check_callbacks(settings: Settings) -> None:
+    """Refuse trackers whose packages are not installed, and classes that are none of callbacks, without making any.
 
     Args:
         settings: the run's.
 
     Raises:
-        UserError: one is not.
+        UserError: there is such a one.
     """
     for name in settings.tracker.split():
         if importlib.util.find_spec(name) is None:
             raise UserError(f"tracker=\"{name}\" needs the package {name}: pip install 'fedham-flwr[{name}]'")
+    for name in filter(is_path, settings.callbacks.split()):
+        found = load_object("callbacks", name)
+        if isinstance(found, type) or not callable(found):
+            _check_answers(found, f'callbacks="{name}" is {_kind(found)}')
 
 
 def checked(objects: Sequence[Any]) -> Sequence[Callback]:
@@ -96,12 +100,16 @@ def _made(name: str, settings: Settings) -> Callback:
 def _check(found: Any, what: str) -> Callback:
     if isinstance(found, type):
         raise UserError(f"{what}, and wanted is an object of it: {found.__name__}()")
+    _check_answers(found, what)
+    callback: Callback = found
+    return callback
+
+
+def _check_answers(found: Any, what: str) -> None:
     if lacking := [name for name in QUESTIONS if not callable(getattr(found, name, None))]:
         raise UserError(
             f"{what} without {', '.join(lacking)}, and wanted is a callback: derive its class from fedham_flwr.Callback"
         )
-    callback: Callback = found
-    return callback
 
 
 def _kind(found: Any) -> str:

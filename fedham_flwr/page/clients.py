@@ -18,17 +18,19 @@ MOST = 45_000
 """Scores of clients in a figure, at most."""
 ROWS = 200
 """Clients in the table, at most."""
+APART = "Each seed deals the data anew, so that a client of one seed holds other samples than that of another."
 PHASES: tuple[Phase, ...] = ("before", "after")
 
 
-def client_data(collection: Collection, places: Places) -> dict[str, Any]:
+def client_data(collection: Collection, places: Places, share: float = 1.0) -> dict[str, Any]:
     """What the figure of clients is drawn from.
 
     Args:
         collection: the runs.
         places: of methods, tasks and seeds.
+        share: of the clients that there is room for.
     """
-    names = [_drawn(collection, task) for task in collection.tasks]
+    names = [_drawn(collection, task, share) for task in collection.tasks]
     scores = []
     for run in collection.runs:
         found = {phase: run.per_client(phase, collection.split, _metric(collection, run)) for phase in PHASES}
@@ -38,22 +40,30 @@ def client_data(collection: Collection, places: Places) -> dict[str, Any]:
     against = [collection.reference] if _compares(collection) else []
     both = any("before" in score and "after" in score for score in scores)
     against += ["before"] if both or not against else []
-    return {"names": names, "scores": scores, "against": against, "reference": collection.reference}
+    return {
+        "names": names,
+        "scores": scores,
+        "against": against,
+        "reference": collection.reference,
+        "apart": _apart(collection),
+    }
 
 
-def client_parts(collection: Collection) -> str:
+def client_parts(collection: Collection, share: float = 1.0) -> str:
     """The figure of clients, and its numbers.
 
     Args:
         collection: the runs.
+        share: of the clients that there is room for.
     """
     sentences, tables = [], []
     for task in collection.tasks:
         sentences += _findings(collection, task)
-        tables.append(shown(_table(collection, task)))
-        count, drawn = len(_clients(collection, task)), len(_drawn(collection, task))
+        tables.append(shown(_table(collection, task, share)))
+        count, drawn = len(_clients(collection, task)), len(_drawn(collection, task, share))
         sentences += [f"Of {count} clients {drawn} are drawn, spread evenly over their ids."] if drawn < count else []
     label = f"Each client's {collection.split} score with a method, against another"
+    sentences += [APART] if _apart(collection) else []
     how = "A point above the diagonal is a client with a higher score by the method than by what it is compared with."
     return figure("clients-figure", label, " ".join([*sentences, how])) + folded("The clients as a table", *tables)
 
@@ -87,36 +97,52 @@ def _clients(collection: Collection, task: str) -> list[str]:
     )
 
 
-def _drawn(collection: Collection, task: str) -> list[str]:
+def _drawn(collection: Collection, task: str, share: float) -> list[str]:
     all_clients = _clients(collection, task)
-    return [all_clients[at] for at in thinned(len(all_clients), max(20, MOST // (2 * max(1, len(collection.runs)))))]
+    return [
+        all_clients[at]
+        for at in thinned(len(all_clients), max(20, int(MOST * share) // (2 * max(1, len(collection.runs)))))
+    ]
 
 
 def _findings(collection: Collection, task: str) -> list[str]:
-    """For how many clients each method is better and worse than the reference, in words."""
+    """How many clients each method serves better than the reference, each seed's on their own, in words."""
     if not _compares(collection):
         return []
     sign = 1 if collection.metrics[task].higher else -1
-    reference = means(collection, tuple(collection.of(collection.reference, task).values()))
+    reference = collection.of(collection.reference, task)
     said = []
     for found, method, runs in by_method(collection):
         if found == task and method != collection.reference:
-            values = means(collection, runs)
-            gains = [sign * (values[client] - reference[client]) for client in values if client in reference]
+            pairs = [(run, reference[run.seed]) for run in runs if run.seed in reference]
+            gains = [sign * gain for ours, theirs in pairs for gain in _gains(collection, ours, theirs)]
             said.append(f"{method} {sum(gain > 0 for gain in gains)} of {len(gains)}")
-    text = f"Clients that are better off than with {collection.reference}, in means over seeds: {'; '.join(said)}"
-    return [named(collection, task, text) + "."] if said and reference else []
+    text = f"Clients that are better off than with {collection.reference}, each seed's counted: {'; '.join(said)}"
+    return [named(collection, task, text) + "."] if said else []
 
 
-def _table(collection: Collection, task: str) -> Table:
+def _gains(collection: Collection, ours: RunFacts, theirs: RunFacts) -> list[float]:
+    """By how much each client's score is higher, in two runs of one seed."""
+    metric = _metric(collection, ours)
+    first, second = (run.per_client("", collection.split, metric) for run in (ours, theirs))
+    return [value - second[client] for client, value in first.items() if client in second]
+
+
+def _apart(collection: Collection) -> bool:
+    """Whether a client of one seed is not that of another, since each seed deals the data anew."""
+    return any(run.data_seed < 0 for run in collection.runs) and len({run.seed for run in collection.runs}) > 1
+
+
+def _table(collection: Collection, task: str, share: float) -> Table:
     """A client in a row, a method in a column."""
     of = {method: means(collection, runs) for found, method, runs in by_method(collection) if found == task}
     metric, who = collection.metrics[task], _clients(collection, task)
-    rows = tuple(
-        (Cell(who[at]), *(score(values.get(who[at]), metric) for values in of.values()))
-        for at in thinned(len(who), ROWS)
-    )
+    places = thinned(len(who), max(20, int(ROWS * share)))
+    rows = tuple((Cell(who[at]), *(score(values.get(who[at]), metric) for values in of.values())) for at in places)
     title = f"{collection.split} {metric.name} of each client, mean over seeds"
-    notes = (f"{ROWS} of {len(who)} clients, spread evenly over their ids.",) if len(who) > ROWS else ()
+    notes = [f"{len(rows)} of {len(who)} clients, spread evenly over their ids."] if len(rows) < len(who) else []
+    notes += [APART] if _apart(collection) else []
     columns = (Column("client", "text"), *(Column(method, unit="%" if metric.bounded else "") for method in of))
-    return Table(f"each-client-{collection.tasks.index(task)}", named(collection, task, title), columns, rows, notes)
+    return Table(
+        f"each-client-{collection.tasks.index(task)}", named(collection, task, title), columns, rows, tuple(notes)
+    )

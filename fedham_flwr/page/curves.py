@@ -52,14 +52,15 @@ class Curves(NamedTuple):
         return found
 
 
-def curves_of(collection: Collection) -> Curves:
+def curves_of(collection: Collection, share: float = 1.0) -> Curves:
     """The curves of all runs, thinned so that the page stays small.
 
     Args:
         collection: the runs.
+        share: of the points that there are room for.
     """
     found = [(run, _series(run, collection.metrics[run.task])) for run in collection.runs]
-    most = max(6, min(POINTS, MOST // max(1, sum(len(series) for _, series in found))))
+    most = max(6, min(POINTS, int(MOST * share) // max(1, sum(len(series) for _, series in found))))
     longest = max((len(points) for _, series in found for points in series.values()), default=0)
     thin = [
         (run, {key: [points[at] for at in thinned(len(points), most)] for key, points in series.items()})
@@ -103,10 +104,9 @@ def curve_parts(collection: Collection, curves: Curves) -> str:
     """
     split = _first(collection, curves)
     said = [_finding(collection, curves, task, split) for task in collection.tasks]
-    said += [
-        "Lines are means over seeds and over clients; bands reach from the lowest to the highest seed.",
-        curves.note,
-    ]
+    several = len({run.seed for run in collection.runs}) > 1
+    bands = " and seeds; bands reach from the lowest to the highest seed" if several else ""
+    said += [f"Lines are means over clients{bands}.", curves.note]
     tables = []
     for task in collection.tasks:
         tables += [shown(_table(collection, curves, task, each)) for each in SPLITS if curves.ends(task, each)]
@@ -159,15 +159,16 @@ def _table(collection: Collection, curves: Curves, task: str, split: Split) -> T
         for phase, ends in found.items():
             if method in ends:
                 own = any(run.phase == phase for run, _ in curves.of if (run.method, run.task) == (method, task))
-                model = Cell(f"{phase} local training", note="the method's model" if own else "")
+                model = Cell(phase, marks=frozenset({"used"}) if own else frozenset())
                 rows.append((Cell(method), model, *(_score(ends[method], at, metric) for at in rounds)))
     title = named(collection, task, f"{split} {metric.name} over the rounds, mean over seeds (lowest to highest)")
     columns = (
         Column("method", "text"),
-        Column("model", "text"),
+        Column("model", "text", "before or after local training"),
         *(Column(f"round {at}", unit="%" if metric.bounded else "") for at in rounds),
     )
-    return Table(f"curves-{split}-{collection.tasks.index(task)}", title, columns, tuple(rows))
+    notes = ("Before and after are of local training; a star is at the model that the method stands for.",)
+    return Table(f"curves-{split}-{collection.tasks.index(task)}", title, columns, tuple(rows), notes)
 
 
 def _spent(collection: Collection, curves: Curves, task: str, split: Split) -> Table:

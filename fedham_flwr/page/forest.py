@@ -14,14 +14,14 @@ LONGEST = 15
 
 
 def forest(collection: Collection, task: str) -> str:
-    """The picture of one task, as SVG; nothing without a score.
+    """The picture of one task, as SVG; nothing of a single method.
 
     Args:
         collection: the runs.
         task: its label.
     """
     found = [(m, mean_interval(list(v.values()))) for m in collection.methods if (v := collection.values(m, task))]
-    if not found:
+    if len(found) < 2:
         return ""
     low = min(interval.mean if interval.low is None else interval.low for _, interval in found)
     high = max(interval.mean if interval.high is None else interval.high for _, interval in found)

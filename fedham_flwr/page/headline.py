@@ -61,13 +61,21 @@ def verdict(collection: Collection, task: str) -> str:
     if not found:
         return _best(collection, task)
     reference, metric = collection.reference, collection.metrics[task]
-    names = {word: [each.method for each in found if each.word == word] for word in ("above", "below")}
-    parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {word} {reference}" for word, n in names.items() if n]
+    words = {
+        "above": "above" if metric.higher else "above (worse)",
+        "below": "below" if metric.higher else "below (better)",
+    }
+    names = {said: [each.method for each in found if each.word == word] for word, said in words.items()}
+    parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {said} {reference}" for said, n in names.items() if n]
     others = sum(each.word not in ("above", "below") for each in found)
     if not parts:
-        return _capital(f"{where}no method can be told apart from {reference} with these seeds.")
+        said = (
+            f"{where}no method can be told apart from {reference} in {collection.split} {metric.name} with these seeds."
+        )
+        return said[0].upper() + said[1:]
     parts += [f"{_counted(others, 'other')} cannot be told apart from it"] if others else []
-    return _capital(f"{where}in {metric.name}, {'; '.join(parts)}.")
+    parts[0] += f" in {collection.split} {metric.name}"
+    return f"{where}{'; '.join(parts)}."
 
 
 def _best(collection: Collection, task: str) -> str:
@@ -83,7 +91,7 @@ def _best(collection: Collection, task: str) -> str:
 def _task(collection: Collection, task: str) -> str:
     """A task with its clients."""
     counts = dict.fromkeys(int(run.summary["num-clients"]) for run in collection.runs if run.task == task)
-    return f"{task} ({' or '.join(map(str, counts))} clients)" if counts else task
+    return f"{task} ({' or '.join(map(str, counts))} clients)" if counts and "clients" not in task else task
 
 
 def _counted(count: int, what: str) -> str:
@@ -94,8 +102,3 @@ def _listed(names: Sequence[str]) -> str:
     if len(names) > FEW:
         names = [*names[: FEW - 1], f"{len(names) - FEW + 1} more"]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _capital(text: str) -> str:
-    """A sentence that begins with a capital letter, unless a name begins it."""
-    return text[:1].upper() + text[1:]

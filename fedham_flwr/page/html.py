@@ -12,6 +12,9 @@ from fedham_flwr.analysis.numbers import EMPTY
 from fedham_flwr.reporting.console import clean
 from fedham_flwr.training.metrics import Metric
 
+LONG = 24
+"""Characters of a cell that stay on one line."""
+
 
 def escaped(text: object) -> str:
     """Text as it is, without characters that cannot be seen, for an element or an attribute in double quotes.
@@ -152,7 +155,7 @@ def _row(table: Table, row: tuple[Cell, ...]) -> str:
         said = [cell.note, *(["best"] if "best" in cell.marks else []), *(["floor"] if at == 0 and floor else [])]
         small = "".join(f"<small>{escaped(text)}</small>" for text in said if text)
         kinds = ["number"] if column.kind == "number" else []
-        kinds += ["words"] if len(cell.text) > 60 else []
+        kinds += ["words"] if len(cell.text) > LONG else []
         kinds += sorted(cell.marks - {"floor"})
         star = ' <abbr title="the model that the method stands for">*</abbr>' if "used" in cell.marks else ""
         text = (escaped(cell.text) or EMPTY) + star

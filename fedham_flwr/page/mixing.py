@@ -3,47 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.facts import RunFacts
-from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import quantised, short, thinned
 from fedham_flwr.page.html import figure, folded, paragraph, shown
 from fedham_flwr.page.sources import Places, named
+from fedham_flwr.page.weights import Weights
 
-MOST = 420_000
-"""Weights in a page, at most, a byte each before they are written as text."""
-ROUNDS, CLIENTS = 24, 40
-"""Rounds and clients of one run, at most."""
 ROWS = 16
 """Clients up to which the last weights are in a table, too."""
-Array = np.ndarray[Any, Any]
-
-
-class Weights(NamedTuple):
-    """The weights of one run that are drawn."""
-
-    run: RunFacts
-    rounds: tuple[int, ...]
-    groups: tuple[str, ...]
-    clients: tuple[str, ...]
-    peers: tuple[str, ...]
-    values: Array  # float [R, L, n, N], NaN where a client had no weights in a round
-
-
-def weights_of(collection: Collection) -> list[Weights]:
-    """The weights of all runs that have any, of some rounds and clients where there are many.
-
-    Args:
-        collection: the runs.
-    """
-    mixing = [run for run in collection.runs if any((run.directory / "mixing").glob("round-*.parquet"))]
-    most = MOST // max(1, len(mixing))
-    return [weights for run in mixing if (weights := _read(run, most)) is not None]
+RUNS, TABLES = 24, 8
+"""Runs whose own weights are in a table, and methods and tasks whose last weights are, at most."""
 
 
 def mixing_data(places: Places, all_weights: Sequence[Weights]) -> dict[str, Any] | None:
@@ -56,30 +30,29 @@ def mixing_data(places: Places, all_weights: Sequence[Weights]) -> dict[str, Any
     return {"runs": [_packed(places, weights) for weights in all_weights]} if all_weights else None
 
 
-def mixing_parts(collection: Collection, all_weights: Sequence[Weights]) -> str:
+def mixing_parts(collection: Collection, all_weights: Sequence[Weights], share: float = 1.0) -> str:
     """The heat map, and its numbers; nothing without weights.
 
     Args:
         collection: the runs.
         all_weights: of all runs.
+        share: of the runs that there is room for in the tables.
     """
     if not all_weights:
         return ""
-    tables = [shown(_own_table(all_weights))]
-    tables += [
-        shown(_last_table(collection, w))
-        for w in all_weights
-        if len(w.clients) <= ROWS and w.run.seed == _first(all_weights, w)
-    ]
+    some = [all_weights[at] for at in thinned(len(all_weights), max(2, int(RUNS * share)))]
+    firsts = [each for each in all_weights if each.run.seed == _first(all_weights, each)]
+    last = [each for each in firsts if len(each.clients) <= ROWS][: max(1, int(TABLES * share))]
+    tables = [shown(_own_table(some, len(all_weights))), *(shown(_last_table(collection, each)) for each in last)]
     note = next(filter(None, map(_left_out, all_weights)), "")
     label = "Whom each client listens to: the weight of each peer's layers in a client's model"
-    finding = " ".join(_finding(weights) for weights in all_weights if weights.run.seed == _first(all_weights, weights))
+    finding = " ".join(_finding(collection, each) for each in firsts[:TABLES])
     return figure("mixing-figure", label, finding) + paragraph(note, "note") + folded("The weights as tables", *tables)
 
 
 def _left_out(weights: Weights) -> str:
     """What of a run is not drawn; empty if all is."""
-    clients, rounds = _count(weights.run, "client"), _count(weights.run, "round")
+    clients, rounds, _ = weights.of
     if (len(weights.clients), len(weights.rounds)) == (clients, rounds):
         return ""
     return (
@@ -93,56 +66,9 @@ def _first(all_weights: Sequence[Weights], weights: Weights) -> int:
     return min(w.run.seed for w in all_weights if (w.run.method, w.run.task) == (weights.run.method, weights.run.task))
 
 
-def _count(run: RunFacts, column: str) -> int:
-    return len(run.mixing[column].unique())
-
-
-def _read(run: RunFacts, most: int) -> Weights | None:
-    """Weights of a run as an array, thinned to `most` numbers."""
-    table = run.mixing
-    if not len(table):
-        return None
-    names = {name: table[name].combine_chunks() for name in ("client", "group", "peer")}
-    known = {name: column.dictionary.to_pylist() for name, column in names.items()}
-    clients, peers = (_some(order(set(known[name]))) for name in ("client", "peer"))
-    if set(clients) <= set(known["peer"]):
-        peers = clients
-    groups = tuple(dict.fromkeys(known["group"]))
-    each = len(clients) * len(peers) * len(groups)
-    all_rounds = sorted(set(table["round"].to_pylist()))
-    rounds = tuple(all_rounds[at] for at in thinned(len(all_rounds), max(2, min(ROUNDS, most // each))))
-    values = np.full((len(rounds), len(groups), len(clients), len(peers)), np.nan)
-    places = [
-        _places(known[name], wanted)[names[name].indices.to_numpy()]
-        for name, wanted in (("group", groups), ("client", clients), ("peer", peers))
-    ]
-    numbers, weights = table["round"].to_numpy(), table["weight"].to_numpy()
-    at = np.array([rounds.index(number) if number in rounds else -1 for number in all_rounds])
-    place = at[np.searchsorted(all_rounds, numbers)]
-    heard = (place >= 0) & (places[1] >= 0)
-    values[place[heard], places[0][heard], places[1][heard]] = 0.0
-    there = heard & (places[2] >= 0)
-    values[place[there], places[0][there], places[1][there], places[2][there]] = weights[there]
-    return Weights(run, rounds, groups, clients, peers, values)
-
-
-def _some(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(names[at] for at in thinned(len(names), CLIENTS))
-
-
-def _places(known: Sequence[str], wanted: Sequence[str]) -> Array:
-    return np.array([wanted.index(name) if name in wanted else -1 for name in known], dtype=np.int64)
-
-
-def _own(weights: Weights) -> Array:
-    """Which cells are a client's weight of itself: bool [n, N]."""
-    own: Array = np.array(weights.clients, dtype=object)[:, None] == np.array(weights.peers, dtype=object)
-    return own
-
-
 def _packed(places: Places, weights: Weights) -> dict[str, Any]:
     highest = max(float(np.nanmax(weights.values)), 1e-9)
-    others = np.where(_own(weights), 0.0, np.nan_to_num(weights.values))
+    others = np.where(weights.own, 0.0, np.nan_to_num(weights.values))
     return places.at(weights.run) | {
         "rounds": weights.rounds,
         "groups": weights.groups,
@@ -154,50 +80,31 @@ def _packed(places: Places, weights: Weights) -> dict[str, Any]:
     }
 
 
-def _self_weights(weights: Weights) -> Array:
-    """The weight that clients give themselves, mean over clients: [R, L]."""
-    own = _own(weights)
-    return np.array(
-        [
-            [np.nanmean(group[own]) if own.any() and not np.isnan(group[own]).all() else np.nan for group in each]
-            for each in weights.values
-        ]
-    )
-
-
-def _finding(weights: Weights) -> str:
+def _finding(collection: Collection, weights: Weights) -> str:
     """How much clients keep to themselves in the last round, in words."""
-    last = _self_weights(weights)[-1]
+    last = weights.self_weights[-1]
     parts = [f"{group} {value:.2f}" for group, value in zip(weights.groups, last, strict=True) if np.isfinite(value)]
-    who, equal = f"{weights.run.method}, seed {weights.run.seed}", 1 / _count(weights.run, "peer")
+    who, equal = f"{weights.run.method}, seed {weights.run.seed}", 1 / weights.of[2]
     said = f"the mean weight of a client's own model is {', '.join(parts)}; equal weights would be {equal:.2f}."
-    return f"{who}, round {weights.rounds[-1]}: {said}"
+    return named(collection, weights.run.task, f"{who}, round {weights.rounds[-1]}: {said}")
 
 
-def _own_table(all_weights: Sequence[Weights]) -> Table:
-    """The weight that clients give themselves, over the rounds."""
-    columns = (
-        Column("method", "text"),
-        Column("task", "text"),
-        Column("seed"),
-        Column("layer group", "text"),
-        Column("round"),
-        Column("own weight"),
-    )
+def _own_table(all_weights: Sequence[Weights], count: int) -> Table:
+    """The weight that clients give themselves: a layer group of a run in a row, a round in a column."""
+    numbers = sorted({number for weights in all_weights for number in weights.rounds})
+    rounds = [numbers[at] for at in thinned(len(numbers), 8)]
+    words = (Column("method", "text"), Column("task", "text"), Column("seed"), Column("layer group", "text"))
+    columns = (*words, *(Column(f"round {number}") for number in rounds))
     rows = []
     for weights in all_weights:
-        run, own = weights.run, _self_weights(weights)
+        run, own = weights.run, weights.self_weights
         for layer, group in enumerate(weights.groups):
-            for at in thinned(len(weights.rounds), 6):
-                said = (
-                    Cell(run.method),
-                    Cell(run.task),
-                    Cell(str(run.seed), run.seed),
-                    Cell(group),
-                    Cell(str(weights.rounds[at]), weights.rounds[at]),
-                )
-                rows.append((*said, _cell(own[at, layer])))
-    return Table("own-weights", "Weight that a client gives itself, mean over the clients drawn", columns, tuple(rows))
+            known = {number: own[at, layer] for at, number in enumerate(weights.rounds)}
+            cells = (_cell(known.get(number, np.nan)) for number in rounds)
+            rows.append((Cell(run.method), Cell(run.task), Cell(str(run.seed), run.seed), Cell(group), *cells))
+    title = "Weight that a client gives itself, mean over the clients drawn"
+    notes = (f"{len(all_weights)} of {count} runs.",) if len(all_weights) < count else ()
+    return Table("own-weights", title, columns, tuple(rows), notes)
 
 
 def _last_table(collection: Collection, weights: Weights) -> Table:

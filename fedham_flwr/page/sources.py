@@ -65,4 +65,4 @@ def named(collection: Collection, task: str, text: str) -> str:
         task: its label.
         text: about it.
     """
-    return f"{text}, {task}" if len(collection.tasks) > 1 else text
+    return f"{task}: {text}" if len(collection.tasks) > 1 else text

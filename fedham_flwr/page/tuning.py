@@ -18,20 +18,22 @@ MOST = 4_000
 """Trials of all searches that are drawn, at most; the tables have as many."""
 
 
-def tuning_data(collection: Collection) -> list[dict[str, Any]] | None:
+def tuning_data(collection: Collection, share: float = 1.0) -> list[dict[str, Any]] | None:
     """What the figure of trials is drawn from; None if nothing was tuned.
 
     Args:
         collection: with its searches.
+        share: of the trials that there is room for.
     """
-    return [_packed(collection, search) for search in _tried(collection)] or None
+    return [_packed(collection, search, share) for search in _tried(collection)] or None
 
 
-def tuning_parts(collection: Collection) -> str:
+def tuning_parts(collection: Collection, share: float = 1.0) -> str:
     """The figure of trials, and every trial in a table; nothing if nothing was tuned.
 
     Args:
         collection: with its searches.
+        share: of the trials that there is room for.
     """
     searches = _tried(collection)
     if not searches:
@@ -39,7 +41,7 @@ def tuning_parts(collection: Collection) -> str:
     said = [f"{_name(collection, search)}: {_chosen(collection, search)}" for search in searches]
     label = "What the search tried: the value of each setting against the validation score"
     finding = f"Chosen on validation: {'; '.join(said)}."
-    tables = [shown(_trials(collection, search, at)) for at, search in enumerate(searches)]
+    tables = [shown(_trials(collection, search, at, share)) for at, search in enumerate(searches)]
     return figure("tuning-figure", label, finding) + folded("Every trial", *tables)
 
 
@@ -51,7 +53,7 @@ def _name(collection: Collection, search: Search) -> str:
     return f"{search['method']}, {search['task']}" if len(collection.tasks) > 1 else str(search["method"])
 
 
-def _packed(collection: Collection, search: Search) -> dict[str, Any]:
+def _packed(collection: Collection, search: Search, share: float) -> dict[str, Any]:
     space: Mapping[str, Mapping[str, Any]] = search["space"]
     return {
         "method": search["method"],
@@ -68,16 +70,16 @@ def _packed(collection: Collection, search: Search) -> dict[str, Any]:
                 "value": short(_score(trial)),
                 "values": [_drawn(trial["values"].get(key), of) for key, of in space.items()],
             }
-            for trial in _some(collection, search)
+            for trial in _some(collection, search, share)
         ],
         "chosen": search["chosen"],
     }
 
 
-def _some(collection: Collection, search: Search) -> Sequence[Mapping[str, Any]]:
+def _some(collection: Collection, search: Search, share: float) -> Sequence[Mapping[str, Any]]:
     """The trials that are shown: all, or the chosen one and others spread evenly."""
     trials: Sequence[Mapping[str, Any]] = search["trials"]
-    most = max(20, MOST // max(1, len(collection.tuning)))
+    most = max(20, int(MOST * share) // max(1, len(collection.tuning)))
     at = {*thinned(len(trials), most), *(i for i, trial in enumerate(trials) if trial["number"] == search["chosen"])}
     return [trials[i] for i in sorted(at)]
 
@@ -106,7 +108,7 @@ def _chosen(collection: Collection, search: Search) -> str:
     return f"{values or 'nothing to set'} ({metric.name} {score_text(_score(found), metric)})"
 
 
-def _trials(collection: Collection, search: Search, place: int) -> Table:
+def _trials(collection: Collection, search: Search, place: int, share: float) -> Table:
     """A trial in a row."""
     keys, metric = list(search["space"]), _metric(collection, search)
     columns = (
@@ -117,7 +119,7 @@ def _trials(collection: Collection, search: Search, place: int) -> Table:
         Column("error", "text"),
     )
     rows = []
-    for trial in _some(collection, search):
+    for trial in _some(collection, search, share):
         chosen = "chosen" if trial["number"] == search["chosen"] else ""
         early = "the last before it was ended" if trial["value"] is None and trial.get("steps") else ""
         cells = (Cell(str(trial["number"]), trial["number"], note=chosen), Cell(trial["state"]))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 from fedham_flwr import __version__
 from fedham_flwr.analysis.cells import Table
@@ -19,10 +20,13 @@ from fedham_flwr.page.facts import environment_parts, failure_parts, setting_par
 from fedham_flwr.page.forest import forest
 from fedham_flwr.page.headline import headline_parts
 from fedham_flwr.page.html import embedded, escaped, figure, section, shown
-from fedham_flwr.page.mixing import Weights, mixing_data, mixing_parts, weights_of
+from fedham_flwr.page.mixing import mixing_data, mixing_parts
 from fedham_flwr.page.sources import Places
 from fedham_flwr.page.tuning import tuning_data, tuning_parts
+from fedham_flwr.page.weights import Weights, weights_of
 
+LIMIT, SHARES = 6_000_000, (1.0, 0.5, 0.25, 0.1)
+"""Bytes of a page at most, and what figures and their tables may take of their room until it is as small."""
 SCRIPTS = ("base.js", "curves.js", "clients.js", "mixing.js", "tuning.js", "tables.js")
 TITLES = {
     "headline": "What was found", "results": "Results", "differences": "Differences to the reference",
@@ -48,23 +52,27 @@ def write_report(collection: Collection, path: Path) -> Path:
     Raises:
         UserError: plotly is not installed.
     """
-    plotly = _plotly()
-    text = page(collection, all_tables(collection), plotly)
+    plotly, tables = _plotly(), all_tables(collection)
+    for share in SHARES:
+        text = page(collection, tables, plotly, share).encode("utf-8", "replace")
+        if len(text) <= LIMIT:
+            break
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+        part.write_bytes(text)
     return path
 
 
-def page(collection: Collection, tables: Sequence[Table], plotly: str) -> str:
+def page(collection: Collection, tables: Sequence[Table], plotly: str, share: float = 1.0) -> str:
     """The page as text.
 
     Args:
         collection: the runs.
         tables: of the comparison.
         plotly: the script that draws figures.
+        share: of what the figures and their tables have room for: with less, more is left out, and it is said.
     """
-    curves, weights = curves_of(collection), weights_of(collection)
-    parts = _parts(collection, tables, curves, weights)
+    drawn = _Drawn(curves_of(collection, share), weights_of(collection, share), share)
+    parts = _parts(collection, tables, drawn)
     against = {"each-client": f"Each client: personal against {collection.reference}"} if collection.reference else {}
     titles = TITLES | against
     sections = {anchor: section(anchor, title, parts[anchor]) for anchor, title in titles.items()}
@@ -77,29 +85,35 @@ def page(collection: Collection, tables: Sequence[Table], plotly: str) -> str:
         style=_asset("page.css"),
         contents=contents,
         main="".join(sections.values()),
-        data=embedded(_data(collection, curves, weights)),
+        data=embedded(_data(collection, drawn)),
         plotly=plotly,
         script="\n".join(map(_asset, SCRIPTS)),
     )
 
 
-def _parts(
-    collection: Collection, tables: Sequence[Table], curves: Curves, weights: Sequence[Weights]
-) -> dict[str, str]:
+class _Drawn(NamedTuple):
+    """What several parts of a page are made of, and the share of their room that they may take."""
+
+    curves: Curves
+    weights: Sequence[Weights]
+    share: float
+
+
+def _parts(collection: Collection, tables: Sequence[Table], drawn: _Drawn) -> dict[str, str]:
     """The HTML of each section; empty text for one that there is not."""
     parts = dict.fromkeys(TITLES, "")
     for table in tables:
         parts[WITH.get(table.name, table.name if table.name in parts else "further")] += shown(table)
     parts["results"] = "".join(forest(collection, task) for task in collection.tasks) + parts["results"]
-    parts["tuned"] += tuning_parts(collection)
+    parts["tuned"] += tuning_parts(collection, drawn.share)
     parts["settings"] += setting_parts(collection)
     parts["failures"] += failure_parts(collection)
     parts["runs"] += environment_parts(collection)
     return parts | {
         "headline": headline_parts(collection),
-        "learning": curve_parts(collection, curves),
-        "each-client": client_parts(collection),
-        "listening": mixing_parts(collection, weights),
+        "learning": curve_parts(collection, drawn.curves),
+        "each-client": client_parts(collection, drawn.share),
+        "listening": mixing_parts(collection, drawn.weights, drawn.share),
         "over-bytes": _costs(collection),
     }
 
@@ -111,7 +125,7 @@ def _costs(collection: Collection) -> str:
     )
 
 
-def _data(collection: Collection, curves: Curves, weights: Sequence[Weights]) -> dict[str, object]:
+def _data(collection: Collection, drawn: _Drawn) -> dict[str, object]:
     """What the figures are drawn from."""
     places = Places.of(collection)
     floors = [method for method in collection.methods if method in collection.floors]
@@ -128,10 +142,10 @@ def _data(collection: Collection, curves: Curves, weights: Sequence[Weights]) ->
         "bounded": all(metric.bounded for metric in metrics),
         "measured": [metric.name for metric in metrics],
         "higher": [metric.higher for metric in metrics],
-        "curves": curve_data(collection, places, curves),
-        "clients": client_data(collection, places),
-        "mixing": mixing_data(places, weights),
-        "tuning": tuning_data(collection),
+        "curves": curve_data(collection, places, drawn.curves),
+        "clients": client_data(collection, places, drawn.share),
+        "mixing": mixing_data(places, drawn.weights),
+        "tuning": tuning_data(collection, drawn.share),
     }
 
 

@@ -5,7 +5,7 @@ draws("clients-figure", report.clients, (figure, controls, data) => {
   const method = choice(controls, "method", report.methods.map((each) => each.label), first);
   const against = choice(controls, "against", data.against.map((name) => (name === "before" ? "itself before local training" : name)));
   const view = choice(controls, "as", ["points and a diagonal", "a line for each client"]);
-  const seeds = choice(controls, "seeds", ["mean of all", ...report.seeds.map((seed) => `seed ${seed}`)]);
+  const seeds = choice(controls, "seeds", ["mean of all", ...report.seeds.map((seed) => `seed ${seed}`)], data.apart ? 1 : 0);
   return () => {
     const itself = data.against[against()] === "before";
     const other = itself ? method() : report.methods.findIndex((each) => each.label === data.reference);

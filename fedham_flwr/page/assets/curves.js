@@ -7,7 +7,7 @@ draws("curves", report.curves, (figure, controls, data) => {
     after: "after local training" }[name])));
   const split = choice(controls, "split", data.splits, data.splits.indexOf(data.first));
   const by = choice(controls, "by", ["rounds", "bytes", "seconds"]);
-  const bands = boxes(controls, "", ["band over seeds", "each seed"], false, (at) => at === 1);
+  const bands = boxes(controls, "", report.seeds.length > 1 ? ["band over seeds", "each seed"] : [], false, (at) => at === 1);
   const methods = boxes(controls, "methods", report.methods.map((method) => method.label), true);
   const seeds = boxes(controls, "seeds", report.seeds.map(String), false);
   return () => {
