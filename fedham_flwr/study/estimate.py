@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import tempfile
 import time
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.doctor.rehearsal import rehearsed
 from fedham_flwr.doctor.trial import mean_steps, tried
 from fedham_flwr.runners import Simulation, run_backend
@@ -19,6 +20,8 @@ from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
+
+log = logging.getLogger("fedham_flwr")
 
 Pair = tuple[str, str]
 """The labels of a method and a task."""
@@ -83,6 +86,8 @@ def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
                 found.known[pair] = pace
         except UserError as error:
             found.refused.append(f"{pair[0]} on {pair[1]}: {error}")
+        except Exception as error:  # whatever a user's own method raises: its runs fail, and the others go on
+            log.warning("%s on %s cannot be timed: %s", *pair, described(error))
     if found.known:
         mean = sum(pace.each for pace in found.known.values()) / len(found.known)
         beside = sum(pace.beside for pace in found.known.values()) / len(found.known)
