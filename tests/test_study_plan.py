@@ -132,6 +132,26 @@ def test_a_file_may_hold_settings_of_several_methods_and_says_which_nobody_reads
     assert warning == "[settings] fedprox.mu: no method of this study reads it"
 
 
+def test_a_space_with_fewer_points_than_trials_is_said(plan: Read) -> None:
+    text = 'methods = ["fedper"]\n[tune]\ntrials = 3\n[tune.space]\nbatch-size = [5, 10]\n'
+    notes = plan(f"{text}[task.a]\n[task.b]\nclients = 3").warnings
+    fewer = "the space of batch-size has 2 different points, fewer than 3 trials"
+    assert notes == (f"local: {fewer}", f"fedavg: {fewer}")
+
+
+def test_a_metric_that_does_not_say_which_values_are_good_is_named(
+    plan: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["def wrong(outputs, targets): return 0.0", "def less(outputs, targets): return 0.0"]
+    (tmp_path / "scores_of_mine.py").write_text("\n".join([*lines, "less.higher_is_better = False"]))
+    text = 'methods = ["fedper"]\n[settings]\nmetrics = "{} accuracy"'
+    assert plan(text.format("scores_of_mine:less")).warnings == ()
+    (note,) = plan(text.format("scores_of_mine:wrong")).warnings
+    assert note.startswith("metrics = scores_of_mine:wrong does not say which values are good, and larger ones are")
+    assert "wrong.higher_is_better = False" in note
+
+
 def test_a_method_of_a_users_own_has_a_label(plan: Read) -> None:
     found = plan('methods = ["mine"]\n[method.mine]\nstrategy = "own_methods:STOPS"')
     assert found.method("mine").strategy == "own_methods:STOPS"
