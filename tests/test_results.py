@@ -353,3 +353,9 @@ def test_the_summary_has_null_for_what_is_not_finite(run):
         "ok": True,
     }
     assert path.read_text().startswith('{\n  "final": [\n')
+
+
+@pytest.mark.skipif(not (Path(__file__).parents[1] / ".git").exists(), reason="needs a clone, of which this is a copy")
+def test_the_environment_has_the_commit_of_the_source_tree() -> None:
+    facts = environment.environment_facts("cpu", datetime(2026, 1, 1, tzinfo=UTC))
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", str(facts["commit"]))

@@ -38,7 +38,7 @@ def draw(page: Path, file: Path) -> None:
 
     options = ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"):
         options.add_argument(argument)
     browser = Chrome(options=options, service=ChromeService(str(shutil.which("chromedriver"))))
     try:

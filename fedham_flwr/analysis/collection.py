@@ -165,9 +165,10 @@ def _latest(found: Sequence[RunFacts | Fault]) -> tuple[list[RunFacts | Fault], 
         key = run.method, run.task, run.seed, isinstance(run, Fault)
         if key in kept and isinstance(run, RunFacts):
             older, run = sorted([kept[key], run], key=_started)  # noqa: PLW2901
+            place = "/".join(older.directory.parts[-2:]) if older.directory else "the other"
             twice.append(
                 f"{run.method}, {run.task}, seed {run.seed} was run more than once with the same settings: the last "
-                f"run counts, and not {older.directory}."
+                f"run counts, and not {place}."
             )
         kept[key] = run
     return list(kept.values()), twice

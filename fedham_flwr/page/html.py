@@ -152,7 +152,11 @@ def _row(table: Table, row: tuple[Cell, ...]) -> str:
     for at, (column, cell) in enumerate(zip(table.columns, row, strict=True)):
         tag, scope = ("th", ' scope="row"') if at == 0 else ("td", "")
         value = f' data-value="{float(cell.value)!r}"' if cell.value is not None and math.isfinite(cell.value) else ""
-        said = [cell.note, *(["best"] if "best" in cell.marks else []), *(["floor"] if at == 0 and floor else [])]
+        said = [
+            "" if cell.note in cell.text else cell.note,
+            *(["best"] if "best" in cell.marks else []),
+            *(["floor"] if at == 0 and floor else []),
+        ]
         small = "".join(f"<small>{escaped(text)}</small>" for text in said if text)
         kinds = ["number"] if column.kind == "number" else []
         kinds += ["words"] if len(cell.text) > LONG else []

@@ -13,7 +13,7 @@ import torch
 
 from fedham_flwr import __version__
 
-_SOURCE = Path(__file__).resolve().parent.parent
+_SOURCE = Path(__file__).resolve().parents[2]
 
 
 def environment_facts(device: str, start: datetime) -> dict[str, object]:

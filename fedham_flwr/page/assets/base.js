@@ -62,7 +62,7 @@ function axis(title, more) {
 }
 
 // An axis of scores, in percent if they are fractions.
-const scores = (title, more) => axis(title, { ...(report.bounded ? { tickformat: ".0%" } : {}), ...more });
+const scores = (title, more) => axis(title, { ...(report.bounded ? { tickformat: ".2~%" } : {}), ...more });
 
 function base(place, height) {
   const narrow = place.clientWidth < 560;
