@@ -153,7 +153,7 @@ def same(found: Range | Choice, wanted: Range | Choice) -> bool:
         ("momentum", {"low": 0.0, "high": 0.9, "step": 0.1}, "there is no step of a range: wanted low, high, log"),
         ("momentum", {"low": 0.0, "high": 0.9, "log": True}, "a logarithmic range begins above 0"),
         ("momentum", {"low": 0.0, "high": 0.9, "log": 1}, "log and whole are true or false"),
-        ("momentum", {"low": 0.9, "high": 0.5}, "does not hold its start"),
+        ("momentum", {"low": 0.9, "high": 0.5}, "a range has its lowest number first, and goes not from 0.9 to 0.5"),
         ("local-epochs", {"low": 1, "high": 5, "whole": False}, "it takes whole numbers"),
         ("local-epochs", {"low": 1, "high": 5, "start": 2.5}, "a range of whole numbers has whole ends and start"),
     ],

@@ -241,9 +241,28 @@ def test_a_method_that_is_not_for_these_data_is_refused_before_anything_is_run(
     (tmp_path / "study.toml").write_text('methods = ["fedtp"]\nfloors = false\n[settings]\nmodel = "mlp"')
     assert main(["study", "study.toml", "--dry-run"]) == 1
     said = capsys.readouterr()
-    assert said.out == ""
-    assert re.match(r"error: fedtp on digits: .+", said.err)
+    assert "time " not in said.out
+    assert re.match(r"error: runs of fedtp on digits: .+", said.err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.toml"]
+
+
+REFUSED = {
+    "validation-fraction = 0.0\n[tune]\ntrials = 2": "no client has validation samples to tune on: wanted a larger",
+    'model = "leaves:build_model"': "code of your own ends the process with sys.exit(5)",
+}
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
+def test_what_no_run_could_do_is_said_once_before_anything_is_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate, "PATIENCE", 0.0)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaves.py").write_text("def build_model(shape, outputs):\n    raise SystemExit(5)\n")
+    (tmp_path / "study.toml").write_text('methods = ["local", "fedavg"]\nclients = 3\n[settings]\n' + text)
+    assert main(["study", "study.toml", "--dry-run"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: runs of every method on every task: {REFUSED[text]}")
 
 
 @pytest.mark.usefixtures("workplace")

@@ -20,6 +20,7 @@ from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
+from fedham_flwr.study.wrong import Wrong
 
 log = logging.getLogger("fedham_flwr")
 
@@ -62,11 +63,11 @@ class Paces:
 
     Attributes:
         known: by the labels of method and task.
-        refused: sentences: pairs of which every run would fail, and why.
+        refused: pairs of which every run would fail, and why.
     """
 
     known: dict[Pair, Pace] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refused: Wrong = field(default_factory=Wrong)
 
 
 def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
@@ -85,7 +86,9 @@ def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
             if pace := _tried(spec, time.perf_counter() - began < PATIENCE):
                 found.known[pair] = pace
         except UserError as error:
-            found.refused.append(f"{pair[0]} on {pair[1]}: {error}")
+            found.refused.add(pair, str(error))
+        except SystemExit as error:
+            found.refused.add(pair, f"code of your own ends the process with sys.exit({error.code!r})")
         except Exception as error:  # whatever a user's own method raises: its runs fail, and the others go on
             log.warning("%s on %s cannot be timed: %s", *pair, described(error))
     if found.known:
@@ -119,6 +122,8 @@ def _tried(spec: RunSpec, timed: bool) -> Pace | None:
     """The pace by a run of one round and a few short rounds; None if there is no time for them."""
     simulation = Simulation(spec.clients, ENGINE)
     with rehearsed(spec.settings, simulation) as rehearsal:
+        if spec.role == "tuning" and not any(profile.counts["validation"] for profile in rehearsal.profiles):
+            raise UserError("no client has validation samples to tune on: wanted a larger validation-fraction")
         steps = mean_steps(rehearsal.settings, rehearsal.profiles)
         members = max(1, len(rehearsal.profiles) - rehearsal.settings.novel_clients)
         cohort = max(1, math.floor(rehearsal.settings.fraction_train * members + 0.5))
