@@ -144,6 +144,17 @@ def test_a_table_is_sorted_by_a_click_and_by_a_key(opened: Browser) -> None:
     assert len(all_of(opened, "#table-results tbody tr.floor")) == 2
 
 
+def test_values_of_settings_are_sorted_as_numbers(opened: Browser) -> None:
+    column = "document.querySelector('#table-tuned').tBodies[0]"
+    values = ["0.02", "0.001858", "10", "–", "1e-05"]
+    for at, value in enumerate(values):
+        opened.execute_script(f"{column}.rows[{at}].cells[2].textContent = '{value}'")
+    one(opened, "#table-tuned thead th:nth-child(3) button").click()
+    texts = [cell.text for cell in all_of(opened, "#table-tuned tbody td:nth-child(3)")]
+    assert [text for text in texts if text in values] == ["1e-05", "0.001858", "0.02", "10", "–"]
+    assert texts[-1] == "–"
+
+
 def test_what_is_not_there_is_sorted_last(opened: Browser) -> None:
     button = one(opened, "#table-clients thead th:nth-child(2) button")
     for _ in range(2):

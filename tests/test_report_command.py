@@ -47,7 +47,7 @@ def test_the_page_of_one_folder_lies_in_it(left: Path, capsys: pytest.CaptureFix
     [
         (["nothing"], r"error: .*/nothing is no folder: wanted that of a study, of a run, or of several runs\n"),
         (["."], r"error: [^\n]* run[^\n]*\n"),
-        (["half"], r"error: no run in .*half has come to its end: [^\n]+\n"),
+        (["half"], r"error: .*half holds no run with scores of its end: it has not come to its end\n"),
         (["half", "-o", "page.pdf"], r"error: --output page\.pdf: wanted a file that ends in \.html\n"),
         (["whole", "-o", "no/page.html"], r"error: no/page\.html cannot be written: No such file or directory\n"),
     ],

@@ -230,6 +230,22 @@ def test_a_study_that_was_ended_at_any_moment_goes_on_to_the_same_end(folders: I
         assert results(folder) == results(whole)
 
 
+def test_of_an_error_the_least_is_chosen_also_after_a_crash(folders: Iterator[Path]) -> None:
+    whole, folder, planned = next(folders), next(folders), plan(tune=TUNE)
+    study(whole, planned, Pretended(2, higher=False))
+    with pytest.raises(CrashError):
+        study(folder, planned, Pretended(2, 1, higher=False, until=150))
+    study(folder, planned, Pretended(2, 2, higher=False))
+    assert tuning(folder) == tuning(whole)
+    for told in json.loads(tuning(whole)):
+        values = [trial["value"] for trial in told["trials"] if trial["value"] is not None]
+        assert told["trials"][told["chosen"]]["value"] == min(values) < max(values)
+    study(better := next(folders), planned, Pretended(2))
+    assert [[trial["state"] for trial in told["trials"]] for told in json.loads(tuning(better))] == [
+        [trial["state"] for trial in told["trials"]] for told in json.loads(tuning(whole))
+    ], "an error ends other trials early than what is 1 less it"
+
+
 def test_nothing_is_left_to_do_of_a_study_that_is_done(folders: Iterator[Path]) -> None:
     folder, planned = next(folders), plan(tune=TUNE)
     first, _ = study(folder, planned, Pretended(2))

@@ -126,6 +126,7 @@ def _notes(collection: Collection, other: str) -> list[str]:
         notes.append(
             f"Won, tied and lost are clients, compared with {other} with no tolerance but for rounding; {unit}."
         )
+        notes.append("The sign test is not adjusted for the number of methods, and takes clients as independent.")
     if any(not collection.metrics[task].higher for task in collection.tasks):
         notes.append(
             "Jain's index and Gini's coefficient are of the scores as they are, of which lower is better here."

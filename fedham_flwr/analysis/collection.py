@@ -196,7 +196,7 @@ def _collected(
     runs.sort(key=lambda run: (methods.index(run.method), tasks.index(run.task), run.seed))
     return Collection(
         title, tuple(runs), tuple(methods), tuple(tasks), metrics, split,
-        failures=tuple(faults), warnings=tuple(_warnings(runs)),
+        failures=tuple(faults), warnings=(*_warnings(runs), *_unscored(runs, split)),
     )  # fmt: skip
 
 
@@ -205,7 +205,8 @@ def _unlike(run: RunFacts, metric: Metric, split: Split) -> str:
     if run.metric != metric.name:
         return f"it is judged by {run.metric}, and the others of its task by {metric.name}"
     if run.value(split=split) is None:
-        return f"its closing evaluation has no {split} {metric.name}"
+        lack = "no finite" if run.entry(split=split) else "no"
+        return f"its closing evaluation has {lack} {split} {metric.name}"
     return ""
 
 
@@ -230,3 +231,15 @@ def _warnings(runs: Sequence[RunFacts]) -> Iterator[str]:
         yield f"The runs are of several commits: {', '.join(sorted(commits))}."
     if dirty := [commit for commit in sorted(commits) if commit.endswith("-dirty")]:
         yield f"Files differed from the commit that is named: {', '.join(dirty)}."
+
+
+def _unscored(runs: Sequence[RunFacts], split: Split) -> Iterator[str]:
+    """That clients are missing in the mean of a run, which is then one over others than in the other runs."""
+    fixed = all(run.data_seed >= 0 for run in runs)
+    counts = [(run, (run.task, 0 if fixed else run.seed), (run.entry(split=split) or {})["clients"]) for run in runs]
+    for run, group, count in counts:
+        if count < (most := max(other for _, each, other in counts if each == group)):
+            yield (
+                f"{run.method}, {run.task}, seed {run.seed}: {count} of {most} clients have a {split} {run.metric}, "
+                "and its mean is over these alone."
+            )

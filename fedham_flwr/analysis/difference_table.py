@@ -85,7 +85,7 @@ def differences(collection: Collection) -> Table:
     ]  # fmt: skip
     rows = [_row(collection, each, signs) for each in found if collection.of(each.method, each.task)]
     title = f"Differences to {collection.reference} in {collection.split} scores, seed by seed"
-    return Table("differences", title, tuple(columns), tuple(rows), tuple(_family(found)))
+    return Table("differences", title, tuple(columns), tuple(rows), tuple(_family(found, signs)))
 
 
 def _row(collection: Collection, each: Compared, signs: bool) -> tuple[Cell, ...]:
@@ -96,7 +96,7 @@ def _row(collection: Collection, each: Compared, signs: bool) -> tuple[Cell, ...
         gain, p = Cell(EMPTY, note="no seed that both have"), None
     else:
         gain = difference(each.difference.interval, metric, short_of(each.seeds, expected))
-        gain = with_unit(collection, each.task, gain)
+        gain = with_unit(collection, each.task, gain, "points")
         p = each.difference.p
     middle = [gain, probability(p), probability(each.adjusted), *([probability(each.signs)] if signs else [])]
     return (*first, *middle, _word(each.word, metric), count(each.seeds))
@@ -121,7 +121,7 @@ def paired_over(ours: dict[int, float], theirs: dict[int, float]) -> Difference 
     return paired([ours[seed] for seed in both], [theirs[seed] for seed in both]) if both else None
 
 
-def _family(found: Sequence[Compared]) -> list[str]:
+def _family(found: Sequence[Compared], signs: bool) -> list[str]:
     """How to read the differences."""
     tested = sum(each.adjusted is not None for each in found)
     notes = []
@@ -129,6 +129,10 @@ def _family(found: Sequence[Compared]) -> list[str]:
         notes.append(
             f"Holm's method adjusts for the {tested} comparisons of this table, so that the probability of any false "
             "finding among them is at most 5 %."
+            if tested > 1
+            else "With one comparison in this table there is nothing to adjust for: Holm's p is p."
         )
         notes.append("Not distinguishable does not mean equal: these seeds do not tell the two apart.")
+    if signs:
+        notes.append("Wilcoxon's signed-rank test is not adjusted for the number of comparisons.")
     return notes

@@ -12,6 +12,7 @@ import numpy as np
 
 from fedham_flwr.core.records import MEMBER, RoundRecord, Row
 from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.reporting.parquet import read_part
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
 from fedham_flwr.reporting.summary import waited
 
@@ -126,12 +127,10 @@ class RunFacts:
     @cached_property
     def closing(self) -> tuple[Row, ...]:
         """The rows of the closing evaluation, of which alone the files are read."""
-        import pyarrow.parquet as pq
-
         last = max(int(entry["round"]) for entry in self.summary["final"])
         found: list[Row] = []
         for part in sorted((self.directory / "metrics").glob(f"round-{last:05d}-*.parquet")):
-            table = pq.ParquetFile(part).read()
+            table = read_part(part)
             if "population" not in table.column_names:  # of a run from before there were novel clients
                 table = table.append_column("population", [[MEMBER] * len(table)])
             found += to_rows(table)

@@ -118,7 +118,7 @@ def _notes(collection: Collection) -> list[str]:
     elif collection.runs:
         notes.append("One seed: there is no interval, and no method can be said to be above another.")
     if len(collection.methods) > 1 and several:
-        notes.append("Bold is a best method that is above each of the others by verdict (paired by seed, Holm).")
+        notes.append("Bold is a best method that is better than each of the others by verdict (paired by seed, Holm).")
     if floors := [method for method in collection.methods if method in collection.floors]:
-        notes.append(f"Floors, which every method should be above: {', '.join(floors)}.")
+        notes.append(f"Floors, which every method should be better than: {', '.join(floors)}.")
     return [*notes, *collection.warnings]

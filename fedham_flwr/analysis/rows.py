@@ -42,14 +42,15 @@ def unit_of(collection: Collection) -> str:
     return "%" if all(metric.bounded for metric in collection.metrics.values()) else ""
 
 
-def with_unit(collection: Collection, task: str, cell: Cell) -> Cell:
+def with_unit(collection: Collection, task: str, cell: Cell, unit: str = "%") -> Cell:
     """A cell of a score that says itself that it is in percent, where its column has scores of other kinds too.
 
     Args:
         collection: the runs.
         task: that the score is of.
         cell: of the score.
+        unit: of the text of a score that is a fraction.
     """
     if cell.value is None or unit_of(collection) or not collection.metrics[task].bounded:
         return cell
-    return replace(cell, text=f"{cell.text} %")
+    return replace(cell, text=f"{cell.text} {unit}")

@@ -13,6 +13,8 @@ from fedham_flwr.analysis.tables import all_tables
 from fedham_flwr.core.files import replacing
 from fedham_flwr.reporting.console import clean
 
+LABELS = ("method", "task")
+"""Columns that say what a row is of."""
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "²": r"\textsuperscript{2}",
@@ -48,7 +50,7 @@ def to_markdown(table: Table) -> str:
     rule = ["---:" if column.kind == "number" else "---" for column in table.columns]
     lines = [head, rule, *([_markdown_cell(cell) for cell in row] for row in table.rows)]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = "".join(f"- {_markdown(note)}\n" for note in table.notes)
+    notes = "".join(f"- {_markdown(note)}\n" for note in _notes(table))
     return f"**{_markdown(table.title)}**\n\n{body}\n" + (f"\n{notes}" if notes else "")
 
 
@@ -66,8 +68,8 @@ def to_latex(table: Table) -> str:
         *(" & ".join(_latex_cell(cell) for cell in row) + r" \\" for row in table.rows),
         r"\bottomrule", r"\end{tabular}",
     ]  # fmt: skip
-    if table.notes:
-        lines += [r"\par\smallskip\footnotesize", *(f"{_latex(note)}\\\\" for note in table.notes)]
+    if notes := _notes(table):
+        lines += [r"\par\smallskip\footnotesize", *(f"{_latex(note)}\\\\" for note in notes)]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
 
 
@@ -92,6 +94,26 @@ def to_csv(table: Table) -> str:
         cells = zip(table.columns, row, wide, strict=True)
         writer.writerow([entry for column, cell, has_ends in cells for entry in _csv_cell(column, cell, has_ends)])
     return out.getvalue()
+
+
+def _notes(table: Table) -> list[str]:
+    """The notes of a table, and those of its numbers, such as that one is of fewer seeds than the others."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for row in table.rows:
+        found: dict[str, list[str]] = {}
+        for column, cell in zip(table.columns, row, strict=True):
+            if cell.value is not None and cell.note and cell.note not in cell.text:
+                found.setdefault(cell.note, []).append(column.name)
+        for note, columns in found.items():
+            labels = [cell.text for column, cell in zip(table.columns, row, strict=True) if column.name in LABELS]
+            alike.setdefault((", ".join(columns), note), []).append(", ".join(labels))
+    return [
+        *table.notes,
+        *(
+            f"{columns} of {'all rows' if len(rows) == len(table.rows) > 1 else '; '.join(rows)}: {note}."
+            for (columns, note), rows in alike.items()
+        ),
+    ]
 
 
 def _csv_cell(column: Column, cell: Cell, has_ends: bool) -> list[str]:

@@ -80,4 +80,4 @@ def _check(collection: Collection, folders: Sequence[Path]) -> None:
         return
     named = ", ".join(str(folder.absolute()) for folder in folders)
     why = f": {collection.failures[0].error}" if collection.failures else ""
-    raise UserError(f"no run in {named} has come to its end{why}")
+    raise UserError(f"{named} holds no run with scores of its end{why}")

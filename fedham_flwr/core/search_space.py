@@ -71,6 +71,9 @@ class Choice:
             raise ValueError(f"the start {self.start!r} is none of {self.values}")
 
 
+PILOT = "ours, by test accuracy in pilots"
+"""Source of a default that was not chosen on validation, as it should have been."""
+
 Dimension = Range | Choice
 Space = Mapping[str, Dimension]
 """Setting, as it is written (`fedprox.mu`, in the section of its method) -> the values that a search may try."""

@@ -7,8 +7,10 @@ from statistics import fmean
 from typing import Any
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
+from fedham_flwr.analysis.client_tables import client_scores
 from fedham_flwr.analysis.collection import Collection
 from fedham_flwr.analysis.facts import Phase, RunFacts
+from fedham_flwr.analysis.fairness import duel
 from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import shortened, thinned
 from fedham_flwr.page.html import figure, folded, score, shown
@@ -106,26 +108,17 @@ def _drawn(collection: Collection, task: str, share: float) -> list[str]:
 
 
 def _findings(collection: Collection, task: str) -> list[str]:
-    """How many clients each method serves better than the reference, each seed's on their own, in words."""
+    """How many clients each method serves better and worse than the reference, counted as in the table of clients."""
     if not _compares(collection):
         return []
-    sign = 1 if collection.metrics[task].higher else -1
-    reference = collection.of(collection.reference, task)
-    said = []
+    reference, said = collection.of(collection.reference, task), []
     for found, method, runs in by_method(collection):
-        if found == task and method != collection.reference:
-            pairs = [(run, reference[run.seed]) for run in runs if run.seed in reference]
-            gains = [sign * gain for ours, theirs in pairs for gain in _gains(collection, ours, theirs)]
-            said.append(f"{method} {sum(gain > 0 for gain in gains)} of {len(gains)}")
-    text = f"Clients that are better off than with {collection.reference}, each seed's counted: {'; '.join(said)}"
-    return [named(collection, task, text) + "."] if said else []
-
-
-def _gains(collection: Collection, ours: RunFacts, theirs: RunFacts) -> list[float]:
-    """By how much each client's score is higher, in two runs of one seed."""
-    metric = _metric(collection, ours)
-    first, second = (run.per_client("", collection.split, metric) for run in (ours, theirs))
-    return [value - second[client] for client, value in first.items() if client in second]
+        seeds = {run.seed for run in runs} & set(reference)
+        if found == task and method != collection.reference and seeds:
+            ours, theirs = (client_scores(collection, each, task, seeds) for each in (method, collection.reference))
+            won, tied, lost = duel(ours, theirs, collection.metrics[task].higher)
+            said.append(f"{method} {won} better, {lost} worse of {won + tied + lost}")
+    return [named(collection, task, f"Clients against {collection.reference}: {'; '.join(said)}") + "."] if said else []
 
 
 def _apart(collection: Collection) -> bool:

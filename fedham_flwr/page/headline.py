@@ -36,9 +36,9 @@ def scope(collection: Collection) -> str:
         collection: with at least one run.
     """
     methods = [method for method in collection.methods if method not in collection.floors]
-    said = _counted(len(methods), "method") + (f" ({', '.join(methods)})" if methods else "")
+    said = _counted(len(methods), "method") + (f" ({_joined(methods)})" if methods else "")
     if collection.floors:
-        said += f" and {_counted(len(collection.floors), 'floor')} ({', '.join(collection.floors)})"
+        said += f" and {_counted(len(collection.floors), 'floor')} ({_joined(collection.floors)})"
     seeds = Places.of(collection).seeds
     measured = " and ".join(dict.fromkeys(metric.name for metric in collection.metrics.values()))
     tasks = ", ".join(_task(collection, task) for task in collection.tasks)
@@ -101,4 +101,9 @@ def _counted(count: int, what: str) -> str:
 def _listed(names: Sequence[str]) -> str:
     if len(names) > FEW:
         names = [*names[: FEW - 1], f"{len(names) - FEW + 1} more"]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{_joined(names[:-1])} and {names[-1]}"
+
+
+def _joined(names: Sequence[str]) -> str:
+    """Names one after another, told apart where one of them has a comma, as labels with settings do."""
+    return ("; " if any(", " in name for name in names) else ", ").join(names)

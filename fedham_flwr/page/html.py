@@ -12,7 +12,7 @@ from fedham_flwr.analysis.numbers import EMPTY
 from fedham_flwr.reporting.console import clean
 from fedham_flwr.training.metrics import Metric
 
-LONG = 24
+LONG = 30
 """Characters of a cell that stay on one line."""
 
 

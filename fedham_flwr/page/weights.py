@@ -13,6 +13,7 @@ from fedham_flwr.analysis.facts import RunFacts
 from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import thinned
 from fedham_flwr.reporting.mixing_weights import clients_of
+from fedham_flwr.reporting.parquet import read_part
 
 MOST = 360_000
 """Weights in a page, at most, a byte each before they are written as text."""
@@ -91,9 +92,7 @@ def _read(run: RunFacts, parts: dict[int, Path], most: int) -> Weights:
 
 def _columns(part: Path) -> dict[str, Any]:
     """Weights of a file as an array; client, group and peer as (names, number of the name in each row)."""
-    import pyarrow.parquet as pq
-
-    table = pq.ParquetFile(part).read().unify_dictionaries()
+    table = read_part(part).unify_dictionaries()
     columns: dict[str, Any] = {"weight": table["weight"].to_numpy()}
     for name in ("client", "group", "peer"):
         column = table[name].combine_chunks()

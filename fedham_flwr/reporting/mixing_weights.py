@@ -18,6 +18,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import replacing
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.federation.roster import order
+from fedham_flwr.reporting.parquet import read_part
 
 if TYPE_CHECKING:
     import pyarrow
@@ -65,13 +66,11 @@ def read_weights(run: Path) -> pyarrow.Table:
     """All mixing weights of a run, by round; an empty table for a method that has none.
 
     Raises:
-        UserError: `run` is not the directory of a run.
+        UserError: `run` is not the directory of a run, or a file of it is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    # ParquetFile and not read_table, which takes a folder named a=b on the way as a column.
-    parts = [pq.ParquetFile(part).read() for part in _files(run)]
+    parts = [read_part(part) for part in _files(run)]
     return pa.concat_tables([_schema().empty_table(), *parts]).unify_dictionaries()
 
 

@@ -31,6 +31,7 @@ from fedham_flwr.core.files import naming, replacing, sync
 from fedham_flwr.core.records import MEMBER, Failure, RoundRecord, Row, check_rows
 from fedham_flwr.reporting.environment import environment_facts
 from fedham_flwr.reporting.formats import json_text, toml_text
+from fedham_flwr.reporting.parquet import read_part
 
 if TYPE_CHECKING:
     import pyarrow
@@ -182,16 +183,14 @@ def read_rows(run: Path) -> "pyarrow.Table":
     """All rows of a run, sorted by round, client, split, model, phase and metric.
 
     Raises:
-        UserError: `run` is not the directory of a run.
+        UserError: `run` is not the directory of a run, or a file of it is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     metrics = Path(run) / "metrics"
     if not metrics.is_dir():
         raise UserError(f"{Path(run).absolute()} is not the directory of a run: it has no folder 'metrics'")
-    # ParquetFile and not read_table, which takes a folder named a=b on the way as a column.
-    parts = [pq.ParquetFile(part).read() for part in sorted(metrics.glob("round-*.parquet"))]
+    parts = [read_part(part) for part in sorted(metrics.glob("round-*.parquet"))]
     table = pa.concat_tables([_table([]), *parts], promote_options="default")
     population = table["population"].fill_null(MEMBER)  # of a run from before there were novel clients
     table = table.set_column(table.schema.get_field_index("population"), "population", population)

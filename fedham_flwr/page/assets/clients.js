@@ -31,7 +31,9 @@ function values(data, task, method, phase, seeds) {
 
 function counted(both, labels, task) {
   const sign = report.higher[task] ? 1 : -1;
-  const count = (test) => both.filter((each) => test(sign * (each.y - each.x))).length;
+  // Means of seeds that are equal can differ in their last bits.
+  const apart = ({ x, y }) => (Math.abs(y - x) <= 1e-12 * Math.max(Math.abs(x), Math.abs(y)) ? 0 : sign * (y - x));
+  const count = (test) => both.filter((each) => test(apart(each))).length;
   return both.length ? `${labels[1]} is better than ${labels[0]} for ${count((d) => d > 0)} of ${both.length} clients, worse for `
     + `${count((d) => d < 0)}, and the same for ${count((d) => d === 0)}.` : "There is no such score here.";
 }

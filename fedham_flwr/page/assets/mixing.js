@@ -11,6 +11,7 @@ draws("mixing-figure", report.mixing, (figure, controls, data) => {
   const own = boxes(controls, "", ["own weight", "numbers"], false);
   own();
   controls.querySelectorAll("fieldset").forEach((set) => { set.hidden = false; });
+  const numbersBox = controls.querySelectorAll("fieldset label")[1];
   const run = () => data.runs[at()];
   const round = slider(controls, "round", () => run().rounds.length, (place) => `${run().rounds[place]} of ${run().rounds.at(-1)}`);
   return () => {
@@ -18,6 +19,7 @@ draws("mixing-figure", report.mixing, (figure, controls, data) => {
     const layer = Math.max(0, it.groups.indexOf(groups[group()]));
     const [diagonal, numbers] = [0, 1].map((place) => own().includes(place));
     const z = square(it, bytes.get(it), round(), layer, diagonal);
+    numbersBox.hidden = !fits(it);
     const highest = diagonal ? it.highest : it["highest-other"];
     const lack = it.groups.includes(groups[group()]) ? "" : `This run has no layer group ${groups[group()]}: shown is ${it.groups[0]}.`;
     return { ...map(it, z, highest, numbers), said: lack || strongest(it, z) };
@@ -50,11 +52,20 @@ function strongest(run, z) {
   return best ? `The largest weight of another: client ${run.clients[best.i]} gives client ${run.peers[best.j]} ${best.weight.toFixed(3)}.` : "";
 }
 
+function width() {
+  return Math.min(document.getElementById("mixing-figure").clientWidth, 620);
+}
+
+// Whether cells are large enough for numbers in them.
+function fits(run) {
+  return run.peers.length <= 12 && width() > 480;
+}
+
 function map(run, z, highest, numbers) {
   const [x, y] = [run.peers, run.clients].map((names) => names.map((_, at) => at));
   const text = z.map((row, i) => row.map((weight, j) => `client ${plain(run.clients[i])}<br>of ${plain(run.peers[j])}: ${weight === null ? "–" : weight.toFixed(3)}`));
-  const side = Math.min(document.getElementById("mixing-figure").clientWidth, 620);
-  const inside = numbers && run.peers.length <= 12 && side > 480;
+  const side = width();
+  const inside = numbers && fits(run);
   const ticks = (names) => {
     const step = Math.ceil(names.length / 24);
     const shown = names.map((_, at) => at).filter((at) => at % step === 0);
