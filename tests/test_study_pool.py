@@ -185,7 +185,9 @@ def test_a_run_whose_worker_dies_is_tried_once_more_and_has_then_failed(folders:
 
 def test_a_full_disk_ends_the_study_and_is_no_run_s_fault(folders: Iterator[Path]) -> None:
     pool, folder = Pretended(1, fails=lambda spec: "full" if spec.seed == 1 else ""), next(folders)
-    with pytest.raises(UnwritableError, match="it is gone"):
+    with pytest.raises(
+        UnwritableError, match="it is gone; what is done is kept, and after room is made the same command goes on"
+    ):
         study(folder, plan(), pool)
     assert all(run["state"] == "complete" for run in results(folder).values())
 

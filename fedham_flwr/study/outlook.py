@@ -115,7 +115,8 @@ class Outlook:
         tuning, report = (sum(getattr(c, name) for c in self.counts.values()) for name in ("tuning", "report"))
         there = sum(count.tuning_there + count.report_there for count in self.counts.values())
         tune = f"at most {tuning} to tune and " if tuning else ""
-        yield f"runs     {tune}{report} to report; {there} of them {'is' if there == 1 else 'are'} there"
+        lost = f", {self.failed} of which failed (--retry-failed does them again)" if self.failed else ""
+        yield f"runs     {tune}{report} to report; {there} of them {'is' if there == 1 else 'are'} there{lost}"
         yield f"workers  {workers}"
         yield from (f"note     {warning}" for warning in plan.warnings)
 
