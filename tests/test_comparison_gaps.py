@@ -11,7 +11,7 @@ from comparisons import Made, write_study
 from fedham_flwr.analysis.client_tables import clients
 from fedham_flwr.analysis.collection import Collection, of_study
 from fedham_flwr.analysis.difference_table import differences
-from fedham_flwr.analysis.result_tables import results
+from fedham_flwr.analysis.result_tables import best, results
 from fedham_flwr.analysis.tables import all_tables
 from fedham_flwr.analysis.writing import to_latex, to_markdown
 from fedham_flwr.core.errors import UserError
@@ -45,9 +45,26 @@ def test_a_mean_over_fewer_clients_is_warned_of(tmp_path: Path) -> None:
     assert study(tmp_path / "whole", runs).warnings == ()
     runs["fedper", "digits", 1] = Made("fedper", 1, scores(0.9, ("0", "1")))
     found = study(tmp_path / "less", runs)
-    said = "fedper, digits, seed 1: 2 of 3 clients have a test accuracy, and its mean is over these alone."
+    said = (
+        "fedper, digits, seed 1: 2 of 3 clients have a test accuracy: its mean is over these alone, and differences "
+        "are over the clients that both have."
+    )
     assert found.warnings == (said,)
     assert said in results(found).notes
+
+
+def test_a_method_is_not_above_for_want_of_a_bad_client(tmp_path: Path) -> None:
+    def of(seed: int, more: float) -> dict[str, float]:
+        return {"0": 0.9 + more, "1": 0.9 + 0.01 * seed + more, "2": 0.1 + more}
+
+    runs = {("local", "digits", seed): Made("local", seed, of(seed, 0.0)) for seed in range(3)}
+    lucky = {seed: {client: of(seed, -0.01 - 0.001 * seed)[client] for client in ("0", "1")} for seed in range(3)}
+    runs |= {("fedper", "digits", seed): Made("fedper", seed, lucky[seed]) for seed in range(3)}
+    found = study(tmp_path, runs)
+    (row,) = differences(found).rows
+    assert row[1].value == pytest.approx(-0.011)
+    assert row[4].text == "below"
+    assert best(found, "digits") == ""  # its mean is the highest
 
 
 def test_where_each_seed_has_its_own_clients_their_number_may_differ(tmp_path: Path) -> None:
