@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from comparisons import Made, write_study
 
 from fedham_flwr.analysis.client_tables import clients
 from fedham_flwr.analysis.collection import Collection, of_study
+from fedham_flwr.analysis.cost_tables import costs
 from fedham_flwr.analysis.difference_table import differences
 from fedham_flwr.analysis.result_tables import best, results
 from fedham_flwr.analysis.tables import all_tables
@@ -18,6 +21,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.page.clients import client_parts
 from fedham_flwr.page.forest import forest
 from fedham_flwr.page.headline import scope
+from fedham_flwr.page.write import page
 from fedham_flwr.training.metrics import METRICS
 
 CLIENTS = ("0", "1", "2")
@@ -163,3 +167,24 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
         part.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"round-00003-evaluate\.parquet cannot be read: .*; wanted a Parquet file"):
         all_tables(found)
+
+
+def test_a_run_without_a_score_at_the_budget_is_left_out_there(tmp_path: Path) -> None:
+    runs = {
+        (method, "digits", seed): Made(method, seed, scores(0.5), metric=METRICS["mae"], rounds=4, up=up)
+        for method, up in (("local", 2**18), ("fedper", 2**19))
+        for seed in range(2)
+    }
+    found = study(tmp_path, runs)
+    for number in (2, 3):  # what diverges on the way
+        (part,) = (found.runs[-1].directory / "metrics").glob(f"round-0000{number}-*.parquet")
+        table = pq.ParquetFile(part).read()
+        lost = pa.array([math.nan] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("value"), "value", lost), part)
+    table = costs(found)
+    names = [column.name for column in table.columns]
+    at_equal = [table.rows[1][names.index(name)] for name in ("at equal MiB", "area, MiB")]
+    assert [cell.note for cell in at_equal] == ["1 of 2 seeds; one seed: no interval"] * 2
+    assert at_equal[0].value == pytest.approx(0.51 / 2)  # of seed 0, half way
+    assert "nan %" not in page(found, all_tables(found), "")
+    assert not any("nan" in cell.text for each in all_tables(found) for row in each.rows for cell in row)
