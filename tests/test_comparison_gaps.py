@@ -20,7 +20,7 @@ from fedham_flwr.analysis.writing import to_latex, to_markdown
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.page.clients import client_parts
 from fedham_flwr.page.forest import forest
-from fedham_flwr.page.headline import scope
+from fedham_flwr.page.headline import scope, verdict
 from fedham_flwr.page.write import page
 from fedham_flwr.training.metrics import METRICS
 
@@ -159,6 +159,11 @@ def test_long_labels_have_room_and_are_told_apart(tmp_path: Path) -> None:
     assert ">fedper, …learning-rate=0.001<" in picture
     assert 'x="232" y="25" text-anchor="end"' in picture  # 28 characters of 8 pixels
     assert f"({label}; {label}2)" in scope(found)
+
+
+def test_the_headline_says_that_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
+    said = "No method can be told apart from local in test accuracy with one seed."
+    assert verdict(study(tmp_path, usual(1)), "digits") == said
 
 
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
