@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from comparisons import Made, write_study
 
 from fedham_flwr.analysis.client_tables import clients
 from fedham_flwr.analysis.collection import Collection, of_study
+from fedham_flwr.analysis.cost_tables import costs
 from fedham_flwr.analysis.difference_table import differences
-from fedham_flwr.analysis.result_tables import results
+from fedham_flwr.analysis.result_tables import best, results
 from fedham_flwr.analysis.tables import all_tables
 from fedham_flwr.analysis.writing import to_latex, to_markdown
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.page.clients import client_parts
 from fedham_flwr.page.forest import forest
-from fedham_flwr.page.headline import scope
+from fedham_flwr.page.headline import scope, verdict
+from fedham_flwr.page.write import page
 from fedham_flwr.training.metrics import METRICS
 
 CLIENTS = ("0", "1", "2")
@@ -45,9 +49,26 @@ def test_a_mean_over_fewer_clients_is_warned_of(tmp_path: Path) -> None:
     assert study(tmp_path / "whole", runs).warnings == ()
     runs["fedper", "digits", 1] = Made("fedper", 1, scores(0.9, ("0", "1")))
     found = study(tmp_path / "less", runs)
-    said = "fedper, digits, seed 1: 2 of 3 clients have a test accuracy, and its mean is over these alone."
+    said = (
+        "fedper, digits, seed 1: 2 of 3 clients have a test accuracy: its mean is over these alone, and differences "
+        "are over the clients that both have."
+    )
     assert found.warnings == (said,)
     assert said in results(found).notes
+
+
+def test_a_method_is_not_above_for_want_of_a_bad_client(tmp_path: Path) -> None:
+    def of(seed: int, more: float) -> dict[str, float]:
+        return {"0": 0.9 + more, "1": 0.9 + 0.01 * seed + more, "2": 0.1 + more}
+
+    runs = {("local", "digits", seed): Made("local", seed, of(seed, 0.0)) for seed in range(3)}
+    lucky = {seed: {client: of(seed, -0.01 - 0.001 * seed)[client] for client in ("0", "1")} for seed in range(3)}
+    runs |= {("fedper", "digits", seed): Made("fedper", seed, lucky[seed]) for seed in range(3)}
+    found = study(tmp_path, runs)
+    (row,) = differences(found).rows
+    assert row[1].value == pytest.approx(-0.011)
+    assert row[4].text == "below"
+    assert best(found, "digits") == ""  # its mean is the highest
 
 
 def test_where_each_seed_has_its_own_clients_their_number_may_differ(tmp_path: Path) -> None:
@@ -140,9 +161,35 @@ def test_long_labels_have_room_and_are_told_apart(tmp_path: Path) -> None:
     assert f"({label}; {label}2)" in scope(found)
 
 
+def test_the_headline_says_that_one_seed_tells_nothing_apart(tmp_path: Path) -> None:
+    said = "No method can be told apart from local in test accuracy with one seed."
+    assert verdict(study(tmp_path, usual(1)), "digits") == said
+
+
 def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
     found = study(tmp_path, usual(1))
     for part in (found.runs[0].directory / "metrics").glob("*-evaluate.parquet"):
         part.write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"round-00003-evaluate\.parquet cannot be read: .*; wanted a Parquet file"):
         all_tables(found)
+
+
+def test_a_run_without_a_score_at_the_budget_is_left_out_there(tmp_path: Path) -> None:
+    runs = {
+        (method, "digits", seed): Made(method, seed, scores(0.5), metric=METRICS["mae"], rounds=4, up=up)
+        for method, up in (("local", 2**18), ("fedper", 2**19))
+        for seed in range(2)
+    }
+    found = study(tmp_path, runs)
+    for number in (2, 3):  # what diverges on the way
+        (part,) = (found.runs[-1].directory / "metrics").glob(f"round-0000{number}-*.parquet")
+        table = pq.ParquetFile(part).read()
+        lost = pa.array([math.nan] * len(table))
+        pq.write_table(table.set_column(table.schema.get_field_index("value"), "value", lost), part)
+    table = costs(found)
+    names = [column.name for column in table.columns]
+    at_equal = [table.rows[1][names.index(name)] for name in ("at equal MiB", "area, MiB")]
+    assert [cell.note for cell in at_equal] == ["1 of 2 seeds; one seed: no interval"] * 2
+    assert at_equal[0].value == pytest.approx(0.51 / 2)  # of seed 0, half way
+    assert "nan %" not in page(found, all_tables(found), "")
+    assert not any("nan" in cell.text for each in all_tables(found) for row in each.rows for cell in row)

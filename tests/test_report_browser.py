@@ -198,6 +198,19 @@ def test_a_client_is_compared_by_method_and_as_a_line(opened: Browser) -> None:
     assert "after local training is better than before local training for 4 of 4" in said.text
 
 
+def test_a_long_label_fits_beside_an_axis(driver: Browser, tmp_path: Path) -> None:
+    for rate in (0.001, 0.002):
+        more = {"learning-rate": rate, "batch-size": round(1e4 * rate), "local-epochs": round(1e3 * rate)}
+        make_run(tmp_path / "runs", "fedper", 0, CLIENTS, 2, more=more)
+    show(driver, write_report(open_collection([tmp_path / "runs"]), tmp_path / "report.html"), 320)
+    for axis in ("x", "y"):
+        title = plot(driver, "clients-figure", f"plot.layout.{axis}axis.title.text")
+        assert title.startswith("accuracy: fedper, ")
+        assert len(title) == len("accuracy: ") + 28
+    box = "document.querySelector('#clients-figure .xtitle').getBoundingClientRect().right"
+    assert driver.execute_script(f"return {box} <= document.documentElement.clientWidth")
+
+
 def test_the_slider_moves_through_the_rounds(opened: Browser) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -125,6 +125,20 @@ def test_tensorboard_holds_the_numbers_of_the_run(go: Go, monkeypatch: pytest.Mo
     assert len(list((left / "tensorboard").iterdir())) == 2
 
 
+def test_a_round_in_which_another_callback_is_interrupted_is_in_the_log(go: Go) -> None:
+    class Interrupted(Listener):
+        def on_round(self, report: RoundReport) -> str | None:
+            if report.round == 2 and not report.again:
+                raise KeyboardInterrupt
+            return None
+
+    with pytest.raises(KeyboardInterrupt):
+        go(3, tracker="tensorboard", callbacks=[Interrupted()], results_dir="interrupted")
+    (left,) = Path("interrupted/fedper").iterdir()
+    simulate(resume=left, verbose=False)
+    assert [step for step, _ in read_back(left / "tensorboard")["round/seconds"]] == [1, 2, 3, 4]
+
+
 def without_time(found: dict[str, Any]) -> dict[str, Any]:
     return {name: points for name, points in found.items() if name != "round/seconds"}
 

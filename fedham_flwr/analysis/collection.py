@@ -240,6 +240,6 @@ def _unscored(runs: Sequence[RunFacts], split: Split) -> Iterator[str]:
     for run, group, count in counts:
         if count < (most := max(other for _, each, other in counts if each == group)):
             yield (
-                f"{run.method}, {run.task}, seed {run.seed}: {count} of {most} clients have a {split} {run.metric}, "
-                "and its mean is over these alone."
+                f"{run.method}, {run.task}, seed {run.seed}: {count} of {most} clients have a {split} {run.metric}: "
+                "its mean is over these alone, and differences are over the clients that both have."
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -122,8 +123,7 @@ def _row(collection: Collection, method: str, task: str, course: _Course) -> lis
     for name, spent in UNITS:
         budget = course.budgets[name]
         found = [reached(_spent(curve, spent), budget) for curve in mine.values()] if budget is not None else []
-        known = [value for value in found if value is not None]
-        cells.append(with_unit(collection, task, averaged(known, metric, len(runs))))
+        cells.append(with_unit(collection, task, averaged(_finite(found), metric, len(runs))))
     cells.append(with_unit(collection, task, _area(mine, course, metric)))
     cells += [_until(collection, method, task, course, spent) for _, spent in UNITS]
     return cells
@@ -134,7 +134,12 @@ def _area(mine: Mapping[int, Sequence[Point]], course: _Course, metric: Metric) 
     name, bytes_of = UNITS[0]
     budget = course.budgets[name]
     found = [area(_spent(curve, bytes_of), course.start, budget) for curve in mine.values()] if budget else []
-    return averaged([value for value in found if value is not None], metric, len(mine))
+    return averaged(_finite(found), metric, len(mine))
+
+
+def _finite(values: Sequence[float | None]) -> list[float]:
+    """Those that are numbers: a training that diverged on the way has had no score there."""
+    return [value for value in values if value is not None and math.isfinite(value)]
 
 
 def _until(collection: Collection, method: str, task: str, course: _Course, spent: Callable[[Point], float]) -> Cell:

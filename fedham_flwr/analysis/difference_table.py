@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from fedham_flwr.analysis.cells import Cell, Column, Mark, Table
 from fedham_flwr.analysis.collection import Collection
@@ -45,15 +46,11 @@ def compared(collection: Collection) -> list[Compared]:
     """
     found = []
     for task in collection.tasks:
-        theirs = collection.values(collection.reference, task)
         for method in collection.methods:
             if method != collection.reference:
-                ours = collection.values(method, task)
-                both = sorted(ours.keys() & theirs.keys())
-                signs = None
-                if len(both) >= EXACT:
-                    signs = signed_rank([ours[seed] for seed in both], [theirs[seed] for seed in both])
-                found.append(Compared(method, task, paired_over(ours, theirs), len(both), signs=signs))
+                pairs = together(collection, method, collection.reference, task)
+                signs = signed_rank(*_apart(pairs)) if len(pairs) >= EXACT else None
+                found.append(Compared(method, task, paired_over(pairs), len(pairs), signs=signs))
     adjusted = holm([each.difference.p if each.difference else None for each in found])
     return [
         Compared(
@@ -110,15 +107,42 @@ def _word(word: Verdict | None, metric: Metric) -> Cell:
     return Cell(word if metric.higher else f"{word} ({good})", marks=frozenset({good}))
 
 
-def paired_over(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
+def together(collection: Collection, method: str, other: str, task: str) -> dict[int, tuple[float, float]]:
+    """Seed -> the scores of two methods as means over the clients that both have scored, of the seeds that both have.
+
+    Where a client is missing in one of the runs, the difference of the two means would be one of other clients as well.
+
+    Args:
+        collection: the runs.
+        method: a label.
+        other: another.
+        task: its label.
+    """
+    ours, theirs = (collection.of(label, task) for label in (method, other))
+    found = {}
+    for seed in sorted(ours.keys() & theirs.keys()):
+        mine, its = (runs[seed].per_client(split=collection.split) for runs in (ours, theirs))
+        whole = ours[seed].value(split=collection.split), theirs[seed].value(split=collection.split)
+        both = [client for client in mine if client in its]
+        if mine.keys() == its.keys() and whole[0] is not None and whole[1] is not None:
+            found[seed] = whole[0], whole[1]
+        elif both:
+            found[seed] = fmean(mine[client] for client in both), fmean(its[client] for client in both)
+    return found
+
+
+def paired_over(pairs: Mapping[int, tuple[float, float]]) -> Difference | None:
     """One method against another over the seeds that both have; None of none.
 
     Args:
-        ours: seed -> score.
-        theirs: of the other.
+        pairs: as of `together`.
     """
-    both = sorted(ours.keys() & theirs.keys())
-    return paired([ours[seed] for seed in both], [theirs[seed] for seed in both]) if both else None
+    return paired(*_apart(pairs)) if pairs else None
+
+
+def _apart(pairs: Mapping[int, tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """The scores of one method, and those of the other."""
+    return [ours for ours, _ in pairs.values()], [theirs for _, theirs in pairs.values()]
 
 
 def _family(found: Sequence[Compared], signs: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedham_flwr.analysis.cells import Cell, Column, Mark, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.difference_table import paired_over
+from fedham_flwr.analysis.difference_table import paired_over, together
 from fedham_flwr.analysis.numbers import averaged
 from fedham_flwr.analysis.rows import method_cell, task_cells, task_columns, unit_of, with_unit
 from fedham_flwr.analysis.statistics import holm, verdict
@@ -71,7 +71,7 @@ def best(collection: Collection, task: str) -> str:
         return ""
     sign = 1 if metric.higher else -1
     first = max(means, key=lambda method: sign * sum(means[method].values()) / len(means[method]))
-    gains = [paired_over(means[first], means[other]) for other in means if other != first]
+    gains = [paired_over(together(collection, first, other, task)) for other in means if other != first]
     ps = holm([gain.p if gain else None for gain in gains])
     better = "above" if metric.higher else "below"
     won = all(gain and verdict(gain.interval, p) == better for gain, p in zip(gains, ps, strict=True))

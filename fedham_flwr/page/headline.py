@@ -7,6 +7,7 @@ from statistics import fmean
 
 from fedham_flwr.analysis.collection import Collection
 from fedham_flwr.analysis.difference_table import compared
+from fedham_flwr.analysis.statistics import ONE_SEED
 from fedham_flwr.page.html import items, paragraph, score_text
 from fedham_flwr.page.sources import Places
 
@@ -69,9 +70,8 @@ def verdict(collection: Collection, task: str) -> str:
     parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {said} {reference}" for said, n in names.items() if n]
     others = sum(each.word not in ("above", "below") for each in found)
     if not parts:
-        said = (
-            f"{where}no method can be told apart from {reference} in {collection.split} {metric.name} with these seeds."
-        )
+        why = "with one seed" if all(each.word == ONE_SEED for each in found) else "with these seeds"
+        said = f"{where}no method can be told apart from {reference} in {collection.split} {metric.name} {why}."
         return said[0].upper() + said[1:]
     parts += [f"{_counted(others, 'other')} cannot be told apart from it"] if others else []
     parts[0] += f" in {collection.split} {metric.name}"

@@ -152,12 +152,12 @@ class Followers:
             self._tell(again=True)
 
     def _tell(self, closing: bool = False, again: bool = False) -> None:
-        """Tell all callbacks of what has been taken, also if one of them fails."""
+        """Tell all callbacks of what has been taken, also if one of them fails or is interrupted."""
         if not self._records:
             return
         report = self._report(closing, again)
         self._records, self._rows = [], []
-        failed: Exception | None = None
+        failed: BaseException | None = None
         for named in self._told:
             try:
                 answer = _call(named, named.callback.on_round, report)
@@ -168,7 +168,8 @@ class Followers:
                     )
                 if answer and not closing and self.stop is None:
                     self.stop = Stop(named.name, answer)
-            except (UserError, CallbackError) as error:
+            except (UserError, CallbackError, KeyboardInterrupt) as error:
+                # The round is done, and a run that goes on after it does not tell a tracker of it a second time.
                 failed = failed or error
         if failed:
             raise failed

@@ -30,6 +30,8 @@ function look(method) {
 
 // What a name says is text; plotly would read tags in it.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+// A label that fits beside an axis; labels with settings differ towards their ends.
+const brief = (text, most = 28) => plain(text.length > most ? `${text.slice(0, most / 2 - 1)}…${text.slice(-most / 2)}` : text);
 const digits = (value) => (value === null || value === undefined ? "–"
   : report.bounded ? `${(100 * value).toFixed(2)} %` : Number(value.toPrecision(4)).toString());
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;

@@ -16,7 +16,7 @@ draws("clients-figure", report.clients, (figure, controls, data) => {
     const both = names.flatMap((name, at) => (x[at] === null || y[at] === null ? [] : [{ name, x: x[at], y: y[at] }]));
     const labels = itself ? ["before local training", "after local training"] : [data.reference, report.methods[method()].label];
     const build = view() === 0 ? scattered : dumbbells;
-    return { ...build(both, labels.map(plain), method(), other, report.measured[task()]), said: counted(both, labels, task()) };
+    return { ...build(both, labels, method(), other, report.measured[task()]), said: counted(both, labels, task()) };
   };
 });
 
@@ -40,6 +40,7 @@ function counted(both, labels, task) {
 
 function scattered(both, [before, after], method, other, measured) {
   const { colour, mark } = look(method);
+  const axes = [before, after].map((name) => `${plain(measured)}: ${brief(name)}`);
   const all = both.flatMap((each) => [each.x, each.y]);
   const [low, high] = all.length ? [Math.min(...all), Math.max(...all)] : [0, 1];
   const room = (high - low) * 0.06 || 0.05;
@@ -50,10 +51,10 @@ function scattered(both, [before, after], method, other, measured) {
     traces: [
       { x: range, y: range, mode: "lines", hoverinfo: "skip", line: { color: css("--soft"), width: 1.2, dash: "dot" } },
       { x: both.map((each) => each.x), y: both.map((each) => each.y), mode: "markers", hovertemplate: "%{text}<extra></extra>",
-        text: both.map((each) => `client ${plain(each.name)}<br>${before}: ${digits(each.x)}<br>${after}: ${digits(each.y)}`),
+        text: both.map((each) => `client ${plain(each.name)}<br>${plain(before)}: ${digits(each.x)}<br>${plain(after)}: ${digits(each.y)}`),
         marker: { symbol: mark, size: 10, color: faded(colour, 0.75), line: { color: css("--back"), width: 1 } } },
     ],
-    layout: { height: side * 0.86 + 30, width: side, autosize: false, xaxis: scores(`${plain(measured)}: ${before}`, square), yaxis: scores(`${plain(measured)}: ${after}`, { ...square, scaleanchor: "x" }) },
+    layout: { height: side * 0.86 + 30, width: side, autosize: false, xaxis: scores(axes[0], square), yaxis: scores(axes[1], { ...square, scaleanchor: "x" }) },
   };
 }
 
@@ -61,11 +62,10 @@ function dumbbells(both, [before, after], method, other, measured) {
   const sorted = [...both].sort((a, b) => a.y - b.y);
   const [mine, theirs] = [look(method), look(other)];
   const place = sorted.map((_, at) => at);
-  const ends = (key, name, marker) => ({ x: sorted.map((each) => each[key]), y: place, mode: "markers", marker, name,
-    text: sorted.map((each) => `client ${plain(each.name)}<br>${name}: ${digits(each[key])}`), hovertemplate: "%{text}<extra></extra>" });
+  const ends = (key, name, marker) => ({ x: sorted.map((each) => each[key]), y: place, mode: "markers", marker, name: plain(name),
+    text: sorted.map((each) => `client ${plain(each.name)}<br>${plain(name)}: ${digits(each[key])}`), hovertemplate: "%{text}<extra></extra>" });
   const step = Math.ceil(sorted.length / 40);
   const shown = place.filter((at) => at % step === 0);
-  const short = (name) => plain(name.length > 14 ? `${name.slice(0, 6)}…${name.slice(-7)}` : name);
   return {
     traces: [
       { x: sorted.flatMap((each) => [each.x, each.y, null]), y: place.flatMap((at) => [at, at, null]), mode: "lines",
@@ -73,7 +73,7 @@ function dumbbells(both, [before, after], method, other, measured) {
       ends("x", before, { symbol: "circle-open", size: 10, color: theirs.colour, line: { width: 2 } }),
       ends("y", after, { symbol: mine.mark, size: 10, color: mine.colour }),
     ],
-    layout: { height: Math.max(260, 110 + 22 * Math.min(sorted.length, 60)), xaxis: scores(`${plain(measured)} (open: ${before}; full: ${after})`),
-      yaxis: axis("client", { tickvals: shown, ticktext: shown.map((at) => short(sorted[at].name)), showgrid: false, zeroline: false }) },
+    layout: { height: Math.max(260, 110 + 22 * Math.min(sorted.length, 60)), xaxis: scores(`${plain(measured)} (open: ${brief(before)};<br>full: ${brief(after)})`),
+      yaxis: axis("client", { tickvals: shown, ticktext: shown.map((at) => brief(sorted[at].name, 14)), showgrid: false, zeroline: false }) },
   };
 }
