@@ -136,12 +136,12 @@ def method_page(name: str, page: str) -> str:
 
 
 def keep(folder: Path) -> None:
-    """Copy what a finished study says of itself, without its runs, to benchmarks/studies/results/<name>.
+    """Copy what a finished study says of itself, without its runs, to benchmarks/studies/outcomes/<name>.
 
     Args:
         folder: the study's.
     """
-    kept = STUDIES / "results" / json.loads((folder / "plan.json").read_text())["name"]
+    kept = STUDIES / "outcomes" / json.loads((folder / "plan.json").read_text())["name"]
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     shutil.copy(folder / "plan.json", kept)
@@ -157,7 +157,7 @@ def study_block(name: str, tables: list[str], page: Path) -> str:
         tables: their names.
         page: that they stand in.
     """
-    folder = STUDIES / "results" / name
+    folder = STUDIES / "outcomes" / name
     parts = [caption(name, json.loads((folder / "plan.json").read_text()), page)]
     for table in tables:
         text = (folder / f"{table}.md").read_text(encoding="utf-8").strip()
@@ -174,7 +174,7 @@ def caption(name: str, plan: dict[str, Any], page: Path) -> str:
         if tune
         else "nothing tuned"
     )
-    commits = (STUDIES / "results" / name / "runs.csv").read_text(encoding="utf-8").splitlines()
+    commits = (STUDIES / "outcomes" / name / "runs.csv").read_text(encoding="utf-8").splitlines()
     at = commits[0].split(",").index("commit")
     found = sorted({line.split(",")[at] for line in commits[1:]})
     return f"Study [`{name}`]({file}): seeds {seeds}; {tuned}; commit {', '.join(found)}."

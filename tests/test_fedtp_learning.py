@@ -169,7 +169,8 @@ def test_novel_clients_learn_each_as_if_alone_by_the_whole_way_that_they_went_an
     sent = uploads_of(planned(both.plan(3, ("4", "5"))), 3)
     both.adapt(3, sent)
     one.adapt(3, {"5": sent["5"]})
-    assert torch.allclose(both._embeddings.values, torch.cat([both._embeddings.of("01234"), one._embeddings.of("5")]))
+    apart = torch.cat([both._embeddings.of("01234"), one._embeddings.of("5")])
+    assert torch.allclose(both._embeddings.values, apart, atol=1e-4)  # the sums of two and of one, in float32
     assert torch.equal(one._embeddings.of("01234"), server("012345", **decay)._embeddings.of("01234"))
     phi = {n.removeprefix("generator/"): t.double() for n, t in both.state_dict().items() if n.startswith("generator/")}
     z = start[1].double().requires_grad_()
