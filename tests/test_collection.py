@@ -257,6 +257,17 @@ def test_a_study_stands_alone_and_its_files_must_be_readable(tmp_path: Path) -> 
     (study / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json cannot be read"):
         of_study(study)
+    for text in ('{"methods": 3}', '{"methods": [], "name": "x"}'):
+        (study / "plan.json").write_text(text)
+        with pytest.raises(UserError, match=r"plan\.json or tuning\.json in .*study is damaged: `fedham study`"):
+            of_study(study)
+
+
+def test_exchanges_that_are_damaged_are_named(tmp_path: Path) -> None:
+    found = of_runs([made_runs(tmp_path, Made())])
+    (found.runs[0].directory / "rounds.jsonl").write_text("{\n")
+    with pytest.raises(UserError, match=r"rounds\.jsonl cannot be read: .*; wanted a line of JSON for each exchange"):
+        _ = found.runs[0].rounds
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------

@@ -187,6 +187,7 @@ FAULTS = {
     F + "seeds = [1, 1]": "seeds = [1, 1]: wanted a list of different whole numbers from 0 up",
     F + "seeds = -1": "seeds = -1: wanted a list",
     F + "seeds = true": "seeds = True: wanted a list",
+    F + "seeds = 20260101": "seeds = 20260101: wanted a list of different whole numbers from 0 up, or their number, up",
     F + "clients = 0": "clients = 0: wanted a whole number of at least 1",
     F + "floors = 1": "floors = 1: wanted true or false",
     F + 'reference = "loca"': "reference = 'loca' is no method of the study (did you mean local?)",

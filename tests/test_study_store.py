@@ -45,6 +45,7 @@ def done(spec: RunSpec, store: Store, state: Any = "complete", **given: Any) -> 
     """Write the result of a run, with a directory that looks like one."""
     directory = store.run_folder(spec.key) / "fedper" / "20260101T000000Z-0"
     directory.mkdir(parents=True)
+    (directory / "summary.json").write_text("{}")
     steps = ((2, 0.5), (4, 0.75))
     result = RunResult(state, "", directory, steps, 2.0, **{"metric": "accuracy", "higher": True, **given})
     store.write_result(spec, result)
@@ -102,6 +103,13 @@ def test_a_result_that_is_damaged_counts_as_none(plan: Make, tmp_path: Path, kin
     assert store.read_result(spec.key)
     file.write_text(json.dumps(DAMAGE[kind](json.loads(whole))))
     assert store.read_result(spec.key) is None
+    file.write_text(whole)
+    summary = file.with_name("fedper") / "20260101T000000Z-0" / "summary.json"
+    for text in ("", '{"final": ['):
+        summary.write_text(text)
+        assert store.read_result(spec.key) is None, "a run that no table could have is done again"
+    summary.write_text("{}")
+    assert store.read_result(spec.key)
     file.write_text(whole[: len(whole) // 2])
     assert store.read_result(spec.key) is None
     assert list(store.all_runs()) == []

@@ -119,7 +119,10 @@ def of_study(folder: Path) -> Collection:
     folder = Path(folder)
     plan = stored.read_json(folder / "plan.json", dict)
     tuning = stored.read_json(folder / "tuning.json", list) if (folder / "tuning.json").exists() else []
-    found = stored.runs_of(folder, plan, tuning)
+    try:
+        found = stored.runs_of(folder, plan, tuning)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"plan.json or tuning.json in {folder} is damaged: `fedham study` writes both anew") from error
     methods, tasks = ([each["label"] for each in plan[name]] for name in ("methods", "tasks"))
     made = _collected(str(plan["name"]), found, methods, tasks)
     warnings = made.warnings

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
+from fedham_flwr.core.errors import UserError, cause
 from fedham_flwr.core.records import MEMBER, RoundRecord, Row
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.parquet import read_part
@@ -143,8 +144,18 @@ class RunFacts:
 
     @cached_property
     def rounds(self) -> tuple[RoundRecord, ...]:
-        """All exchanges with the clients."""
-        return tuple(RunDirectory(self.directory).read_rounds())
+        """All exchanges with the clients.
+
+        Raises:
+            UserError: what is written of them is damaged.
+        """
+        try:
+            return tuple(RunDirectory(self.directory).read_rounds())
+        except (ValueError, TypeError, KeyError) as error:
+            file = self.directory / "rounds.jsonl"
+            raise UserError(
+                f"{file} cannot be read: {cause(error)}; wanted a line of JSON for each exchange"
+            ) from error
 
     @cached_property
     def clients(self) -> tuple[Mapping[str, Any], ...]:

@@ -19,6 +19,8 @@ TUNE_KEYS = ("trials", "seeds", "sampler", "pruner", "together", "rounds", "spac
 SAMPLERS = ("auto", "tpe", "random", "grid")
 PRUNERS = ("median", "none")
 TUNING_SEEDS = (1000,)
+MOST_SEEDS = 1000
+"""The largest number of seeds: a larger one was meant for a seed."""
 
 
 @dataclass
@@ -233,12 +235,12 @@ class _Reader:
 
     def _seeds(self, given: Mapping[str, Any], key: str, default: tuple[int, ...], what: str) -> tuple[int, ...]:
         found = given.get(key, list(default))
-        if what == "seeds" and type(found) is int and found > 0:
+        if what == "seeds" and type(found) is int and 0 < found <= MOST_SEEDS:
             return tuple(range(found))
         whole = isinstance(found, list) and all(type(seed) is int and seed >= 0 for seed in found)
         if whole and found and len(set(found)) == len(found):
             return tuple(found)
-        number = ", or their number" if what == "seeds" else ""
+        number = f", or their number, up to {MOST_SEEDS}" if what == "seeds" else ""
         self._faults.append(f"{what} = {found!r}: wanted a list of different whole numbers from 0 up{number}")
         return default
 

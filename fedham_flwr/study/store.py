@@ -60,8 +60,7 @@ class Store:
             result = _result(told)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        there = result.directory is None or (self.run_folder(key) / result.directory).is_dir()
-        return result if told["key"] == key and there else None
+        return result if told["key"] == key and _is_there(self.run_folder(key), result) else None
 
     def write_result(self, spec: RunSpec, result: RunResult) -> None:
         """Note what came of a run.
@@ -203,6 +202,14 @@ def opened(folder: str | Path, plan: Plan) -> Iterator[Store]:
         store.check(plan)
         store.write_plan(plan)
         yield store
+
+
+def _is_there(folder: Path, result: RunResult) -> bool:
+    """Whether the directory of a run is; that of a complete one has a summary, without which no table has the run."""
+    if result.directory is None:
+        return True
+    run = folder / result.directory
+    return run.is_dir() and (result.state != "complete" or _read_json(run / "summary.json") is not None)
 
 
 def _read_json(file: Path) -> Any:
