@@ -3,7 +3,7 @@
     python benchmarks/meta_phase.py --card meta-phase.md   # CIFAR-10 in ../shared/data/cifar10; random images without
     python benchmarks/meta_phase.py --quick                # few random images, one message: does it run?
 
-`fedham.transport="peers"` in the setting of `reproduce.py fedham`, but with 20 equal parts of the data: 3,000 images a
+`fedham.transport="peers"` in the setting of `studies/fedham.toml`, but with 20 equal parts of the data: 3,000 images a
 client, 2,250 to train on, of which 450 are held out for the meta-model. Models of 20 clients, all different, are put
 into the pool; again and again the server half makes its messages, and one client answers its own through the whole
 client app, in this process, with one thread. The first message warms up and is not counted.
@@ -27,11 +27,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import deal, machine, publish, source, table
-from paper_fedham import CLIENTS, COMMON, METHODS
 from server_step import versions
 
 from fedham_flwr.settings import Value, parse
 
+CLIENTS = 20
+COMMON: Mapping[str, Value] = {
+    "model": "cnn",
+    "test-fraction": 0.25,
+    "validation-fraction": 0.0,
+    "batch-size": 10,
+    "learning-rate": 0.005,
+    "momentum": 0.9,
+    "local-epochs": 1,
+    "precision": "bf16",
+    "evaluate-every": 1_000_000,
+    "device": "cpu",
+    "strategy": "fedham",
+    "fedham.transport": "peers",
+}
 PARTS: Mapping[str, str] = {
     "read": "opening the message",
     "pool": "the models into one bank",
@@ -43,8 +57,8 @@ PARTS: Mapping[str, str] = {
     "step/inner": "steps: inner products with the models",
     "step/meta": "steps: the meta-model",
     "step": "steps: the rest",
-    "hybrid/mix": "the hybrid: mixing",
-    "hybrid/meta": "the hybrid: the meta-model",
+    "mix": "the hybrid: mixing",
+    "meta": "the hybrid: the meta-model",
 }
 """Parts of a client's work, each without those within it; all but the first are of the meta phase."""
 
@@ -99,13 +113,15 @@ def watch_parts(watch: Stopwatch) -> None:
     """Watch the parts of the meta phase, where they are, until this process ends."""
     from clients.fedham import FedHAMClient
     from fedham_flwr.federation import wire
+    from fedham_flwr.mixing.attention import Peers
     from fedham_flwr.mixing.bank import Bank
     from fedham_flwr.mixing.meta_models import MetaModels, Projection
     from fedham_flwr.training.trainer import Trainer
 
     places: Mapping[Any, Mapping[str, str]] = {
         wire: {"read_download": "read"},
-        FedHAMClient: {"_pool": "pool", "_meta_step": "step", "_mix": "mix", "_hybrid": "hybrid"},
+        FedHAMClient: {"_peers": "pool", "_meta_step": "step"},
+        Peers: {"mix": "mix"},
         Projection: {"__init__": "signs", "of": "projection"},
         Trainer: {"load": "load", "gradient": "gradient"},
         Bank: {"inner": "inner"},
@@ -121,7 +137,7 @@ def watch_parts(watch: Stopwatch) -> None:
 
 def settings(precision: str, data: Path, folder: Path) -> dict[str, Value]:
     """All that differ from the defaults."""
-    chosen: dict[str, Value] = {**COMMON, **METHODS["fedham-peers"], "partitioner": "iid", "precision": precision}
+    chosen: dict[str, Value] = {**COMMON, "partitioner": "iid", "precision": precision}
     return chosen | {"dataset": str(data), "cache-dir": str(folder / "cache"), "min-replies": 1}
 
 
@@ -140,7 +156,7 @@ def measure(chosen: Mapping[str, Value], repeats: int, watch: Stopwatch) -> list
     strategy = server(chosen, data.shape, len(data.classes))
     for number in range(1, repeats + 2):
         messages = strategy.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-        mine = [message for message in messages if message.metadata.dst_node_id == strategy.roster.nodes["0"]]
+        mine = [message for message in messages if message.metadata.dst_node_id == strategy.setup.roster.nodes["0"]]
         watch.seconds.clear()
         (reply,) = grid.send_and_receive(mine)
         clocks = read_upload(reply.content, number).seconds

@@ -12,6 +12,11 @@ from own_methods import method
 from fedham_flwr import AveragingStrategy
 
 
+def of_a_study(results_dir: str) -> bool:
+    """Whether a run is one of a study, and none of those that are tried before it."""
+    return Path(results_dir).parent.name == "runs"
+
+
 class Raising(AveragingStrategy):
     """Raises in the third round."""
 
@@ -22,10 +27,10 @@ class Raising(AveragingStrategy):
 
 
 class Ending(AveragingStrategy):
-    """Ends its process in the third round, each time."""
+    """Ends its process in the third round of a study's run, each time."""
 
     def merge(self, round_number: int, uploads: Mapping[str, Any]) -> None:
-        if round_number == 3:
+        if round_number == 3 and of_a_study(self.settings.results_dir):
             os._exit(7)
         super().merge(round_number, uploads)
 
@@ -35,7 +40,7 @@ class EndingOnce(AveragingStrategy):
 
     def merge(self, round_number: int, uploads: Mapping[str, Any]) -> None:
         mark = Path(self.settings.results_dir) / "ended"
-        if round_number == 3 and not mark.exists():
+        if round_number == 3 and of_a_study(self.settings.results_dir) and not mark.exists():
             mark.touch()
             os._exit(7)
         super().merge(round_number, uploads)

@@ -53,6 +53,7 @@ class Pretended:
         workers: how many runs at once.
         seed: of the turns.
         fails: a run fails with this sentence; `died` for one whose worker dies.
+        higher: whether more is better; else the value is an error, 1 less what it would be.
         until: after so many events everything ends; None: never.
         began: every run that was begun, in order.
         stopped: keys of those that were told to stop.
@@ -61,6 +62,7 @@ class Pretended:
     workers: int = 2
     seed: int = 0
     fails: Callable[[RunSpec], str] = lambda _: ""
+    higher: bool = True
     until: int | None = None
     began: list[RunSpec] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
@@ -103,7 +105,7 @@ class Pretended:
         self.closed = True
 
     def _course(self, spec: RunSpec) -> Iterator[Event]:
-        fault, steps = self.fails(spec), curve(spec)
+        fault, steps = self.fails(spec), [(at, value if self.higher else 1 - value) for at, value in curve(spec)]
         told: list[tuple[int, float]] = []
         for number, value in steps:
             told.append((number, value))
@@ -121,4 +123,6 @@ class Pretended:
 
     def _end(self, spec: RunSpec, state: Any, steps: list[tuple[int, float]], error: str = "") -> Event:
         told = tuple(steps)
-        return Event("ended", spec.key, result=RunResult(state, error, None, told, float(len(told)), "accuracy"))
+        metric = "accuracy" if self.higher else "rmse"
+        result = RunResult(state, error, None, told, float(len(told)), metric, self.higher)
+        return Event("ended", spec.key, result=result)

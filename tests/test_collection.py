@@ -205,6 +205,25 @@ def test_of_runs_with_the_same_settings_the_one_that_ended_last_counts(tmp_path:
     assert of_study(tmp_path).values("fedper", "digits") == {0: pytest.approx(0.6)}
 
 
+def test_a_run_that_two_labels_share_is_in_the_tables_of_both(tmp_path: Path) -> None:
+    runs = {("fedper", "digits", seed): Made(seed=seed) for seed in (0, 1)}
+    folder = write_study(tmp_path / "study", {"fedper": {}, "again": {"batch-size": 10}}, runs)
+    for file in folder.glob("runs/*/run.json"):
+        told = {**json.loads(file.read_text()), "also": [["report", "again", "digits", -1]]}
+        file.write_text(json.dumps(told))
+    found = of_study(folder)
+    assert found.failures == ()
+    assert found.values("again", "digits") == found.values("fedper", "digits")
+    assert len(found.values("again", "digits")) == 2
+
+
+def test_a_method_of_which_no_trial_came_to_its_end_is_absent_for_that_reason(tmp_path: Path) -> None:
+    failed = tuning(trial(0, 0.1, None), trial(1, 0.2, None), chosen=None)
+    write_study(tmp_path, {"fedper": {}}, {}, seeds=[0], tuning=failed)
+    (fault,) = of_study(tmp_path).failures
+    assert (fault.state, fault.error) == ("missing", "none of 2 trials of its tuning came to its end")
+
+
 def test_failed_runs_of_tuning_are_listed_but_in_no_table(tmp_path: Path) -> None:
     write_study(tmp_path, {"fedper": {}}, {("fedper", "digits", 0): Made()})
     store(

@@ -41,6 +41,9 @@ def test_the_reason_is_the_systems_and_names_the_file(tmp_path: Path) -> None:
     assert str(out_of_space(raised.value)) == "a file cannot be written: No space left on device (a.parquet)"
     assert out_of_space(OSError(errno.EACCES, "no")) is None
     assert out_of_space(ValueError("28")) is None
+    behind = UserError("results-dir x cannot be written")
+    behind.__cause__ = raised.value
+    assert str(out_of_space(behind)) == "results-dir x cannot be written"
     assert reason(ValueError("two\nlines")) == "two"
     with pytest.raises(OSError, match="No such file") as raised:
         write_tensors(tmp_path / "nowhere" / "b.safetensors", {}, {})

@@ -132,6 +132,26 @@ def test_a_file_may_hold_settings_of_several_methods_and_says_which_nobody_reads
     assert warning == "[settings] fedprox.mu: no method of this study reads it"
 
 
+def test_a_space_with_fewer_points_than_trials_is_said(plan: Read) -> None:
+    text = 'methods = ["fedper"]\n[tune]\ntrials = 3\n[tune.space]\nbatch-size = [5, 10]\n'
+    notes = plan(f"{text}[task.a]\n[task.b]\nclients = 3").warnings
+    fewer = "the space of batch-size has 2 different points, fewer than 3 trials"
+    assert notes == (f"local: {fewer}", f"fedavg: {fewer}")
+
+
+def test_a_metric_that_does_not_say_which_values_are_good_is_named(
+    plan: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    lines = ["def wrong(outputs, targets): return 0.0", "def less(outputs, targets): return 0.0"]
+    (tmp_path / "scores_of_mine.py").write_text("\n".join([*lines, "less.higher_is_better = False"]))
+    text = 'methods = ["fedper"]\n[settings]\nmetrics = "{} accuracy"'
+    assert plan(text.format("scores_of_mine:less")).warnings == ()
+    (note,) = plan(text.format("scores_of_mine:wrong")).warnings
+    assert note.startswith("metrics = scores_of_mine:wrong does not say which values are good, and larger ones are")
+    assert "wrong.higher_is_better = False" in note
+
+
 def test_a_method_of_a_users_own_has_a_label(plan: Read) -> None:
     found = plan('methods = ["mine"]\n[method.mine]\nstrategy = "own_methods:STOPS"')
     assert found.method("mine").strategy == "own_methods:STOPS"
@@ -241,9 +261,28 @@ def test_a_method_that_is_not_for_these_data_is_refused_before_anything_is_run(
     (tmp_path / "study.toml").write_text('methods = ["fedtp"]\nfloors = false\n[settings]\nmodel = "mlp"')
     assert main(["study", "study.toml", "--dry-run"]) == 1
     said = capsys.readouterr()
-    assert said.out == ""
-    assert re.match(r"error: fedtp on digits: .+", said.err)
+    assert "time " not in said.out
+    assert re.match(r"error: runs of fedtp on digits: .+", said.err)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.toml"]
+
+
+REFUSED = {
+    "validation-fraction = 0.0\n[tune]\ntrials = 2": "no client has validation samples to tune on: wanted a larger",
+    'model = "leaves:build_model"': "code of your own ends the process with sys.exit(5)",
+}
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
+def test_what_no_run_could_do_is_said_once_before_anything_is_run(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(estimate, "PATIENCE", 0.0)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "leaves.py").write_text("def build_model(shape, outputs):\n    raise SystemExit(5)\n")
+    (tmp_path / "study.toml").write_text('methods = ["local", "fedavg"]\nclients = 3\n[settings]\n' + text)
+    assert main(["study", "study.toml", "--dry-run"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: runs of every method on every task: {REFUSED[text]}")
 
 
 @pytest.mark.usefixtures("workplace")

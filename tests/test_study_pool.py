@@ -185,7 +185,9 @@ def test_a_run_whose_worker_dies_is_tried_once_more_and_has_then_failed(folders:
 
 def test_a_full_disk_ends_the_study_and_is_no_run_s_fault(folders: Iterator[Path]) -> None:
     pool, folder = Pretended(1, fails=lambda spec: "full" if spec.seed == 1 else ""), next(folders)
-    with pytest.raises(UnwritableError, match="it is gone"):
+    with pytest.raises(
+        UnwritableError, match="it is gone; what is done is kept, and after room is made the same command goes on"
+    ):
         study(folder, plan(), pool)
     assert all(run["state"] == "complete" for run in results(folder).values())
 
@@ -228,6 +230,22 @@ def test_a_study_that_was_ended_at_any_moment_goes_on_to_the_same_end(folders: I
         assert len(began) > len({spec.key for spec in began})
         assert tuning(folder) == tuning(whole)
         assert results(folder) == results(whole)
+
+
+def test_of_an_error_the_least_is_chosen_also_after_a_crash(folders: Iterator[Path]) -> None:
+    whole, folder, planned = next(folders), next(folders), plan(tune=TUNE)
+    study(whole, planned, Pretended(2, higher=False))
+    with pytest.raises(CrashError):
+        study(folder, planned, Pretended(2, 1, higher=False, until=150))
+    study(folder, planned, Pretended(2, 2, higher=False))
+    assert tuning(folder) == tuning(whole)
+    for told in json.loads(tuning(whole)):
+        values = [trial["value"] for trial in told["trials"] if trial["value"] is not None]
+        assert told["trials"][told["chosen"]]["value"] == min(values) < max(values)
+    study(better := next(folders), planned, Pretended(2))
+    assert [[trial["state"] for trial in told["trials"]] for told in json.loads(tuning(better))] == [
+        [trial["state"] for trial in told["trials"]] for told in json.loads(tuning(whole))
+    ], "an error ends other trials early than what is 1 less it"
 
 
 def test_nothing_is_left_to_do_of_a_study_that_is_done(folders: Iterator[Path]) -> None:

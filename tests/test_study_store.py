@@ -156,14 +156,26 @@ def test_a_folder_of_another_study_is_refused_and_nothing_is_written(plan: Make,
     assert (tmp_path / "out" / "plan.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "s"}', '{"settings": [], "methods": 3, "tasks": [4]}'])
+def test_a_study_whose_plan_is_lost_or_damaged_goes_on(plan: Make, tmp_path: Path, text: str) -> None:
+    with opened(tmp_path / "out", asked := plan()) as store:
+        done(asked.report_spec("heur", "digits", 1, {}), store)
+    (tmp_path / "out" / "report.html").touch()
+    (tmp_path / "out" / "tables").mkdir()
+    (tmp_path / "out" / "plan.json").write_text(text)
+    with opened(tmp_path / "out", asked) as store:
+        assert store.read_plan()["name"] == "s"
+        assert store.read_result(asked.report_spec("heur", "digits", 1, {}).key) is not None
+
+
 def test_a_folder_of_something_else_is_refused(plan: Make, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
     with pytest.raises(UserError, match=r"out is not the folder of a study, and has thesis.tex in it"):
         Store(tmp_path / "out").check(plan())
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"file(/runs)? cannot be made"), opened(tmp_path / "file", plan()):
-        pass
+    with pytest.raises(UserError, match=r"file is a file: wanted a folder for --output"):
+        Store(tmp_path / "file").check(plan())
 
 
 def test_a_disk_that_is_full_is_said(plan: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +245,8 @@ def test_runs_that_are_there_tell_the_time(plan: Make, tmp_path: Path) -> None:
     assert ahead.seconds(1) == pytest.approx(8 * 2.0)
     assert ahead.seconds(4) == pytest.approx(4.0)
     assert ahead.seconds(100) == pytest.approx(2.0), "no run is shorter than it is"
-    *_, runs, workers, time = ahead.lines(4)
+    *_, runs, workers = ahead.lines(4)
+    time = ahead.time(4)
     assert runs == "runs     10 to report; 2 of them are there"
     assert (workers, time) == ("workers  4", "time     about 4 s, an estimate: by the runs that are there")
 
@@ -254,6 +267,8 @@ def test_failed_runs_are_done_again_when_that_is_asked(plan: Make, tmp_path: Pat
     done(bad, store, "failed")
     ahead = look(asked, store)
     assert (ahead.failed, ahead.counts["heur", "digits"].report_there) == (1, 1)
+    said = "runs     4 to report; 2 of them are there, 1 of which failed (--retry-failed does them again)"
+    assert said in ahead.lines(1)
     assert store.forget_failed() == 1
     assert store.read_result(bad.key) is None
     assert store.read_result(good.key)

@@ -53,7 +53,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.core.search_space import Range
+from fedham_flwr.core.search_space import PILOT, Range
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""
@@ -211,7 +211,7 @@ METHOD = Method(
     FedTPSettings,
     network=network,
     search={
-        "fedtp.learning-rate": Range(0.01, 1.0, start=0.1, log=True),
-        "fedtp.embedding-learning-rate": Range(0.01, 10.0, start=1.0, log=True),
+        "fedtp.learning-rate": Range(0.01, 1.0, start=0.1, log=True, source=PILOT),
+        "fedtp.embedding-learning-rate": Range(0.01, 10.0, start=1.0, log=True, source=PILOT),
     },
 )

@@ -50,7 +50,7 @@ from torch.nn.functional import one_hot, relu
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.core.search_space import Range, Space
+from fedham_flwr.core.search_space import PILOT, Range, Space
 
 Normaliser = Literal["softmax", "relu-sum"]
 DENSE_CLIENTS = 256
@@ -158,7 +158,7 @@ def split(manifest: Manifest, settings: PFedLASettings) -> Split:
     return split_tensors(manifest, manifest.buffers if settings.bn_buffers == "local" else ())
 
 
-SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=1.0, log=True)}
+SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=1.0, log=True, source=PILOT)}
 METHOD = Method(
     "strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings, mixes=True, search=SEARCH
 )

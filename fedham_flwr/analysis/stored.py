@@ -11,9 +11,11 @@ from typing import Any
 from fedham_flwr.analysis.facts import RunFacts
 from fedham_flwr.analysis.opened import Fault, open_run
 from fedham_flwr.core.errors import UserError, cause
+from fedham_flwr.settings import defaults
 
 ENTRIES = ("name", "methods", "tasks", "seeds", "floors", "reference")
 """What a plan must hold."""
+NOT_YET = "the study has not done it yet"
 Stored = Mapping[str, Any]
 """A run.json, with `folder`, where it lies."""
 
@@ -61,20 +63,24 @@ def runs_of(folder: Path, plan: Mapping[str, Any], tuning: Sequence[Mapping[str,
         tuning: its `tuning.json`.
     """
     stored = [*_stored(folder)]
-    chosen = {(each["method"], each["task"]): _values(each) for each in tuning}
+    tuned = {(each["method"], each["task"]): each for each in tuning}
     found: list[RunFacts | Fault] = []
     for method, task in product(plan["methods"], plan["tasks"]):
         labels = method["label"], task["label"]
-        expected = _expected(plan, method, task, chosen.get(labels, {}))
-        found += [_of(stored, (*labels, int(seed)), expected) for seed in plan["seeds"]]
+        its = tuned.get(labels, {"trials": [], "chosen": None})
+        expected, absent = _expected(plan, method, task, _values(its)), _absent(its)
+        found += [_of(stored, (*labels, int(seed)), expected, absent) for seed in plan["seeds"]]
     failed = (run for run in stored if run["role"] == "tuning" and run["state"] == "failed")
     return found + [_fault(run, "failed", str(run["error"])) for run in failed]
 
 
 def _stored(folder: Path) -> Iterator[Stored]:
-    """All runs, in the order in which they ended, the earliest first."""
+    """All runs, in the order in which they ended, the earliest first; one of several labels is there for each."""
     for file in sorted((folder / "runs").glob("*/run.json"), key=lambda file: (file.stat().st_mtime_ns, file)):
-        yield {**read_json(file, dict), "folder": file.parent}
+        run = {**read_json(file, dict), "folder": file.parent}
+        yield run
+        for role, method, task, trial in run.get("also", ()):
+            yield {**run, "role": role, "method": method, "task": task, "trial": trial}
 
 
 def _expected(
@@ -90,19 +96,30 @@ def _values(tuned: Mapping[str, Any]) -> Mapping[str, Any]:
     return next((trial["values"] for trial in tuned["trials"] if trial["number"] == tuned["chosen"]), {})
 
 
-def _of(stored: Sequence[Stored], which: tuple[str, str, int], expected: Mapping[str, Any]) -> RunFacts | Fault:
-    """The run of a method on a task with a seed.
+def _absent(tuned: Mapping[str, Any]) -> str:
+    """Why there are no report runs, where tuning is the reason."""
+    trials = tuned["trials"]
+    if not trials or any(trial["state"] == "complete" for trial in trials):
+        return NOT_YET
+    return f"none of {len(trials)} trial{'s' * (len(trials) > 1)} of its tuning came to its end"
+
+
+def _of(
+    stored: Sequence[Stored], which: tuple[str, str, int], expected: Mapping[str, Any], absent: str
+) -> RunFacts | Fault:
+    """The run of a method on a task with a seed; why it is absent if it is.
 
     A folder may also hold runs of an earlier version of the study; the last one with the settings of this one counts.
     """
+    usual = defaults()  # a setting that one label names may be one that another leaves as it is
     mine = [run for run in stored if run["role"] == "report" and (run["method"], run["task"], run["seed"]) == which]
     fitting = [
         run
         for run in mine
-        if all({**run["settings"], "clients": run["clients"]}.get(key) == value for key, value in expected.items())
+        if all({**usual, **run["settings"], "clients": run["clients"]}.get(key) == expected[key] for key in expected)
     ]
     if not fitting:
-        return Fault(*which, "missing", "the study has not done it yet")
+        return Fault(*which, "missing", absent)
     run = fitting[-1]
     if run["state"] != "complete" or not run["directory"]:
         return _fault(run, "failed", str(run["error"]) or f"it ended as {run['state']}")

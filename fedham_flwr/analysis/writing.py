@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.tables import all_tables
+from fedham_flwr.analysis.tables import MAKERS
 from fedham_flwr.core.files import replacing
 from fedham_flwr.reporting.console import clean
 
@@ -25,15 +25,20 @@ _TEX = {
 def write_tables(collection: Collection, folder: Path) -> list[Path]:
     """Write every table as `<name>.md`, `.tex` and `.csv`, each whole or not at all; their paths.
 
+    Those without a row are left out, and what an earlier state of the comparison left of them is removed.
+
     Args:
         collection: the runs.
         folder: where to; it is made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for table in all_tables(collection):
+    for table in (make(collection) for make in MAKERS):
         for ending, write in (("md", to_markdown), ("tex", to_latex), ("csv", to_csv)):
             path = folder / f"{table.name}.{ending}"
+            if not table.rows:
+                path.unlink(missing_ok=True)
+                continue
             with replacing(path) as part:
                 part.write_text(write(table), encoding="utf-8", newline="")
             written.append(path)

@@ -100,8 +100,10 @@ def _carry_out(plan: Plan, store: Store, options: Namespace) -> int:
 def _tell(plan: Plan, store: Store, options: Namespace, workers: int | None) -> Outlook:
     """Say what the study is going to do."""
     ahead = look(plan, store)
-    ahead.measure(store)
     count = workers or options.workers or physical()
     for line in ahead.lines(count):
         say(line)
+    sys.stdout.flush()  # what follows runs code of the user's, and takes its time
+    ahead.measure(store)
+    say(ahead.time(count))
     return ahead

@@ -64,10 +64,16 @@ def out_of_space(error: BaseException) -> UnwritableError | None:
     """What to say of an error that came of a full disk or quota, wherever it was noticed; None of any other.
 
     Args:
-        error: any.
+        error: any; what it was raised from counts too.
     """
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return UnwritableError(f"a file cannot be written: {reason(error)}") if full else None
+    origin: BaseException | None = error
+    while origin is not None:
+        full = isinstance(origin, OSError) and origin.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or isinstance(origin, UnwritableError):
+            told = isinstance(error, UserError)
+            return UnwritableError(str(error) if told else f"a file cannot be written: {reason(origin)}")
+        origin = origin.__cause__
+    return None
 
 
 def described(error: BaseException) -> str:

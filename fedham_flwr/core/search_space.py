@@ -33,6 +33,8 @@ class Range:
     source: str = ""
 
     def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError(f"a range has its lowest number first, and goes not from {self.low} to {self.high}")
         if not all(map(math.isfinite, (self.low, self.high, self.start))) or not self.low <= self.start <= self.high:
             raise ValueError(f"a range from {self.low} to {self.high} does not hold its start {self.start}")
         if self.low == self.high:
@@ -68,6 +70,9 @@ class Choice:
         if repr(self.start) not in map(repr, self.values):
             raise ValueError(f"the start {self.start!r} is none of {self.values}")
 
+
+PILOT = "ours, by test accuracy in pilots"
+"""Source of a default that was not chosen on validation, as it should have been."""
 
 Dimension = Range | Choice
 Space = Mapping[str, Dimension]

@@ -159,7 +159,9 @@ class _Study:
             assert event.result is not None
             self._ended(spec, event.result)
         elif event.kind == "full":
-            raise UnwritableError(event.error)
+            # What it says behind that is of a run that is not part of a study.
+            said = event.error.partition("; ")[0]
+            raise UnwritableError(f"{said}; what is done is kept, and after room is made the same command goes on")
         elif event.kind == "died":
             self._died(spec, event.error)
 

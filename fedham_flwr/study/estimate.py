@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import math
 import tempfile
 import time
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.doctor.rehearsal import rehearsed
 from fedham_flwr.doctor.trial import mean_steps, tried
 from fedham_flwr.runners import Simulation, run_backend
@@ -19,6 +20,9 @@ from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
+from fedham_flwr.study.wrong import Wrong
+
+log = logging.getLogger("fedham_flwr")
 
 Pair = tuple[str, str]
 """The labels of a method and a task."""
@@ -59,11 +63,11 @@ class Paces:
 
     Attributes:
         known: by the labels of method and task.
-        refused: sentences: pairs of which every run would fail, and why.
+        refused: pairs of which every run would fail, and why.
     """
 
     known: dict[Pair, Pace] = field(default_factory=dict)
-    refused: list[str] = field(default_factory=list)
+    refused: Wrong = field(default_factory=Wrong)
 
 
 def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
@@ -82,7 +86,11 @@ def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
             if pace := _tried(spec, time.perf_counter() - began < PATIENCE):
                 found.known[pair] = pace
         except UserError as error:
-            found.refused.append(f"{pair[0]} on {pair[1]}: {error}")
+            found.refused.add(pair, str(error))
+        except SystemExit as error:
+            found.refused.add(pair, f"code of your own ends the process with sys.exit({error.code!r})")
+        except Exception as error:  # whatever a user's own method raises: its runs fail, and the others go on
+            log.warning("%s on %s cannot be timed: %s", *pair, described(error))
     if found.known:
         mean = sum(pace.each for pace in found.known.values()) / len(found.known)
         beside = sum(pace.beside for pace in found.known.values()) / len(found.known)
@@ -114,6 +122,8 @@ def _tried(spec: RunSpec, timed: bool) -> Pace | None:
     """The pace by a run of one round and a few short rounds; None if there is no time for them."""
     simulation = Simulation(spec.clients, ENGINE)
     with rehearsed(spec.settings, simulation) as rehearsal:
+        if spec.role == "tuning" and not any(profile.counts["validation"] for profile in rehearsal.profiles):
+            raise UserError("no client has validation samples to tune on: wanted a larger validation-fraction")
         steps = mean_steps(rehearsal.settings, rehearsal.profiles)
         members = max(1, len(rehearsal.profiles) - rehearsal.settings.novel_clients)
         cohort = max(1, math.floor(rehearsal.settings.fraction_train * members + 0.5))

@@ -47,6 +47,7 @@ class Follower(Callback):
         validated: how many clients have validation samples.
         steps: so far, and those of rounds that an earlier attempt has done.
         closed: the last step is that of the closing evaluation.
+        fault: the first failure of a client in the last round told of; empty without one.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -54,13 +55,13 @@ class Follower(Callback):
         self.directory: Path | None = None
         self.metric, self.higher, self.validated = "", True, 0
         self.steps: list[Step] = []
-        self.closed = False
+        self.closed, self.fault = False, ""
 
     def on_start(self, run: RunStart) -> None:
         """Take note of what is measured."""
         self.directory, self.metric = run.directory, run.metric
         self.higher, self.validated = run.metrics[run.metric], run.validated
-        self.steps, self.closed = [], False
+        self.steps, self.closed, self.fault = [], False, ""
 
     def on_round(self, report: RoundReport) -> None:
         """Tell of it.
@@ -68,6 +69,7 @@ class Follower(Callback):
         Raises:
             Stopped: the run is not to go on.
         """
+        self.fault = next((f"client {failure.client}: {failure.error}" for failure in report.failures), "")
         if report.value is not None:
             self.steps.append((report.round, report.value))
             self.closed = report.closing

@@ -78,8 +78,8 @@ class Outlook:
         """
         wanted = {pair: count.spec for pair, count in self.counts.items() if count.spec is not None}
         self.pace = paces(store, wanted)
-        if self.pace.refused:
-            raise UserError("; ".join(self.pace.refused))
+        if refused := self.pace.refused.sentences("runs of", len(self.counts)):
+            raise UserError("; ".join(refused))
 
     def seconds(self, workers: int) -> float:
         """Until the study is done, at most: pruned trials take less.
@@ -100,7 +100,7 @@ class Outlook:
         return max(whole / workers, longest)
 
     def lines(self, workers: int) -> Iterator[str]:
-        """What is printed at the start.
+        """What is printed at the start, before anything is measured.
 
         Args:
             workers: runs at a time.
@@ -115,10 +115,18 @@ class Outlook:
         tuning, report = (sum(getattr(c, name) for c in self.counts.values()) for name in ("tuning", "report"))
         there = sum(count.tuning_there + count.report_there for count in self.counts.values())
         tune = f"at most {tuning} to tune and " if tuning else ""
-        yield f"runs     {tune}{report} to report; {there} of them {'is' if there == 1 else 'are'} there"
+        lost = f", {self.failed} of which failed (--retry-failed does them again)" if self.failed else ""
+        yield f"runs     {tune}{report} to report; {there} of them {'is' if there == 1 else 'are'} there{lost}"
         yield f"workers  {workers}"
-        yield f"time     {self._time(workers)}"
         yield from (f"note     {warning}" for warning in plan.warnings)
+
+    def time(self, workers: int) -> str:
+        """The line about how long it takes, as far as that has been measured.
+
+        Args:
+            workers: runs at a time.
+        """
+        return f"time     {self._time(workers)}"
 
     def _method(self, label: str) -> str:
         method = self.plan.method(label)
@@ -175,7 +183,9 @@ def _count(plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any]) -> Cou
         if (result := store.read_result(plan.report_spec(*pair, seed, chosen or {}).key)) is not None:
             count.report_there += 1
             count.failed += result.state != "complete"
-    if sum(count.left):
+    if tune and count.left[0]:
+        count.spec = plan.tuning_spec(*pair, tune.seeds[0], 0, {})
+    elif sum(count.left):
         count.spec = plan.report_spec(*pair, plan.seeds[0], {})
     return count
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.imports import is_path, section_of
@@ -17,6 +16,7 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, parse
 from fedham_flwr.study.document import Document, read
 from fedham_flwr.study.labels import named
+from fedham_flwr.study.notes import notes
 from fedham_flwr.study.planned import Plan, StudyMethod, StudyTask, Tune, merged
 from fedham_flwr.study.spaces import space_of
 from fedham_flwr.study.wrong import Wrong
@@ -68,13 +68,16 @@ def make(document: Document) -> Plan:
     counted = tasks if faults else _counted(document, methods, tasks, faults)
     if faults:
         raise UserError(f"{document.path}: {'; '.join(dict.fromkeys(faults))}")
-    plan = _plan(document, methods, counted, searched)
+    plan = _plan(document, methods, counted, parsed, searched)
     if twins := list(_twins(plan)):
         raise UserError(f"{document.path}: {'; '.join(twins)}")
     return plan
 
 
-def _plan(document: Document, methods: list[StudyMethod], tasks: list[StudyTask], searched: Mapping[Any, Any]) -> Plan:
+def _plan(
+    document: Document, methods: list[StudyMethod], tasks: list[StudyTask],
+    parsed: Mapping[Any, Settings], searched: Mapping[Any, Space],
+) -> Plan:  # fmt: skip
     tune = document.tune
     return Plan(
         name=document.name,
@@ -85,7 +88,7 @@ def _plan(document: Document, methods: list[StudyMethod], tasks: list[StudyTask]
         settings=document.settings,
         tune=Tune(tune.trials, tune.seeds, tune.sampler, tune.pruner, tune.together, tune.rounds) if tune else None,
         spaces=searched,
-        warnings=tuple(_warnings(document, methods, tasks)),
+        warnings=tuple(notes(document, methods, tasks, parsed.values(), searched)),
         text=document.text,
     )
 
@@ -224,20 +227,6 @@ def _twins(plan: Plan) -> Iterator[str]:
                     f"{method.label} on {task.label} is the same as {other} on {where}: wanted one of them, or other "
                     "settings"
                 )
-
-
-def _warnings(document: Document, methods: list[StudyMethod], tasks: list[StudyTask]) -> Iterator[str]:
-    sections = {section_of(method.strategy) for method in methods}
-    places = {"settings": document.settings, **{f"task.{task.label}": task.settings for task in tasks}}
-    for place, said in places.items():
-        idle = [key for key in said if (first := key.partition(".")[0]) in registry.METHODS and first not in sections]
-        if idle:
-            yield f"[{place}] {_list(idle)}: no method of this study reads {'it' if len(idle) == 1 else 'them'}"
-        if said.get("data-seed") == -1:
-            yield (
-                f"[{place}] data-seed = -1 deals and splits the data anew for each seed, so that what tuning looked at "
-                "can be among the test samples of other seeds"
-            )
 
 
 def _list(words: Any) -> str:

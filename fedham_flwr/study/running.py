@@ -127,7 +127,8 @@ def _check(spec: RunSpec, follower: Follower) -> None:
         return
     if not follower.validated:
         raise UserError("no client has validation samples to tune on: wanted a larger validation-fraction")
-    raise UserError("not every client was scored in the closing evaluation, so there is no value to choose by")
+    why = f": {follower.fault}" if follower.fault else ""
+    raise UserError(f"not every client was scored in the closing evaluation, so there is no value to choose by{why}")
 
 
 def _sentence(error: Exception) -> str:

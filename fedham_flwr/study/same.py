@@ -10,8 +10,8 @@ from typing import Any
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.study.planned import Plan
 
-OURS = ("study.toml", "plan.json", "tuning.json", "runs", "study.log", ".writer")
-"""What a folder may have in it in which no study has come further."""
+OURS = ("study.toml", "plan.json", "tuning.json", "runs", "tables", "report.html", "study.log", ".writer")
+"""What the folder of a study has in it, also one whose plan.json is lost: what is done is known by its keys."""
 
 
 def check_same(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
@@ -21,13 +21,15 @@ def check_same(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
 
     Args:
         folder: the place.
-        before: its `plan.json`; empty without one.
+        before: its `plan.json`; empty without one. One that is damaged counts as none.
         plan: what is asked for.
 
     Raises:
-        UserError: it is another study's, or no study's.
+        UserError: it is another study's, or no study's, or no folder.
     """
-    if not before:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: wanted a folder for --output")
+    if not _whole(before):
         there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
         if strange := [name for name in there if name not in OURS and not name.endswith(".tmp")]:
             raise UserError(
@@ -41,12 +43,24 @@ def check_same(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
         )
 
 
+def _whole(before: Mapping[str, Any]) -> bool:
+    """Whether a plan that was read has all that is compared."""
+    labelled = [each for kind in ("methods", "tasks") for each in _entries(before, kind)]
+    tables = [before.get("settings"), *(each.get("settings") for each in labelled)]
+    return bool(labelled) and all(isinstance(each, dict) for each in tables) and all("label" in x for x in labelled)
+
+
+def _entries(before: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
+    found = before.get(kind)
+    return [each if isinstance(each, dict) else {} for each in found] if isinstance(found, list) else []
+
+
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """What the name or a label stood for, where it now stands for something else."""
     yield from _changed("", {"name": before.get("name")}, {"name": now["name"]})
-    yield from _changed("[settings] ", before.get("settings", {}), now["settings"])
+    yield from _changed("[settings] ", before["settings"], now["settings"])
     for kind, beside in (("methods", "strategy"), ("tasks", "clients")):
-        then = {each["label"]: each for each in before.get(kind, [])}
+        then = {each["label"]: each for each in before[kind]}
         for each in now[kind]:
             one, other = (
                 {beside: which[beside], **which["settings"]} for which in (then.get(each["label"], each), each)
