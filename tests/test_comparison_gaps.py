@@ -11,7 +11,7 @@ import pytest
 from comparisons import Made, write_study
 
 from fedham_flwr.analysis.client_tables import clients
-from fedham_flwr.analysis.collection import Collection, of_study
+from fedham_flwr.analysis.collection import Collection, of_runs, of_study
 from fedham_flwr.analysis.cost_tables import costs
 from fedham_flwr.analysis.difference_table import differences
 from fedham_flwr.analysis.result_tables import best, results
@@ -193,3 +193,18 @@ def test_a_run_without_a_score_at_the_budget_is_left_out_there(tmp_path: Path) -
     assert at_equal[0].value == pytest.approx(0.51 / 2)  # of seed 0, half way
     assert "nan %" not in page(found, all_tables(found), "")
     assert not any("nan" in cell.text for each in all_tables(found) for row in each.rows for cell in row)
+
+
+def test_a_run_without_readable_settings_is_a_failure(tmp_path: Path) -> None:
+    Made("local").write(tmp_path / "local")
+    (Made("fedper").write(tmp_path / "fedper") / "config.toml").write_text("seed = ")
+    (fault,) = of_runs([tmp_path]).failures
+    assert (fault.method, fault.error) == ("fedper", "its config.toml cannot be read")
+
+
+def test_a_plan_that_lacks_something_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"name": "x", "seeds": [0]}')
+    with pytest.raises(
+        UserError, match=r"plan\.json has no methods, tasks, floors, reference: wanted the plan of a st"
+    ):
+        of_study(tmp_path)

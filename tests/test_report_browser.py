@@ -285,6 +285,22 @@ def test_everything_is_reached_by_the_keyboard_and_the_focus_is_seen(opened: Bro
     assert {"A", "BUTTON", "DIV", "SELECT", "INPUT", "SUMMARY"} <= {tag for tag, _, _ in seen}
 
 
+@pytest.mark.parametrize("asked", ["by the system", "by the button"])
+def test_what_is_dark_is_printed_light(driver: Browser, file: Path, asked: str) -> None:
+    show(driver, file, colours="dark" if asked == "by the system" else "light")
+    if asked == "by the button":
+        one(driver, "#theme").click()
+    colours = "return getComputedStyle(document.body).backgroundColor"
+    dark, ink = driver.execute_script(colours), plot(driver, "curves", "plot.layout.font.color")
+    driver.execute_script("window.dispatchEvent(new Event('beforeprint'))")
+    assert driver.execute_script(colours) == "rgb(255, 255, 255)"
+    assert plot(driver, "curves", "plot.layout.font.color") == "#1b1f24"
+    driver.execute_script("window.dispatchEvent(new Event('afterprint'))")
+    assert driver.execute_script(colours) == dark == "rgb(20, 23, 27)"
+    assert plot(driver, "curves", "plot.layout.font.color") == ink
+    driver.execute_script("localStorage.clear()")
+
+
 def test_printing_opens_what_is_folded_and_is_a_file(opened: Browser, tmp_path: Path) -> None:
     folded = "return document.querySelectorAll('details:not([open])').length"
     count = opened.execute_script(folded)

@@ -117,7 +117,7 @@ def of_study(folder: Path) -> Collection:
         UserError: it is not the folder of a study.
     """
     folder = Path(folder)
-    plan = stored.read_json(folder / "plan.json", dict)
+    plan = stored.read_plan(folder)
     tuning = stored.read_json(folder / "tuning.json", list) if (folder / "tuning.json").exists() else []
     try:
         found = stored.runs_of(folder, plan, tuning)

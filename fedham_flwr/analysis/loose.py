@@ -72,7 +72,7 @@ def _look(directory: Path) -> _Found:
     with_clients = {**settings, "clients": clients}
     return _Found(
         directory,
-        section_of(str(settings.get("strategy", ""))),
+        section_of(str(settings.get("strategy", summary.get("strategy", "")))),
         labels.of_method(with_clients, str(summary.get("model", ""))),
         labels.of_data(with_clients),
         labels.data_name(settings),

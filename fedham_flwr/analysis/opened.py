@@ -48,7 +48,7 @@ def open_run(directory: Path, method: str, task: str, key: str = "") -> RunFacts
     """
     settings, summary = read_settings(directory), read_summary(directory)
     seed = int(settings.get("seed", 0))
-    if error := _unfinished(summary):
+    if error := _unfinished(summary) or ("" if settings else "its config.toml cannot be read"):
         return Fault(method, task, seed, "failed", error, key=key, directory=directory)
     return RunFacts(directory, method, task, seed, settings, summary, read_environment(directory), key)
 

@@ -13,6 +13,8 @@ from fedham_flwr.analysis.opened import Fault, open_run
 from fedham_flwr.core.errors import UserError, cause
 from fedham_flwr.settings import defaults
 
+ENTRIES = ("name", "methods", "tasks", "seeds", "floors", "reference")
+"""What a plan must hold."""
 NOT_YET = "the study has not done it yet"
 Stored = Mapping[str, Any]
 """A run.json, with `folder`, where it lies."""
@@ -35,6 +37,21 @@ def read_json(file: Path, wanted: type) -> Any:
     if not isinstance(found, wanted):
         raise UserError(f"{file} holds {type(found).__name__}, wanted {wanted.__name__}: the file of a study")
     return found
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What a study's `plan.json` says.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        UserError: it cannot be read, or lacks something.
+    """
+    plan: dict[str, Any] = read_json(folder / "plan.json", dict)
+    if lacking := [name for name in ENTRIES if name not in plan]:
+        raise UserError(f"{folder / 'plan.json'} has no {', '.join(lacking)}: wanted the plan of a study")
+    return plan
 
 
 def runs_of(folder: Path, plan: Mapping[str, Any], tuning: Sequence[Mapping[str, Any]]) -> list[RunFacts | Fault]:

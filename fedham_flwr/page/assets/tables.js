@@ -44,14 +44,19 @@ button.addEventListener("click", () => {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 
 let folded = [];
+let chosen;
 window.addEventListener("beforeprint", () => {
   printing = true;
+  chosen = root.dataset.theme;
+  root.dataset.theme = "light"; // what figures are drawn with is read before the styles of print hold
   folded = [...document.querySelectorAll("details:not([open])")];
   folded.forEach((details) => { details.open = true; });
   repaint();
 });
 window.addEventListener("afterprint", () => {
   printing = false;
+  if (chosen) root.dataset.theme = chosen;
+  else delete root.dataset.theme;
   folded.forEach((details) => { details.open = false; });
   repaint();
 });
