@@ -75,6 +75,11 @@ class Settings(RunFields):
         """The partitioner, `auto` resolved."""
         return resolved(self.partitioner, self.client_column, self.class_table)
 
+    @property
+    def seed_of_data(self) -> int:
+        """What decides who has which samples, how they are split, and which clients are novel."""
+        return self.seed if self.data_seed < 0 else self.data_seed
+
     def data(self) -> DataSettings:
         """What the data layer needs to know."""
         return DataSettings(
@@ -89,7 +94,7 @@ class Settings(RunFields):
                 self.partitioner_used,
                 self.alpha,
                 self.classes_per_client,
-                self.seed if self.data_seed < 0 else self.data_seed,
+                self.seed_of_data,
                 self.samples_per_client,
                 self.owner_share,
                 self.class_table,

@@ -14,6 +14,7 @@ from conftest import Outcome
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_node, open_partitions
 from fedham_flwr.data.own import open_own
+from fedham_flwr.federation.roster import hold_out
 from fedham_flwr.resume.warm_start import dealt_otherwise
 from fedham_flwr.settings import Value, flatten, parse
 
@@ -114,6 +115,16 @@ def test_runs_of_two_seeds_differ_in_all_but_the_data(federate: Federate) -> Non
     assert again.summary["digest"] == other.summary["digest"] != runs[1].summary["digest"]
     with pytest.raises(UserError, match=r"continued with the settings that it began with: data-seed=7 \(now 8\)"):
         federate(**few, seed=0, data_seed=8, resume=str(runs[0].path))
+
+
+@pytest.mark.parametrize("data_seed", [-1, 0, 3])
+def test_novel_clients_are_drawn_by_the_seed_of_the_data(federate: Federate, data_seed: int) -> None:
+    few: dict[str, Any] = {"strategy": "local", "samples_per_client": 40, "num_server_rounds": 1, "novel_steps": 1}
+    for seed in (0, 2):
+        run = federate(**few, novel_clients=2, seed=seed, data_seed=data_seed)
+        found = {told["client"] for told in json.loads((run.path / "clients.json").read_text()) if told["novel"]}
+        assert found == set(hold_out(seed if data_seed < 0 else data_seed, "0123", 2))
+    assert len({hold_out(seed, "0123", 2) for seed in (0, 2, 3)}) == 3
 
 
 def test_a_start_that_was_dealt_otherwise_is_told_by_the_seed_of_its_data(tmp_path: Path) -> None:

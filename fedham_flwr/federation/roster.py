@@ -80,7 +80,7 @@ def hold_out(seed: int, clients: Iterable[str], count: int) -> tuple[str, ...]:
     """The novel clients, which never train: a function of seed and ids alone.
 
     Args:
-        seed: the run's seed.
+        seed: that of the run's data.
         clients: everyone who is there at the start.
         count: how many to hold out.
 

@@ -60,7 +60,7 @@ class RoundStrategy(Strategy, ABC):
             self.settings, setup.manifest, self.split, setup.task, setup.roster, setup.progress, setup.recorder, check
         )
         if setup.roster.nodes and not self.progress.done:
-            self.progress.novel = hold_out(self.settings.seed, setup.roster.nodes, self.settings.novel_clients)
+            self.progress.novel = hold_out(self.settings.seed_of_data, setup.roster.nodes, self.settings.novel_clients)
 
     # ---- what a method says ----------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class RoundStrategy(Strategy, ABC):
             roster.refresh(grid, settings.round_timeout)
         else:
             roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
-            self.progress.novel = hold_out(settings.seed, roster.nodes, settings.novel_clients)
+            self.progress.novel = hold_out(settings.seed_of_data, roster.nodes, settings.novel_clients)
         everyone = tuple(client for client in order(roster.nodes) if client not in self.progress.novel)
         self.add_clients(everyone)
         return everyone
