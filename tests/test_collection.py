@@ -257,10 +257,17 @@ def test_a_study_stands_alone_and_its_files_must_be_readable(tmp_path: Path) -> 
     (study / "plan.json").write_text("{")
     with pytest.raises(UserError, match=r"plan\.json cannot be read"):
         of_study(study)
-    for text in ('{"methods": 3}', '{"methods": [], "name": "x"}'):
-        (study / "plan.json").write_text(text)
+
+
+def test_a_plan_or_a_tuning_whose_inside_is_damaged_is_said(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study", {"fedper": {}}, {("fedper", "digits", 0): Made()})
+    plan = json.loads((study / "plan.json").read_text())
+    damaged = {"tuning.json": [{"method": "fedper", "trials": 3}], "plan.json": {**plan, "methods": [3]}}
+    for name, told in damaged.items():
+        (study / name).write_text(json.dumps(told))
         with pytest.raises(UserError, match=r"plan\.json or tuning\.json in .*study is damaged: `fedham study`"):
             of_study(study)
+        (study / "tuning.json").write_text("[]")
 
 
 def test_exchanges_that_are_damaged_are_named(tmp_path: Path) -> None:
