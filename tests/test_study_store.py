@@ -277,6 +277,7 @@ def test_failed_runs_are_done_again_when_that_is_asked(plan: Make, tmp_path: Pat
     assert (ahead.failed, ahead.counts["heur", "digits"].report_there) == (1, 1)
     said = "runs     4 to report; 2 of them are there, 1 of which failed (--retry-failed does them again)"
     assert said in ahead.lines(1)
+    assert look(asked, Store(tmp_path / "out", retry_failed=True)).counts["heur", "digits"].report_there == 0
     assert store.forget_failed() == 1
     assert store.read_result(bad.key) is None
     assert store.read_result(good.key)

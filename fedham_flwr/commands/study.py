@@ -68,7 +68,7 @@ def _study(options: Namespace) -> int:
     plan = read_plan(options.study)
     folder = (options.output or FOLDER / plan.name).expanduser().absolute()
     if options.dry_run:
-        store = Store(folder)
+        store = Store(folder, options.retry_failed)
         store.check(plan)
         _tell(plan, store, options, None)
         return 0

@@ -36,10 +36,11 @@ class Store:
 
     Args:
         folder: that of the study.
+        retry_failed: runs that have failed count as not done.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, retry_failed: bool = False) -> None:
+        self.folder, self._retry_failed = folder, retry_failed
 
     def run_folder(self, key: str) -> Path:
         """Where a run with this key lies; `results-dir` of the run.
@@ -60,7 +61,9 @@ class Store:
             result = _result(told)
         except (KeyError, TypeError, ValueError, AttributeError):
             return None
-        return result if told["key"] == key and _is_there(self.run_folder(key), result) else None
+        again = self._retry_failed and result.state == "failed"
+        there = told["key"] == key and _is_there(self.run_folder(key), result)
+        return result if there and not again else None
 
     def write_result(self, spec: RunSpec, result: RunResult) -> None:
         """Note what came of a run.
