@@ -33,7 +33,8 @@ class Command(NamedTuple):
     """A command of `fedham`.
 
     Attributes:
-        function: `module:function` of (arguments, program), which returns the exit code; imported when it is called.
+        function: `module:function` of (arguments, program), which returns the exit code, or raises UserError; imported
+            when it is called.
         usage: its arguments in short.
         what: it does, in a few words.
     """
@@ -71,6 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with Interruptible():
                 return int(getattr(importlib.import_module(module), function)(given[1:], f"fedham {given[0]}"))
+        except UserError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
         except KeyboardInterrupt:  # of a command that leaves nothing behind that is to be named
             sys.stderr.write("interrupted\n")
             return 130

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedham_flwr.commands.schema import command
+from fedham_flwr.cli import main
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partition
@@ -187,7 +187,7 @@ def test_a_draft_of_a_schema_fits_the_data_that_it_is_of(opened: Callable[..., A
     rows += [f"{100 + i};{sexes[i]};{40 + i},5;2024-03-{1 + i:02d};note number {i};{found[i]}" for i in range(12)]
     file.write_text("\n".join(rows) + "\n")
     target = tmp_path / "schema.toml"
-    assert command([str(file), "--label", "diagnosis", "-o", str(target)]) == 0
+    assert main(["schema", str(file), "--label", "diagnosis", "-o", str(target)]) == 0
     text = target.read_text()
     drafted = tomllib.loads(text)
     assert drafted == {
@@ -204,4 +204,4 @@ def test_a_draft_of_a_schema_fits_the_data_that_it_is_of(opened: Callable[..., A
     node, features = opened(file, str(target))
     assert features.shape == (12, 4 + 1 + 5)
     assert json.loads(json.dumps(node.recipe["columns"])) == node.recipe["columns"]
-    assert command([str(file), "-o", str(target)]) == 1  # it is there already
+    assert main(["schema", str(file), "-o", str(target)]) == 1  # it is there already

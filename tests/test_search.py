@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spaces_of_tests import MIXED, RATE
 
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
@@ -24,13 +25,6 @@ from fedham_flwr.study.search import COMPLETE_FIRST, PRUNERS, Search, is_below_m
 from fedham_flwr.study.spaces import space_of
 
 SAMPLERS = ("tpe", "random", "grid")
-RATE = Range(0.001, 1.0, start=0.1, log=True)
-MIXED: Space = {
-    "rate": RATE,
-    "layers": Range(1, 4, start=2, whole=True),
-    "kind": Choice(("a", "b", "c"), start="b"),
-    "share": Range(0.0, 1.0, start=0.25),
-}
 
 
 def metric(values: Mapping[str, Any]) -> float:

@@ -10,17 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spaces_of_tests import MIXED, RATE
 
 from fedham_flwr.core.search_space import Choice, Range, Space
 from fedham_flwr.study.points import every, grid, identity, size, spread, start_of, value_at
-
-RATE = Range(0.001, 1.0, start=0.1, log=True)
-MIXED: Space = {
-    "rate": RATE,
-    "layers": Range(1, 4, start=2, whole=True),
-    "kind": Choice(("a", "b", "c"), start="b"),
-    "share": Range(0.0, 1.0, start=0.25),
-}
 
 
 def test_the_points_of_a_grid_by_hand() -> None:

@@ -15,7 +15,8 @@ from rich.console import Console
 
 from fedham_flwr.core.errors import UnwritableError
 from fedham_flwr.core.search_space import Choice
-from fedham_flwr.study.board import Board, duration, title
+from fedham_flwr.reporting.console import duration
+from fedham_flwr.study.board import Board, title
 from fedham_flwr.study.conduct import Outcome, conduct
 from fedham_flwr.study.messages import Event, read_answer, read_event, read_run, write_answer, write_event, write_run
 from fedham_flwr.study.planned import Plan, StudyMethod, Tune

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedham_flwr import __version__
+from fedham_flwr.cli import main
 from fedham_flwr.commands import study as command
 from fedham_flwr.core.errors import UnwritableError, UserError
 from fedham_flwr.study import estimate
@@ -318,7 +319,7 @@ def test_a_wrong_command_is_one_sentence(
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").write_text("")
     monkeypatch.chdir(tmp_path)
-    assert command.command(arguments) == 1
+    assert main(["study", *arguments]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err

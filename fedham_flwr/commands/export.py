@@ -19,15 +19,11 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     Args:
         arguments: of the command line.
         program: its name, for the help.
+
+    Raises:
+        UserError: the model cannot be read, or not be written in this format.
     """
-    options = parser(program).parse_args(arguments)
-    try:
-        _export(options)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    _export(parser(program).parse_args(arguments))
     return 0
 
 

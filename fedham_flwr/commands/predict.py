@@ -27,18 +27,16 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     Args:
         arguments: of the command line.
         program: its name, for the help.
+
+    Raises:
+        UserError: the model or the rows cannot be read, or a row does not fit.
     """
     options = parser(program).parse_args(arguments)
     try:
         _predict(options)
         sys.stdout.flush()
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
     except BrokenPipeError:  # `fedham predict ... | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    except KeyboardInterrupt:
-        return 130
     return 0
 
 

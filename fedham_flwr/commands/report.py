@@ -20,15 +20,11 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     Args:
         arguments: of the command line.
         program: its name, for the help.
+
+    Raises:
+        UserError: there is no run to show, or a file cannot be written.
     """
-    options = parser(program).parse_args(arguments)
-    try:
-        _report(options)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
-    except KeyboardInterrupt:
-        return 130
+    _report(parser(program).parse_args(arguments))
     return 0
 
 

@@ -23,6 +23,9 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     Args:
         arguments: of the command line.
         program: its name, for the help.
+
+    Raises:
+        UserError: the data cannot be read, or the draft not be written.
     """
     parser = argparse.ArgumentParser(program, description="Draft a schema: what each column of a table holds.")
     parser.add_argument("data", metavar="DATA", help="a .csv or .parquet file, or a folder of them")
@@ -45,10 +48,6 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
             Path(options.output).write_text(text, encoding="utf-8")
         else:
             sys.stdout.write(text)
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
     except OSError as error:
-        sys.stderr.write(f"error: {options.output} can't be written: {error.strerror}\n")
-        return 1
+        raise UserError(f"{options.output} can't be written: {error.strerror}") from error
     return 0

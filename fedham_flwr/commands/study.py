@@ -30,6 +30,9 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
     Args:
         arguments: of the command line.
         program: its name, for the help.
+
+    Raises:
+        UserError: the study's file is wrong, or its folder cannot be used.
     """
     options = parser(program).parse_args(arguments)
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
@@ -40,9 +43,6 @@ def command(arguments: Sequence[str], program: str | None = None) -> int:
         again = shlex.join([*(program or "fedham study").split(), *arguments])
         sys.stderr.write(f"interrupted; what is done is kept, and the same command goes on: {again}\n")
         return 130
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1
 
 
 def parser(program: str | None = None) -> Parser:

@@ -62,3 +62,10 @@ def empty_table(*columns: str) -> "Table":
         words = at == 0 or column in ("model", "phase")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
     return table
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1:02:03, or 2:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

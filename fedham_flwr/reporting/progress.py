@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from fedham_flwr.core.records import Failure, Row
-from fedham_flwr.reporting.console import clean, make_console, number_text, plain
+from fedham_flwr.reporting.console import clean, duration, make_console, number_text, plain
 from fedham_flwr.reporting.shown import split_shown
 from fedham_flwr.training.metrics import ACCURACY, Metric
 
@@ -116,7 +116,7 @@ class Progress:
             return
         recent = self._durations[-_RECENT:]
         each = sum(recent) / len(recent)
-        left = _duration(each * max(0, self._total - number))
+        left = duration(each * max(0, self._total - number))
         self._bar.update(
             self._bar.task_ids[0],
             completed=number,
@@ -193,9 +193,3 @@ def _who(clients: Sequence[str]) -> str:
         return f"client {clients[0]}"
     more = ", ..." if len(clients) > _MOST_NAMES else ""
     return f"{len(clients)} clients ({', '.join(clients[:_MOST_NAMES])}{more})"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

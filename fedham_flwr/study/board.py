@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedham_flwr.reporting.console import clean, make_console, plain
+from fedham_flwr.reporting.console import clean, duration, make_console, plain
 from fedham_flwr.study.runs import RunResult, RunSpec
 
 if TYPE_CHECKING:
@@ -119,13 +119,6 @@ class Board:
         """Seconds that the runs now going on have taken, together."""
         now = self._clock()
         return sum(now - each.since for each in self.running.values())
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1:02:03, or 2:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def _bar(console: Console, lines: Callable[[], list[str]]) -> Bar:
