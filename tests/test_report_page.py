@@ -307,7 +307,9 @@ def test_a_name_of_half_a_character_is_written(root: Path, tmp_path: Path) -> No
 def test_one_run_alone_has_a_page(root: Path) -> None:
     run = next((root / "fedper").iterdir())
     found = open_collection([run])
-    told = Parsed(page(found, all_tables(found), ""))
+    text = page(found, all_tables(found), "")
+    assert "<title>Run: fedper on digits</title>" in text
+    told = Parsed(text)
     sections = [given["id"] for tag, given in told.elements if tag == "section"]
     assert "differences" not in sections
     assert "listening" not in sections

@@ -79,8 +79,9 @@ def page(collection: Collection, tables: Sequence[Table], plotly: str, share: fl
     contents = "".join(
         f'<li><a href="#{anchor}">{escaped(titles[anchor])}</a></li>\n' for anchor, text in sections.items() if text
     )
+    what = "Run" if len(collection.runs) == 1 else "Comparison"
     return Template(_asset("page.html")).substitute(
-        title=escaped(f"Comparison: {collection.title}" if collection.title else "Comparison"),
+        title=escaped(f"{what}: {collection.title}" if collection.title else what),
         version=escaped(__version__),
         style=_asset("page.css"),
         contents=contents,
