@@ -15,6 +15,7 @@ from fedham_flwr.data.batches import Target
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning, resolved
 from fedham_flwr.models import NETWORKS, NetworkSettings
 from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.heads import HeadSettings
 from fedham_flwr.run_fields import RunFields
 from fedham_flwr.training import metric_choice
 from fedham_flwr.training.local import LocalTraining, training_faults
@@ -156,7 +157,7 @@ class Settings(RunFields):
         network = registry.method(self.strategy).network
         needs = network(self.own) if network else NetworkNeeds()
         own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
-        return NetworkSettings(own, needs.second_head, needs.graft or GraftSettings())
+        return NetworkSettings(own, needs.head or HeadSettings(), needs.graft or GraftSettings())
 
     def _schedule(self) -> Schedule:
         return Schedule(

@@ -20,7 +20,7 @@ from hypothesis import settings as hypothesis_settings
 from presets import network_settings
 from safetensors.torch import load_file
 
-from fedham_flwr import server_app
+from fedham_flwr import registry, server_app
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.records import Row
 from fedham_flwr.core.threads import one_thread
@@ -33,7 +33,25 @@ from fedham_flwr.settings import Value
 hypothesis_settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True)
 hypothesis_settings.load_profile("steady")
 
+FAMILIES = ("local", "fedavg", "fedper", "ditto", "pfedla", "amn", "fedham", "fedtp", "fedtransfer")
+"""A method of each kind: what holds for every method is tested of the others among the slow tests."""
+OF_EVERY_METHOD = {
+    "test_bounds", "test_bounds_rounds", "test_novel", "test_resume", "test_rounds", "test_shards", "test_split_guard",
+    "test_starts", "test_table_runs",
+}  # fmt: skip
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow in number: tests of all methods, but for one method of each kind."""
+    others = set(registry.BUILT_IN) - set(FAMILIES)
+    for item in items:
+        params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+        if item.path.stem in OF_EVERY_METHOD and params:
+            given = [value.get("strategy") if isinstance(value, dict) else value for value in params.values()]
+            if any(isinstance(value, str) and value in others for value in given):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

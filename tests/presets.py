@@ -8,14 +8,32 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedham_flwr import models
+from fedham_flwr import models, registry
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.federation.contract import Start
+from fedham_flwr.federation.contract import ChecksExtras, Start
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.progress import Sent
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.settings import Value, parse
+
+ONE_FOR_ALL = {
+    "fedavg",
+    "fedprox",
+    "fedtransfer",
+}
+"""Methods whose clients start a round from nothing but the model that all have."""
+EPOCHS = {
+    "fedrep": 10 + 1,
+    "ditto": 1 + 1,
+}
+"""Methods that go through the data more often than `local-epochs` says: how often with 1."""
+
+
+def sends_more(strategy: str) -> bool:
+    """Whether a method's clients send tensors of its own beside the model's."""
+    return isinstance(object.__new__(registry.half(registry.method(strategy).strategy)), ChecksExtras)
+
 
 TINY_VIT: dict[str, Value] = {
     "model": "vit", "vit.patch-size": 4, "vit.width": 16, "vit.depth": 2, "vit.heads": 2, "vit.head-dim": 8,

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedham_flwr import models
-from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.resume.warm_start import Start, read_start
 
 CLIENTS = ("0", "1", "2", "3")
@@ -24,7 +24,7 @@ def start(
     path: Path | str, net: torch.nn.Module = DIGITS, name: str = "digits-cnn", clients: Sequence[str] = CLIENTS
 ) -> Start:
     """What a run with this network starts from, whose clients share all of it."""
-    manifest = Manifest.of(net)
+    manifest = manifest_of(net, [])
     return read_start(str(path), manifest, manifest.names(), name, clients)
 
 

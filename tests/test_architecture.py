@@ -138,7 +138,7 @@ def test_a_method_has_its_four_files_and_three_are_read_in_one_sitting(method: s
     parts = [ROOT / folder / f"{method}.py" for folder in ("fedham_flwr/algorithms", "strategies", "clients")]
     assert [str(part) for part in parts if not part.is_file()] == []
     assert (ROOT / "tests" / f"test_{method}.py").is_file()
-    assert sum(len(part.read_text().splitlines()) for part in parts) < 480
+    assert sum(len(part.read_text().splitlines()) for part in parts) <= 480
 
 
 def test_the_registry_names_every_method() -> None:

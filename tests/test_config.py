@@ -65,7 +65,7 @@ def test_a_transformer_has_its_settings_under_its_name_and_fedrod_gives_it_a_sec
     assert (vit.depth, char.depth) == (3, 2)
     assert (vit.positions, char.positions) == ("learned", "learned")
     heads = [
-        parse({"strategy": strategy, "fedtp.head": head}).networks().second_head
+        parse({"strategy": strategy, "fedtp.head": head}).networks().head.asks
         for strategy in ("fedtp", "fedavg")
         for head in ("shared", "fedper", "fedrod")
     ]

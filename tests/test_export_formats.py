@@ -25,13 +25,14 @@ from fedham_flwr.models import NetworkSettings, build
 from fedham_flwr.models.char_transformer import CharTransformerSettings
 from fedham_flwr.models.export import label, write_model
 from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.heads import HeadSettings
 from fedham_flwr.models.vit import ViTSettings
 from fedham_flwr.predicting import formats, portable, raw_rows
 from fedham_flwr.predicting.exported import Exported
 
 SMALL = {"width": 16, "depth": 1, "heads": 2, "head_dim": 4, "hidden_dim": 8}
 CBAM = NetworkSettings(graft=GraftSettings(kind="cbam"))
-TWO_HEADS = NetworkSettings.of(vit=ViTSettings(**SMALL), second_head="fedtp.head")
+TWO_HEADS = NetworkSettings.of(vit=ViTSettings(**SMALL), head=HeadSettings("second", "fedtp.head"))
 CHARS = NetworkSettings.of(char_transformer=CharTransformerSettings(**SMALL))
 IMAGE, SCALING = {"kind": "image", "features": "image"}, {"mean": [2.0, 50.0, -1.0], "std": [3.0, 20.0, 0.5]}
 TABLE = {

@@ -8,12 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import cross_entropy
 
 from fedham_flwr.algorithms.fedtp import (
     MOST,
     FedTPSettings,
-    balanced_cross_entropy,
     check_model,
     nearest_vote,
     personal_groups,
@@ -69,36 +67,6 @@ def test_what_is_too_large_a_factor_is_refused(key: str) -> None:
         with pytest.raises(UserError, match=message):
             parse({f"fedtp.{key}": value})
     assert parse({f"fedtp.{key}": MOST}).fedtp == FedTPSettings(**{key.replace("-", "_"): MOST})
-
-
-# ---- balanced softmax (invariant 10) --------------------------------------------------------------------------------
-
-
-@given(st.integers(2, 6), st.integers(1, 5), st.integers(1, 50), st.integers(0, 2**31))
-def test_balanced_softmax_with_equal_counts_is_the_cross_entropy(k: int, b: int, count: int, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    logits = torch.randn(b, k, generator=draw, dtype=torch.float64)
-    targets = torch.randint(k, (b,), generator=draw)
-    counts = torch.full((k,), float(count), dtype=torch.float64)
-    torch.testing.assert_close(balanced_cross_entropy(logits, targets, counts), cross_entropy(logits, targets))
-
-
-def test_balanced_softmax_by_hand_and_a_class_without_samples_is_never_predicted() -> None:
-    logits = torch.tensor([[0.0, math.log(2.0), 5.0]], dtype=torch.float64, requires_grad=True)
-    counts = torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)
-    # 3 e^0 : 1 e^(log 2) : 0 e^5 = 3 : 2 : 0
-    loss = balanced_cross_entropy(logits, torch.tensor([1]), counts)
-    assert loss.item() == pytest.approx(-math.log(2 / 5))
-    (slope,) = torch.autograd.grad(loss, logits)
-    torch.testing.assert_close(slope, torch.tensor([[3 / 5, 2 / 5 - 1, 0.0]], dtype=torch.float64))
-
-
-def test_balanced_softmax_has_the_gradient_of_finite_differences() -> None:
-    draw = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, 3, generator=draw, dtype=torch.float64, requires_grad=True)
-    counts = torch.tensor([7.0, 2.0, 11.0], dtype=torch.float64)
-    targets = torch.tensor([0, 2, 1, 1])
-    assert torch.autograd.gradcheck(lambda x: balanced_cross_entropy(x, targets, counts), (logits,))
 
 
 # ---- nearest neighbours ----------------------------------------------------------------------------------------------

@@ -15,32 +15,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from presets import LENGTH, TEXT, TINY_VIT, short_play, write_texts
 from test_fedtp_rounds import FEW, SMALL, W, Watching
-from test_rounds import Shuffled
 from torch.nn.functional import cross_entropy
 
-from clients.fedtp import BothHeads, FedTPClient
+from clients.fedtp import FedTPClient
 from fedham_flwr import models, registry
-from fedham_flwr.algorithms.fedtp import balanced_cross_entropy
-from fedham_flwr.core.errors import UserError
+from fedham_flwr.algorithms.fedrod import BothHeads, balanced_cross_entropy
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Download
 from fedham_flwr.models import export
-from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training import trainer as training
-from fedham_flwr.training.engine.losses import means_of
 from fedham_flwr.training.engine.rows import pad, real_samples
 from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.own_loss import Batch
 from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 Combined = Callable[..., Any]
 Make = Callable[..., dict[str, Value]]
-HEAD, SECOND = ("head.weight", "head.bias"), ("personal_head.weight", "personal_head.bias")
+HEAD, SECOND = ("head.weight", "head.bias"), ("head.personal.weight", "head.personal.bias")
 every_way = pytest.mark.parametrize("personal", ["generated", "vanilla"])
 CPU = torch.device("cpu")
 
@@ -55,7 +53,8 @@ def client_of(given: dict[str, Value], number: int = 0, clients: int = 4, params
     chosen = parse(given)
     data = open_partition(chosen.data(), number, clients)
     classes = len(data.classes)
-    trainer = Trainer(models.build(chosen.model, data.shape, classes, 0, chosen.networks()), CPU, "fp32")
+    model = models.build(chosen.model, data.shape, classes, 0, chosen.networks())
+    trainer = Trainer(model, CPU, "fp32", manifest_of(model, []))
     trainer.load(params or trainer.initial)
     state = ClientState(RecordDict(), str(number), trainer.manifest.fingerprint())
     return FedTPClient(
@@ -126,12 +125,11 @@ def test_fedrods_loss_of_many_clients_is_that_of_each(sizes: list[int]) -> None:
     x = torch.rand(sum(sizes), 1, 8, 8, generator=draw)
     y = torch.randint(0, 10, (sum(sizes),), generator=draw)
     counts = [torch.bincount(part, minlength=10).add(k).tolist() for k, part in enumerate(y.split(sizes))]
-    losses = [BothHeads(each, CPU) for each in counts]
-    more = [*losses, BothHeads([1] * 10, CPU)]  # of a client that has no step any more
+    losses = [BothHeads("head", each, CPU) for each in counts]
+    more = [*losses, BothHeads("head", [1] * 10, CPU)]  # of a client that has no step any more
     places = pad(torch.arange(len(y)).split(sizes), max(sizes)).flatten()
     model.eval()
-    terms = losses[0].stacked(more)(model, x[places], y[places], len(sizes))
-    found = means_of(terms, len(sizes), real_samples(sizes, CPU))
+    found = losses[0].stacked(more)(model, Batch(x[places], y[places], len(sizes), real_samples(sizes, CPU)))
     wanted = [loss(model, a, b) for loss, a, b in zip(losses, x.split(sizes), y.split(sizes), strict=True)]
     assert torch.allclose(found, torch.stack(wanted), rtol=1e-5)
 
@@ -151,9 +149,9 @@ def test_fedrod_trains_as_two_losses_and_two_optimisers_do(settings: Make) -> No
         x, y = inputs_and_targets(data.features[batch], data.labels[batch])
         features = model.features(x)
         model.zero_grad()
-        logits = model.head(features)
+        logits = model.head.own(features)
         cross_entropy(logits + counts.log(), y).backward()
-        personal = model.personal_head(features.detach())
+        personal = model.head.personal(features.detach())
         cross_entropy(logits.detach() + personal, y).backward()
         body.step()
         head.step()
@@ -170,13 +168,15 @@ def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make)
     client = client_of(settings(**options("generated", "fedrod")))
     model, data = client.job.trainer._model, client.job.data
     x, y = inputs_and_targets(data.features[data.splits["train"]], data.labels[data.splits["train"]])
-    model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+    model.head.personal.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     loss = client.loss()
     assert loss is not None
     rest = {name: param for name, param in model.named_parameters() if name not in SECOND}
     slopes = torch.autograd.grad(loss(model, x, y), list(rest.values()))
     counts = torch.bincount(y, minlength=10).float()
-    alone = torch.autograd.grad(balanced_cross_entropy(model.classify(model.features(x)), y, counts), [*rest.values()])
+    alone = torch.autograd.grad(
+        balanced_cross_entropy(model.head.own(model.features(x)), y, counts).mean(), [*rest.values()]
+    )
     assert all(torch.equal(one, other) for one, other in zip(slopes, alone, strict=True))
     assert client_of(settings(**options("generated"))).loss() is None
 
@@ -184,72 +184,11 @@ def test_the_personal_heads_loss_sends_no_gradient_into_the_rest(settings: Make)
 def test_fedrod_predicts_by_both_heads(settings: Make) -> None:
     client = client_of(settings(**options("generated", "fedrod")))
     model, data = client.job.trainer._model.eval(), client.job.data
-    model.personal_head.bias.data[3] = 50.0
+    model.head.personal.bias.data[3] = 50.0
     x, _ = inputs_and_targets(data.features[:5], data.labels[:5])
     assert model(x).argmax(1).tolist() == [3] * 5
-    model.personal_head.bias.data[3] = 0.0
-    assert torch.equal(model(x), model.classify(model.features(x)))
-
-
-def test_a_second_head_needs_a_transformer(federate: Federate) -> None:
-    with pytest.raises(
-        UserError, match=r'^fedtp.head="fedrod" gives a Transformer a second head, and model="digits-cnn"'
-    ):
-        federate(model="digits-cnn", **options("generated", "fedrod"))
-
-
-# ---- what is left of a run -------------------------------------------------------------------------------------------
-
-
-@every_way
-@pytest.mark.parametrize("head", ["shared", "fedper", "fedrod"])
-def test_the_exported_models_load_and_score_what_the_rows_say(
-    combined: Combined, settings: Make, personal: str, head: str
-) -> None:
-    chosen = parse(settings(**options(personal, head)))
-    run = combined(personal, head)
-    for number in range(4):
-        trainer = Trainer(export.load(run.path / "model" / f"{number}.safetensors"), CPU, "fp32")
-        found = trainer.evaluate(open_partition(chosen.data(), number, 4), "test")
-        values = {
-            row.metric: row.value for row in run.rows if row[:5] == (3, str(number), "test", "personal", "before")
-        }
-        assert found.values["accuracy"] == values["accuracy"]
-        assert found.loss == pytest.approx(values["loss"], rel=1e-6)
-
-
-@every_way
-@pytest.mark.parametrize("head", ["fedper", "fedrod"])
-def test_a_combination_repeats_to_the_same_digest(federate: Federate, personal: str, head: str) -> None:
-    one, other = (federate(grid=grid, **options(personal, head, knn=True)) for grid in (InProcessGrid, Shuffled))
-    assert one.summary["digest"] == other.summary["digest"]
-    assert one.summary["failures"] == 0
-
-
-# ---- nearest neighbours ----------------------------------------------------------------------------------------------
-
-
-def test_the_prediction_is_the_softmax_and_the_vote_of_the_nearest_by_hand(settings: Make) -> None:
-    client = client_of(settings(**options("generated", knn=True)) | {"fedtp.knn-share": 0.3})
-    trainer, data = client.job.trainer, client.job.data
-    predictor = client.predictor()
-    assert predictor is not None
-    model, index = trainer._model.eval(), data.splits["train"]
-    x, _ = inputs_and_targets(data.features[data.splits["test"][:6]], data.labels[:6])
-    keys, labels = inputs_and_targets(data.features[index], data.labels[index])
-    with torch.no_grad():
-        own, asked, plain = (model.features(keys).double(), model.features(x).double(), model(x).double())
-        predicted = predictor(model, x).double().exp()
-    for at in range(6):
-        squared = ((own - asked[at]) ** 2).sum(1).tolist()
-        nearest = sorted(range(len(squared)), key=squared.__getitem__)[:4]
-        weights = [math.exp(-squared[i] / 16) for i in nearest]  # 16 is the network's width
-        vote = torch.zeros(10, dtype=torch.float64)
-        for i, weight in zip(nearest, weights, strict=True):
-            vote[labels[i]] += weight / sum(weights)
-        wanted = 0.3 * vote + 0.7 * plain[at].softmax(0)
-        assert torch.allclose(predicted[at], wanted, rtol=1e-4, atol=1e-7)
-    assert torch.allclose(predicted.sum(1), torch.ones(6, dtype=torch.float64), atol=1e-5)
+    model.head.personal.bias.data[3] = 0.0
+    assert torch.equal(model(x), model.head.own(model.features(x)))
 
 
 @pytest.mark.parametrize("head", ["shared", "fedper", "fedrod"])
@@ -264,7 +203,7 @@ def test_what_is_mixed_with_the_vote_is_what_the_network_says_bit_for_bit(
     model, predictor = trainer._model.eval(), client.predictor()
     assert predictor is not None
     if head == "fedrod":
-        model.personal_head.weight.data.normal_(generator=torch.Generator().manual_seed(0))
+        model.head.personal.weight.data.normal_(generator=torch.Generator().manual_seed(0))
     x, _ = inputs_and_targets(data.features[data.splits["test"]], data.labels[data.splits["test"]])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         predicted, logits = predictor(model, x), model(x)

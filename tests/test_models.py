@@ -162,11 +162,9 @@ def test_a_network_of_another_kind_of_data_is_refused(name: str, shape: tuple[in
         build(name, shape, 2, 0)
 
 
-def test_the_network_of_tables_has_no_place_for_a_graft_and_no_second_head() -> None:
+def test_the_network_of_tables_has_no_place_for_a_graft() -> None:
     with pytest.raises(UserError, match=r'fedtransfer.attention="adapter" is grafted .* model="mlp" has no place for'):
         build("mlp", (2, 13), 2, 0, NetworkSettings.of(graft=GraftSettings("adapter")))
-    with pytest.raises(UserError, match=r'fedtp.head="fedrod" gives a Transformer a second head, and model="mlp" is'):
-        build("mlp", (2, 13), 2, 0, NetworkSettings.of(second_head='fedtp.head="fedrod"'))
 
 
 def test_an_exported_network_of_tables_has_its_sizes(tmp_path: Path) -> None:

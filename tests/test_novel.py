@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
+from presets import EPOCHS, ONE_FOR_ALL
 from test_rounds import Shuffled, shared_names
 
 from fedham_flwr.core.errors import UserError
@@ -134,7 +135,7 @@ def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held
 @every_method
 def test_it_is_scored_before_and_after_as_what_it_is(held_out: HeldOut, strategy: str) -> None:
     run = held_out(strategy)
-    starts = "global" if strategy in ("fedavg", "fedprox", "fedtransfer") else "personal"
+    starts = "global" if strategy in ONE_FOR_ALL else "personal"
     scored = [row for row in run.rows if row.population == "novel"]
     assert {row[:6] for row in scored} == {
         (3, NOVEL, split, model, phase, metric)
@@ -208,7 +209,7 @@ def test_it_takes_as_many_steps_as_it_is_allowed(held_out: HeldOut, strategy: st
     """Fewer and more than the 2 of an epoch; members' results do not depend on it."""
     few, many = held_out(strategy), held_out(strategy, MANY)
     for run, taken, allowed in ((few, few.steps, 1), (many, many.steps, MANY)):
-        epochs = {"fedrep": 10 + 1, "ditto": 1 + 1}.get(strategy, 1)
+        epochs = EPOCHS.get(strategy, 1)
         assert taken["train"] == 2 * 3 * 2 * epochs  # rounds, clients, batches of 32 of 42 samples
         wanted = (0, 3 * allowed, 0) if strategy == "fedtp" else (allowed, 0, 0)
         assert (taken["evaluate.novel"], taken["train.novel"], taken["evaluate.adapted"]) == wanted
@@ -235,7 +236,7 @@ def test_its_scores_come_without_a_tensor_of_its_model(held_out: HeldOut, strate
     [
         ({}, ()),
         ({"fedtp.head": "fedper"}, ("head.weight", "head.bias")),
-        ({"fedtp.head": "fedrod"}, ("personal_head.weight", "personal_head.bias")),
+        ({"fedtp.head": "fedrod"}, ("head.personal.weight", "head.personal.bias")),
     ],
 )
 def test_fedtps_novel_client_trains_its_projections_and_a_personal_head_alone(

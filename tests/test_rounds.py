@@ -13,7 +13,7 @@ from faults import break_app, impersonate, strip, tampered, with_examples, with_
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
-from presets import network, network_settings
+from presets import ONE_FOR_ALL, network, network_settings, sends_more
 from safetensors import safe_open
 
 from fedham_flwr.client_app import make_client_app
@@ -26,6 +26,7 @@ from fedham_flwr.federation.messages import ClientFailure, Download
 from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import export
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, methods, parse
@@ -41,7 +42,7 @@ def settings(settings: Callable[..., dict[str, Value]]) -> Callable[..., dict[st
 
 
 def manifest(strategy: str) -> Manifest:
-    return Manifest.of(network(strategy))
+    return manifest_of(network(strategy), [])
 
 
 def server_half(given: dict[str, Value]) -> RoundStrategy:
@@ -104,17 +105,16 @@ def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: st
         sent = {name for record in message.content.array_records.values() for name in record}
         assert not (kept - shared) & sent
         last = message.metadata.reply_to_message_id and message.metadata.group_id == "3"
-        assert strategy == "fedham" or not (last and sent)
-        assert strategy == "fedham" or sent <= shared
+        assert sends_more(strategy) or not (last and sent)
+        assert sends_more(strategy) or sent <= shared
     if strategy == "fedtransfer":  # all of it is the client's in the end
         assert kept == everything == shared
     elif strategy == "fedham":  # keeps its own model, which it sends, and its meta-model
         assert {name for name in kept if not name.startswith("meta/")} == everything
         assert {"meta/query", "meta/key", "meta/query2", "meta/key2", "meta/gate"} <= kept
-    elif strategy in ("ditto", "fedala"):  # tensors of their own beside the model's
-        assert {name.partition("/")[0] for name in kept} == ({"private"} if strategy == "ditto" else {"own", "weight"})
-    else:
-        assert kept == everything - shared
+    else:  # and tensors of their own, beside the model's
+        assert kept & everything == everything - shared
+        assert all("/" in name for name in kept - everything)
 
 
 @every_method
@@ -144,14 +144,14 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     assert summary.items() >= (what | {"num-clients": 4, "num-rounds": 2, "failures": 0}).items()
     shapes = manifest(strategy).shapes
     payload = sum(4 * torch.Size(shapes[name]).numel() for name in shared_names(strategy))
-    assert strategy == "fedham" or summary["bytes"] == {
+    assert sends_more(strategy) or summary["bytes"] == {
         "up": 2 * 4 * payload,
         "down": 3 * 4 * payload,
         "train": {"up": 2 * 4 * payload, "down": 2 * 4 * payload},
         "personal" if strategy == "fedtransfer" else "evaluate": {"up": 0, "down": 4 * payload},
     }
     assert summary["seconds"].keys() == {"start-up", "per-round", "total"}
-    starts = "global" if strategy in ("fedavg", "fedprox", "fedtransfer") else "personal"
+    starts = "global" if strategy in ONE_FOR_ALL else "personal"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
     mixers = ("pfedla", "amn", "fedham")

@@ -12,7 +12,6 @@ import pytest
 
 from fedham_flwr import AveragingStrategy, Choice, Method, Range, RoundClient, registry, split_groups
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.search_space import PILOT
 from fedham_flwr.settings import defaults, flatten, parse
 from fedham_flwr.study.points import start_of
 from fedham_flwr.study.spaces import CORE, described, space_of
@@ -56,18 +55,6 @@ def test_a_search_starts_from_the_defaults(method: str) -> None:
 def test_every_method_that_has_settings_to_tune_declares_some() -> None:
     without = {name for name in registry.BUILT_IN if not registry.method(name).search}
     assert without == {name for name in registry.BUILT_IN if registry.method(name).settings is None}
-
-
-def test_the_starts_that_have_a_source() -> None:
-    sourced = {
-        key: dimension.start
-        for name in registry.BUILT_IN
-        for key, dimension in registry.method(name).search.items()
-        if dimension.source not in ("", PILOT)
-    }
-    assert sourced == {
-        "fedprox.mu": 0.01, "ditto.penalty": 1.0, "fedrep.head-epochs": 10, "fedala.rate": 1.0, "fedala.layers": 1,
-    }  # fmt: skip
 
 
 # ---- the common space ---------------------------------------------------------------------------------------------

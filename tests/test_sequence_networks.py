@@ -107,8 +107,6 @@ def test_networks_for_other_data_are_refused_by_name() -> None:
         match=r'"fasttext" is for texts with labels, and the data set is series of 3 channels and 13 steps.*"cnn1d"',
     ):
         build("fasttext", SERIES, 3, 0)
-    with pytest.raises(UserError, match=r'second head, and model="cnn1d" is none: try model="series-transformer"'):
-        build("cnn1d", SERIES, 3, 0, NetworkSettings(second_head="x"))
 
 
 def test_a_network_of_ones_own_is_told_the_length_and_how_many_tokens_there_are(

@@ -188,12 +188,10 @@ def test_a_network_that_does_not_fit_is_a_sentence(name: str, shape: tuple[int, 
         build(name, shape, 4, 0)
 
 
-def test_there_is_no_place_for_grafts_and_second_heads() -> None:
+def test_there_is_no_place_for_grafts() -> None:
     graft = NetworkSettings.of(graft=GraftSettings("cbam", section="mine"))
     with pytest.raises(UserError, match=r'has no place for a block, which mine.attention="cbam" asks for'):
         build(SMALL, (3, 32, 32), 4, 0, graft)
-    with pytest.raises(UserError, match=r'has no place for a second head, which my.head="two" asks for'):
-        build(SMALL, (3, 32, 32), 4, 0, NetworkSettings.of('my.head="two"'))
 
 
 def test_a_batch_of_one_is_too_small_for_batch_normalisation_of_one_pixel() -> None:

@@ -20,6 +20,8 @@ from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.models import NetworkSettings, build
 from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
 from fedham_flwr.models.export import label, load, write_model
+from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.models.heads import HeadSettings
 from fedham_flwr.models.transformer import sinusoids
 from fedham_flwr.models.vit import ViT, ViTSettings, cut
 
@@ -32,7 +34,7 @@ NETWORKS = ("vit", "char-transformer")
 def small(name: str, personal_head: bool = False, seed: int = 0, **changed: Any) -> Any:
     """A small network, with settings of its own changed."""
     options = NetworkSettings.of(
-        "a setting" if personal_head else "",
+        HeadSettings("second" if personal_head else ""),
         vit=ViTSettings(**(SIZES | changed)),
         char_transformer=CharTransformerSettings(**(SIZES | changed)),
     )
@@ -87,14 +89,14 @@ def test_groups_go_from_the_input_to_the_output_and_partition_the_state(
     name: str, personal_head: bool, positions: str
 ) -> None:
     model = small(name, personal_head, depth=3, positions=positions)
-    manifest = Manifest.of(model)
+    manifest = manifest_of(model, [])
     expected = ["embedding", "attention", "block1", "block2", "block3"]
     expected += ["norm"] * (name == "vit") + ["head"] + ["personal-head"] * personal_head
     assert list(manifest.group_names) == expected
     assert set(manifest.names()) == set(model.state_dict())  # sinusoidal positions are nobody's
     assert manifest.names(["attention"]) == tuple(f"blocks.{i}.attention.to_qkv.weight" for i in range(3))
     if personal_head:
-        assert manifest.names(["personal-head"]) == ("personal_head.weight", "personal_head.bias")
+        assert manifest.names(["personal-head"]) == ("head.personal.weight", "head.personal.bias")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -246,23 +248,21 @@ def test_a_personal_head_starts_at_zero_and_moves_nothing(name: str) -> None:
     one, two, x = small(name), small(name, personal_head=True), inputs(name)
     state = two.state_dict()
     assert all(torch.equal(tensor, state[key]) for key, tensor in one.state_dict().items())
-    assert state.keys() - one.state_dict().keys() == {"personal_head.weight", "personal_head.bias"}
-    assert not state["personal_head.weight"].any()
-    assert not state["personal_head.bias"].any()
+    assert state.keys() - one.state_dict().keys() == {"head.personal.weight", "head.personal.bias"}
+    assert not state["head.personal.weight"].any()
+    assert not state["head.personal.bias"].any()
     assert torch.equal(two.eval()(x), one.eval()(x))
 
 
 @pytest.mark.parametrize(("name", "scale"), [("vit", 1.0), ("char-transformer", 0.25)])  # 16^-1/2
 def test_logits_are_those_of_both_heads_with_the_network_s_scale(name: str, scale: float) -> None:
     model, x = small(name, personal_head=True).eval(), inputs(name)
-    nn.init.normal_(model.personal_head.weight, generator=torch.Generator().manual_seed(1))
-    nn.init.ones_(model.personal_head.bias)
+    nn.init.normal_(model.head.personal.weight, generator=torch.Generator().manual_seed(1))
+    nn.init.ones_(model.head.personal.bias)
     features = model.features(x)
     bias = 0 if model.head.bias is None else model.head.bias
     shared = scale * (features @ model.head.weight.T + bias)
-    personal = scale * (features @ model.personal_head.weight.T + 1)
-    torch.testing.assert_close(model.classify(features), shared)
-    torch.testing.assert_close(model.personal_logits(features), personal)
+    personal = scale * (features @ model.head.personal.weight.T + 1)
     torch.testing.assert_close(model(x), shared + personal)
 
 
@@ -272,13 +272,6 @@ def test_features_are_normalised(name: str) -> None:
     assert features.shape == ((3, 16) if name == "vit" else (3, 12, 16))
     torch.testing.assert_close(features.mean(-1), torch.zeros(features.shape[:-1]), atol=1e-5, rtol=0)
     torch.testing.assert_close(features.std(-1, correction=0), torch.ones(features.shape[:-1]), atol=1e-3, rtol=0)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_without_a_personal_head_there_are_no_personal_logits(name: str) -> None:
-    model = small(name)
-    with pytest.raises(ValueError, match="was built without a personal head"):
-        model.personal_logits(model.features(inputs(name)))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -330,14 +323,6 @@ def test_patches_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
         build("vit", shape, 10, 0, NetworkSettings.of(vit=ViTSettings(patch_size=size)))
 
 
-@pytest.mark.parametrize("name", ["auto", "cnn", "lenet"])
-def test_a_second_head_is_refused_where_there_is_none(name: str) -> None:
-    chosen = "cnn" if name == "auto" else name
-    wanted = rf'^fedtp.head="fedrod" gives a Transformer a second head, and model="{chosen}" is none: try model="vit"'
-    with pytest.raises(UserError, match=wanted):
-        build(name, (3, 32, 32), 10, 0, NetworkSettings.of(second_head='fedtp.head="fedrod"'))
-
-
 WRITTEN = [(name, head) for name in NETWORKS for head in (False, True)] + [("digits-cnn", False), ("auto", False)]
 
 
@@ -347,14 +332,14 @@ def test_a_written_model_is_loaded_again(name: str, personal_head: bool, positio
     shape, classes = data_of("vit" if name in ("digits-cnn", "auto") else name)
     sizes = SIZES | {"positions": positions, "dropout": 0.5}
     vit, char = ViTSettings(**sizes, patch_size=2), CharTransformerSettings(**sizes)
-    options = NetworkSettings.of("a setting" if personal_head else "", vit=vit, char_transformer=char)
+    options = NetworkSettings.of(HeadSettings("second" if personal_head else ""), vit=vit, char_transformer=char)
     model = build(name, shape, classes, 7, options)
     if personal_head:
-        nn.init.normal_(model.get_parameter("personal_head.weight"))
+        nn.init.normal_(model.get_parameter("head.personal.weight"))
     path = write_model(tmp_path, "ward-3", model.state_dict(), {"client": "3"} | label(name, shape, classes, options))
     found, x = load(str(path)), inputs("char-transformer" if len(shape) == 1 else "vit")
     assert not found.training
-    assert Manifest.of(found).fingerprint() == Manifest.of(model).fingerprint()
+    assert manifest_of(found, []).fingerprint() == manifest_of(model, []).fingerprint()
     with torch.no_grad():
         assert torch.equal(found(x), model.eval()(x))
 

@@ -12,6 +12,9 @@ Identity card
     lives       pool {w_j} and psi_i = (W_Q, W_K, W_Q2, W_K2, b0) on the server; running statistics with the client
     down, up    P scalars each, for every client of the cohort and round
     cost        server: 3 n N P multiply-adds, n P additions; N (P + |psi|) scalars of memory; client: E epochs
+    server sees its whole model without running statistics; its meta-model is the server's
+    peers see   mixtures of the others' models
+    bound       its largest weight in the other's mixture times C, and how far attention turns in the pool that it is in
 
 The round
     R1  server: choose S; f_j = LN(R w_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`
@@ -82,11 +85,7 @@ class AttentionSettings:
 
 @dataclass(frozen=True)
 class AMNSettings(AttentionSettings):
-    """Settings under `amn.`; see `AttentionSettings`.
-
-    Attributes:
-        unit: the whole model has one row of weights, or each layer group its own.
-    """
+    """Settings under `amn.`, as of `AttentionSettings`; the whole model has one row of weights by default."""
 
     unit: Literal["layer", "model"] = "model"
 

@@ -10,6 +10,10 @@ Identity card
     lives       w on the server, v_k with the client
     down, up    P scalars each for every client of the cohort and round
     cost        FedAvg's, and as much again on the client for v_k
+    server sees its copy of the global model after training; never its private model
+    peers see   the mean of the copies
+    bound       p C for the global model; the private model starts where it was, and is then pulled towards a global
+                model that has moved by at most p C
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/ditto.py

@@ -10,6 +10,11 @@ Identity card
     lives       w on the server, w_k and W_k with the client
     down, up    P scalars each for every client of the cohort and round
     cost        FedAvg's, and at most `most-passes` passes over s of the data, of the last p layers' weights
+    server sees its whole model after each training; never its aggregation weights
+    peers see   the mean of the models
+    bound       p C for the global model; for what the other starts from, p C and as much as the global model and the
+                other's own are apart in the last `fedala.layers` layer groups: it starts between the two, and how far
+                between depends on the global model
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/fedala.py

@@ -10,6 +10,9 @@ Identity card
     lives       w on the server
     down, up    P scalars each for every client of the cohort and round
     cost        server: |S| P multiply-adds; client: E epochs
+    server sees its whole model after each training
+    peers see   the mean of the models
+    bound       p C
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/fedavg.py

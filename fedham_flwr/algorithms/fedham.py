@@ -12,6 +12,9 @@ Identity card
                 `mediated`: P + M L d + M L down; P + M L up; M is N, or K + 1 with `candidates`
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
+    server sees its whole model without running statistics, and its row of mixing weights
+    peers see   `peers`: **the others' whole models**, under numbers; `mediated`: mixtures, random projections of each
+    bound       as `amn`
 
 The round
     R1  server: choose S; send i its peers' w_j (`peers`), or p_j = R w_j and its last S_ij (`mediated`)   `project`

@@ -10,6 +10,9 @@ Identity card
     lives       W_B on the server, W_P,k with the client
     down, up    the scalars of W_B, each way, for every client of the cohort and round
     cost        server: |S| |W_B| multiply-adds; client: E epochs
+    server sees its model without the personal layers
+    peers see   the mean of the shared layers
+    bound       p C; what a client keeps does not move
 
 The round
     R1  server: choose S, send W_B to each of its clients                       strategies/fedper.py

@@ -9,6 +9,9 @@ Identity card
     lives       w on the server
     down, up    P scalars each for every client of the cohort and round
     cost        FedAvg's, and 2 P operations more in each local step
+    server sees its whole model after each training
+    peers see   the mean of the models
+    bound       p C
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/fedprox.py (FedAvg's)

@@ -10,6 +10,9 @@ Identity card
     lives       phi on the server, h_k with the client
     down, up    the scalars of phi, each way, for every client of the cohort and round
     cost        server: |S| |phi| multiply-adds; client: tau_h epochs of the head and tau_b of the representation
+    server sees its model without the head
+    peers see   the mean of the shared layers
+    bound       p C; what a client keeps does not move
 
 The round
     R1  server: choose S, send phi to each of its clients                       strategies/fedrep.py

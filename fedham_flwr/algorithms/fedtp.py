@@ -10,6 +10,11 @@ Identity card
     lives       xi, phi, z_i on the server; vanilla W_i and personal heads with the client
     down, up    P scalars each for every client of the cohort and round; vanilla: without W_i
     cost        server: |S| P and 3 |S| |phi| multiply-adds; |phi| + d scalars a client of memory; client: E epochs
+    server sees its whole model with its own self-attention, but for a personal head; vanilla: without self-attention
+                too
+    peers see   the mean of the rest; self-attention made by a hypernetwork that has learned from all
+    bound       p C for what is averaged; the hypernetwork moves by at most its learning rate times p C times the norm
+                of its Jacobian
 
 The round
     R1  server: choose S; W_i = h(z_i; phi) for all of S at once                 `generator.Generator.generate`
@@ -48,12 +53,13 @@ from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Float, Int64
 from pydantic import AfterValidator
 from torch import Tensor
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import one_hot
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import PILOT, Range
+from fedham_flwr.models.heads import HeadSettings
 
 GROUP = "attention"
 """The layer group that is personal: the query, key and value projections of all layers."""
@@ -149,20 +155,6 @@ def personal_groups(groups: tuple[str, ...], settings: FedTPSettings) -> tuple[s
     return tuple(name for name in groups if name in kept)
 
 
-def balanced_cross_entropy(
-    logits: Float[Tensor, "b k"], targets: Int64[Tensor, " b"], counts: Float[Tensor, " k"]
-) -> Float[Tensor, ""]:
-    """FedRoD, equation 8: the mean cross-entropy of softmax(logits + log n_c), in nats.
-
-    Args:
-        logits: of the shared head.
-        targets: classes.
-        counts: n_c >= 0, the client's training samples of each class; a class of none is never predicted.
-    """
-    # log 0 is -inf, with which a class has probability 0; a target of such a class can't occur in training.
-    return cross_entropy(logits + counts.log(), targets)
-
-
 def nearest_vote(
     queries: Float[Tensor, "q d"],
     keys: Float[Tensor, "s d"],
@@ -201,7 +193,7 @@ def split(manifest: Manifest, settings: FedTPSettings) -> Split:
 
 def network(settings: FedTPSettings) -> NetworkNeeds:
     """With fedrod a second head."""
-    return NetworkNeeds(second_head='fedtp.head="fedrod"' if settings.head == "fedrod" else "")
+    return NetworkNeeds(head=HeadSettings("second", 'fedtp.head="fedrod"') if settings.head == "fedrod" else None)
 
 
 METHOD = Method(

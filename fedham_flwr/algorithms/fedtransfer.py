@@ -12,6 +12,10 @@ Identity card
     down, up    P scalars each for every client of the cohort and round; for the personal stage P down once, none up
     cost        server: |S| P multiply-adds a round; client: E epochs a round, and E' epochs once, without the
                 gradient of theta_L
+    server sees its whole model after each training; of the personal stage scores only, unless it starts from models of
+                an earlier run, which the server then has
+    peers see   the mean of the models
+    bound       p C
 
 The round
     R1  server: choose S, send w to each of its clients                         strategies/fedtransfer.py

@@ -8,6 +8,9 @@ Identity card
     lives       w_k with the client
     down, up    nothing
     cost        server: none; client: E epochs
+    server sees nothing
+    peers see   nothing
+    bound       nothing: no client hears of another
 
 The round
     R1  server: choose S, tell each of its clients to train                     strategies/local.py

@@ -11,6 +11,9 @@ Identity card
     lives       bank {w_j}, v_i and psi_i on the server; running statistics with the client
     down, up    P scalars each for every client of the cohort and round; HeurpFedLA: down without its k retained layers
     cost        server: 3 n N P multiply-adds; N (P + |psi|) scalars, |psi| > L h N with dense heads; client: E epochs
+    server sees its whole model, without running statistics unless `pfedla.bn-buffers="mix"`
+    peers see   mixtures of the others' models, which may be mostly one client's
+    bound       its largest weight in the other's mixture times C; factorised heads also turn the peers' embeddings
 
 The round
     R1  server: choose S; alpha_i = HN(v_i; psi_i)                              `hypernetworks`, `mixing_weights`

@@ -70,11 +70,11 @@ class NetworkNeeds(NamedTuple):
     """What a method wants of the network beside its shared layers.
 
     Attributes:
-        second_head: the setting that asks for a personal head beside the shared one, as it is written; empty: none.
+        head: which parts are added to the last linear layer (`models.heads.HeadSettings`); None for none.
         graft: kind of the block that is inserted, and its settings (`models.grafts.GraftSettings`); None for none.
     """
 
-    second_head: str = ""
+    head: Any = None
     graft: Any = None
 
 

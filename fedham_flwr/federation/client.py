@@ -6,7 +6,6 @@ are three things, which `train` gives in an `Outcome`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -24,7 +23,9 @@ from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN
 from fedham_flwr.state.memory import Memory
 from fedham_flwr.training.local import Samples
 from fedham_flwr.training.measurement import Scores
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
+from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.stepping import GradientTerm
+from fedham_flwr.training.trainer import Loss, Predictor
 
 
 class RoundClient:
@@ -81,11 +82,7 @@ class RoundClient:
         return None
 
     def answer(self) -> Params:
-        """The answer to a question of the method's server half: tensors of the method's own.
-
-        Raises:
-            UserError: this method asks nothing.
-        """
+        """The answer to a question of the method's server half, tensors of the method's own; by default an error."""
         raise UserError(f"strategy={self.settings.strategy} asks its clients nothing before a round")
 
     # ---- the toolbox -----------------------------------------------------------------------------------------------
@@ -100,6 +97,7 @@ class RoundClient:
         learning_rate: float | None = None,
         loss: Loss | None = None,
         gradient_term: GradientTerm | None = None,
+        rule: StepRule | None = None,
         samples: Samples | None = None,
         purpose: str = "batches",
         each_round: bool = True,
@@ -113,7 +111,8 @@ class RoundClient:
             steps: by default as many as the epochs make. A novel client takes `novel-steps` steps in any case.
             learning_rate: by default that of the settings in this round.
             loss: a method's own, of the model, inputs and targets; by default that of the task.
-            gradient_term: a method's own term of the gradient, see `training.trainer.GradientTerm`.
+            gradient_term: a method's own term of the gradient, see `training.stepping.GradientTerm`.
+            rule: a method's own step in place of the optimiser's, see `training.step_rules`.
             samples: in place of the client's data.
             purpose: name of the random stream that orders the samples; a second fit in a round needs another.
             each_round: whether that order differs from round to round.
@@ -125,32 +124,27 @@ class RoundClient:
             UserError: training diverged.
         """
         job = self.job
-        if unknown := sorted(set(only or ()) - set(job.trainer.manifest.names())):
-            raise UserError(
-                f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
-                "self.split.shared and self.split.personal"
-            )
-        steps = steps if epochs is None else steps or 0  # epochs that are given go before the steps of the settings
-        given: dict[str, Any] = {"local_epochs": epochs, "steps": steps, "learning_rate": learning_rate}
+        if epochs is not None:
+            steps = steps or 0  # epochs that are given go before the steps of the settings
         if job.stage in (MEET, ADAPT):
-            given["steps"] = self.settings.novel_steps
+            steps = self.settings.novel_steps
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
         training = self.settings.local_training(job.download.round)
-        training = dataclasses.replace(training, **{name: value for name, value in given.items() if value is not None})
+        size = training.batch_size * (1 if rule is None else rule.parts)
+        training = training.changed(local_epochs=epochs, steps=steps, learning_rate=learning_rate, batch_size=size)
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
         try:
             with self.clock("train"):
                 self.load(model)
                 self._loaded = None
-                job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only)
+                job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only, rule)
             self._loaded = job.trainer.read_checked()
         except DivergedError as error:
             if job.data.target != "value":
                 raise
-            raise DivergedError(
-                f"{error}, or scale the values that are learned to about 1 (see docs/data.md)"
-            ) from error
+            hint = "or scale the values that are learned to about 1 (see docs/data.md)"
+            raise DivergedError(f"{error}, {hint}") from error
         return self._loaded
 
     def outcome(self, after: Params) -> Outcome:
@@ -179,6 +173,11 @@ class RoundClient:
             self.load(model)
             measured = self.settings.measured(self.job.data.target, self.job.download.classes)
             return self.job.trainer.evaluate(self.job.data, split, self.predictor(), measured)
+
+    def encode(self, model: Params, split: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a model's last linear layer sees in the training or validation split, see `Trainer.encode`."""
+        self.load(model)
+        return self.job.trainer.encode(self.job.data, split)
 
     def on_device(self, model: Params) -> Params:
         """A model's parameters where the trainer computes, as a gradient term needs them."""
@@ -212,10 +211,7 @@ class RoundClient:
 
     @property
     def age(self) -> int:
-        """Rounds since the client made the personal state that it starts from; 0 if it starts from none.
-
-        Below 0 if that is of a later round, since the server went back to an earlier checkpoint.
-        """
+        """Rounds since the client made the state that it starts from, < 0 for that of a later round; 0 without one."""
         made = self.job.state.round
         return 0 if made is None else self.job.download.round - made
 
@@ -226,8 +222,6 @@ class RoundClient:
         yield
         key = f"seconds/{purpose}"
         self.metrics[key] = float(self.metrics.get(key, 0.0)) + self.job.trainer.seconds() - began
-
-    # ---- what the toolbox is made of -----------------------------------------------------------------------------
 
     def load(self, model: Params) -> None:
         """Make the trainer's model this one, if it is not."""

@@ -22,8 +22,10 @@ from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN
 from fedham_flwr.models.cnn1d import CNN1d
 from fedham_flwr.models.fasttext import FastText
 from fedham_flwr.models.grafts import Graftable, GraftSettings
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.gru import GRU
-from fedham_flwr.models.kinds import AUTO, NAMED, TRANSFORMERS, described_data
+from fedham_flwr.models.heads import HeadSettings, add_parts
+from fedham_flwr.models.kinds import AUTO, NAMED, described_data
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP
 from fedham_flwr.models.network import Network
@@ -64,19 +66,21 @@ class NetworkSettings:
 
     Attributes:
         sections: the settings of networks, by the name of their section.
-        second_head: the setting that asks for a personal head beside the shared one, as it is written; empty: none.
+        head: which parts are added to the last linear layer.
         graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
     """
 
     sections: tuple[tuple[str, Any], ...] = ()
-    second_head: str = ""
+    head: HeadSettings = field(default_factory=HeadSettings)
     graft: GraftSettings = field(default_factory=GraftSettings)
 
     @classmethod
-    def of(cls, second_head: str = "", graft: GraftSettings | None = None, **sections: Any) -> NetworkSettings:
+    def of(
+        cls, head: HeadSettings | None = None, graft: GraftSettings | None = None, **sections: Any
+    ) -> NetworkSettings:
         """These settings, with sections by keyword: `NetworkSettings.of(mlp=MLPSettings(5, 1))`."""
         named = tuple((name.replace("_", "-"), given) for name, given in sections.items())
-        return cls(named, second_head, graft or GraftSettings())
+        return cls(named, head or HeadSettings(), graft or GraftSettings())
 
     def section(self, name: str) -> Any:
         """The settings of a network: as given, or its defaults; None if it has none."""
@@ -114,11 +118,11 @@ def build(
         shape: of one sample, as `core.shapes` has it: (channels, height, width) of an image.
         outputs: number of outputs; of a text without labels, the tokens there can be.
         seed: the run's seed.
-        settings: the networks' settings. Neither a second head, which starts at zero, nor a graft changes another
-            parameter.
+        settings: the networks' settings. Neither parts of the head nor a graft change another parameter.
 
     Raises:
-        UserError: the network is not for such data, has no such head, or no such place for a graft.
+        UserError: the network is not for such data, ends in no linear layer where parts are added to it, or has no such
+            place for a graft.
     """
     name = resolve(name, shape)
     own = settings.section(name)
@@ -126,23 +130,23 @@ def build(
         _check(name, shape, settings)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive(seed, "init"))
-        if name not in MODELS:
-            return _foreign(name, shape, outputs, settings)
-        kind = MODELS[name]
-        head = {"personal_head": True} if settings.second_head else {}
-        model: nn.Module = call("model", kind, own, shape=shape, outputs=outputs, **head)
+        if name in MODELS:
+            model: nn.Module = call("model", MODELS[name], own, shape=shape, outputs=outputs)
+        else:
+            model = _foreign(name, shape, outputs, settings)
         if isinstance(model, Graftable):
             model.graft(settings.graft)
+        if settings.head.kind:
+            add_parts(model, manifest_of(model, trial_batches(shape)), settings.head)
         return model
 
 
 def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> nn.Module:
     """A network of torchvision's or of a user's, tried on a batch of zeros."""
-    if settings.second_head or settings.graft.kind != "none":
-        what = "a second head" if settings.second_head else "a block"
-        asks = settings.second_head or f'{settings.graft.setting("attention")}="{settings.graft.kind}"'
+    if settings.graft.kind != "none":
+        asks = f'{settings.graft.setting("attention")}="{settings.graft.kind}"'
         raise UserError(
-            f'model="{name}" has no place for {what}, which {asks} asks for: wanted a network of this package'
+            f'model="{name}" has no place for a block, which {asks} asks for: wanted a network of this package'
         )
     own = settings.section(name)
     model = _made(name, own, shape, outputs) if is_path(name) else build_torchvision(name, shape, outputs, own)
@@ -211,7 +215,7 @@ def trial_batches(shape: tuple[int, ...]) -> list[Tensor]:
 
 
 def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None:
-    """Refuse data, a graft or a head that a built-in network is not for."""
+    """Refuse data, or a graft, that a built-in network is not for."""
     model, graft = MODELS[name], settings.graft
     if sample_kind(shape) not in model.kinds:
         what = " and ".join(NAMED[kind] for kind in model.kinds)
@@ -223,11 +227,6 @@ def _check(name: str, shape: tuple[int, ...], settings: NetworkSettings) -> None
         raise UserError(
             f'{graft.setting("attention")}="{graft.kind}" is grafted behind a layer of a convolutional network, and '
             f'model="{name}" has no place for it: wanted {graft.setting("attention")}="none" or a convolutional network'
-        )
-    if settings.second_head and not model.two_heads:
-        raise UserError(
-            f'{settings.second_head} gives a Transformer a second head, and model="{name}" is none: '
-            f'try model="{TRANSFORMERS.get(sample_kind(shape), "vit")}"'
         )
     smallest = model.least(settings.section(name))
     if len(shape) == 3 and min(shape[1:]) < smallest:

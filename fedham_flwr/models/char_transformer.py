@@ -60,20 +60,17 @@ class CharTransformer(Transformer):
         shape: (T,), the length of the texts it trains on; with learned positions they may be shorter, not longer.
         outputs: number of characters there can be.
         settings: its own.
-        personal_head: whether there is a personal head.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("text",)
     Settings: ClassVar[type | None] = CharTransformerSettings
 
-    def __init__(
-        self, shape: tuple[int, ...], outputs: int, settings: CharTransformerSettings, personal_head: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int, settings: CharTransformerSettings) -> None:
         super().__init__()
         self.scale = settings.width**-0.5
         self.embedding = CharEmbedding(shape[0], outputs, settings)
         self.blocks = nn.ModuleList(PostNormLayer(settings) for _ in range(settings.depth))
-        self.add_heads(settings.width, outputs, bias=False, personal=personal_head)
+        self.head = nn.Linear(settings.width, outputs, bias=False)
 
     def features(self, x: Int64[Tensor, "b t"]) -> Float[Tensor, "b t d"]:
         """Each character after the last layer, normalised; it has seen itself and those before it."""

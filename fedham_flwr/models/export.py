@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fedham_flwr.core.files import SAFE_ID, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
 from fedham_flwr.models.grafts import GraftSettings
+from fedham_flwr.models.heads import HeadSettings
 from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings
 
 
@@ -50,8 +52,8 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
     network: dict[str, object] = {}
     if (own := settings.section(name)) is not None:
         network[_key(name)] = dataclasses.asdict(_without_file(own))
-    if settings.second_head:
-        network["personal_head"] = True
+    if settings.head.kind:
+        network["head"] = settings.head.kind
     if settings.graft.kind != "none":
         graft = dataclasses.asdict(settings.graft)
         network["graft"] = {key: value for key, value in graft.items() if key != "section"}
@@ -110,7 +112,7 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
         raise UserError(f'{path} names the network "{name}", which there is not: wanted a file of a run')
     model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(_renamed(load_file(path)))
     except RuntimeError as error:  # of torch, in several lines
         why = " ".join(str(error).split())
         raise UserError(f'{path} does not fit model="{name}" as it is now: {why}') from error
@@ -124,8 +126,13 @@ def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     own = _without_file(own) if own else None
     section = _key(name).replace("_", "-")
     graft = GraftSettings(**network.get("graft", {}))
-    head = "personal_head" if network.get("personal_head") else ""
+    head = HeadSettings(network.get("head", "second" if network.get("personal_head") else ""), "the file")
     return NetworkSettings(((section, own),) if own else (), head, graft)
+
+
+def _renamed(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A file's tensors by today's names: in version 0.1 a second head was a module beside the first."""
+    return {re.sub(r"^personal_head\.", "head.personal.", name): tensor for name, tensor in tensors.items()}
 
 
 def _without_file(own: Any) -> Any:

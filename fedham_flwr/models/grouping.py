@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.models.heads import parts_of, with_parts
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -25,10 +26,11 @@ def manifest_of(model: nn.Module, batches: Sequence[Tensor]) -> Manifest:
     Raises:
         UserError: the groups that it declares are no partition of its tensors.
     """
+    parts = parts_of(model)
     if not hasattr(model, "layer_groups"):
-        return Manifest.of(model, find_groups(model, batches))
+        return Manifest.of(model, with_parts(find_groups(model, batches), parts))
     try:
-        return Manifest.of(model)
+        return Manifest.of(model, with_parts(model.layer_groups(), parts) if parts else None)  # type: ignore[operator]
     except Exception as error:  # whatever a user's own code raises, or returns in place of groups
         name = type(model).__name__
         why = str(error) if name in str(error) else f"{type(error).__name__}: {first_line(error)}"

@@ -6,13 +6,6 @@ from fedham_flwr.core.shapes import sample_kind
 
 AUTO = {"table": "mlp", "series": "cnn1d", "text": "char-transformer", "tokens": "fasttext"}
 """What the network `auto` stands for, but for images, of which it depends on the size."""
-TRANSFORMERS = {
-    "image": "vit",
-    "text": "char-transformer",
-    "series": "series-transformer",
-    "tokens": "text-transformer",
-}
-"""The network with self-attention for each kind of sample."""
 NAMED = {
     "image": "images",
     "text": "text",

@@ -8,18 +8,16 @@ from torch import nn
 
 
 class Network(nn.Module):
-    """A built-in network, called with those of `shape`, `outputs`, `settings` and `personal_head` that it names.
+    """A built-in network, called with those of `shape`, `outputs` and `settings` that it names.
 
     Attributes:
         kinds: what it is for, as `core.shapes.sample_kind` has it.
         smallest: side of the smallest images, in pixels.
-        two_heads: whether it can have a personal head beside the shared one.
         Settings: the dataclass of its settings; None without.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("image",)
     smallest: ClassVar[int] = 1
-    two_heads: ClassVar[bool] = False
     Settings: ClassVar[type | None] = None
 
     @classmethod

@@ -65,20 +65,17 @@ class SeriesTransformer(Transformer):
         shape: (2 C, T, 1, 0) of a series of C channels; or (channels, time) of arrays.
         outputs: of the head.
         settings: its own.
-        personal_head: whether there is a personal head.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("series", "table")
     Settings: ClassVar[type | None] = SeriesTransformerSettings
 
-    def __init__(
-        self, shape: tuple[int, ...], outputs: int, settings: SeriesTransformerSettings, personal_head: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int, settings: SeriesTransformerSettings) -> None:
         super().__init__()
         self.embedding = StepsEmbedding(shape, settings)
         self.blocks = nn.ModuleList(PreNormLayer(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(settings.width)
-        self.add_heads(settings.width, outputs, bias=True, personal=personal_head)
+        self.head = nn.Linear(settings.width, outputs)
 
     def features(self, x: Float[Tensor, "b c t"]) -> Float[Tensor, "b d"]:
         """The CLS token after the last layer, normalised."""

@@ -62,20 +62,17 @@ class TextTransformer(Transformer):
         shape: (T, V, 2, 0).
         outputs: of the head.
         settings: its own.
-        personal_head: whether there is a personal head.
     """
 
     kinds: ClassVar[tuple[str, ...]] = ("tokens",)
     Settings: ClassVar[type | None] = TextTransformerSettings
 
-    def __init__(
-        self, shape: tuple[int, ...], outputs: int, settings: TextTransformerSettings, personal_head: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int, settings: TextTransformerSettings) -> None:
         super().__init__()
         self.embedding = TextEmbedding(shape, settings)
         self.blocks = nn.ModuleList(PreNormLayer(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(settings.width)
-        self.add_heads(settings.width, outputs, bias=True, personal=personal_head)
+        self.head = nn.Linear(settings.width, outputs)
 
     def features(self, x: Int64[Tensor, "b t"]) -> Float[Tensor, "b d"]:
         """The CLS token after the last layer, normalised."""

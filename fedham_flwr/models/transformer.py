@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -144,65 +144,30 @@ def sinusoids(tokens: int, width: int, device: torch.device) -> Float[Tensor, "n
 
 
 class Transformer(Network):
-    """An embedding, layers, a head, and a personal head if one is asked for.
+    """An embedding, layers and a head.
 
-    A subclass makes `embedding` and `blocks`, then calls `add_heads`; it may have a module `norm`.
+    A subclass makes `embedding`, `blocks` and, last, `head`; it may have a module `norm`.
 
     Attributes:
         scale: of the logits.
     """
 
-    two_heads: ClassVar[bool] = True
     scale: float = 1.0
     embedding: nn.Module
     blocks: nn.ModuleList
     head: nn.Linear
-    personal_head: nn.Linear | None
-
-    def add_heads(self, width: int, classes: int, bias: bool, personal: bool) -> None:
-        """The last linear layer, and a second one that starts at zero; made last, it moves no other's numbers.
-
-        Args:
-            width: of the features.
-            classes: number of logits.
-            bias: whether the head has a bias; the personal head always has.
-            personal: whether there is a personal head.
-        """
-        self.head = nn.Linear(width, classes, bias=bias)
-        self.personal_head = nn.Linear(width, classes) if personal else None
-        if self.personal_head is not None:
-            nn.init.zeros_(self.personal_head.weight)
-            nn.init.zeros_(self.personal_head.bias)
 
     def features(self, x: Tensor) -> Float[Tensor, "*b d"]:
-        """What the heads see of a batch of inputs."""
+        """What the head sees of a batch of inputs."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Float[Tensor, "*b k"]:
-        """Logits of a batch: those of the shared head, plus those of the personal one if there is one."""
-        features = self.features(x)
-        logits = self.classify(features)
-        return logits if self.personal_head is None else logits + self.personal_logits(features)
-
-    def classify(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """Logits of the shared head."""
-        return self._scaled(self.head(features))
-
-    def personal_logits(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """Logits of the personal head.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if self.personal_head is None:
-            raise ValueError(f"this {type(self).__name__} was built without a personal head")
-        return self._scaled(self.personal_head(features))
-
-    def _scaled(self, logits: Tensor) -> Tensor:
+        """Logits of a batch."""
+        logits: Tensor = self.head(self.features(x))
         return logits if self.scale == 1.0 else logits * self.scale
 
     def layer_groups(self) -> Sequence[LayerGroup]:
-        """Embedding; queries, keys and values of all layers; the rest of each layer; the last norm; the heads."""
+        """Embedding; queries, keys and values of all layers; the rest of each layer; the last norm; the head."""
         return tuple(self._groups())
 
     def _groups(self) -> Iterator[LayerGroup]:
@@ -215,8 +180,6 @@ class Transformer(Network):
         if hasattr(self, "norm"):
             yield module_group(self, "norm")
         yield module_group(self, "head")
-        if self.personal_head is not None:
-            yield LayerGroup("personal-head", module_group(self, "personal_head").parameters)
 
 
 class ClsEmbedding(nn.Module):

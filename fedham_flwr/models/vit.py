@@ -62,7 +62,6 @@ class ViT(Transformer):
         shape: (channels, height, width) of one image.
         outputs: of the head.
         settings: its own.
-        personal_head: whether there is a personal head.
 
     Raises:
         UserError: the patches do not fit the images.
@@ -70,9 +69,7 @@ class ViT(Transformer):
 
     Settings: ClassVar[type | None] = ViTSettings
 
-    def __init__(
-        self, shape: tuple[int, ...], outputs: int, settings: ViTSettings, personal_head: bool = False
-    ) -> None:
+    def __init__(self, shape: tuple[int, ...], outputs: int, settings: ViTSettings) -> None:
         super().__init__()
         if shape[1] % settings.patch_size or shape[2] % settings.patch_size:
             raise UserError(
@@ -82,7 +79,7 @@ class ViT(Transformer):
         self.embedding = PatchEmbedding(shape, settings)
         self.blocks = nn.ModuleList(PreNormLayer(settings) for _ in range(settings.depth))
         self.norm = nn.LayerNorm(settings.width)
-        self.add_heads(settings.width, outputs, bias=True, personal=personal_head)
+        self.head = nn.Linear(settings.width, outputs)
 
     def features(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
         """The CLS token after the last layer, normalised."""

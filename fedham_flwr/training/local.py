@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,10 @@ class LocalTraining:
     optimizer_settings: object = None
     augmentation: str = "shift-flip"
     augmentation_settings: object = None
+
+    def changed(self, **given: float | None) -> LocalTraining:
+        """These settings with others in their place; None leaves one as it is."""
+        return dataclasses.replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
 
     def reach(self, samples: int) -> float:
         """How far a constant gradient of length one would carry a model by sgd, momentum's run-up left aside.

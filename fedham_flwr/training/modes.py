@@ -41,8 +41,13 @@ def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | 
         only: names of parameters; None for all.
 
     Raises:
-        UserError: a batch is too small for batch normalisation.
+        UserError: a name is no tensor of the model, or a batch is too small for batch normalisation.
     """
+    if unknown := sorted(set(only or ()) - set(manifest.names())):
+        raise UserError(
+            f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
+            "self.split.shared and self.split.personal"
+        )
     frozen = [group for group in manifest.groups if only is not None and not set(group.parameters) & set(only)]
     for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
         model.get_submodule(place).eval()

@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +19,21 @@ from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind, inputs_and_targets
-from fedham_flwr.training import augment, losses, optim
+from fedham_flwr.models import heads
+from fedham_flwr.training import augment, losses
 from fedham_flwr.training.guard import rows_of
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.measurement import Measurement, Scores
 from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.modes import seeded, training_only
+from fedham_flwr.training.own_loss import Batch
+from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.stepping import GradientTerm, stepping
 
 EVALUATION_BATCH = 256
 """Larger batches leave the processor's caches and are slower."""
 
-GradientTerm = Callable[[str, Tensor, Tensor], None]
-"""Called after each backward pass for each trained parameter: its name, value and gradient, to change in place."""
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """The loss of a batch: of the model, its inputs and their targets; a scalar in nats."""
 Predictor = Callable[[nn.Module, Tensor], Tensor]
@@ -60,7 +63,6 @@ class Trainer:
         self.device = device
         self.bf16 = precision == "bf16"
         self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._params = list(self._model.parameters())
         self.parameter_names = tuple(name for name, _ in self._model.named_parameters())
 
     def load(self, params: Mapping[str, Tensor]) -> None:
@@ -84,8 +86,10 @@ class Trainer:
 
     def state_dict(self) -> Params:
         """A copy of the whole state on the CPU, integer buffers included, as `load_state_dict` wants it."""
-        state = self._model.state_dict()
-        return {n: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True) for n, t in state.items()}
+        return {
+            n: t.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for n, t in self._model.state_dict().items()
+        }
 
     def seconds(self) -> float:
         """A clock for the client's own work."""
@@ -99,6 +103,7 @@ class Trainer:
         gradient_term: GradientTerm | None = None,
         loss: Loss | None = None,
         only: Collection[str] | None = None,
+        rule: StepRule | None = None,
     ) -> float:
         """Train on the client's training split, and return the mean loss per sample of the last epoch in nats.
 
@@ -110,33 +115,27 @@ class Trainer:
             loss: a method's own loss; by default that of `training`.
             only: names of the parameters to train, the others stay as they are; by default all. A layer group of which
                 none is trained keeps its running statistics too: it works as in evaluation.
+            rule: a method's own step, in place of the optimiser's, of all parameters.
 
         Raises:
             UserError: the loss is NaN or infinite (DivergedError), or the data are to be augmented and are no images.
         """
         augmented = augment.make(training, samples.kind)
         features, labels, index = self._local(samples, "train")
-        named = zip(self.parameter_names, self._params, strict=True)
-        trained = [param for name, param in named if only is None or name in only]
-        optimizer = optim.make(trained, training)
+        trained = [(name, param) for name, param in self._model.named_parameters() if only is None or name in only]
+        take = stepping(trained, training, gradient_term, rule)
         objective = loss or self._loss(training.loss, samples, features, labels, index)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
-        with seeded(self.device, generator.initial_seed()), training_only(self._model, self.manifest, only):
+        with training_only(self._model, self.manifest, only), seeded(self.device, generator.initial_seed()):
             for number, chosen in steps(index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
                 x, y = self._batch(features, labels, chosen, samples.kind)
-                batch_mean = self._backward(augmented(x, generator), y, objective)
-                if gradient_term is not None:
-                    self._add(gradient_term, only)
-                if training.max_grad_norm:
-                    nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
-                optimizer.step()
-                total += batch_mean * len(chosen)
+                batch = Batch(augmented(x, generator), y)
+                total += take(partial(self._backward_part, batch, objective, rule)) * len(chosen)
                 seen += len(chosen)
-        mean = total.item() / max(1, seen)
-        if not math.isfinite(mean):
+        if not math.isfinite(mean := total.item() / max(1, seen)):
             rate = training.learning_rate
             raise DivergedError(f"training diverged: the loss is {mean}; lower learning-rate={rate:g}")
         return mean
@@ -162,19 +161,19 @@ class Trainer:
 
     @torch.no_grad()
     def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
-        """What a network that has `features` sees in a split: float32 [s, d] and targets int64 [s], on its device.
+        """What the last linear layer sees in a split: float32 [s, d] and targets int64 [s], on the model's device.
 
         Args:
             samples: the client's data.
             split: a non-empty split; s is the number of predictions in it.
         """
-        features, targets = [], []
+        found, targets, head = [], [], heads.head_name(self.manifest)
         for x, y in self._in_order(samples, split):
             with self._autocast():
-                found: Tensor = self._model.features(x)
-            features.append(found.float().flatten(0, -2))
+                seen, _ = heads.features(self._model, head, x)
+            found.append(seen.float().flatten(0, -2))
             targets.append(y.flatten())
-        return torch.cat(features), torch.cat(targets)
+        return torch.cat(found), torch.cat(targets)
 
     def _in_order(self, samples: Samples, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a split, for a model that is not trained."""
@@ -207,7 +206,7 @@ class Trainer:
             self._backward(x, y, self._loss(loss, samples, features, labels, index))
         for buffer, was in buffers:
             buffer.copy_(was)
-        return {n: p.grad for n, p in zip(self.parameter_names, self._params, strict=True) if p.grad is not None}
+        return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
 
     def _loss(self, settings: LossSettings, samples: Samples, features: Tensor, labels: Tensor, index: Tensor) -> Loss:
         """The loss that the settings name, of samples of which `index` are those trained with."""
@@ -222,16 +221,17 @@ class Trainer:
     def _backward(self, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
         with self._autocast():
             mean = loss(self._model, x, y)
-        for param in self._params:
-            param.grad = None
+        self._model.zero_grad()
         mean.backward()  # type: ignore[no-untyped-call]
         return mean.detach()
 
-    @torch.no_grad()
-    def _add(self, term: GradientTerm, only: Collection[str] | None) -> None:
-        for name, param in zip(self.parameter_names, self._params, strict=True):
-            if (only is None or name in only) and param.grad is not None:
-                term(name, param, param.grad)
+    def _backward_part(self, batch: Batch, loss: Loss, rule: StepRule | None, number: int) -> Tensor:
+        """Of a part of a batch; of one without samples nothing."""
+        part = batch.part(number, 1 if rule is None else rule.parts)
+        if len(part.y):
+            return self._backward(part.x, part.y, loss)
+        self._model.zero_grad()
+        return torch.zeros((), device=self.device)
 
     def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
         """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""

@@ -22,13 +22,15 @@ from torch import Tensor
 from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.training.engine.engine import Answer, Engine
-from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
+from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Request, Score
 from fedham_flwr.training.engine.trainer import Trained
 from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.measurement import Scores
 from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
+from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.stepping import GradientTerm
+from fedham_flwr.training.trainer import Loss, Predictor
 
 AT_ONCE = 1024
 """Client halves that are under way at the same time."""
@@ -158,9 +160,10 @@ class CohortTrainer:
         gradient_term: GradientTerm | None = None,
         loss: Loss | None = None,
         only: Collection[str] | None = None,
+        rule: StepRule | None = None,
     ) -> float:
         """As `Trainer.fit`."""
-        trained: Trained = self._ask(Fit(self._model, samples, training, generator, gradient_term, loss, only))
+        trained: Trained = self._ask(Fit(self._model, samples, training, generator, gradient_term, loss, only, rule))
         self._model, self._bad, self._counts = trained.params, trained.bad, trained.counts
         if not math.isfinite(trained.mean):
             rate = training.learning_rate
@@ -182,9 +185,9 @@ class CohortTrainer:
         return slopes
 
     def encode(self, samples: Samples, split: str) -> tuple[Tensor, Tensor]:
-        """As `Trainer.encode`, at once."""
-        self._trainer.load(self._model)
-        return self._trainer.encode(samples, split)
+        """As `Trainer.encode`."""
+        found: tuple[Tensor, Tensor] = self._ask(Encode(self._model, samples, split))
+        return found
 
     def _ask(self, request: Request) -> Any:
         task = getcurrent()

@@ -14,8 +14,8 @@ from fedham_flwr.core.errors import first_line
 from fedham_flwr.training.engine import memory
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import StackedNetwork
-from fedham_flwr.training.engine.requests import Fit, Gradient, Request, Score
-from fedham_flwr.training.engine.scoring import score
+from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Request, Score
+from fedham_flwr.training.engine.scoring import encode, score
 from fedham_flwr.training.engine.trainer import Trained, fit, gradient
 from fedham_flwr.training.trainer import Trainer
 
@@ -91,9 +91,10 @@ class Engine:
     def _stackable(self, request: Request) -> bool:
         if self.network.way == "none" or not request.size():
             return False
-        if self.network.way == "vmap" and not isinstance(request, Score):
-            own = isinstance(request, Fit) and request.loss is not None
-            return not self.network.drops and self.network.masks and not own
+        if self.network.way == "vmap":
+            if isinstance(request, Encode) or (isinstance(request, Fit) and request.loss is not None):
+                return False
+            return isinstance(request, Score) or (not self.network.drops and self.network.masks)
         return True
 
     def _carry_out(self, requests: Sequence[Request]) -> list[Answer]:
@@ -123,6 +124,8 @@ class Engine:
             return fit(self._model, [r for r in requests if isinstance(r, Fit)])
         if isinstance(requests[0], Score):
             return score(self._model, [r for r in requests if isinstance(r, Score)])
+        if isinstance(requests[0], Encode):
+            return encode(self._model, [r for r in requests if isinstance(r, Encode)])
         return gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
 
     def _halve(self, requests: Sequence[Request]) -> list[Answer]:
@@ -152,11 +155,19 @@ class Engine:
         trainer.load(request.model)
         if isinstance(request, Score):
             return trainer.evaluate(request.samples, request.split, request.predictor, request.metrics)
+        if isinstance(request, Encode):
+            return trainer.encode(request.samples, request.split)
         if isinstance(request, Gradient):
             slopes = trainer.gradient(request.samples, request.split, request.count, request.generator, request.loss)
             return {name: slope.clone() for name, slope in slopes.items()}
         mean = trainer.fit(
-            request.samples, request.training, request.generator, request.gradient_term, request.loss, request.only
+            request.samples,
+            request.training,
+            request.generator,
+            request.gradient_term,
+            request.loss,
+            request.only,
+            request.rule,
         )
         params = trainer.read(trainer.manifest.names())
         bad = next((name for name, tensor in params.items() if not parameters.all_finite(tensor)), "")

@@ -12,6 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 
 from fedham_flwr.data.batches import target_of
 from fedham_flwr.training.losses import LossSettings
+from fedham_flwr.training.own_loss import means_of
 from fedham_flwr.training.targets import aligned
 
 
@@ -61,15 +62,8 @@ def means(
         share, spread = mask * wide.gather(3, chosen).squeeze(3), (logs * wide).sum(3)
     smooth = settings.label_smoothing
     found = -(1 - smooth) * (hit * share).sum((1, 2)) - smooth / logs.shape[3] * (spread * mask).sum((1, 2))
-    return found / share.sum((1, 2))
-
-
-def means_of(each: Tensor, clients: int, real: Float[Tensor, "m b"] | None) -> Float[Tensor, " m"]:
-    """The mean of each client's terms [m b, ...]; without fillers where there are any."""
-    each = each.view(clients, len(each) // clients, -1)
-    if real is None:
-        return each.mean((1, 2))
-    return (each * real.unsqueeze(2)).sum((1, 2)) / (real.sum(1) * each.shape[2])
+    total = share.sum((1, 2))
+    return found / total.where(total > 0, 1.0)  # a client may have no sample in a part of a batch
 
 
 def sums(each: Tensor, owners: Tensor, clients: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.models import heads
 from fedham_flwr.training.engine.memory import Resident
 from fedham_flwr.training.engine.network import StackedNetwork
 
@@ -61,6 +62,14 @@ class StackedModel:
         self.template.eval()
         with self.autocast():
             return self.network(tensors, x)
+
+    @torch.no_grad()
+    def features(self, tensors: Params, x: Tensor) -> Tensor:
+        """What the last linear layers see of a folded batch in evaluation; arguments as of `outputs`."""
+        self.template.eval()
+        head = heads.head_name(self.manifest)
+        with self.autocast():
+            return self.network.apply(lambda model, x: heads.features(model, head, x)[0], tensors, (x,))
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """To bfloat16, or nothing."""

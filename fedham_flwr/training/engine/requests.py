@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +15,10 @@ from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.measurement import STREAMED
 from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.trainer import GradientTerm, Loss, Predictor
-
-LossOfEach = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""Of the model, the inputs and targets of a folded batch [m b, ...] and the number m of clients: [m b, predictions]."""
+from fedham_flwr.training.own_loss import LossOfClients
+from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.stepping import GradientTerm
+from fedham_flwr.training.trainer import Loss, Predictor
 
 
 class StackableTerm(Protocol):
@@ -44,8 +44,8 @@ class StackableLoss(Protocol):
         """The mean loss of one client's batch."""
         ...
 
-    def stacked(self, others: Sequence[StackableLoss]) -> LossOfEach:
-        """The loss of each prediction, for several clients.
+    def stacked(self, others: Sequence[StackableLoss]) -> LossOfClients:
+        """The mean loss of each of several clients; see `own_loss.OwnLoss`.
 
         Args:
             others: the losses of all of them, of this class, in order; this one is the first.
@@ -65,6 +65,7 @@ class Fit:
         gradient_term: a method's own term.
         loss: a method's own loss.
         only: names of the parameters to train.
+        rule: a method's own step.
     """
 
     model: Params
@@ -74,6 +75,7 @@ class Fit:
     gradient_term: GradientTerm | None = None
     loss: Loss | None = None
     only: Collection[str] | None = None
+    rule: StepRule | None = None
 
     def like(self) -> Hashable:
         """What must be equal for requests to be carried out together; None for one that is carried out alone."""
@@ -83,7 +85,8 @@ class Fit:
         if not all(map(_stackable, own)) or training.loss.name != "auto" or ":" in training.optimizer or augmented:
             return None
         only = None if self.only is None else frozenset(self.only)
-        return "fit", training, only, type(self.gradient_term), type(self.loss), *_data(self.samples)
+        parts = type(self.gradient_term), type(self.loss), type(self.rule)
+        return "fit", training, only, *parts, *_data(self.samples)
 
     def size(self) -> int:
         """Steps that it takes."""
@@ -156,7 +159,30 @@ class Score:
         return len(self.samples.splits[self.split])
 
 
-Request = Fit | Gradient | Score
+@dataclass(frozen=True)
+class Encode:
+    """A request for features, with the arguments of `Trainer.encode`.
+
+    Attributes:
+        model: all tensors.
+        samples: the client's data.
+        split: of them.
+    """
+
+    model: Params
+    samples: Samples
+    split: str
+
+    def like(self) -> Hashable:
+        """As of `Fit`."""
+        return "encode", *_data(self.samples)
+
+    def size(self) -> int:
+        """Samples to encode."""
+        return len(self.samples.splits[self.split])
+
+
+Request = Fit | Gradient | Score | Encode
 
 
 def _stackable(part: object) -> bool:

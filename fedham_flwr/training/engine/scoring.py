@@ -1,17 +1,18 @@
-"""Scores of many clients at once."""
+"""Scores of many clients at once, and what their networks see of samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.trees import same
 from fedham_flwr.training.engine import losses
 from fedham_flwr.training.engine.model import StackedModel
-from fedham_flwr.training.engine.requests import Score
+from fedham_flwr.training.engine.requests import Encode, Score
 from fedham_flwr.training.engine.rows import Rows, pad, real_samples
 from fedham_flwr.training.measurement import MOST_NATS, Measurement, Scores
 from fedham_flwr.training.metrics import Metric
@@ -32,7 +33,7 @@ def score(model: StackedModel, requests: Sequence[Score]) -> list[Scores]:
     rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.resident, model.device)
     sums = _Sums(len(requests), model.device)
     measured = [] if requests[0].streamed else [Measurement(request.metrics, model.device) for request in requests]
-    for y, owners, outputs in _outputs(model, requests, rows):
+    for y, owners, outputs in _outputs(requests, rows, model, model.outputs):
         if not measured:
             sums.add(outputs, y, owners)
             continue
@@ -46,8 +47,32 @@ def score(model: StackedModel, requests: Sequence[Score]) -> list[Scores]:
     return [_streamed(r.metrics or (), *told) for r, told in zip(requests, sums.rows(), strict=True)]
 
 
-def _outputs(model: StackedModel, requests: Sequence[Score], rows: Rows) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Targets, owners and outputs, part by part; owners ascend in each part."""
+@torch.no_grad()
+def encode(model: StackedModel, requests: Sequence[Encode]) -> list[tuple[Tensor, Tensor]]:
+    """What each client's last linear layer sees of its split, and the targets: see `Trainer.encode`.
+
+    Args:
+        model: the network.
+        requests: alike, sorted by their number of samples, the largest first.
+    """
+    rows = Rows.of([r.samples for r in requests], [r.split for r in requests], model.resident, model.device)
+    features: list[list[Tensor]] = [[] for _ in requests]
+    targets: list[list[Tensor]] = [[] for _ in requests]
+    for y, owners, seen in _outputs(requests, rows, model, model.features):
+        lengths = torch.bincount(owners, minlength=len(requests)).tolist()
+        for place, (part, target) in enumerate(zip(torch.split(seen, lengths), torch.split(y, lengths), strict=True)):
+            features[place].append(part.float().flatten(0, -2))
+            targets[place].append(target.flatten())
+    return [(torch.cat(seen), torch.cat(target)) for seen, target in zip(features, targets, strict=True)]
+
+
+def _outputs(
+    requests: Sequence[Score] | Sequence[Encode],
+    rows: Rows,
+    model: StackedModel,
+    run: Callable[[Params, Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Targets, owners and what the model gives, part by part; owners ascend in each part."""
     first, kind = requests[0].model, requests[0].samples.kind
     if all(r.model is first or all(same(r.model[n], t) for n, t in first.items()) for r in requests):
         tensors = model.stack([first])  # one model for all, so that clients need not be told apart
@@ -56,7 +81,7 @@ def _outputs(model: StackedModel, requests: Sequence[Score], rows: Rows) -> Iter
         numbers = torch.split(torch.cat(rows.index), EVALUATION_BATCH)
         for some, owned in zip(numbers, torch.split(owners, EVALUATION_BATCH), strict=True):
             x, y = rows.take(some, kind)
-            yield y, owned.to(model.device), model.outputs(tensors, x)
+            yield y, owned.to(model.device), run(tensors, x)
         return
     tensors = model.stack([request.model for request in requests])
     sizes = [len(index) for index in rows.index]
@@ -65,7 +90,7 @@ def _outputs(model: StackedModel, requests: Sequence[Score], rows: Rows) -> Iter
         left = [min(size - start, width) for size in sizes if size > start]
         m, widest = len(left), max(left)
         x, y = rows.take(pad([index[start : start + width] for index in rows.index[:m]], widest), kind)
-        outputs = model.outputs({name: tensor[:m] for name, tensor in tensors.items()}, x)
+        outputs = run({name: tensor[:m] for name, tensor in tensors.items()}, x)
         owners = torch.repeat_interleave(torch.arange(m), widest).to(model.device)
         real = real_samples(left, model.device)
         if real is not None:

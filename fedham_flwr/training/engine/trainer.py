@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -18,13 +19,12 @@ from fedham_flwr.core.parameters import Params, finite_rows
 from fedham_flwr.training.engine import losses
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import COUNT
-from fedham_flwr.training.engine.optim import StackedOptimizer
-from fedham_flwr.training.engine.requests import Fit, Gradient, LossOfEach, StackableLoss, StackableTerm
+from fedham_flwr.training.engine.requests import Fit, Gradient, StackableLoss
 from fedham_flwr.training.engine.rows import Means, Plan, Rows, generator, pad, real_samples
-from fedham_flwr.training.local import LocalTraining
+from fedham_flwr.training.engine.stepping import Found, Optimised, Ruled
 from fedham_flwr.training.losses import LossSettings, balanced
 from fedham_flwr.training.modes import training_only
-from fedham_flwr.training.trainer import GradientTerm
+from fedham_flwr.training.own_loss import Batch, LossOfClients
 
 
 @dataclass(frozen=True)
@@ -55,38 +55,18 @@ def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
         What became of each, in their order.
     """
     first, device = requests[0], model.device
-    training = first.training
     tensors = model.stack([request.model for request in requests])
     names = [name for name in model.parameters if first.only is None or name in first.only]
     plan = Plan(requests, model.resident, device)
-    optimizer = StackedOptimizer([tensors[name] for name in names], training)
-    term, own = _term(requests), _loss(requests)
-    weights, mean = _class_weights(model, requests, plan.rows, training.loss), Means(plan, device)
-    draws = [generator(device, r.generator.initial_seed()) for r in requests] if model.network.drops else None
+    slopes = _Slopes(model, requests, names, plan.rows)
+    stepping = (Optimised if first.rule is None else Ruled)(requests, tensors, names)
+    mean = Means(plan, device)
     model.template.train()
     with training_only(model.template, model.manifest, first.only):
         for x, y, real, sizes in plan.batches():
-            m = len(sizes)
-            leaves = {name: tensors[name][:m].detach().requires_grad_() for name in names}
-            given = {name: tensor[:m] for name, tensor in tensors.items()} | leaves
-            with model.autocast():
-                if own is not None:
-                    terms = model.network.apply(own, given, (x, y, m), real, draws and draws[:m], sizes)
-                    each = losses.means_of(terms, m, real)
-                else:
-                    outputs = model.network(given, x, real, draws and draws[:m], sizes)
-                    each = losses.means(outputs, y, m, real, training.loss, None if weights is None else weights[:m])
-            found = torch.autograd.grad(each.sum(), list(leaves.values()), allow_unused=True)
-            with torch.no_grad():
-                # As the weights lie, which fused optimisers take for granted.
-                slopes = [None if slope is None else slope.contiguous() for slope in found]
-                if term is not None:
-                    for (name, leaf), slope in zip(leaves.items(), slopes, strict=True):
-                        if slope is not None:
-                            term(name, leaf, slope)
-                _shorten([slope for slope in slopes if slope is not None], training)
-                optimizer.step(slopes, m)
-                mean.add(each.detach(), sizes)
+            each = stepping.step(partial(slopes, Batch(x, y, len(sizes), real), sizes), len(sizes))
+            mean.add(each, sizes)
+    stepping.finish()
     steps = torch.tensor([request.size() for request in requests], device=device)
     for name in model.counts:
         assert name.endswith(COUNT)
@@ -123,26 +103,51 @@ def gradient(model: StackedModel, requests: Sequence[Gradient]) -> list[Params]:
     return [{name: parts[place] for name, parts in apart.items()} for place in range(len(requests))]
 
 
-def _term(requests: Sequence[Fit]) -> GradientTerm | None:
-    """The terms of a method's own as one."""
-    terms = [cast(StackableTerm, request.gradient_term) for request in requests if request.gradient_term is not None]
-    return terms[0].stacked(terms) if terms else None
+class _Slopes:
+    """The losses of a step's clients, and their gradients.
+
+    Args:
+        model: the network.
+        requests: alike.
+        names: of the parameters that are trained.
+        rows: the clients' samples.
+    """
+
+    def __init__(self, model: StackedModel, requests: Sequence[Fit], names: Sequence[str], rows: Rows) -> None:
+        first = requests[0]
+        self._model, self._names, self._settings = model, names, first.training.loss
+        self._parts = 1 if first.rule is None else first.rule.parts
+        self._own = _loss(requests)
+        self._weights = _class_weights(model, requests, rows, self._settings)
+        self._draws = (
+            [generator(model.device, r.generator.initial_seed()) for r in requests] if model.network.drops else None
+        )
+
+    def __call__(self, whole: Batch, sizes: Sequence[int], tensors: Params, number: int) -> Found:
+        """Those of a part of a batch, at tensors [m, ...]; of a part without samples 0."""
+        batch, m = whole.part(number, self._parts), whole.clients
+        if not len(batch.y):
+            return torch.zeros(m, device=batch.y.device), [None] * len(self._names)
+        sizes = [-(-(size - number) // self._parts) for size in sizes]
+        leaves = {name: tensors[name].detach().requires_grad_() for name in self._names}
+        given, network = {**tensors, **leaves}, self._model.network
+        draws = self._draws and self._draws[:m]
+        with self._model.autocast():
+            if self._own is not None:
+                each = network.apply(self._own, given, (batch,), batch.real, draws, sizes)
+            else:
+                outputs = network(given, batch.x, batch.real, draws, sizes)
+                weights = None if self._weights is None else self._weights[:m]
+                each = losses.means(outputs, batch.y, m, batch.real, self._settings, weights)
+        found = torch.autograd.grad(each.sum(), list(leaves.values()), allow_unused=True)
+        # As the weights lie, which fused optimisers take for granted.
+        return each.detach(), [None if slope is None else slope.contiguous() for slope in found]
 
 
-def _loss(requests: Sequence[Fit]) -> LossOfEach | None:
+def _loss(requests: Sequence[Fit]) -> LossOfClients | None:
     """The losses of a method's own as one."""
     losses_of = [cast(StackableLoss, request.loss) for request in requests if request.loss is not None]
     return losses_of[0].stacked(losses_of) if losses_of else None
-
-
-def _shorten(slopes: Sequence[Tensor], training: LocalTraining) -> None:
-    """Make each client's gradient no longer than `max-grad-norm`, in place, as torch does for one."""
-    if not training.max_grad_norm:
-        return
-    norms = torch.stack([slope.flatten(1).square().sum(1) for slope in slopes]).sum(0).sqrt()
-    scale = (training.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-    for slope in slopes:
-        slope.mul_(scale.view(-1, *[1] * (slope.dim() - 1)))
 
 
 def _class_weights(

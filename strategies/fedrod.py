@@ -1,0 +1,22 @@
+"""FedRoD's server half; see algorithms/fedrod.py."""
+
+from typing import final
+
+from fedham_flwr.algorithms import fedrod
+from fedham_flwr.federation.contract import Setup
+from strategies.averaging import AveragingStrategy
+
+
+@final
+class FedRoDStrategy(AveragingStrategy):
+    """R1, R5: the mean of the clients' bodies and generic heads; their personal heads are never seen here.
+
+    Raises:
+        UserError: there are no classes, or the settings name another loss.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        target = next((profile.target for profile in setup.roster.profiles.values()), "class")
+        fedrod.check_target(target, 'strategy="fedrod"')
+        self.settings.local_training(1).check_task_loss('strategy="fedrod"')
