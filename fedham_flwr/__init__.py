@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from fedham_flwr.federation.contract import Outcome, Setup, Start
     from fedham_flwr.federation.rounds import RoundStrategy
     from fedham_flwr.models.export import load as load_model
+    from fedham_flwr.models.heads import features, head_name
     from fedham_flwr.predicting.predict import predict
     from fedham_flwr.registry import register
     from fedham_flwr.server_app import make_server_app
     from fedham_flwr.simulation import Run, simulate
     from fedham_flwr.task import Task
+    from fedham_flwr.training.own_loss import OwnLoss
+    from fedham_flwr.training.step_rules import StepRule, wide
     from strategies.averaging import AveragingStrategy
 
 __version__ = "0.1.0"
 __all__ = [
-    "AveragingStrategy", "Callback", "Choice", "Method", "Outcome", "Range", "RoundClient", "RoundReport",
-    "RoundStrategy", "Run", "RunEnd", "RunStart", "Setup", "Split", "Start", "Task", "load_model", "make_client_app",
-    "make_server_app", "predict", "register", "simulate", "split_groups", "split_tensors",
+    "AveragingStrategy", "Callback", "Choice", "Method", "Outcome", "OwnLoss", "Range", "RoundClient",
+    "RoundReport", "RoundStrategy", "Run", "RunEnd", "RunStart", "Setup", "Split", "Start", "StepRule", "Task",
+    "features", "head_name", "load_model", "make_client_app", "make_server_app", "predict", "register",
+    "simulate", "split_groups", "split_tensors", "wide",
 ]  # fmt: skip
 
 _PLACES = {
@@ -34,6 +38,7 @@ _PLACES = {
     "Choice": "fedham_flwr.core.search_space",
     "Method": "fedham_flwr.core.methods",
     "Outcome": "fedham_flwr.federation.contract",
+    "OwnLoss": "fedham_flwr.training.own_loss",
     "Range": "fedham_flwr.core.search_space",
     "RoundClient": "fedham_flwr.federation.client",
     "RoundReport": "fedham_flwr.callbacks.protocol",
@@ -44,7 +49,10 @@ _PLACES = {
     "Setup": "fedham_flwr.federation.contract",
     "Split": "fedham_flwr.core.methods",
     "Start": "fedham_flwr.federation.contract",
+    "StepRule": "fedham_flwr.training.step_rules",
     "Task": "fedham_flwr.task",
+    "features": "fedham_flwr.models.heads",
+    "head_name": "fedham_flwr.models.heads",
     "load_model": "fedham_flwr.models.export:load",
     "make_client_app": "fedham_flwr.client_app",
     "make_server_app": "fedham_flwr.server_app",
@@ -53,6 +61,7 @@ _PLACES = {
     "simulate": "fedham_flwr.simulation",
     "split_groups": "fedham_flwr.core.methods",
     "split_tensors": "fedham_flwr.core.methods",
+    "wide": "fedham_flwr.training.step_rules",
 }
 """Where a public name is found, once it is used: a client process imports what it needs, and nothing else."""
 
