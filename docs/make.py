@@ -184,6 +184,8 @@ def keep(folder: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)
     kept.mkdir(parents=True)
     shutil.copy(folder / "plan.json", kept)
+    if (folder / "tuning.json").is_file():
+        shutil.copy(folder / "tuning.json", kept)
     for table in sorted([*(folder / "tables").glob("*.md"), *(folder / "tables").glob("*.csv")]):
         shutil.copy(table, kept)
 

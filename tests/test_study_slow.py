@@ -85,6 +85,17 @@ def test_nothing_is_run_again_of_a_study_that_is_done(place: Path, uninterrupted
     assert "nothing is left to be run" in output
 
 
+def test_searches_are_taken_over_from_another_folder(place: Path, uninterrupted: Path) -> None:
+    folder = place / "taken"
+    output = whole(place, "small.toml", folder, 0, "--tuning", str(uninterrupted))
+    assert "tuned    2 searches taken from --tuning" in output
+    assert "at most" not in output
+    told = [json.loads(file.read_text()) for file in folder.glob("runs/*/run.json")]
+    assert [run["role"] for run in told] == ["report"] * 4
+    ours, theirs = tables(folder), tables(uninterrupted)
+    assert {name: ours[name] for name in ("results", "tuned")} == {name: theirs[name] for name in ("results", "tuned")}
+
+
 def test_ctrl_c_ends_a_study_within_seconds_and_says_how_to_go_on(place: Path, uninterrupted: Path) -> None:
     folder = place / "interrupted"
     process = start(place, "small.toml", folder)

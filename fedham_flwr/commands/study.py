@@ -17,6 +17,7 @@ from fedham_flwr.study.outlook import Outlook, look
 from fedham_flwr.study.plan import Plan, read_plan
 from fedham_flwr.study.processors import physical
 from fedham_flwr.study.store import Store, opened
+from fedham_flwr.study.taken import with_tuning
 
 FOLDER = Path("results") / "study"
 """Where a study's folder is made, under its name."""
@@ -57,6 +58,12 @@ def parser(program: str | None = None) -> Parser:
     made.add_argument("--output", metavar="DIR", type=Path, help=f"the study's folder (default: {FOLDER}/<name>)")
     made.add_argument("--workers", type=int, metavar="N", help="runs side by side (default: a processor each)")
     made.add_argument("--ray-address", default="", metavar="HOST:PORT", help="of a Ray cluster that does the runs")
+    made.add_argument(
+        "--tuning",
+        metavar="DIR",
+        type=Path,
+        help="of an earlier run of this study: its finished searches are taken over",
+    )
     made.add_argument("--retry-failed", action="store_true", help="do runs again that have failed")
     made.add_argument("--dry-run", action="store_true", help="say what would be done, and how long it would take")
     return made
@@ -66,6 +73,8 @@ def _study(options: Namespace) -> int:
     if options.workers is not None and options.workers < 1:
         raise UserError(f"--workers {options.workers} must be above 0")
     plan = read_plan(options.study)
+    if options.tuning is not None:
+        plan = with_tuning(plan, options.tuning.expanduser())
     folder = (options.output or FOLDER / plan.name).expanduser().absolute()
     if options.dry_run:
         store = Store(folder, options.retry_failed)

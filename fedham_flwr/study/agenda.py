@@ -42,9 +42,14 @@ class Agenda:
     def __post_init__(self) -> None:
         for pair in self.pairs():
             if self.plan.tune and self.plan.space(*pair):
-                self.tunings[pair] = Tuning(self.plan, self.plan.tune, *pair)
+                tuning = self.tunings[pair] = Tuning(self.plan, self.plan.tune, *pair)
+                if pair in self.plan.taken:
+                    tuning.take_over(self.plan.taken[pair], "--tuning")
+                    self._decide(pair, tuning)
             else:
                 self._report(pair, {})
+        if self.plan.taken:
+            self.store.write_tuning([tuning.entry() for tuning in self.tunings.values()])
 
     def pairs(self) -> Iterator[Pair]:
         """Every method on every task, in the plan's order."""

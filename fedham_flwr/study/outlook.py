@@ -117,6 +117,8 @@ class Outlook:
         tune = f"at most {tuning} to tune and " if tuning else ""
         lost = f", {self.failed} of which failed (--retry-failed does them again)" if self.failed else ""
         yield f"runs     {tune}{report} to report; {there} of them {'is' if there == 1 else 'are'} there{lost}"
+        if plan.taken:
+            yield f"tuned    {_number(len(plan.taken), 'search', 'es')} taken from --tuning"
         yield f"workers  {workers}"
         yield from (f"note     {warning}" for warning in plan.warnings)
 
@@ -171,9 +173,10 @@ def look(plan: Plan, store: Store) -> Outlook:
 
 def _count(plan: Plan, store: Store, pair: Pair, told: Mapping[str, Any]) -> Count:
     space, tune = plan.space(*pair), plan.tune
-    trials = int(min(tune.trials, size(space))) if tune and space else 0
+    taken = plan.taken.get(pair)
+    trials = int(min(tune.trials, size(space))) if tune and space and taken is None else 0
     count = Count(trials * len(tune.seeds) if tune else 0, len(plan.seeds))
-    chosen: Mapping[str, Value] | None = {}
+    chosen: Mapping[str, Value] | None = {} if taken is None else taken["trials"][taken["chosen"]]["values"]
     if trials:
         try:
             chosen = _tuned(plan, store, pair, told, count)
@@ -211,8 +214,8 @@ def _column(title: str, lines: list[str]) -> Iterator[str]:
     yield from (f"{title if not at else '':<9}{line}" for at, line in enumerate(lines))
 
 
-def _number(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+def _number(count: int, what: str, plural: str = "s") -> str:
+    return f"{count:,} {what}{plural * (count != 1)}"
 
 
 def _list(words: object) -> str:

@@ -99,6 +99,8 @@ class Plan:
         warnings: sentences that a person should read.
         text: of the file.
         contents: digests of the files that settings name, as they are when the study is read.
+        taken: (method, task) -> a search that is over, as another folder's `tuning.json` has it; see `taken`.
+        tuned_at: the commit that those were made with, as far as it is known.
     """
 
     name: str
@@ -112,6 +114,8 @@ class Plan:
     warnings: tuple[str, ...] = ()
     text: str = ""
     contents: Contents = field(default_factory=Contents, compare=False)
+    taken: Mapping[tuple[str, str], Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    tuned_at: str = field(default="", compare=False)
 
     @property
     def floors(self) -> tuple[str, ...]:
@@ -190,6 +194,7 @@ class Plan:
             "tune": None if self.tune is None else {**vars(self.tune), "seeds": list(self.tune.seeds)},
             "version": __version__,
             "commit": environment_facts("cpu", datetime.now(UTC)).get("commit"),
+            **({"tuned-at": self.tuned_at} if self.taken else {}),
         }
 
 

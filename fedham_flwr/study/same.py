@@ -36,7 +36,7 @@ def check_same(folder: Path, before: Mapping[str, Any], plan: Plan) -> None:
                 f"{folder} is not the folder of a study, and has {strange[0]} in it: wanted an empty folder, or a new "
                 "one, for --output"
             )
-    elif differ := list(_differences(before, plan.told())):
+    elif differ := list(differences(before, plan.told())):
         raise UserError(
             f"{folder} is the folder of a study with {', '.join(differ)}: methods, tasks, seeds and tuning can be "
             "added to a study, and for anything else wanted another name = ... or another --output"
@@ -55,8 +55,13 @@ def _entries(before: Mapping[str, Any], kind: str) -> list[Mapping[str, Any]]:
     return [each if isinstance(each, dict) else {} for each in found] if isinstance(found, list) else []
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What the name or a label stood for, where it now stands for something else."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """What the name or a label of a study stood for, where it now stands for something else.
+
+    Args:
+        before: a `plan.json`.
+        now: what is asked for.
+    """
     yield from _changed("", {"name": before.get("name")}, {"name": now["name"]})
     yield from _changed("[settings] ", before["settings"], now["settings"])
     for kind, beside in (("methods", "strategy"), ("tasks", "clients")):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.settings import Value
 from fedham_flwr.study.planned import Plan, Tune
 from fedham_flwr.study.runs import RunResult, RunSpec, State
@@ -115,6 +116,35 @@ class Tuning:
             self._end(results)
         return len(self.trials) > before
 
+    def take_over(self, entry: Mapping[str, Any], source: str) -> None:
+        """Take the trials of a search that is over, which are proposed anew to see that they are this one's.
+
+        Args:
+            entry: of a `tuning.json`, as of `entry`.
+            source: what it is from, for errors.
+
+        Raises:
+            UserError: they are those of another search.
+        """
+        try:
+            while trials := self._search.ask():
+                for trial in trials:
+                    self._take(trial, entry["trials"][trial.number], bool(entry["higher"]), source)
+        except (LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{source}: the search of {self.method} on {self.task} is damaged: {error!r}") from error
+        self.over = True
+
+    def _take(self, trial: Trial, told: Mapping[str, Any], higher: bool, source: str) -> None:
+        if told["values"] != dict(trial.values):
+            raise UserError(
+                f"{source}: trial {trial.number} of {self.method} on {self.task} tried {told['values']}, and here it "
+                f"would try {dict(trial.values)}: the search is another one, and has to be made anew"
+            )
+        steps = [(int(at), float(value)) for at, value in told["steps"]]
+        self._search.higher = higher
+        self._search.tell(trial.number, told["value"], told["state"], steps)
+        self.trials.append({**told, "runs": []})
+
     def stops(self, key: str, steps: Steps) -> bool:
         """Whether, as far as this search goes, a run need not go on.
 
@@ -132,6 +162,7 @@ class Tuning:
             "method": self.method,
             "task": self.task,
             "space": {key: dataclasses.asdict(dimension) for key, dimension in space.items()},
+            "higher": self._search.higher,
             "trials": self.trials,
             "chosen": self._search.best() if self.over else None,
         }
