@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, module_group
+from fedham_flwr.models.kernels import per_sample
 
 Last = Callable[[nn.Linear, Float[Tensor, "*b d"]], Tensor]
 """What stands in for the head: of the head and its input. It may give several sets of outputs, [.., 2 k]."""
@@ -151,7 +153,39 @@ class SecondHead(Head):
         return self.own(features) + second
 
 
-HEADS: Mapping[str, type[Head]] = {"second": SecondHead}
+class Offset(nn.Module):
+    """A vector that is added to every sample's features; it starts at zero.
+
+    Args:
+        width: d, its length.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(torch.zeros(width))
+
+    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        """The features with the vector added."""
+        vectors = per_sample(self.vector, len(features))
+        return features + vectors.view(-1, *[1] * (features.dim() - 2), vectors.shape[-1])
+
+
+class OffsetHead(Head):
+    """A head that sees the features with a vector added to them."""
+
+    parts: ClassVar[Mapping[str, str]] = {"offset": "feature-offset"}
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head)
+        self.offset = Offset(head.in_features)
+
+    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """The head of the moved features."""
+        moved: Tensor = self.offset(features)
+        return self.own(moved)
+
+
+HEADS: Mapping[str, type[Head]] = {"second": SecondHead, "offset": OffsetHead}
 """The kinds of parts that can be added to a head."""
 PARTS = frozenset(name for kind in HEADS.values() for name in kind.parts.values())
 """Names of the layer groups that added parts make up."""
