@@ -38,14 +38,22 @@ class HeadSettings:
     asks: str = ""
 
 
+def head_group(manifest: Manifest) -> LayerGroup:
+    """The last layer group that is no added part.
+
+    Args:
+        manifest: the model's.
+    """
+    return next(group for group in reversed(manifest.groups) if group.name not in PARTS)
+
+
 def head_name(manifest: Manifest) -> str:
     """Name of the module of the last layer group that is no added part.
 
     Args:
         manifest: the model's.
     """
-    group = next(group for group in reversed(manifest.groups) if group.name not in PARTS)
-    return group.parameters[-1].rpartition(".")[0]
+    return head_group(manifest).parameters[-1].rpartition(".")[0]
 
 
 def head_of(model: nn.Module, manifest: Manifest, asks: str) -> nn.Linear:
@@ -185,7 +193,84 @@ class OffsetHead(Head):
         return self.own(moved)
 
 
-HEADS: Mapping[str, type[Head]] = {"second": SecondHead, "offset": OffsetHead}
+class Fixed(nn.Module):
+    """A vector that is part of the model and no parameter: a method sets it, and training does not change it.
+
+    Args:
+        value: what it is at first.
+    """
+
+    value: Tensor
+
+    def __init__(self, value: Float[Tensor, " d"]) -> None:
+        super().__init__()
+        self.register_buffer("value", value.detach().clone())
+
+    def rows(self) -> Float[Tensor, "m d"]:
+        """Of each client whose parameters there are, a row."""
+        return self.value.view(-1, self.value.shape[-1])
+
+
+class Valve(nn.Module):
+    """Features that a condition scales, moves and cuts off below zero: ReLU(z (gamma(c) + 1) + beta(c)).
+
+    Args:
+        width: d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma, self.beta = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width)) for _ in range(2)
+        )
+
+    def forward(self, features: Float[Tensor, "*b d"], conditions: Float[Tensor, "m d"]) -> Float[Tensor, "*b d"]:
+        """Features under a condition.
+
+        Args:
+            features: of the samples of m clients, one client after the other.
+            conditions: c of each client; of one for all samples.
+        """
+        shape = (-1, *[1] * (features.dim() - 2), features.shape[-1])
+        gamma, beta = (of_samples(part(conditions), len(features)).view(shape) for part in (self.gamma, self.beta))
+        return torch.relu(features * (gamma + 1) + beta)
+
+
+def of_samples(rows: Float[Tensor, "m d"], samples: int) -> Float[Tensor, "n d"]:
+    """A row of each client for each of its samples; a single one stays single.
+
+    Args:
+        rows: of m clients.
+        samples: of all clients together.
+    """
+    return rows if len(rows) == 1 else rows.repeat_interleave(samples // len(rows), 0)
+
+
+class ValveHead(Head):
+    """A head that sees the features behind a valve, whose condition is a fixed vector; and an embedding of each class.
+
+    The first condition is the mean of the embeddings.
+    """
+
+    parts: ClassVar[Mapping[str, str]] = {
+        "valve": "conditional-valve",
+        "embeddings": "class-embeddings",
+        "condition": "condition",
+    }
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__(head)
+        self.valve = Valve(head.in_features)
+        self.embeddings = nn.Embedding(head.out_features, head.in_features)
+        self.condition = Fixed(self.embeddings.weight.mean(0))
+
+    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
+        """The head of the features under the condition."""
+        seen: Tensor = self.valve(features, self.condition.rows())
+        return self.own(seen)
+
+
+HEADS: Mapping[str, type[Head]] = {"second": SecondHead, "offset": OffsetHead, "valve": ValveHead}
 """The kinds of parts that can be added to a head."""
 PARTS = frozenset(name for kind in HEADS.values() for name in kind.parts.values())
 """Names of the layer groups that added parts make up."""
