@@ -22,7 +22,8 @@ from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation.messages import Upload
 from fedham_flwr.federation.record_values import tensors
-from fedham_flwr.models.heads import HeadSettings, OffsetHead, features
+from fedham_flwr.models.heads import HeadSettings, features
+from fedham_flwr.models.parts import OffsetHead
 from fedham_flwr.settings import parse
 from fedham_flwr.training.engine.rows import pad, real_samples
 from fedham_flwr.training.own_loss import Batch

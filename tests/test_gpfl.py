@@ -22,7 +22,8 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation.record_values import tensors
-from fedham_flwr.models.heads import HeadSettings, Valve, features
+from fedham_flwr.models.heads import HeadSettings, features
+from fedham_flwr.models.parts import Valve
 from fedham_flwr.settings import parse
 from fedham_flwr.training.engine.network import StackedNetwork
 from fedham_flwr.training.engine.rows import pad, real_samples

@@ -53,7 +53,8 @@ from torch import Tensor, nn
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import Choice, Range
-from fedham_flwr.models.heads import HeadSettings, OffsetHead, features
+from fedham_flwr.models.heads import HeadSettings, features
+from fedham_flwr.models.parts import OffsetHead
 from fedham_flwr.training.engine.losses import terms
 from fedham_flwr.training.own_loss import Batch, OwnLoss
 

@@ -50,7 +50,8 @@ from torch.nn.functional import cross_entropy, normalize
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import Choice
-from fedham_flwr.models.heads import HeadSettings, ValveHead, features, head_group, head_name
+from fedham_flwr.models.heads import HeadSettings, features, head_group, head_name
+from fedham_flwr.models.parts import ValveHead
 from fedham_flwr.training.own_loss import Batch, OwnLoss
 
 VALVE, EMBEDDINGS, CONDITION = (ValveHead.parts[name] for name in ("valve", "embeddings", "condition"))

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Manifest, module_group
-from fedham_flwr.models.kernels import per_sample
+from fedham_flwr.models.parts import Head, OffsetHead, PolicyHead, ValveHead
 
 Last = Callable[[nn.Linear, Float[Tensor, "*b d"]], Tensor]
 """What stands in for the head: of the head and its input. It may give several sets of outputs, [.., 2 k]."""
@@ -122,28 +121,6 @@ def features(model: nn.Module, head: str, x: Tensor) -> tuple[Float[Tensor, "*b 
 # ---- parts -----------------------------------------------------------------------------------------------------------
 
 
-class Head(nn.Linear):
-    """A head with parts of a method's own. Its weight and bias are the network's, under their names.
-
-    Args:
-        head: the network's; its tensors are taken over.
-
-    Attributes:
-        parts: submodule -> the layer group that it makes up.
-    """
-
-    parts: ClassVar[Mapping[str, str]] = {}
-
-    def __init__(self, head: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = head.in_features, head.out_features
-        self.weight, self.bias = head.weight, head.bias
-
-    def own(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """What the head gives without its parts."""
-        return super().forward(features)
-
-
 class SecondHead(Head):
     """Two heads on the same features, whose outputs are added; the second one starts at zero."""
 
@@ -161,116 +138,7 @@ class SecondHead(Head):
         return self.own(features) + second
 
 
-class Offset(nn.Module):
-    """A vector that is added to every sample's features; it starts at zero.
-
-    Args:
-        width: d, its length.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.vector = nn.Parameter(torch.zeros(width))
-
-    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        """The features with the vector added."""
-        vectors = per_sample(self.vector, len(features))
-        return features + vectors.view(-1, *[1] * (features.dim() - 2), vectors.shape[-1])
-
-
-class OffsetHead(Head):
-    """A head that sees the features with a vector added to them."""
-
-    parts: ClassVar[Mapping[str, str]] = {"offset": "feature-offset"}
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__(head)
-        self.offset = Offset(head.in_features)
-
-    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """The head of the moved features."""
-        moved: Tensor = self.offset(features)
-        return self.own(moved)
-
-
-class Fixed(nn.Module):
-    """A vector that is part of the model and no parameter: a method sets it, and training does not change it.
-
-    Args:
-        value: what it is at first.
-    """
-
-    value: Tensor
-
-    def __init__(self, value: Float[Tensor, " d"]) -> None:
-        super().__init__()
-        self.register_buffer("value", value.detach().clone())
-
-    def rows(self) -> Float[Tensor, "m d"]:
-        """Of each client whose parameters there are, a row."""
-        return self.value.view(-1, self.value.shape[-1])
-
-
-class Valve(nn.Module):
-    """Features that a condition scales, moves and cuts off below zero: ReLU(z (gamma(c) + 1) + beta(c)).
-
-    Args:
-        width: d.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.gamma, self.beta = (
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.LayerNorm(width)) for _ in range(2)
-        )
-
-    def forward(self, features: Float[Tensor, "*b d"], conditions: Float[Tensor, "m d"]) -> Float[Tensor, "*b d"]:
-        """Features under a condition.
-
-        Args:
-            features: of the samples of m clients, one client after the other.
-            conditions: c of each client; of one for all samples.
-        """
-        shape = (-1, *[1] * (features.dim() - 2), features.shape[-1])
-        gamma, beta = (of_samples(part(conditions), len(features)).view(shape) for part in (self.gamma, self.beta))
-        return torch.relu(features * (gamma + 1) + beta)
-
-
-def of_samples(rows: Float[Tensor, "m d"], samples: int) -> Float[Tensor, "n d"]:
-    """A row of each client for each of its samples; a single one stays single.
-
-    Args:
-        rows: of m clients.
-        samples: of all clients together.
-    """
-    return rows if len(rows) == 1 else rows.repeat_interleave(samples // len(rows), 0)
-
-
-class ValveHead(Head):
-    """A head that sees the features behind a valve, whose condition is a fixed vector; and an embedding of each class.
-
-    The first condition is the mean of the embeddings.
-    """
-
-    parts: ClassVar[Mapping[str, str]] = {
-        "valve": "conditional-valve",
-        "embeddings": "class-embeddings",
-        "condition": "condition",
-    }
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__(head)
-        self.valve = Valve(head.in_features)
-        self.embeddings = nn.Embedding(head.out_features, head.in_features)
-        self.condition = Fixed(self.embeddings.weight.mean(0))
-
-    def forward(self, features: Float[Tensor, "*b d"]) -> Float[Tensor, "*b k"]:
-        """The head of the features under the condition."""
-        seen: Tensor = self.valve(features, self.condition.rows())
-        return self.own(seen)
-
-
-HEADS: Mapping[str, type[Head]] = {"second": SecondHead, "offset": OffsetHead, "valve": ValveHead}
+HEADS: Mapping[str, type[Head]] = {"second": SecondHead, "offset": OffsetHead, "valve": ValveHead, "policy": PolicyHead}
 """The kinds of parts that can be added to a head."""
 PARTS = frozenset(name for kind in HEADS.values() for name in kind.parts.values())
 """Names of the layer groups that added parts make up."""

@@ -60,7 +60,8 @@ def drop(x: Float[Tensor, "*s"], rate: float, training: bool) -> Float[Tensor, "
         training: whether to drop at all.
     """
     if training and rate and _drawn_by:
-        return _drawn_by[-1](x, rate, training, lambda part, generator: _kept(part, rate, generator))
+        kept = drawn(x, lambda part, generator: _kept(part, rate, generator))
+        return x if kept is None else x * kept.to(x.dtype).div_(1 - rate)
     if not training or rate == 0 or x.device.type != "cpu":
         return dropout(x, rate, training)
     return x * _kept(x, rate).to(x.dtype).div_(1 - rate)
@@ -78,24 +79,53 @@ def _kept(x: Tensor, rate: float, generator: torch.Generator | None = None) -> T
     return draws >= round(rate * LEVELS) - LEVELS // 2
 
 
-Keep = Callable[[Tensor, torch.Generator], Tensor]
-"""Which elements of a tensor stay, drawn from a generator: bool."""
-Drop = Callable[[Tensor, float, bool, Keep], Tensor]
-"""Dropout of a tensor at a rate, in training or not, by what tells which elements stay."""
-_drawn_by: list[Drop] = []
+def gumbel(logits: Float[Tensor, "*s"], training: bool) -> Float[Tensor, "*s"]:
+    """Logits with standard Gumbel noise, so that the largest is a draw of their softmax; as they are out of training.
+
+    Args:
+        logits: of any shape.
+        training: whether to add noise at all.
+    """
+    noise = drawn(logits, _gumbel) if training else None
+    return logits if noise is None else logits + noise
+
+
+def _gumbel(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    draws = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return draws.exponential_(generator=generator).log_().neg_()
+
+
+Make = Callable[[Tensor, torch.Generator | None], Tensor]
+"""Random numbers in the shape of a tensor, drawn from a generator; from torch's global one without."""
+Drawing = Callable[[Tensor, Make], Tensor | None]
+"""Random numbers in the shape of a tensor, by what makes them; None where nothing is to be drawn, as in a trial."""
+_drawn_by: list[Drawing] = []
+
+
+def drawn(x: Tensor, make: Make) -> Tensor | None:
+    """Random numbers for the elements of a tensor, which each client of a batch draws as it would alone.
+
+    Args:
+        x: of any shape.
+        make: makes them, of a part of x that is one client's.
+
+    Returns:
+        In the shape of x; None where nothing is to be drawn.
+    """
+    return _drawn_by[-1](x, make) if _drawn_by else make(x, None)
 
 
 @contextlib.contextmanager
-def drawing(drop: Drop | None) -> Iterator[None]:
-    """Let another function do the dropout of `drop` within, for a batch of which each client draws its own part.
+def drawing(draw: Drawing | None) -> Iterator[None]:
+    """Let another function draw within, for a batch of which each client draws its own part.
 
     Args:
-        drop: the function; None for torch's global generator as ever.
+        draw: the function; None for torch's global generator as ever.
     """
-    if drop is None:
+    if draw is None:
         yield
         return
-    _drawn_by.append(drop)
+    _drawn_by.append(draw)
     try:
         yield
     finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fedham_flwr.models import kernels
 from fedham_flwr.training.engine import layers
 
 LOOKS = (
@@ -33,7 +34,7 @@ class Folded(TorchFunctionMode):
     Args:
         clients: m.
         real: float32 [m, b], see `layers.batch_norm`.
-        draws: a generator for each client, for dropout; None where nothing is dropped.
+        draws: a generator for each client, for what is drawn, such as dropout; None where nothing is.
         sizes: how many samples each client has in the batch.
     """
 
@@ -120,25 +121,24 @@ class Folded(TorchFunctionMode):
         """Torch's, client by client; arguments as torch's."""
         del inplace
 
-        def keep(part: Tensor, draw: torch.Generator) -> Tensor:
+        def keep(part: Tensor, draw: torch.Generator | None) -> Tensor:
             # One at a time, images lie in channels_last memory, and are drawn for in that order.
             order = torch.channels_last if part.dim() == 4 else torch.contiguous_format
             return torch.empty_like(part, memory_format=order).bernoulli_(1 - p, generator=draw)
 
-        return self.drop(x, p, training, keep)
+        kept = self.drawn(x, keep) if training and p else None
+        return x if kept is None else x * kept.div_(1 - p)
 
-    def drop(self, x: Tensor, rate: float, training: bool, keep: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
-        """Dropout by masks that each client draws for itself, as it would alone."""
-        if not training or rate == 0:
-            return x
+    def drawn(self, x: Tensor, make: kernels.Make) -> Tensor | None:
+        """Random numbers that each client draws for itself, as it would alone; None in a trial."""
         if self._draws is None:
-            return x  # in a trial
+            return None
         parts = x.chunk(self._clients)
         sizes = self._sizes or [len(part) for part in parts]
-        masks = torch.zeros_like(x)
-        for mask, part, size, draw in zip(masks.chunk(self._clients), parts, sizes, self._draws, strict=True):
-            mask[:size] = keep(part[:size].detach(), draw)
-        return x * masks.div_(1 - rate)
+        found = torch.zeros_like(x)
+        for mine, part, size, draw in zip(found.chunk(self._clients), parts, sizes, self._draws, strict=True):
+            mine[:size] = make(part[:size].detach(), draw)
+        return found
 
     def linear(self, *args: Any, **kwargs: Any) -> Tensor:
         """Torch's, client by client; arguments as torch's."""

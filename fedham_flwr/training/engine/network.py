@@ -118,7 +118,7 @@ class StackedNetwork:
         """
         clients = len(next(iter(tensors.values())))
         mode = Folded(clients, real, draws, sizes)
-        with mode, kernels.stacked(clients), kernels.drawing(mode.drop if draws is not None else None):
+        with mode, kernels.stacked(clients), kernels.drawing(mode.drawn if draws is not None else None):
             named = {f"model.{name}": tensor for name, tensor in tensors.items()}
             made: Tensor = functional_call(self._given_to, named, (function, *given))
         return made
@@ -130,9 +130,10 @@ class StackedNetwork:
 
     @property
     def drops(self) -> bool:
-        """Whether anything is dropped in training."""
+        """Whether anything is dropped, or drawn in another way, in training."""
         return any(
-            (isinstance(m, _DROPS) and m.p > 0) or bool(getattr(m, "_dropout", 0)) for m in self._model.modules()
+            (isinstance(m, _DROPS) and m.p > 0) or bool(getattr(m, "_dropout", 0)) or bool(getattr(m, "draws", False))
+            for m in self._model.modules()
         )
 
     def _one(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -212,14 +213,14 @@ def _call(model: nn.Module, x: Tensor) -> Tensor:
     return made
 
 
-def _refuse(*_: object) -> Tensor:
-    raise NotStackableError("it drops at random")
+def _refuse(*_: object) -> None:
+    raise NotStackableError("it draws at random")
 
 
 @contextlib.contextmanager
 def _no_dropout() -> Iterator[None]:
-    """Dropout passes all on."""
-    with _Passing(), kernels.drawing(lambda x, *_: x):
+    """Dropout passes all on, and nothing else is drawn."""
+    with _Passing(), kernels.drawing(lambda *_: None):
         yield
 
 
