@@ -113,7 +113,10 @@ def method_block(name: str) -> str:
 
 def searched(name: str) -> str:
     """A table of the settings that a study searches for a method, unless it says otherwise."""
-    rows = [f"| `{key}` | {described(one)} | {one.start:g} | {one.source} |" for key, one in space_of(name, {}).items()]
+    rows = []
+    for key, one in space_of(name, {}).items():
+        start = f"`{one.start}`" if isinstance(one.start, str) else f"{one.start:g}"
+        rows.append(f"| `{key}` | {described(one)} | {start} | {one.source} |")
     return "\n".join(["| setting | values | start | source of the start |", "| --- | --- | --- | --- |", *rows])
 
 

@@ -21,6 +21,7 @@ ONE_FOR_ALL = {
     "fedavg",
     "fedprox",
     "fedtransfer",
+    "fedbn",  # of networks without normalisation, as these are
 }
 """Methods whose clients start a round from nothing but the model that all have."""
 EPOCHS = {
