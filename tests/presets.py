@@ -21,6 +21,7 @@ ONE_FOR_ALL = {
     "fedavg",
     "fedprox",
     "fedtransfer",
+    "fedbabu",
     "fedbn",  # of networks without normalisation, as these are
 }
 """Methods whose clients start a round from nothing but the model that all have."""
@@ -34,6 +35,16 @@ EPOCHS = {
 def sends_more(strategy: str) -> bool:
     """Whether a method's clients send tensors of its own beside the model's."""
     return isinstance(object.__new__(registry.half(registry.method(strategy).strategy)), ChecksExtras)
+
+
+def has_stage(strategy: str) -> bool:
+    """Whether a method's rounds are followed by a stage of each client's own."""
+    return registry.method(strategy).personal_stage
+
+
+def used_phase(strategy: str) -> str:
+    """Whether the model that a client uses in the end is the one before its last training, or after it."""
+    return "after" if has_stage(strategy) else registry.method(strategy).personal_model
 
 
 TINY_VIT: dict[str, Value] = {

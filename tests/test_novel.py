@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from presets import EPOCHS, ONE_FOR_ALL
+from presets import EPOCHS, ONE_FOR_ALL, has_stage
 from test_rounds import Shuffled, shared_names
 
 from fedham_flwr.core.errors import UserError
@@ -115,7 +115,7 @@ def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held
     run = held_out(strategy)
     turns = ["train.novel"] * 3 + ["evaluate.adapted"] if strategy == "fedtp" else []
     assert kinds(run, NOVEL) == ["evaluate.novel", *turns]
-    last = "train.personal" if strategy == "fedtransfer" else "evaluate"
+    last = "train.personal" if has_stage(strategy) else "evaluate"
     assert all(kinds(run, client) == ["train", "train", last] for client in MEMBERS)
     stages = [(record["round"], record["kind"], record["cohort"]) for record in run.records]
     after = [(3, "novel"), (3, "adapt"), (4, "adapt"), (5, "adapt"), (3, "adapted")]

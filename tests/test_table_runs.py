@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from presets import used_phase
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.models import export
-from fedham_flwr.registry import method
 from fedham_flwr.settings import Value, methods, parse
 
 Federate = Callable[..., Outcome]
@@ -69,7 +69,7 @@ def test_every_method_learns_from_tables_and_its_models_take_raw_rows(
         x = tables.read_scaling(file).inputs(raw.iloc[test])
         hits = export.load(file)(x).argmax(1) == torch.from_numpy(raw["ill"].to_numpy()[test])
         last = [row for row in run.rows if row[1] == data.name and row[0] == 5 and row[2] == "test"]
-        (row,) = [r for r in last if (r.metric, r.phase) == ("accuracy", method(strategy).personal_model)]
+        (row,) = [r for r in last if (r.metric, r.phase) == ("accuracy", used_phase(strategy))]
         assert hits.float().mean().item() == pytest.approx(row.value)
         assert row.value >= 0.75
 
