@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor
-
-from fedham_flwr.algorithms import fedtp
 from fedham_flwr.algorithms.fedrod import BothHeads
 from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.algorithms.knnper import voting
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
-from fedham_flwr.models.heads import features, head_name
+from fedham_flwr.models.heads import head_name
 from fedham_flwr.training.trainer import Loss, Predictor
-
-QUERIES = 1024
-"""Samples that are compared with all of the client's own at once, which bounds memory."""
 
 
 @final
@@ -42,18 +36,6 @@ class FedTPClient(RoundClient):
         own = self.own
         if not own.knn:
             return None
-        head = head_name(self.job.trainer.manifest)
-        keys, targets = self.job.trainer.encode(self.job.data, "train")
-
-        def predict(model: Any, x: Tensor) -> Tensor:
-            seen, logits = features(model, head, x)
-            logits = logits.float()
-            votes = [
-                fedtp.nearest_vote(some, keys, targets, logits.shape[-1], own.knn_neighbours)
-                for some in torch.split(seen.float().flatten(0, -2), QUERIES)
-            ]
-            mixed = own.knn_share * torch.cat(votes).view_as(logits) + (1 - own.knn_share) * logits.softmax(-1)
-            logs: Tensor = mixed.clamp_min(torch.finfo(mixed.dtype).tiny).log()
-            return logs
-
-        return predict
+        trainer = self.job.trainer
+        keys, targets = trainer.encode(self.job.data, "train")
+        return voting(head_name(trainer.manifest), keys, targets, own.knn_neighbours, own.knn_share)

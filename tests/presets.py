@@ -7,21 +7,29 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from flwr.app import RecordDict
 
 from fedham_flwr import models, registry
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.data.client_data import ClientData
+from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import ChecksExtras, Start
-from fedham_flwr.federation.messages import Upload
+from fedham_flwr.federation.job import Job
+from fedham_flwr.federation.messages import Download, Upload
 from fedham_flwr.federation.progress import Sent
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
+from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, parse
+from fedham_flwr.state.store import ClientState
+from fedham_flwr.training.trainer import Predictor, Trainer
 
 ONE_FOR_ALL = {
     "fedavg",
     "fedprox",
     "fedtransfer",
     "fedbabu",
+    "knnper",
     "fedbn",  # of networks without normalisation, as these are
 }
 """Methods whose clients start a round from nothing but the model that all have."""
@@ -37,6 +45,13 @@ def sends_more(strategy: str) -> bool:
     return isinstance(object.__new__(registry.half(registry.method(strategy).strategy)), ChecksExtras)
 
 
+SEEN_TO_LEARN: dict[str, dict[str, Value]] = {
+    "knnper": {"knnper.share": 0.0, "partitioner": "iid", "local_epochs": 4},
+}
+"""What a method needs for three rounds to show that its model learns: neighbours know the digits before a network has
+learned anything, and a global model that nobody fine-tunes is slow where clients differ."""
+
+
 def has_stage(strategy: str) -> bool:
     """Whether a method's rounds are followed by a stage of each client's own."""
     return registry.method(strategy).personal_stage
@@ -45,6 +60,27 @@ def has_stage(strategy: str) -> bool:
 def used_phase(strategy: str) -> str:
     """Whether the model that a client uses in the end is the one before its last training, or after it."""
     return "after" if has_stage(strategy) else registry.method(strategy).personal_model
+
+
+def predicts(given: Mapping[str, Value]) -> bool:
+    """Whether clients of a run are scored by more than their model."""
+    strategy = str(given["strategy"])
+    own = registry.half(registry.method(strategy).client).predictor is not RoundClient.predictor
+    return own and (strategy != "fedtp" or bool(given.get("fedtp.knn")))
+
+
+def half_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -> RoundClient:
+    """A client half on its own, that has kept nothing."""
+    method = registry.method(chosen.strategy)
+    state = ClientState(RecordDict(), client, trainer.manifest.fingerprint())
+    job = Job(client, chosen, method, data, trainer, state, Download(1, {}, data.shape, len(data.classes)))
+    half: RoundClient = registry.half(method.client)(job)
+    return half
+
+
+def predictor_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -> Predictor:
+    """What a client predicts with that has the trainer's model: for most methods that alone."""
+    return half_of(chosen, client, trainer, data).predictor() or (lambda model, x: model(x))
 
 
 TINY_VIT: dict[str, Value] = {

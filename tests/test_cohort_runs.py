@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Outcome
 from flwr.app import Message
-from presets import network_settings, short_play
+from presets import network_settings, predicts, short_play
 
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
@@ -71,7 +71,7 @@ def test_a_round_is_that_of_one_client_after_the_other(federate: Federate, given
     told = cohort.summary["engine"]
     assert told["network"] == "folded"
     assert told["together"] > 0
-    if given.get("fedtp.knn"):  # a predictor of its own
+    if predicts(given):
         assert told["alone"].keys() == {"score"}
     else:
         assert told["alone"] == ({"score": 5, "fit": 1} if "novel_clients" in given else {})  # one client

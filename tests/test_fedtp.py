@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fedham_flwr.algorithms.fedtp import (
     MOST,
     FedTPSettings,
     check_model,
-    nearest_vote,
     personal_groups,
 )
 from fedham_flwr.core.errors import UserError
@@ -67,37 +61,3 @@ def test_what_is_too_large_a_factor_is_refused(key: str) -> None:
         with pytest.raises(UserError, match=message):
             parse({f"fedtp.{key}": value})
     assert parse({f"fedtp.{key}": MOST}).fedtp == FedTPSettings(**{key.replace("-", "_"): MOST})
-
-
-# ---- nearest neighbours ----------------------------------------------------------------------------------------------
-
-
-def naive_vote(
-    queries: torch.Tensor, keys: torch.Tensor, targets: torch.Tensor, classes: int, neighbours: int
-) -> torch.Tensor:
-    votes = torch.zeros(len(queries), classes, dtype=queries.dtype)
-    for at, query in enumerate(queries):
-        squared = [float(((query - key) ** 2).sum()) for key in keys]
-        for sample in sorted(range(len(keys)), key=lambda i: squared[i])[:neighbours]:
-            votes[at, targets[sample]] += math.exp(-squared[sample] / len(query))
-    return votes / votes.sum(1, keepdim=True)
-
-
-@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 5), st.integers(1, 12), st.integers(0, 2**31))
-def test_the_vote_is_the_loops_over_queries_and_keys(q: int, s: int, d: int, neighbours: int, seed: int) -> None:
-    draw = torch.Generator().manual_seed(seed)
-    queries, keys = (torch.randn(n, d, generator=draw, dtype=torch.float64) for n in (q, s))
-    targets = torch.randint(3, (s,), generator=draw)
-    vote = nearest_vote(queries, keys, targets, 3, neighbours)
-    torch.testing.assert_close(vote, naive_vote(queries, keys, targets, 3, neighbours), rtol=1e-6, atol=1e-8)
-
-
-def test_neighbours_that_are_all_very_far_still_vote() -> None:
-    vote = nearest_vote(torch.zeros(1, 1), torch.tensor([[100.0], [101.0]]), torch.tensor([1, 0]), 2, 2)
-    assert bool(torch.isfinite(vote).all())
-    assert vote[0, 1] > 0.999
-
-
-def test_a_samples_own_features_decide_with_one_neighbour() -> None:
-    keys, targets = torch.eye(3), torch.tensor([2, 0, 1])
-    assert nearest_vote(keys, keys, targets, 3, 1).argmax(1).tolist() == [2, 0, 1]

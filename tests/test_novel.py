@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from presets import EPOCHS, ONE_FOR_ALL, has_stage
+from presets import EPOCHS, ONE_FOR_ALL, has_stage, predictor_of
 from test_rounds import Shuffled, shared_names
 
 from fedham_flwr.core.errors import UserError
@@ -289,8 +289,9 @@ def test_its_exported_model_is_the_adapted_one(
     files = sorted((run.path / "model").glob("*.safetensors"))
     assert [file.stem for file in files] == ["0", "1", "2", "3"]
     trainer = Trainer(export.load(run.path / "model" / f"{NOVEL}.safetensors"), CPU, "fp32")
-    data = open_partition(parse(settings(strategy=strategy, samples_per_client=FEW)).data(), int(NOVEL), 4)
-    found = trainer.evaluate(data, "test")
+    chosen = parse(settings(strategy=strategy, samples_per_client=FEW))
+    data = open_partition(chosen.data(), int(NOVEL), 4)
+    found = trainer.evaluate(data, "test", predictor_of(chosen, NOVEL, trainer, data))
     scored = {(row.phase, row.metric): row.value for row in novel(run.rows) if row.split == "test"}
     assert (found.values["accuracy"], found.loss) == (scored["after", "accuracy"], scored["after", "loss"])
     assert found.loss != scored["before", "loss"]

@@ -13,7 +13,7 @@ from faults import break_app, impersonate, strip, tampered, with_examples, with_
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
-from presets import ONE_FOR_ALL, has_stage, network, network_settings, sends_more
+from presets import ONE_FOR_ALL, SEEN_TO_LEARN, has_stage, network, network_settings, predictor_of, sends_more
 from safetensors import safe_open
 
 from fedham_flwr.client_app import make_client_app
@@ -80,7 +80,7 @@ class Shuffled(InProcessGrid):
 
 @every_method
 def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strategy: str) -> None:
-    longer = {"strategy": strategy, "num_server_rounds": 3, "samples_per_client": 0}
+    longer = {"strategy": strategy, "num_server_rounds": 3, "samples_per_client": 0, **SEEN_TO_LEARN.get(strategy, {})}
     first = federate(evaluate_every=1, **longer)
     again = federate(evaluate_every=1, grid=Shuffled, **longer)
     assert first.summary["digest"] == again.summary["digest"]
@@ -127,10 +127,9 @@ def test_the_exported_model_is_the_one_that_was_scored(
     for file in files:
         with safe_open(file, framework="pt") as opened:
             label = opened.metadata()
-        model = export.load(file)
-        scores = Trainer(model, torch.device("cpu"), "fp32").evaluate(
-            open_partition(chosen.data(), int(file.stem), 4), "test"
-        )
+        trainer = Trainer(export.load(file), torch.device("cpu"), "fp32")
+        data = open_partition(chosen.data(), int(file.stem), 4)
+        scores = trainer.evaluate(data, "test", predictor_of(chosen, file.stem, trainer, data))
         (row,) = [r for r in run.rows if r[:3] == (3, file.stem, "test") and r[4:6] == (label["phase"], "accuracy")]
         assert scores.values["accuracy"] == row.value
         assert (label["client"], label["model"]) == (file.stem, network_settings(strategy)["model"])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from presets import predictor_of
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
@@ -107,7 +108,8 @@ def repeated(run: Outcome, chosen: Settings) -> list[bool]:
     for number in range(2):
         data = open_partition(chosen.data(), number, 2)
         (file,) = [path for path in (run.path / "model").glob("*.safetensors") if path.stem in (data.name, str(number))]
-        scores = Trainer(export.load(file), torch.device("cpu"), "fp32").evaluate(data, "test")
+        trainer = Trainer(export.load(file), torch.device("cpu"), "fp32")
+        scores = trainer.evaluate(data, "test", predictor_of(chosen, file.stem, trainer, data))
         last = max(row.round for row in run.rows)
         mine = [row for row in run.rows if (row.round, row.client, row.split) == (last, file.stem, "test")]
         told = [row.value for row in mine if row.metric == "accuracy"]

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
-from presets import used_phase
+from presets import predictor_of, used_phase
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.data.kinds import table as tables
 from fedham_flwr.models import export
 from fedham_flwr.settings import Value, methods, parse
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Outcome]
 HEART = "age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal"
@@ -67,7 +68,9 @@ def test_every_method_learns_from_tables_and_its_models_take_raw_rows(
         data = open_partition(chosen.data(), number, 3)
         file, test = run.path / "model" / f"{data.name}.safetensors", data.splits["test"].tolist()
         x = tables.read_scaling(file).inputs(raw.iloc[test])
-        hits = export.load(file)(x).argmax(1) == torch.from_numpy(raw["ill"].to_numpy()[test])
+        model = export.load(file)
+        predict = predictor_of(chosen, data.name, Trainer(model, torch.device("cpu"), "fp32"), data)
+        hits = predict(model, x).argmax(1) == torch.from_numpy(raw["ill"].to_numpy()[test])
         last = [row for row in run.rows if row[1] == data.name and row[0] == 5 and row[2] == "test"]
         (row,) = [r for r in last if (r.metric, r.phase) == ("accuracy", used_phase(strategy))]
         assert hits.float().mean().item() == pytest.approx(row.value)

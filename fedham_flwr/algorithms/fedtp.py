@@ -40,7 +40,7 @@ local steps on W; a personal head is trained along with W.
 Combinations (authors' code): `head="fedper"` keeps the last linear layer with the client. `head="fedrod"` (Chen, Chao,
 ICLR 2022) trains the shared head by the balanced softmax and adds a personal linear layer on detached features, which
 starts at zero and whose logits are added. `knn` mixes the softmax with a vote of the k nearest of the client's own
-training features.
+training features, as kNN-Per does.
 """
 
 from __future__ import annotations
@@ -48,12 +48,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le, Lt
-from jaxtyping import Float, Int64
 from pydantic import AfterValidator
-from torch import Tensor
-from torch.nn.functional import one_hot
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
@@ -153,31 +149,6 @@ def personal_groups(groups: tuple[str, ...], settings: FedTPSettings) -> tuple[s
     if settings.head != "shared":
         kept.add(groups[-1])
     return tuple(name for name in groups if name in kept)
-
-
-def nearest_vote(
-    queries: Float[Tensor, "q d"],
-    keys: Float[Tensor, "s d"],
-    targets: Int64[Tensor, " s"],
-    classes: int,
-    neighbours: int,
-) -> Float[Tensor, "q k"]:
-    """kNN-Per (Marfoq et al., ICML 2022): the vote of the nearest samples, whose rows sum to 1.
-
-    A neighbour at squared distance D weighs exp(-D / d).
-
-    Args:
-        queries: features of samples to classify.
-        keys: features of the client's training samples, s >= 1.
-        targets: their classes.
-        classes: k.
-        neighbours: how many vote; fewer if there are fewer.
-    """
-    squared = torch.cdist(queries, keys).square()
-    distance, nearest = squared.topk(min(neighbours, len(keys)), dim=1, largest=False)
-    # Softmax is exp(-D/d) normalised, without underflow where all are far away.
-    weights = (-distance / keys.shape[1]).softmax(1)
-    return (one_hot(targets[nearest], classes) * weights[..., None]).sum(1)
 
 
 def split(manifest: Manifest, settings: FedTPSettings) -> Split:

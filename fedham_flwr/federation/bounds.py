@@ -14,6 +14,7 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
     lgfedavg   p_b C for the last layers. The lower ones, which i keeps, do not move.
     fedbn   p_b C for what is averaged. Normalisation layers, which i keeps, do not move.
     fedbabu   p_b C for the body; the head is at its first values.
+    knnper   p_b C for the global model, whose features also decide which of i's own samples vote.
     ditto   p_b C for the global model w. The private model v_i starts where it was; the slope of its proximal term
         moves by at most lambda p_b C at the same v_i.
     fedala   p_b C for the global model w, and p_b C + |w - w_i| for what i starts from, with w the global model without

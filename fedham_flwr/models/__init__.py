@@ -136,7 +136,7 @@ def build(
             model = _foreign(name, shape, outputs, settings)
         if isinstance(model, Graftable):
             model.graft(settings.graft)
-        if settings.head.kind:
+        if settings.head.kind or settings.head.asks:
             add_parts(model, manifest_of(model, trial_batches(shape)), settings.head)
         return model
 

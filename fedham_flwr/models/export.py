@@ -126,7 +126,8 @@ def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     own = _without_file(own) if own else None
     section = _key(name).replace("_", "-")
     graft = GraftSettings(**network.get("graft", {}))
-    head = HeadSettings(network.get("head", "second" if network.get("personal_head") else ""), "the file")
+    parts = network.get("head", "second" if network.get("personal_head") else "")
+    head = HeadSettings(parts, "the file") if parts else HeadSettings()
     return NetworkSettings(((section, own),) if own else (), head, graft)
 
 

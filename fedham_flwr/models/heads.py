@@ -30,7 +30,7 @@ class HeadSettings:
 
     Attributes:
         kind: a key of `HEADS`; empty: none.
-        asks: the setting that asks for them, as it is written, for errors.
+        asks: the setting that asks for them, as it is written, for errors; alone it wants a linear head without parts.
     """
 
     kind: str = ""
@@ -150,12 +150,14 @@ def add_parts(model: nn.Module, manifest: Manifest, settings: HeadSettings) -> N
     Args:
         model: the network, which is changed.
         manifest: the model's.
-        settings: which parts; with none nothing happens.
+        settings: which parts; with none nothing is changed.
 
     Raises:
         UserError: the last layer is none that is linear.
     """
     if not settings.kind:
+        if settings.asks:
+            head_of(model, manifest, settings.asks)
         return
     name, head = head_name(manifest), head_of(model, manifest, settings.asks)
     if head is model:
