@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from operator import attrgetter
 from typing import NamedTuple
 
 from fedham_flwr import registry
+from fedham_flwr.core.aggregation import KRUM
 from fedham_flwr.core.callback_settings import EARLY_STOPPING, TRACKERS
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
+from fedham_flwr.core.server_optimizers import ADAPTIVE
 from fedham_flwr.core.shapes import sample_kind
 from fedham_flwr.data.batches import Target
 from fedham_flwr.models import NETWORKS
@@ -86,16 +89,12 @@ def _by_schedule(name: str) -> Reason:
     return lambda facts: "" if facts.settings.schedule == name else f"schedule is {facts.settings.schedule}"
 
 
-def _of_text(facts: Facts) -> str:
-    return "" if sample_kind(facts.shape) in ("text", "tokens") else "the data are no text"
+def _of_kind(what: str, *kinds: str) -> Reason:
+    return lambda facts: "" if sample_kind(facts.shape) in kinds else f"the data are no {what}"
 
 
-def _of_series(facts: Facts) -> str:
-    return "" if sample_kind(facts.shape) == "series" else "the data are no series"
-
-
-def _of_images(facts: Facts) -> str:
-    return "" if sample_kind(facts.shape) == "image" else "the data are no images"
+_of_text, _of_series = _of_kind("text", "text", "tokens"), _of_kind("series", "series")
+_of_images, _of_tables = _of_kind("images", "image"), _of_kind("table", "table", "series")
 
 
 def _of_next(facts: Facts) -> str:
@@ -106,10 +105,6 @@ def _of_words(facts: Facts) -> str:
     if facts.target == "next-token" or facts.settings.text.tokenizer or facts.settings.text.unit == "character":
         return _of_text(facts) or "no words are hashed"
     return _of_text(facts)
-
-
-def _of_tables(facts: Facts) -> str:
-    return "" if sample_kind(facts.shape) in ("table", "series") else "the data are no table"
 
 
 def _of_epochs(facts: Facts) -> str:
@@ -124,9 +119,16 @@ def _of_noise(facts: Facts) -> str:
     return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
 
 
+def _of_counts(facts: Facts) -> str:
+    settings, rule = facts.settings, facts.settings.server.aggregation
+    if rule == "mean" or not (registry.method(settings.strategy).averages and registry.aggregates(settings.strategy)):
+        return ""
+    return f"server.aggregation is {rule}, which counts no samples"
+
+
 def _by_name(setting: str, *names: str) -> Reason:
     def reason(facts: Facts) -> str:
-        chosen = str(getattr(facts.settings, setting))
+        chosen = str(attrgetter(setting)(facts.settings))
         return "" if set(chosen.split()) & set(names) else f"{setting} is {json.dumps(chosen)}"
 
     return reason
@@ -140,26 +142,17 @@ REASONS: Mapping[str, Reason] = {
     "owner-share": _by_partitioner("class-owners"),
     "client-column": _dealt,
     "min-characters": lambda facts: _of_text(facts) or _of_next(facts) or _by_partitioner("natural", "files")(facts),
-    "sequence-length": _of_text,
-    "vocabulary": _of_text,
+    **dict.fromkeys(("sequence-length", "vocabulary"), _of_text),
     "image-size": _of_images,
     "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
     "image.channels": _of_images,
     "image.unreadable": _of_images,
-    "text.unit": _of_text,
-    "text.tokenizer": _of_text,
+    **dict.fromkeys(("text.unit", "text.tokenizer"), _of_text),
     "text.buckets": _of_words,
-    "series.length": _of_series,
-    "series.stride": _of_series,
-    "series.time": _of_series,
-    "series.recording": _of_series,
-    "series.gap": _of_series,
-    "series.label": _of_series,
-    "series.split": _of_series,
+    **{f"series.{k}": _of_series for k in ("length", "stride", "time", "recording", "gap", "label", "split")},
     **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
     "momentum": _by_optimizer("sgd"),
-    "beta1": _by_optimizer("adam", "adamw"),
-    "beta2": _by_optimizer("adam", "adamw"),
+    **dict.fromkeys(("beta1", "beta2"), _by_optimizer("adam", "adamw")),
     "local-epochs": _of_epochs,
     "schedule-every": _by_schedule("step"),
     "schedule-factor": _by_schedule("step"),
@@ -167,9 +160,14 @@ REASONS: Mapping[str, Reason] = {
     "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
     "novel-steps": _of_novel,
     "novel-turns": _of_novel,
-    "dp.delta": _of_noise,
-    "dp.clipping-norm": _of_noise,
-    "dp.sensitivity": _of_noise,
+    **dict.fromkeys(("dp.delta", "dp.clipping-norm", "dp.sensitivity"), _of_noise),
+    "max-examples-per-client": _of_counts,
+    "server.trim": _by_name("server.aggregation", "trimmed-mean"),
+    "server.bad-clients": _by_name("server.aggregation", *KRUM),
+    "server.selected": _by_name("server.aggregation", "multi-krum"),
+    **{f"server.{key}": _by_name("server.optimizer", "momentum", *ADAPTIVE) for key in ("learning-rate", "momentum")},
+    "server.beta2": _by_name("server.optimizer", "adam", "yogi"),
+    "server.tau": _by_name("server.optimizer", *ADAPTIVE),
     **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
     "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
     **dict.fromkeys(("tracking.project", "tracking.run-name"), _by_name("tracker", "mlflow", "wandb")),
@@ -239,6 +237,8 @@ def _of_others(given: Collection[str], settings: Settings, network: str) -> Iter
         section = key.rpartition(".")[0]
         if section in registry.METHODS and section != chosen:
             yield key, f"strategy is {chosen}"
+        elif section == "server" and not registry.aggregates(settings.strategy):
+            yield key, f"strategy is {chosen}, which takes no mean of models"
         elif network and section in NETWORKS and section != built:
             yield key, f"the network is {network}"
 

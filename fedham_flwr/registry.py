@@ -74,6 +74,15 @@ def half(given: str | type) -> Any:
     return load_object("strategy", given)
 
 
+def aggregates(name: str) -> bool:
+    """Whether the settings under `server.` say what a method's server half makes of the clients' tensors.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    return bool(getattr(half(method(name).strategy), "aggregates", False))
+
+
 def register(name: str, declared: Method) -> None:
     """Make a method known by a name in this process.
 

@@ -13,6 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from fedham_flwr import registry
+from fedham_flwr.core.aggregation import ServerSettings
 from fedham_flwr.core.callback_settings import EarlyStoppingSettings, TrackingSettings
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
@@ -128,6 +129,7 @@ class RunFields(BaseModel):
     image: ImageSettings = ImageSettings()
     table: TableSettings = AS_FOUND
     dp: PrivacySettings = PrivacySettings()
+    server: ServerSettings = ServerSettings()
     series: SeriesSettings = SeriesSettings()
     text: TextSettings = TextSettings()
     early_stopping: EarlyStoppingSettings = EarlyStoppingSettings()

@@ -7,7 +7,7 @@ from typing import Any, Self
 from pydantic import model_validator
 
 from fedham_flwr import registry
-from fedham_flwr.core import callback_settings
+from fedham_flwr.core import aggregation, callback_settings
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import faults
@@ -34,6 +34,7 @@ class Settings(RunFields):
     def _fit_together(self) -> Self:
         averaging = [name for name in registry.METHODS if registry.method(name).averages] if self.dp.epsilon else []
         found = faults(self.dp, self.strategy, averaging) + metric_choice.faults(self.metrics, self.selection_metric)
+        found += aggregation.faults(self.server, self.dp.epsilon)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
         found += callback_settings.faults(self.callbacks, self.tracker, split)

@@ -39,7 +39,9 @@ MEANT = {
     "learning-rate-decay": "schedule", "wd": "weight-decay", "batch": "batch-size", "bs": "batch-size",
     "gpu": "device", "method": "strategy", "algorithm": "strategy", "data": "dataset", "network": "model",
     "output-dir": "results-dir", "save-dir": "results-dir", "test-size": "test-fraction", "trackers": "tracker",
-    "logger": "tracker", "patience": "early-stopping.patience",
+    "logger": "tracker", "patience": "early-stopping.patience", "server-lr": "server.learning-rate",
+    "server-learning-rate": "server.learning-rate", "server-optimizer": "server.optimizer",
+    "server-momentum": "server.momentum", "aggregator": "server.aggregation",
 }  # fmt: skip
 """What others call a setting -> the setting."""
 CLIENTS = ("num-clients", "clients", "n-clients", "num-supernodes", "num-partitions")

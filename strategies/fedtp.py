@@ -1,17 +1,18 @@
 """The server half of FedTP; see algorithms/fedtp.py."""
 
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
-from fedham_flwr.algorithms import fedavg, fedtp
+from fedham_flwr.algorithms import fedtp
 from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import check_like, read_clients, write_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
+from fedham_flwr.federation.merging import Merging
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.fedtp.embeddings import Embeddings
 from fedham_flwr.fedtp.generator import Generator
@@ -26,6 +27,7 @@ class FedTPStrategy(RoundStrategy):
     """
 
     own: FedTPSettings
+    aggregates: ClassVar[bool] = True  # what the hypernetwork learns from is a sum, whatever `server.` says of the mean
 
     def __init__(self, setup: Setup) -> None:
         fedtp.check_model(setup.manifest.group_names, setup.settings.model)
@@ -33,6 +35,8 @@ class FedTPStrategy(RoundStrategy):
         fedtp.check_target(self.own, next((p.target for p in setup.roster.profiles.values()), "class"))
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
+        members = len(setup.roster.nodes) - len(self.progress.novel)
+        self._merging = Merging(self.settings, self._mean, self.manifest.buffers, members)
         self._embeddings = Embeddings(self.own)
         if self.own.head == "fedrod":
             self.settings.local_training(1).check_task_loss('fedtp.head="fedrod"')
@@ -59,7 +63,8 @@ class FedTPStrategy(RoundStrategy):
         """Average what is shared, and let the hypernetwork and the embeddings learn from where training went.
 
         Raises:
-            UserError: the hypernetwork diverged.
+            UserError: the hypernetwork or the server's optimiser diverged, or the replies are too few for
+                `server.aggregation`.
         """
         examples = [upload.examples for upload in uploads.values()]
         if self._made:
@@ -67,7 +72,7 @@ class FedTPStrategy(RoundStrategy):
             slopes = self._slopes(uploads, (share / share.sum()).float())
             self._embeddings.step(list(uploads), self._generator.step(self._embeddings.of(list(uploads)), slopes))  # R7
         models = [{name: upload.params[name] for name in self._mean} for upload in uploads.values()]
-        self._mean = fedavg.aggregate(models, examples)  # R5
+        self._mean = self._merging.merge(round_number, self._mean, models, examples)  # R5
 
     def adapt(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """Move the embeddings of novel clients; the hypernetwork and what is shared stay as they are."""
@@ -88,13 +93,14 @@ class FedTPStrategy(RoundStrategy):
     def describe(self) -> str:
         """What is shared, personal and generated, and the size of the hypernetwork, which stays here."""
         if not self._made:
-            return super().describe()
+            return super().describe() + self._merging.describe()
         size = sum(tensor.numel() for tensor in self._generator.params.values())
-        return f"{super().describe()}; generated: {fedtp.GROUP}, by a hypernetwork of {size:,} scalars"
+        made = f"; generated: {fedtp.GROUP}, by a hypernetwork of {size:,} scalars"
+        return super().describe() + made + self._merging.describe()
 
     def state_dict(self) -> Params:
         """The mean, the hypernetwork, the embeddings and their optimisers; live, not copied."""
-        state = {f"mean/{name}": tensor for name, tensor in self._mean.items()}
+        state = {f"mean/{name}": tensor for name, tensor in self._mean.items()} | self._merging.state_dict()
         if self._made:
             state |= {f"generator/{name}": tensor for name, tensor in self._generator.params.items()}
             state |= {f"velocity/{name}": tensor for name, tensor in self._generator.velocity.items()}

@@ -31,7 +31,7 @@ class FedTransferStrategy(AveragingStrategy):
         if own:
             self._models = {client: dict(model) for client, model in own.items()}
         else:
-            super().load_state_dict(common)
+            super().load_state_dict({**common, **self._merging.state_dict()})
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """R1, R5: w for every client, or the model that the client has had."""

@@ -50,7 +50,7 @@ def test_what_flower_gives_without_overrides_parses_to_the_defaults() -> None:
 
 def test_a_method_has_its_settings_under_its_name() -> None:
     sections = {key.partition(".")[0] for key in defaults() if "." in key}
-    others = {"dp", "image", "table", "series", "text", "early-stopping", "tracking"}
+    others = {"dp", "server", "image", "table", "series", "text", "early-stopping", "tracking"}
     assert sections - others - set(NETWORKS) <= set(methods())
     settings = parse({"fedprox.mu": 0.5, "fedper.personal-layers": 3, "fedtp.head": "fedrod"})
     assert settings.section("fedprox").mu == 0.5

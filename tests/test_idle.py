@@ -57,6 +57,21 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
     ({"dp.sensitivity": 1.0}, "dp.sensitivity=1.0 (dp.epsilon is 0.0)"),
+    ({"server.trim": 0.2, "server.bad-clients": 2}, 'server.trim=0.2 (server.aggregation is "mean"), '
+     'server.bad-clients=2 (server.aggregation is "mean")'),
+    ({"server.selected": 2, "server.aggregation": "krum"}, 'server.selected=2 (server.aggregation is "krum")'),
+    ({"server.learning-rate": 0.5, "server.momentum": 0.5}, 'server.learning-rate=0.5 (server.optimizer is "none"), '
+     'server.momentum=0.5 (server.optimizer is "none")'),
+    ({"server.beta2": 0.5, "server.tau": 0.5, "server.optimizer": "momentum"},
+     'server.beta2=0.5 (server.optimizer is "momentum"), server.tau=0.5 (server.optimizer is "momentum")'),
+    ({"server.beta2": 0.5, "server.optimizer": "adagrad"}, 'server.beta2=0.5 (server.optimizer is "adagrad")'),
+    ({"max-examples-per-client": 9, "server.aggregation": "median"},
+     "max-examples-per-client=9 (server.aggregation is median, which counts no samples)"),
+    ({"server.aggregation": "krum", "strategy": "pfedla"},
+     'server.aggregation="krum" (strategy is pfedla, which takes no mean of models)'),
+    ({"server.optimizer": "adam", "server.tau": 0.5, "strategy": "local"},
+     'server.optimizer="adam" (strategy is local, which takes no mean of models), server.tau=0.5 (strategy is local, '
+     "which takes no mean of models)"),
     ({"sequence-length": 9}, "sequence-length=9 (the data are no text)"),
     ({"vocabulary": "ab"}, 'vocabulary="ab" (the data are no text)'),
     ({"min-characters": 9}, "min-characters=9 (the data are no text)"),
@@ -138,6 +153,12 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"novel-steps": 3, "novel-turns": 2, "novel-clients": 1}, {}),
     ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
+    ({"server.aggregation": "trimmed-mean", "server.trim": 0.2, "server.optimizer": "adam", "server.beta2": 0.5}, {}),
+    ({"server.aggregation": "krum", "server.bad-clients": 2, "server.optimizer": "adagrad", "server.tau": 0.5}, {}),
+    ({"server.aggregation": "multi-krum", "server.selected": 2, "server.optimizer": "momentum"}, {}),
+    ({"server.optimizer": "momentum", "server.learning-rate": 0.5, "server.momentum": 0.5}, {}),
+    ({"max-examples-per-client": 9, "server.optimizer": "adam"}, {}),
+    ({"max-examples-per-client": 9, "server.aggregation": "median", "strategy": "fedtp"}, {}),  # of the hypernetwork
     ({"torchvision.norm": "group"}, {"network": "torchvision:resnet18"}),
     (
         {"table.decimal": ",", "table.missing": "x", "table.categories": "found", "table.schema": "s.toml"},

@@ -38,6 +38,10 @@ VARIANTS = [
         id="pfedla-factorised-novel",
     ),
     pytest.param({"strategy": "fedtp", "fedtp.personal": "vanilla"}, id="fedtp-vanilla"),
+    pytest.param({"strategy": "fedtp", "server.optimizer": "momentum"}, id="fedtp-server-momentum"),
+    pytest.param(
+        {"strategy": "fedper", "server.aggregation": "median", "server.optimizer": "adam"}, id="fedper-median-adam"
+    ),
     pytest.param({"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "novel-clients": 1}, id="fed_t_a-novel"),
     pytest.param({"strategy": "fedper", "novel-clients": 1, "fraction-train": 0.5}, id="fedper-novel"),
 ]

@@ -21,6 +21,10 @@ The round
     R4  server: w <- sum_{k in S} m_k w_k / sum_{k in S} m_k                    `aggregate`
 
 Deviation from the paper: batch normalisation statistics are averaged like parameters; integer counters stay local.
+
+R4 is what the settings under `server.` replace, here and in all methods that take a mean: by a median, a trimmed mean
+or Krum (core/aggregation.py), or by a step of the server towards it, as in FedAvgM and FedAdam
+(core/server_optimizers.py).
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ The round
     R6  server: G = sum_{S} p_i (d h(z_i; phi) / d(phi, z))^T (W_i - Wt_i)  (12)  `generator.Generator.step`
     R7  server: (phi, z_i for i in S) <- a step of SGD with momentum and weight decay along G    `generator`
 
+With other settings under `server.` R5 is not a mean; R6 is the sum that it is, of all replies.
+
 W_i - Wt_i = -delta_i is the scaled gradient of L_i at W_i, so G descends sum_i p_i L_i. Clients that were not sampled
 keep z_i and its momentum bit for bit; in the authors' code weight decay and momentum move them every round.
 

@@ -60,6 +60,7 @@ def tried(given: Mapping[str, Value], simulation: Simulation, clients: int, step
     """
     share = min(1.0, clients / simulation.clients)
     short = {**given, "local-steps": steps, "fraction-train": share, "min-replies": 0, "checkpoint-every": 0}
+    short["server.aggregation"] = "mean"  # others may want more clients
     short |= {"num-server-rounds": max(ROUNDS, int(given.get("num-server-rounds", ROUNDS)))}
     with rehearsed(short, simulation) as rehearsal:
         strategy = rehearsal.strategy

@@ -36,6 +36,15 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         The embedding of i does not move.
     local   nothing: no client hears of another.
 
+With other settings under `server.` what is said of a mean is said of something else. `server.optimizer="momentum"` with
+rate eta multiplies p_b C by eta in this round, and the update goes on: by eta beta^k in the k-th round after, so by
+eta / (1 - beta) in all. With adam, yogi and adagrad the step is no linear function of the update, and p_b C bounds
+nothing; adam moves each number by at most 2.35 eta in a round with the default decays (`core/server_optimizers.py`),
+whoever sends what. With the robust rules of `core/aggregation.py` and few enough bad clients, each number lies between
+honest ones (median, trimmed mean), or the model is within D sqrt((n - f - 2) / (n - 2 f - 2)) of an honest one (Krum;
+of multi-Krum each model that is averaged), with D the largest distance between two honest models: also without
+`clip-norm`. With it D is at most 2 C.
+
 In all rounds together a client can go C further each time: the bound is on a round. Against the round in which b had
 not replied at all, a mean differs by at most 2 p_b C. Without `clip-norm` a mean goes wherever one client wants it;
 then only what would break arithmetic is refused.

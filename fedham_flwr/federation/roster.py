@@ -71,9 +71,14 @@ def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float
         fraction: share to draw, in (0, 1]; at least one client is drawn.
     """
     everyone = order(clients)
-    size = max(1, math.floor(fraction * len(everyone) + 0.5))
+    size = cohort_size(len(everyone), fraction)
     drawn = stream(seed, "cohort", round_number).choice(len(everyone), size=size, replace=False)
     return tuple(everyone[i] for i in sorted(drawn))
+
+
+def cohort_size(count: int, fraction: float) -> int:
+    """How many clients a round asks, of so many that there are: at least one."""
+    return max(1, math.floor(fraction * count + 0.5))
 
 
 def hold_out(seed: int, clients: Iterable[str], count: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.server_optimizers import STATE
 from fedham_flwr.data.data_settings import resolved
 from fedham_flwr.resume.runs import read_settings, read_summary
 
@@ -88,7 +89,7 @@ def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, 
     what = f"{given}: {SERVER}"
     with _opened(server, what) as source:
         _check_network(source.metadata() or {}, model, what)
-        whole = set(source.keys()) == set(names)
+        whole = set(_of_models(source)) == set(names)
     if whole:
         return Start(_read(server, what, wanted), {}, os.path.join(path, SERVER) + _left_by(server))
     own = _read_own(place / MODELS, given, wanted, clients)
@@ -174,7 +175,7 @@ def _check_content(source: Any, what: str, wanted: _Wanted) -> None:
     """Refuse a file of another network, or one that lacks tensors or has others."""
     label = source.metadata() or {}
     _check_network(label, wanted.model, what)
-    names = list(source.keys())
+    names = _of_models(source)
     absent = [name for name in wanted.names if name not in names]
     foreign = [name for name in names if name not in wanted.names and not _counter(source, name)]
     # What the servers of other methods keep is no model, and the other two errors would not say so.
@@ -190,6 +191,12 @@ def _check_content(source: Any, what: str, wanted: _Wanted) -> None:
         )
     if absent:
         raise UserError(f"{what} lacks {_some(absent)}: wanted all shared tensors of the {wanted.model} of this run")
+
+
+def _of_models(source: Any) -> list[str]:
+    """The names in a file but for those of what a server's optimiser remembers."""
+    names = list(source.keys())
+    return [name for name in names if not name.startswith(STATE)]
 
 
 def _counter(source: Any, name: str) -> bool:
