@@ -19,7 +19,8 @@ class AveragingStrategy(RoundStrategy):
         setup: the run's.
 
     Attributes:
-        aggregates: the settings under `server.` say what becomes of the clients' tensors.
+        aggregates: the settings under `server.` say what becomes of the clients' tensors. A method of one's own whose
+            `merge` does not call this one's says False, so that whoever gives them is told.
         shared: the shared tensors as they are now, by name. They are on their way to clients, so a method of one's own
             that changes them replaces the whole mapping, after `merge` has made it the mean, or what `server.` says.
 
