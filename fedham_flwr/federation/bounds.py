@@ -11,10 +11,6 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
 
     fedavg, fedprox, fedper, fedrep, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client`
         caps it). What i keeps, such as FedRep's head, does not move.
-    lgfedavg   p_b C for the last layers. The lower ones, which i keeps, do not move.
-    fedbn   p_b C for what is averaged. Normalisation layers, which i keeps, do not move.
-    fedbabu   p_b C for the body; the head is at its first values.
-    knnper   p_b C for the global model, whose features also decide which of i's own samples vote.
     ditto   p_b C for the global model w. The private model v_i starts where it was; the slope of its proximal term
         moves by at most lambda p_b C at the same v_i.
     fedala   p_b C for the global model w, and p_b C + |w - w_i| for what i starts from, with w the global model without
@@ -35,6 +31,8 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         slopes. What is generated for i moves by |J_i J_b^T| eta p_b C to first order, with J_i between the two phi.
         The embedding of i does not move.
     local   nothing: no client hears of another.
+
+What is not in this list is said in a line of the method's card, in `fedham_flwr/algorithms`.
 
 With other settings under `server.` what is said of a mean is said of something else. `server.optimizer="momentum"` with
 rate eta multiplies p_b C by eta in this round, and the update goes on: by eta beta^k in the k-th round after, so by
