@@ -77,8 +77,15 @@ def _by_partitioner(*names: str, own: bool = False) -> Reason:
     return reason
 
 
+def _of_steps(facts: Facts) -> str:
+    chosen = facts.settings.strategy
+    return f"strategy is {chosen}, which takes steps of its own" if registry.method(chosen).own_steps else ""
+
+
 def _by_optimizer(*names: str) -> Reason:
     def reason(facts: Facts) -> str:
+        if why := _of_steps(facts):
+            return why
         chosen = facts.settings.optimizer
         return "" if chosen in names or is_path(chosen) else f"optimizer is {chosen}"
 
@@ -149,17 +156,17 @@ REASONS: Mapping[str, Reason] = {
     "image.unreadable": _of_images,
     **dict.fromkeys(("text.unit", "text.tokenizer"), _of_text),
     "text.buckets": _of_words,
-    **{f"series.{k}": _of_series for k in ("length", "stride", "time", "recording", "gap", "label", "split")},
+    **{f"series.{key}": _of_series for key in ("length", "stride", "time", "recording", "gap", "label", "split")},
     **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
     "momentum": _by_optimizer("sgd"),
+    "nesterov": _of_steps,
     **dict.fromkeys(("beta1", "beta2"), _by_optimizer("adam", "adamw")),
     "local-epochs": _of_epochs,
     "schedule-every": _by_schedule("step"),
     "schedule-factor": _by_schedule("step"),
     "min-learning-rate": _by_schedule("cosine"),
     "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
-    "novel-steps": _of_novel,
-    "novel-turns": _of_novel,
+    **dict.fromkeys(("novel-steps", "novel-turns"), _of_novel),
     **dict.fromkeys(("dp.delta", "dp.clipping-norm", "dp.sensitivity"), _of_noise),
     "max-examples-per-client": _of_counts,
     "server.trim": _by_name("server.aggregation", "trimmed-mean"),

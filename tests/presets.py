@@ -31,6 +31,7 @@ ONE_FOR_ALL = {
     "fedbabu",
     "knnper",
     "fedbn",  # of networks without normalisation, as these are
+    "perfedavg",
 }
 """Methods whose clients start a round from nothing but the model that all have."""
 EPOCHS = {
@@ -39,13 +40,13 @@ EPOCHS = {
 }
 """Methods that go through the data more often than `local-epochs` says: how often with 1."""
 
-
 def sends_more(strategy: str) -> bool:
     """Whether a method's clients send tensors of its own beside the model's."""
     return isinstance(object.__new__(registry.half(registry.method(strategy).strategy)), ChecksExtras)
 
 
 SEEN_TO_LEARN: dict[str, dict[str, Value]] = {
+    "perfedavg": {"learning_rate": 0.2, "perfedavg.inner-rate": 0.2, "perfedavg.adaptation-steps": 0},
     "knnper": {"knnper.share": 0.0, "partitioner": "iid", "local_epochs": 4},
 }
 """What a method needs for three rounds to show that its model learns: neighbours know the digits before a network has

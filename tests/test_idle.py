@@ -38,6 +38,7 @@ def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any
 
 
 DEAL = "own_objects:by_turns"
+OWN_STEPS = "strategy is perfedavg, which takes steps of its own"
 CASES: list[tuple[dict[str, Value], str]] = [
     ({"alpha": 0.5}, "alpha=0.5 (partitioner is pathological)"),
     ({"alpha": 0.1}, "alpha=0.1 (partitioner is pathological)"),  # the default, but given
@@ -47,6 +48,8 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"partitioner": "files", "alpha": 1.0}, "alpha=1.0 (partitioner is files)"),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
+    ({"momentum": 0.5, "nesterov": True, "strategy": "perfedavg"},
+     f"momentum=0.5 ({OWN_STEPS}), nesterov=true ({OWN_STEPS})"),
     ({"beta1": 0.5, "beta2": 0.9}, "beta1=0.5 (optimizer is sgd), beta2=0.9 (optimizer is sgd)"),
     ({"local-epochs": 2, "local-steps": 3}, "local-epochs=2 (local-steps is 3)"),
     ({"schedule-every": 3}, "schedule-every=3 (schedule is constant)"),
@@ -145,7 +148,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"text.tokenizer": "words.txt"}, NEWS),
     ({"series.length": 9, "series.stride": 3, "series.time": "t", "series.gap": 3.0, "cnn1d.depth": 1}, SERIES),
     ({"series.recording": "r", "series.label": "majority", "series.split": "recording"}, SERIES),
-    ({"momentum": 0.5, "local-epochs": 2}, {}),
+    ({"momentum": 0.5, "nesterov": True, "local-epochs": 2}, {}),
     *[({"beta1": 0.5, "beta2": 0.9, "optimizer": each}, {}) for each in ("adam", "adamw")],
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),

@@ -26,6 +26,7 @@ from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods, parse
 from fedham_flwr.training.optim import SGD
+from fedham_flwr.training.stepping import Rules
 from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
@@ -83,15 +84,15 @@ def held_out(federate: Federate, done: dict[tuple[str, int], Any], steps: Counte
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many steps of SGD are taken in answers to each kind of message."""
+    """How many steps of SGD, or of a method's own rule, are taken in answers to each kind of message."""
     found: Counter[str] = Counter()
-    step = SGD.step
+    for taker in (SGD, Rules):
 
-    def counting(self: SGD) -> None:
-        found[Watching.kind] += 1
-        step(self)
+        def counting(self: Any, *given: Any, step: Any = taker.step) -> Any:
+            found[Watching.kind] += 1
+            return step(self, *given)
 
-    monkeypatch.setattr(SGD, "step", counting)
+        monkeypatch.setattr(taker, "step", counting)
     return found
 
 

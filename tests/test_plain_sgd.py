@@ -10,7 +10,7 @@ import torch
 from test_training import HOW
 from torch import nn
 
-from fedham_flwr import models
+from fedham_flwr import models, registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, read
 from fedham_flwr.federation.contract import Task
@@ -51,6 +51,20 @@ def test_a_method_that_needs_plain_sgd_refuses_others_at_its_start(
     assert str(caught.value) == (
         f"{what} takes what local training changes for a multiple of the gradient, which it is only with "
         f'optimizer="sgd" and max-grad-norm=0, not with {fault}'
+    )
+
+
+@pytest.mark.parametrize(("training", "fault"), OTHERS)
+@pytest.mark.parametrize("method", [name for name in registry.BUILT_IN if registry.method(name).own_steps])
+def test_a_method_with_steps_of_its_own_refuses_other_optimisers_and_takes_the_default_momentum(
+    method: str, training: dict[str, Value], fault: str
+) -> None:
+    assert made({"strategy": method}).settings.momentum == 0.9
+    with pytest.raises(UserError) as caught:
+        made({"strategy": method, **training})
+    assert str(caught.value) == (
+        f'strategy="{method}" takes steps of its own, and no optimiser\'s: wanted optimizer="sgd" and max-grad-norm=0, '
+        f"not {fault}"
     )
 
 

@@ -11,12 +11,13 @@ from cohorts import MOMENTUM, NETWORKS, TIGHT, dealt, far, models, one_at_a_time
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.models.heads import features, head_name
 from fedham_flwr.training.engine.cohort import CohortTrainer, run_together
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.own_loss import Batch, OwnLoss
-from fedham_flwr.training.step_rules import Slopes, StepRule, wide
+from fedham_flwr.training.step_rules import Descent, Slopes, StepRule, placed, wide
 
 SIZES = [30, 17, 8, 3, 24, 9, 1]
 PLAIN = LocalTraining(2, 8, 0.05, 0.0, 0.0, augment=False)
@@ -64,6 +65,58 @@ def test_a_rule_is_the_same_for_many_clients_as_one_at_a_time(name: str, decay: 
         assert far(one.own, other.own) < TIGHT
         assert float(one.own["share"]) != 0.5
     assert engine.alone == {}
+
+
+class Twice(StepRule):
+    """Moves by the difference of two gradients at the same place, on the same part after another."""
+
+    parts: ClassVar[int] = 2
+
+    def step(self, params: Params, own: Params, slopes: Slopes) -> Params:
+        first, _, second = slopes(params, 0), slopes(params, 1), slopes(params, 0)
+        return {n: p + first[n] - second[n] for n, p in params.items()}
+
+
+class Same(Twice):
+    """Drops the same values in both."""
+
+    same_noise: ClassVar[bool] = True
+
+
+@pytest.mark.parametrize("kind", [Twice, Same])
+def test_a_part_that_is_looked_at_again_drops_the_same_values_if_the_rule_says_so(kind: type[Twice]) -> None:
+    make, shape = NETWORKS["vit"]
+    alone, engine = trainer(make, shape, torch.float64)
+    data, starts = dealt(shape, [20, 9]), models(alone, 2)
+    for found in (
+        one_at_a_time(alone, starts, data, PLAIN, rule=[kind(), kind()]),
+        together(engine, starts, data, PLAIN, rule=[kind(), kind()]),
+    ):
+        moved = max(far(after, start) for (after, _), start in zip(found, starts, strict=True))
+        assert (moved < TIGHT) is (kind is Same)
+    assert engine.alone == {}
+
+
+def test_what_a_rule_has_is_copied_and_checked() -> None:
+    given = {"share": torch.zeros(2)}
+    rule = Averaged(given)
+    with placed(rule, torch.device("cpu")):
+        rule.own["share"] += 1
+    assert (given["share"].tolist(), rule.own["share"].tolist()) == ([0, 0], [1, 1])
+    with (
+        pytest.raises(DivergedError, match=r"training diverged: share holds NaN or infinity"),
+        placed(rule, torch.device("cpu")),
+    ):
+        rule.own["share"] /= torch.tensor([1.0, 0.0])
+
+
+def test_descent_is_sgd_without_momentum() -> None:
+    make, shape = NETWORKS["mlp"]
+    alone, _ = trainer(make, shape, torch.float64)
+    data, starts = dealt(shape, [20]), models(alone, 1)
+    ((theirs, _),) = one_at_a_time(alone, starts, data, PLAIN)
+    ((mine, _),) = one_at_a_time(alone, starts, data, MOMENTUM.changed(weight_decay=0.0), rule=[Descent(0.05)])
+    assert far(mine, theirs) < TIGHT
 
 
 def test_a_rule_is_what_is_written_out() -> None:

@@ -97,6 +97,8 @@ class Method:
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
         search: setting, as it is written (`fedprox.mu`) -> the values that a study may try, the paper's first. One that
             the study's file sets is not searched, unless the file asks for it.
+        own_steps: its clients take steps of their own, which know learning rate and weight decay and no more: momentum
+            has no effect.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
     """
 
@@ -110,6 +112,7 @@ class Method:
     personal_stage: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
+    own_steps: bool = False
     floor: bool = False
     search: Space = field(default_factory=dict, compare=False)
 

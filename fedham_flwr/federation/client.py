@@ -21,9 +21,9 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.stages import ADAPT, MEET, TRAIN
 from fedham_flwr.state.memory import Memory
-from fedham_flwr.training.local import Samples
+from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.measurement import Scores
-from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.step_rules import StepRule, placed
 from fedham_flwr.training.stepping import GradientTerm
 from fedham_flwr.training.trainer import Loss, Predictor
 
@@ -130,12 +130,11 @@ class RoundClient:
             steps = self.settings.novel_steps
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
-        training = self.settings.local_training(job.download.round)
-        size = training.batch_size * (1 if rule is None else rule.parts)
-        training = training.changed(local_epochs=epochs, steps=steps, learning_rate=learning_rate, batch_size=size)
+        size = self.training.batch_size * (1 if rule is None else rule.parts)
+        training = self.training.changed(local_epochs=epochs, steps=steps, learning_rate=learning_rate, batch_size=size)
         stream = torch_stream(self.settings.seed, purpose, job.download.round if each_round else 0, job.client)
         try:
-            with self.clock("train"):
+            with self.clock("train"), placed(rule, job.trainer.device):
                 self.load(model)
                 self._loaded = None
                 job.trainer.fit(samples or job.data, training, stream, gradient_term, loss, only, rule)
@@ -164,8 +163,7 @@ class RoundClient:
             A tensor for each parameter, on the model's device; valid until the next step.
         """
         self.load(model)
-        loss = self.settings.local_training(self.job.download.round).loss
-        return self.job.trainer.gradient(samples, "train", count, generator, loss)
+        return self.job.trainer.gradient(samples, "train", count, generator, self.training.loss)
 
     def score(self, model: Params, split: str) -> Scores:
         """The scores of a model on the training or validation split, with the method's predictor; test is refused."""
@@ -198,6 +196,11 @@ class RoundClient:
     def received_names(self) -> tuple[str, ...]:
         """Names of the shared tensors that came, in the model's order."""
         return tuple(name for name in self.split.shared if name in self.job.download.params)
+
+    @property
+    def training(self) -> LocalTraining:
+        """The settings of local training in this round."""
+        return self.settings.local_training(self.job.download.round)
 
     @property
     def trains(self) -> bool:

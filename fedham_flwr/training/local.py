@@ -106,13 +106,30 @@ class LocalTraining:
         Raises:
             UserError: the optimiser is another one, or gradients are shortened.
         """
-        faults = [f'optimizer="{self.optimizer}"'] if self.optimizer != "sgd" else []
-        faults += [f"max-grad-norm={self.max_grad_norm:g}"] if self.max_grad_norm else []
-        if faults:
+        if faults := self._not_plain():
             raise UserError(
                 f"{method} takes what local training changes for a multiple of the gradient, which it is only with "
                 f'optimizer="sgd" and max-grad-norm=0, not with {" and ".join(faults)}'
             )
+
+    def check_own_steps(self, method: str) -> None:
+        """Refuse what would change the optimiser's steps, for a method whose clients take steps of their own.
+
+        Args:
+            method: the method.
+
+        Raises:
+            UserError: the optimiser is another one, or gradients are shortened.
+        """
+        if faults := self._not_plain():
+            raise UserError(
+                f"{method} takes steps of its own, and no optimiser's: wanted "
+                f'optimizer="sgd" and max-grad-norm=0, not {" and ".join(faults)}'
+            )
+
+    def _not_plain(self) -> list[str]:
+        faults = [f'optimizer="{self.optimizer}"'] if self.optimizer != "sgd" else []
+        return faults + ([f"max-grad-norm={self.max_grad_norm:g}"] if self.max_grad_norm else [])
 
     def check_task_loss(self, method: str) -> None:
         """Refuse settings of the loss, for a method that has losses of its own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -72,9 +73,13 @@ class Rules:
     def step(self, backward: Backward) -> Tensor:
         """One step; gives the mean loss of its first gradient."""
         losses: list[Tensor] = []
+        noise = noise_of(next(iter(self._named.values())).device) if self._rule.same_noise else None
+        seen: dict[int, Tensor] = {}
 
         def slopes(at: Params, part: int) -> Params:
             self._write(at)
+            if noise is not None:
+                again(noise, seen, part)
             losses.append(backward(part))
             return {
                 name: self._decay * at[name] + (0.0 if param.grad is None else param.grad[None])
@@ -90,3 +95,25 @@ class Rules:
     def _write(self, params: Params) -> None:
         for name, param in self._named.items():
             param.copy_(params[name][0])
+
+
+def noise_of(device: torch.device) -> torch.Generator:
+    """What dropout draws from on a device."""
+    if device.type != "cuda":
+        return torch.default_generator
+    place = torch.cuda.current_device() if device.index is None else device.index
+    return cast(torch.Generator, torch.cuda.default_generators[place])
+
+
+def again(noise: torch.Generator, seen: dict[int, Tensor], part: int) -> None:
+    """Let a generator draw for a part of a step what it drew for it before.
+
+    Args:
+        noise: the generator.
+        seen: number of a part -> its state before that part; filled.
+        part: the number.
+    """
+    if part in seen:
+        noise.set_state(seen[part])
+    else:
+        seen[part] = noise.get_state()

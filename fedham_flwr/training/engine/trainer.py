@@ -25,6 +25,7 @@ from fedham_flwr.training.engine.stepping import Found, Optimised, Ruled
 from fedham_flwr.training.losses import LossSettings, balanced
 from fedham_flwr.training.modes import training_only
 from fedham_flwr.training.own_loss import Batch, LossOfClients
+from fedham_flwr.training.stepping import again
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,8 @@ class _Slopes:
         first = requests[0]
         self._model, self._names, self._settings = model, names, first.training.loss
         self._parts = 1 if first.rule is None else first.rule.parts
+        self._same = first.rule is not None and first.rule.same_noise
+        self._step: tuple[Batch, list[dict[int, Tensor]]] | None = None  # and the draws' states before its parts
         self._own = _loss(requests)
         self._weights = _class_weights(model, requests, rows, self._settings)
         self._draws = (
@@ -132,6 +135,11 @@ class _Slopes:
         leaves = {name: tensors[name].detach().requires_grad_() for name in self._names}
         given, network = {**tensors, **leaves}, self._model.network
         draws = self._draws and self._draws[:m]
+        if self._same and draws:
+            if self._step is None or self._step[0] is not whole:
+                self._step = whole, [{} for _ in draws]
+            for draw, seen in zip(draws, self._step[1], strict=True):
+                again(draw, seen, number)
         with self._model.autocast():
             if self._own is not None:
                 each = network.apply(self._own, given, (batch,), batch.real, draws, sizes)
