@@ -32,6 +32,7 @@ ONE_FOR_ALL = {
     "knnper",
     "fedbn",  # of networks without normalisation, as these are
     "perfedavg",
+    "pfedme",
 }
 """Methods whose clients start a round from nothing but the model that all have."""
 EPOCHS = {
@@ -39,6 +40,13 @@ EPOCHS = {
     "ditto": 1 + 1,
 }
 """Methods that go through the data more often than `local-epochs` says: how often with 1."""
+
+LEARNS: Mapping[str, Mapping[str, Value]] = {
+    "perfedavg": {"learning_rate": 0.2, "perfedavg.inner-rate": 0.2, "perfedavg.adaptation-steps": 0},
+    "pfedme": {"learning_rate": 0.2, "pfedme.penalty": 5.0},
+}
+"""Settings with which a method learns in a few rounds, of those that need other ones: plain steps want larger rates."""
+
 
 def sends_more(strategy: str) -> bool:
     """Whether a method's clients send tensors of its own beside the model's."""
