@@ -44,6 +44,7 @@ EPOCHS = {
 LEARNS: Mapping[str, Mapping[str, Value]] = {
     "perfedavg": {"learning_rate": 0.2, "perfedavg.inner-rate": 0.2, "perfedavg.adaptation-steps": 0},
     "pfedme": {"learning_rate": 0.2, "pfedme.penalty": 5.0},
+    "apfl": {"learning_rate": 0.2},
 }
 """Settings with which a method learns in a few rounds, of those that need other ones: plain steps want larger rates."""
 

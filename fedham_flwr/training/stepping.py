@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +101,7 @@ def noise_of(device: torch.device) -> torch.Generator:
     if device.type != "cuda":
         return torch.default_generator
     place = torch.cuda.current_device() if device.index is None else device.index
-    return cast(torch.Generator, torch.cuda.default_generators[place])
+    return torch.cuda.default_generators[place]
 
 
 def again(noise: torch.Generator, seen: dict[int, Tensor], part: int) -> None:
