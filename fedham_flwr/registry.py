@@ -17,6 +17,7 @@ BUILT_IN = (
     "ditto", "fedala", "fedrod", "feddbe", "gpfl", "fedcp", "lgfedavg", "fedbn", "fedbabu", "knnper",
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
     "fedala", "fedrod", "perfedavg", "pfedme", "apfl",
+    "fedala", "fedrod", "fedamp",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""

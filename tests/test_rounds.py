@@ -16,6 +16,7 @@ from flwr.server.superlink.linkstate.utils import create_message_error_unavailab
 from presets import ONE_FOR_ALL, SEEN_TO_LEARN, has_stage, network, network_settings, predictor_of, sends_more
 from safetensors import safe_open
 
+from fedham_flwr import registry
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, read
@@ -153,8 +154,7 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     starts = "global" if strategy in ONE_FOR_ALL else "personal"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
-    mixers = ("pfedla", "amn", "fedham")
-    mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if strategy in mixers else []
+    mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if registry.method(strategy).mixes else []
     assert sorted(file.name for file in run.path.iterdir()) == sorted([
         "checkpoints", "clients", "clients.json", "clients.png", "config.toml", "data.json", "environment.json",
         "learning-curves.png", "metrics", "model", "resume.toml", "rounds.jsonl", "server.safetensors",
