@@ -18,6 +18,7 @@ BUILT_IN = (
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
     "fedala", "fedrod", "perfedavg", "pfedme", "apfl",
     "fedala", "fedrod", "fedamp",
+    "fedala", "fedrod", "fedamp", "pfedgraph",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""

@@ -40,6 +40,10 @@ EPOCHS = {
     "ditto": 1 + 1,
 }
 """Methods that go through the data more often than `local-epochs` says: how often with 1."""
+BRINGS_MORE = {
+    "pfedgraph",
+}
+"""Methods that send their clients tensors of their own beside the model's; of those that `sends_more` names none."""
 
 LEARNS: Mapping[str, Mapping[str, Value]] = {
     "perfedavg": {"learning_rate": 0.2, "perfedavg.inner-rate": 0.2, "perfedavg.adaptation-steps": 0},

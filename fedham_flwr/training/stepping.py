@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,21 @@ GradientTerm = Callable[[str, Tensor, Tensor], None]
 """Called after each backward pass for each trained parameter: its name, value and gradient, to change in place."""
 Backward = Callable[[int], Tensor]
 """Leaves the gradients of a part of the batch in the parameters, and gives its mean loss."""
+
+
+@runtime_checkable
+class LooksAtAll(Protocol):
+    """A term of the gradient that depends on all parameters at once, such as their length."""
+
+    def look(self, params: Mapping[str, Tensor]) -> None:
+        """Take note of a step's parameters, before the term is asked for any of them: of one client, or [m, ...]."""
+        ...
+
+
+def show(term: GradientTerm | None, params: Mapping[str, Tensor]) -> None:
+    """Show a term all trained parameters, if it looks at them together."""
+    if isinstance(term, LooksAtAll):
+        term.look(params)
 
 
 def stepping(
@@ -41,6 +57,7 @@ def stepping(
         mean = backward(0)
         if gradient_term is not None:
             with torch.no_grad():
+                show(gradient_term, dict(trained))
                 for name, param in trained:
                     if param.grad is not None:
                         gradient_term(name, param, param.grad)

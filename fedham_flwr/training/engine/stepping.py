@@ -13,7 +13,7 @@ from fedham_flwr.training.engine.optim import StackedOptimizer
 from fedham_flwr.training.engine.requests import Fit, StackableTerm
 from fedham_flwr.training.local import LocalTraining
 from fedham_flwr.training.step_rules import StepRule
-from fedham_flwr.training.stepping import GradientTerm
+from fedham_flwr.training.stepping import GradientTerm, show
 
 Found = tuple[Tensor, list[Tensor | None]]
 """The mean loss of each of m clients, and the gradients of their parameters [m, ...]."""
@@ -41,6 +41,7 @@ class Optimised:
         each, slopes = backward(given, 0)
         with torch.no_grad():
             if self._term is not None:
+                show(self._term, {name: given[name] for name in self._names})
                 for name, slope in zip(self._names, slopes, strict=True):
                     if slope is not None:
                         self._term(name, given[name], slope)
