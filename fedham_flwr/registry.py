@@ -19,6 +19,7 @@ BUILT_IN = (
     "fedala", "fedrod", "perfedavg", "pfedme", "apfl",
     "fedala", "fedrod", "fedamp",
     "fedala", "fedrod", "fedamp", "pfedgraph",
+    "fedala", "fedrod", "fedamp", "pfedgraph", "fedfomo",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""

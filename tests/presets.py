@@ -44,6 +44,11 @@ BRINGS_MORE = {
     "pfedgraph",
 }
 """Methods that send their clients tensors of their own beside the model's; of those that `sends_more` names none."""
+TELLS: Mapping[str, set[str]] = {
+    "fedham": {"row"},
+    "fedfomo": {"places", "omega"},
+}
+"""What clients tell of how they mixed the models that they were sent, which is from before they trained."""
 
 LEARNS: Mapping[str, Mapping[str, Value]] = {
     "perfedavg": {"learning_rate": 0.2, "perfedavg.inner-rate": 0.2, "perfedavg.adaptation-steps": 0},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from presets import EPOCHS, ONE_FOR_ALL, has_stage, predictor_of
+from presets import EPOCHS, ONE_FOR_ALL, TELLS, has_stage, predictor_of
 from test_rounds import Shuffled, shared_names
 
 from fedham_flwr.core.errors import UserError
@@ -227,8 +227,7 @@ def test_it_takes_as_many_steps_as_it_is_allowed(held_out: HeldOut, strategy: st
 def test_its_scores_come_without_a_tensor_of_its_model(held_out: HeldOut, strategy: str) -> None:
     for kind, _, message, reply in held_out(strategy).grid.seen:
         if kind in ("evaluate.novel", "evaluate.adapted"):
-            # fedham tells how it mixed the models that it was sent, which is from before it trained
-            assert set(tensors(reply)) == ({"row"} if strategy == "fedham" else set())
+            assert set(tensors(reply)) == TELLS.get(strategy, set())
             assert set(read_tensors(message.content.array_records["tensors"])) <= set(shared_names(strategy))
 
 
