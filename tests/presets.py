@@ -43,7 +43,7 @@ EPOCHS = {
 BRINGS_MORE = {
     "pfedgraph",
 }
-"""Methods that send their clients tensors of their own beside the model's; of those that `sends_more` names none."""
+"""Methods that send their clients as much again as the model once somebody has trained; their clients do not."""
 TELLS: Mapping[str, set[str]] = {
     "fedham": {"row"},
     "fedfomo": {"places", "omega"},
@@ -100,6 +100,20 @@ def half_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -
 def predictor_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -> Predictor:
     """What a client predicts with that has the trainer's model: for most methods that alone."""
     return half_of(chosen, client, trainer, data).predictor() or (lambda model, x: model(x))
+def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
+    """What two rounds of four clients and the last exchange send, in bytes, if no client sends more than its model.
+
+    Args:
+        strategy: the method.
+        payload: bytes of the shared tensors.
+    """
+    again = 4 * payload if strategy in BRINGS_MORE else 0
+    return {
+        "up": 8 * payload,
+        "down": 12 * payload + 2 * again,
+        "train": {"up": 8 * payload, "down": 8 * payload + again},
+        "personal" if strategy == "fedtransfer" else "evaluate": {"up": 0, "down": 4 * payload + again},
+    }
 
 
 TINY_VIT: dict[str, Value] = {
