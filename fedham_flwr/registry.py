@@ -20,6 +20,7 @@ BUILT_IN = (
     "fedala", "fedrod", "fedamp",
     "fedala", "fedrod", "fedamp", "pfedgraph",
     "fedala", "fedrod", "fedamp", "pfedgraph", "fedfomo",
+    "fedcac",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""
