@@ -277,6 +277,9 @@ ATTENTION: list[tuple[str, dict[str, Value]]] = [
     ("fedham", {"fedham.transport": "mediated"}),
     ("amn", {"amn.unit": "layer"}),
     ("pfedla", {"pfedla.head": "factorised", "pfedla.head-rank": 2}),
+    ("fedamp", {"fedamp.sigma": 10.0}),
+    ("fedamp", {"fedamp.variant": "heuristic"}),
+    ("pfedgraph", {"pfedgraph.alpha": 0.3}),
 ]
 
 

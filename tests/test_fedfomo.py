@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -214,3 +215,33 @@ def test_two_rounds_are_the_training_written_out(federate: Callable[..., Any], s
     weights = read_weights(run.path).to_pandas()
     row = weights[(weights["round"] == 2) & (weights["client"] == "0") & (weights["group"] == "fc1")]
     assert dict(zip(row["peer"], row["weight"], strict=True)).get("0", 0.0) == pytest.approx(a[0], abs=1e-4)
+
+
+def some_without_validation(client: int, clients: int, seed: int) -> dict[str, Any]:
+    """Slopes that are told from their sign; client 0 has no validation split, and the others have."""
+    draw = np.random.default_rng([seed, client])
+    x = draw.normal(size=(48, 1, 8)).astype("float32")
+    y = (x.mean(axis=(1, 2)) > 0).astype(int)
+    parts = {"train": slice(0, 24), "test": slice(24, 36)}
+    return {
+        name: (x[part], y[part]) for name, part in (parts | ({"validation": slice(36, 48)} if client else {})).items()
+    }
+
+
+def none_with_validation(client: int, clients: int, seed: int) -> dict[str, Any]:
+    """The same without any."""
+    return {n: part for n, part in some_without_validation(client, clients, seed).items() if n != "validation"}
+
+
+def test_a_client_without_validation_samples_goes_on_from_its_own_model(federate: Callable[..., Any]) -> None:
+    own = {"strategy": "fedfomo", "model": "mlp", "validation_fraction": 0.0, "batch_size": 8}
+    run = federate(clients=3, grid=Watching, dataset="test_fedfomo:some_without_validation", **own)
+    assert run.summary["failures"] == 0
+    told = {client: tensors(reply) for _, client, message, reply in run.grid.seen if message.metadata.group_id == "2"}
+    assert {client: len(said["places"]) for client, said in told.items()} == {"0": 0, "1": 3, "2": 3}
+    weights = read_weights(run.path).to_pandas()
+    row = weights[(weights["round"] == 2) & (weights["client"] == "0")]
+    assert set(row["peer"]) == {"0"}
+    assert set(row["weight"]) == {1.0}
+    with pytest.raises(UserError, match="no client has any with validation-fraction=0: wanted more"):
+        federate(clients=3, dataset="test_fedfomo:none_with_validation", **own)
