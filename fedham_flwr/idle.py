@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
-from operator import attrgetter
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from fedham_flwr import registry
-from fedham_flwr.core.aggregation import KRUM
-from fedham_flwr.core.callback_settings import EARLY_STOPPING, TRACKERS
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.imports import is_path, section_of
-from fedham_flwr.core.server_optimizers import ADAPTIVE
-from fedham_flwr.core.shapes import sample_kind
-from fedham_flwr.data.batches import Target
+from fedham_flwr.core.imports import section_of
 from fedham_flwr.models import NETWORKS
 from fedham_flwr.models.torchvision_models import TORCHVISION
+from fedham_flwr.reasons import REASONS, Facts
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten
 
@@ -38,151 +33,6 @@ class Asked(NamedTuple):
 
 
 NOTHING = Asked()
-
-
-class Facts(NamedTuple):
-    """What decides which settings are read.
-
-    Attributes:
-        settings: the run's.
-        network: its name, `auto` resolved.
-        shape: of one sample.
-        target: what is learned.
-        partitioned: the data are dealt to clients, and no client has brought its own.
-    """
-
-    settings: Settings
-    network: str
-    shape: tuple[int, ...]
-    target: Target
-    partitioned: bool
-
-
-Reason = Callable[[Facts], str]
-"""Why a setting is not read; empty if it is."""
-
-
-def _dealt(facts: Facts) -> str:
-    return "" if facts.partitioned else "each client has data of its own, which are not dealt"
-
-
-def _by_partitioner(*names: str, own: bool = False) -> Reason:
-    """Of a setting that some partitioners read, and those of a user's own if `own`."""
-
-    def reason(facts: Facts) -> str:
-        chosen = facts.settings.partitioner_used
-        read = chosen in names or (own and is_path(chosen))
-        return _dealt(facts) or ("" if read else f"partitioner is {chosen}")
-
-    return reason
-
-
-def _of_steps(facts: Facts) -> str:
-    chosen = facts.settings.strategy
-    return f"strategy is {chosen}, which takes steps of its own" if registry.method(chosen).own_steps else ""
-
-
-def _by_optimizer(*names: str) -> Reason:
-    def reason(facts: Facts) -> str:
-        if why := _of_steps(facts):
-            return why
-        chosen = facts.settings.optimizer
-        return "" if chosen in names or is_path(chosen) else f"optimizer is {chosen}"
-
-    return reason
-
-
-def _by_schedule(name: str) -> Reason:
-    return lambda facts: "" if facts.settings.schedule == name else f"schedule is {facts.settings.schedule}"
-
-
-def _of_kind(what: str, *kinds: str) -> Reason:
-    return lambda facts: "" if sample_kind(facts.shape) in kinds else f"the data are no {what}"
-
-
-_of_text, _of_series = _of_kind("text", "text", "tokens"), _of_kind("series", "series")
-_of_images, _of_tables = _of_kind("images", "image"), _of_kind("table", "table", "series")
-
-
-def _of_next(facts: Facts) -> str:
-    return "" if facts.target == "next-token" else "no next token is predicted"
-
-
-def _of_words(facts: Facts) -> str:
-    if facts.target == "next-token" or facts.settings.text.tokenizer or facts.settings.text.unit == "character":
-        return _of_text(facts) or "no words are hashed"
-    return _of_text(facts)
-
-
-def _of_epochs(facts: Facts) -> str:
-    return f"local-steps is {facts.settings.local_steps}" if facts.settings.local_steps else ""
-
-
-def _of_novel(facts: Facts) -> str:
-    return "" if facts.settings.novel_clients else "novel-clients is 0"
-
-
-def _of_noise(facts: Facts) -> str:
-    return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
-
-
-def _of_counts(facts: Facts) -> str:
-    settings, rule = facts.settings, facts.settings.server.aggregation
-    if rule == "mean" or not (registry.method(settings.strategy).averages and registry.aggregates(settings.strategy)):
-        return ""
-    return f"server.aggregation is {rule}, which counts no samples"
-
-
-def _by_name(setting: str, *names: str) -> Reason:
-    def reason(facts: Facts) -> str:
-        chosen = str(attrgetter(setting)(facts.settings))
-        return "" if set(chosen.split()) & set(names) else f"{setting} is {json.dumps(chosen)}"
-
-    return reason
-
-
-REASONS: Mapping[str, Reason] = {
-    "partitioner": _dealt,
-    "samples-per-client": _dealt,
-    "alpha": _by_partitioner("dirichlet", own=True),
-    "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2", own=True),
-    "owner-share": _by_partitioner("class-owners"),
-    "client-column": _dealt,
-    "min-characters": lambda facts: _of_text(facts) or _of_next(facts) or _by_partitioner("natural", "files")(facts),
-    **dict.fromkeys(("sequence-length", "vocabulary"), _of_text),
-    "image-size": _of_images,
-    "image.resize": lambda facts: _of_images(facts) or ("" if facts.settings.image_size else "image-size is 0"),
-    "image.channels": _of_images,
-    "image.unreadable": _of_images,
-    **dict.fromkeys(("text.unit", "text.tokenizer"), _of_text),
-    "text.buckets": _of_words,
-    **{f"series.{key}": _of_series for key in ("length", "stride", "time", "recording", "gap", "label", "split")},
-    **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
-    "momentum": _by_optimizer("sgd"),
-    "nesterov": _of_steps,
-    **dict.fromkeys(("beta1", "beta2"), _by_optimizer("adam", "adamw")),
-    "local-epochs": _of_epochs,
-    "schedule-every": _by_schedule("step"),
-    "schedule-factor": _by_schedule("step"),
-    "min-learning-rate": _by_schedule("cosine"),
-    "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
-    **dict.fromkeys(("novel-steps", "novel-turns"), _of_novel),
-    **dict.fromkeys(("dp.delta", "dp.clipping-norm", "dp.sensitivity"), _of_noise),
-    "max-examples-per-client": _of_counts,
-    "server.trim": _by_name("server.aggregation", "trimmed-mean"),
-    "server.bad-clients": _by_name("server.aggregation", *KRUM),
-    "server.selected": _by_name("server.aggregation", "multi-krum"),
-    **{f"server.{key}": _by_name("server.optimizer", "momentum", *ADAPTIVE) for key in ("learning-rate", "momentum")},
-    "server.beta2": _by_name("server.optimizer", "adam", "yogi"),
-    "server.tau": _by_name("server.optimizer", *ADAPTIVE),
-    **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
-    "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
-    **dict.fromkeys(("tracking.project", "tracking.run-name"), _by_name("tracker", "mlflow", "wandb")),
-    "tracking.mlflow-uri": _by_name("tracker", "mlflow"),
-    "tracking.wandb-mode": _by_name("tracker", "wandb"),
-    "tracking.log-clients": _by_name("tracker", *TRACKERS),
-}
-"""Settings that are read only where something else is chosen. What contradicts another setting is refused instead."""
 
 
 def changed(raw: Mapping[str, Value]) -> set[str]:

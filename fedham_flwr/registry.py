@@ -15,12 +15,7 @@ from fedham_flwr.core.packages import import_ours, is_ours
 BUILT_IN = (
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep",
     "ditto", "fedala", "fedrod", "feddbe", "gpfl", "fedcp", "lgfedavg", "fedbn", "fedbabu", "knnper",
-    "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep", "ditto",
-    "fedala", "fedrod", "perfedavg", "pfedme", "apfl",
-    "fedala", "fedrod", "fedamp",
-    "fedala", "fedrod", "fedamp", "pfedgraph",
-    "fedala", "fedrod", "fedamp", "pfedgraph", "fedfomo",
-    "fedcac",
+    "perfedavg", "pfedme", "apfl", "fedamp", "pfedgraph", "fedfomo", "fedcac",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""

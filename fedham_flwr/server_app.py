@@ -27,9 +27,10 @@ from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.idle import NOTHING, Asked, Facts, changed, check_idle
+from fedham_flwr.idle import NOTHING, Asked, changed, check_idle
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.sizes import model_line
+from fedham_flwr.reasons import Facts
 from fedham_flwr.registry import method
 from fedham_flwr.reporting import cross_sites
 from fedham_flwr.reporting import terminal as report

@@ -100,6 +100,8 @@ def half_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -
 def predictor_of(chosen: Settings, client: str, trainer: Trainer, data: ClientData) -> Predictor:
     """What a client predicts with that has the trainer's model: for most methods that alone."""
     return half_of(chosen, client, trainer, data).predictor() or (lambda model, x: model(x))
+
+
 def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
     """What two rounds of four clients and the last exchange send, in bytes, if no client sends more than its model.
 
@@ -112,7 +114,7 @@ def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
         "up": 8 * payload,
         "down": 12 * payload + 2 * again,
         "train": {"up": 8 * payload, "down": 8 * payload + again},
-        "personal" if strategy == "fedtransfer" else "evaluate": {"up": 0, "down": 4 * payload + again},
+        "personal" if has_stage(strategy) else "evaluate": {"up": 0, "down": 4 * payload + again},
     }
 
 

@@ -24,7 +24,7 @@ FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
     {"data", "models", "algorithms", "training", "mixing", "fedtp"},
-    {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle"},
+    {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle", "reasons"},
     {"federation", "state", "resume", "callbacks"},
     {"reporting", "strategies", "clients"},
     {"predicting", "analysis"},

@@ -18,7 +18,8 @@ from fedham_flwr.cli import overrides, run_command
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
-from fedham_flwr.idle import REASONS, Asked, Facts, changed, check_idle, check_sections
+from fedham_flwr.idle import Asked, changed, check_idle, check_sections
+from fedham_flwr.reasons import REASONS, Facts
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value, defaults, parse

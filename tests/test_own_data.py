@@ -258,3 +258,13 @@ def test_what_deals_nothing_is_a_sentence(module: ModuleType, dealt: Any, senten
         deal_by_function(f"{module.__name__}:deal", None, LABELS, 3, 0)
     assert sentence in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_a_missing_data_folder_is_named_once(federate: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
+        federate(dataset=str(tmp_path / "nowhere"))
+
+
+def test_an_impossible_split_says_what_would_be_possible(federate: Callable[..., Any]) -> None:
+    with pytest.raises(UserError, match="classes-per-client"):
+        federate(classes_per_client=11)

@@ -393,13 +393,3 @@ def test_a_results_directory_that_cannot_be_written_stops_before_anything_else(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"results-dir .*file.* cannot be written: .*; name another with results-dir="):
         federate(results_dir=str(tmp_path / "file"))
-
-
-def test_a_missing_data_folder_is_named_once(federate: Federate, tmp_path: Any) -> None:
-    with pytest.raises(UserError, match=str(tmp_path / "nowhere")):
-        federate(dataset=str(tmp_path / "nowhere"))
-
-
-def test_an_impossible_split_says_what_would_be_possible(federate: Federate) -> None:
-    with pytest.raises(UserError, match="classes-per-client"):
-        federate(classes_per_client=11)
