@@ -54,7 +54,7 @@ def build(rank: int, clients: int, shape: tuple[int, int] = SHAPE) -> tuple[Any,
     """A hypernetwork, and gradients of the clients' tensors."""
     import torch
 
-    from fedham_flwr.fedtp.generator import Generator
+    from fedham_flwr.generating.generator import Generator
 
     draw = torch.Generator().manual_seed(0)
     base = {f"layers.{k}": torch.empty(shape).normal_(0, 0.05, generator=draw) for k in range(LAYERS)}
@@ -65,7 +65,7 @@ def build(rank: int, clients: int, shape: tuple[int, int] = SHAPE) -> tuple[Any,
 def enrol(rank: int, clients: int) -> tuple[Any, list[str]]:
     """Embeddings of so many clients, and their ids."""
     from fedham_flwr.core.seeding import torch_stream
-    from fedham_flwr.fedtp.embeddings import Embeddings
+    from fedham_flwr.generating.embeddings import Embeddings
 
     ids, table = list(map(str, range(clients))), Embeddings(settings(rank))
     table.add(ids, [torch_stream(0, "embedding", client=client) for client in ids])

@@ -14,8 +14,8 @@ from fedham_flwr.core.trees import check_like, read_clients, write_clients
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.merging import Merging
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.fedtp.embeddings import Embeddings
-from fedham_flwr.fedtp.generator import Generator
+from fedham_flwr.generating.embeddings import Embeddings
+from fedham_flwr.generating.generator import Generator
 
 
 @final

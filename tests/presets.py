@@ -20,6 +20,7 @@ from fedham_flwr.federation.progress import Sent
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.trainer import Predictor, Trainer
@@ -56,6 +57,12 @@ LEARNS: Mapping[str, Mapping[str, Value]] = {
     "apfl": {"learning_rate": 0.2},
 }
 """Settings with which a method learns in a few rounds, of those that need other ones: plain steps want larger rates."""
+
+
+FASTER: dict[str, dict[str, Value]] = {
+    "pfedhn": {"pfedhn.learning-rate": 0.3, "pfedhn.embedding-learning-rate": 1.0, "pfedhn.embedding-dim": 8},
+}
+"""Settings with which a method learns in the few rounds of a test, where its authors' take thousands."""
 
 
 def sends_more(strategy: str) -> bool:
@@ -116,6 +123,15 @@ def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
         "train": {"up": 8 * payload, "down": 8 * payload + again},
         "personal" if has_stage(strategy) else "evaluate": {"up": 0, "down": 4 * payload + again},
     }
+def adapts(strategy: str) -> bool:
+    """Whether the server learns for novel clients, in turns, in place of clients that adapt alone."""
+    given = parse({"strategy": strategy, **network_settings(strategy)})
+    return bool(registry.method(strategy).split_of(manifest_of(network(strategy), []), given.own).adapted)
+
+
+def mixes(strategy: str) -> bool:
+    """Whether a method reports with which weights the clients' models are mixed."""
+    return registry.method(strategy).mixes
 
 
 TINY_VIT: dict[str, Value] = {
@@ -148,7 +164,7 @@ def short_play(folder: Path) -> dict[str, Value]:
 
 def network_settings(strategy: str) -> dict[str, Value]:
     """The network that tests of all methods use: digits-cnn, or the smallest that the method can do with."""
-    return dict(TINY_VIT) if strategy == "fedtp" else {"model": "digits-cnn"}
+    return dict(TINY_VIT) if strategy == "fedtp" else {"model": "digits-cnn", **FASTER.get(strategy, {})}
 
 
 def network(strategy: str) -> models.nn.Module:

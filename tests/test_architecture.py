@@ -23,7 +23,7 @@ FILES = sorted([*ROOT.glob("fedham_flwr/**/*.py"), *ROOT.glob("strategies/*.py")
 FILES.append(ROOT / "run_simulation.py")
 LEVELS = (
     {"fedham_flwr", "core"},
-    {"data", "models", "algorithms", "training", "mixing", "fedtp"},
+    {"data", "models", "algorithms", "training", "mixing", "generating"},
     {"registry", "run_fields", "run_settings", "sections", "settings", "task", "idle", "reasons"},
     {"federation", "state", "resume", "callbacks"},
     {"reporting", "strategies", "clients"},

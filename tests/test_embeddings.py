@@ -12,7 +12,7 @@ from torch.optim.sgd import sgd
 from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.fedtp.embeddings import Embeddings
+from fedham_flwr.generating.embeddings import Embeddings
 
 SMALL = {"embedding_dim": 5, "embedding_learning_rate": 0.1, "weight_decay": 0.03}
 

@@ -28,7 +28,7 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation.record_values import tensors as read_tensors
-from fedham_flwr.fedtp.embeddings import Embeddings
+from fedham_flwr.generating.embeddings import Embeddings
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, parse
 from strategies.fedtp import FedTPStrategy

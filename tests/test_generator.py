@@ -15,9 +15,9 @@ from torch.optim.sgd import sgd
 from fedham_flwr.algorithms.fedtp import MOST, FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
-from fedham_flwr.fedtp import generator as module
-from fedham_flwr.fedtp.generator import Generator
-from fedham_flwr.fedtp.phi import shapes
+from fedham_flwr.generating import generator as module
+from fedham_flwr.generating.generator import Generator
+from fedham_flwr.generating.phi import shapes
 
 CPU = torch.device("cpu")
 SHAPES = {"first": (6, 4), "second": (3, 5), "bias": (7,)}

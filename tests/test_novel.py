@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from presets import EPOCHS, ONE_FOR_ALL, TELLS, has_stage, predictor_of
+from presets import EPOCHS, ONE_FOR_ALL, TELLS, adapts, has_stage, predictor_of
 from test_rounds import Shuffled, shared_names
 
 from fedham_flwr.core.errors import UserError
@@ -114,7 +114,7 @@ def novel(rows: Iterable[Row]) -> list[Row]:
 @every_method
 def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held_out: HeldOut, strategy: str) -> None:
     run = held_out(strategy)
-    turns = ["train.novel"] * 3 + ["evaluate.adapted"] if strategy == "fedtp" else []
+    turns = ["train.novel"] * 3 + ["evaluate.adapted"] if adapts(strategy) else []
     assert kinds(run, NOVEL) == ["evaluate.novel", *turns]
     last = "train.personal" if has_stage(strategy) else "evaluate"
     assert all(kinds(run, client) == ["train", "train", last] for client in MEMBERS)
@@ -124,7 +124,7 @@ def test_a_novel_client_is_in_no_cohort_and_asked_only_after_the_last_round(held
         (1, "train", MEMBERS),
         (2, "train", MEMBERS),
         (3, last.removeprefix("train."), MEMBERS),
-        *((*stage, [NOVEL]) for stage in after[: 5 if strategy == "fedtp" else 1]),
+        *((*stage, [NOVEL]) for stage in after[: 5 if adapts(strategy) else 1]),
     ]
     assert run.summary["failures"] == 0
     assert run.summary["num-rounds"] == 2
@@ -212,7 +212,7 @@ def test_it_takes_as_many_steps_as_it_is_allowed(held_out: HeldOut, strategy: st
     for run, taken, allowed in ((few, few.steps, 1), (many, many.steps, MANY)):
         epochs = EPOCHS.get(strategy, 1)
         assert taken["train"] == 2 * 3 * 2 * epochs  # rounds, clients, batches of 32 of 42 samples
-        wanted = (0, 3 * allowed, 0) if strategy == "fedtp" else (allowed, 0, 0)
+        wanted = (0, 3 * allowed, 0) if adapts(strategy) else (allowed, 0, 0)
         assert (taken["evaluate.novel"], taken["train.novel"], taken["evaluate.adapted"]) == wanted
         assert run.summary["failures"] == 0
     assert few.summary["digest"] != many.summary["digest"]

@@ -18,6 +18,7 @@ from presets import (
     ONE_FOR_ALL,
     SEEN_TO_LEARN,
     has_stage,
+    mixes,
     network,
     network_settings,
     predictor_of,
@@ -160,11 +161,11 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     starts = "global" if strategy in ONE_FOR_ALL else "personal"
     assert {(e["model"], e["phase"]) for e in summary["final"]} == {(starts, "before"), ("personal", "after")}
     assert {e["clients"] for e in summary["final"]} == {4}
-    mixes = ["mixing", "mixing-weights.png", "self-weights.png"] if registry.method(strategy).mixes else []
+    mixed = ["mixing", "mixing-weights.png", "self-weights.png"] if mixes(strategy) else []
     assert sorted(file.name for file in run.path.iterdir()) == sorted([
         "checkpoints", "clients", "clients.json", "clients.png", "config.toml", "data.json", "environment.json",
         "learning-curves.png", "metrics", "model", "resume.toml", "rounds.jsonl", "server.safetensors",
-        "summary.json", *mixes,
+        "summary.json", *mixed,
     ])  # fmt: skip
 
 

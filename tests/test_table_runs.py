@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
-from presets import predictor_of, used_phase
+from presets import FASTER, predictor_of, used_phase
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_partition
@@ -60,7 +60,7 @@ def test_every_method_learns_from_tables_and_its_models_take_raw_rows(
 ) -> None:
     import pandas as pd
 
-    given = {**small, **FROZEN.get(strategy, {}), "strategy": strategy}
+    given = {**small, **FROZEN.get(strategy, {}), **FASTER.get(strategy, {}), "strategy": strategy}
     run = federate(clients=3, **given)
     assert run.summary["failures"] == 0
     raw, chosen = pd.read_parquet(str(small["dataset"])), parse(settings(**given))

@@ -17,12 +17,12 @@ Identity card
                 of its Jacobian
 
 The round
-    R1  server: choose S; W_i = h(z_i; phi) for all of S at once                 `generator.Generator.generate`
+    R1  server: choose S; W_i = h(z_i; phi) for all of S at once                 `Generator.generate`
     R2  server: send (W_i, xi) to client i                                       strategies/fedtp.py
     R3  client: (Wt_i, xit_i) <- E epochs of SGD on L_i from (W_i, xi) and its own head   clients/fedtp.py
     R4  client: keep what is personal, send the rest and m_i                     clients/fedtp.py
     R5  server: xi <- sum_{S} p_i xit_i                                          `fedavg.aggregate`
-    R6  server: G = sum_{S} p_i (d h(z_i; phi) / d(phi, z))^T (W_i - Wt_i)  (12)  `generator.Generator.step`
+    R6  server: G = sum_{S} p_i (d h(z_i; phi) / d(phi, z))^T (W_i - Wt_i)  (12)  `Generator.step`
     R7  server: (phi, z_i for i in S) <- a step of SGD with momentum and weight decay along G    `generator`
 
 With other settings under `server.` R5 is not a mean; R6 is the sum that it is, of all replies.
@@ -48,7 +48,7 @@ training features, as kNN-Per does.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import AfterValidator
@@ -65,8 +65,14 @@ MOST = 1e6
 """The largest rate or decay, far above any of use: torch refuses a factor that float32 can't hold."""
 
 
-def _dense_or_more_than_one(rank: int) -> int:
-    # One coefficient of fixed length is 1 or -1: it has no gradient, so no embedding would ever learn.
+def dense_or_more_than_one(rank: int) -> int:
+    """The rank of a hypernetwork's heads, refused if it is 1.
+
+    One coefficient of fixed length is 1 or -1: it has no gradient, so no embedding would ever learn.
+
+    Raises:
+        ValueError: it is 1.
+    """
     if rank == 1:
         raise ValueError("wanted 0 (dense heads) or at least 2, since one coefficient of fixed length can't learn")
     return rank
@@ -77,6 +83,7 @@ class FedTPSettings:
     """Settings under `fedtp.`.
 
     Attributes:
+        section: where they are set, for errors.
         personal: generated (by a hypernetwork on the server), or vanilla (kept by the client).
         rank: of the hypernetwork's heads, >= 2; 0 for dense ones, as in the paper, of 90 times the model's size.
         embedding_dim: d, of a client's embedding.
@@ -92,8 +99,9 @@ class FedTPSettings:
         knn_share: of the neighbours' vote in the prediction, [0, 1].
     """
 
+    section: ClassVar[str] = "fedtp"
     personal: Literal["generated", "vanilla"] = "generated"
-    rank: Annotated[int, Ge(0), AfterValidator(_dense_or_more_than_one)] = 8
+    rank: Annotated[int, Ge(0), AfterValidator(dense_or_more_than_one)] = 8
     embedding_dim: Annotated[int, Gt(0)] = 128
     hidden_dim: Annotated[int, Gt(0)] = 150
     hidden_layers: Annotated[int, Ge(0)] = 3

@@ -30,6 +30,9 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         with J_b the Jacobian of b's tensors in phi and |d| <= C its clipped update: the step is linear in the clients'
         slopes. What is generated for i moves by |J_i J_b^T| eta p_b C to first order, with J_i between the two phi.
         The embedding of i does not move.
+    pfedhn   phi moves by eta |J_b^T d| / n <= eta |J_b| C / n, with n clients in the cohort, and by less where
+        `pfedhn.max-norm` shortens the gradient; what is generated for i as with fedtp. The embedding of i moves only
+        where the gradient is shortened, and then by less than its own step.
     local   nothing: no client hears of another.
 
 What is not in this list is said in a line of the method's card, in `fedham_flwr/algorithms`.

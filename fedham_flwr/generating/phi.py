@@ -1,4 +1,4 @@
-"""phi, the parameters of FedTP's hypernetwork: names, shapes and first values.
+"""phi, the parameters of the hypernetwork: names, shapes and first values; and the settings that methods give it.
 
 Shape letters: T target tensors of P_t scalars, d embedding, h hidden width, r rank.
 """
@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from fedham_flwr.algorithms.fedtp import FedTPSettings
+from fedham_flwr.algorithms.pfedhn import PFedHNSettings
 from fedham_flwr.core.parameters import empty
 
+HyperSettings = FedTPSettings | PFedHNSettings
+"""A method's own, of which rank, sizes, rates, momentum, weight decay and the name of its section count here."""
 REACH = 2.0
 """Length of what goes into a factorised head. How far a step moves what is generated grows with its square: where it is
 free to grow, as in dense heads, training that went well diverges after some rounds. Directions tell clients apart."""
@@ -21,7 +24,7 @@ HEAD = "heads."
 """How the names begin of tensors that are too large for a graph."""
 
 
-def shapes(settings: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+def shapes(settings: HyperSettings, sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of phi.
 
     Args:
@@ -40,7 +43,7 @@ def shapes(settings: FedTPSettings, sizes: Sequence[int]) -> dict[str, tuple[int
     return found
 
 
-def first_values(name: str, shape: tuple[int, ...], settings: FedTPSettings, generator: torch.Generator) -> Tensor:
+def first_values(name: str, shape: tuple[int, ...], settings: HyperSettings, generator: torch.Generator) -> Tensor:
     """First values as torch's `Linear` has them, of h inputs; mixers are a random projection.
 
     Factorised heads are smaller by as much as their inputs are longer, so that what is generated at first differs from

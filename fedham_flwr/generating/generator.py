@@ -1,4 +1,4 @@
-"""FedTP's hypernetwork on the server: the tensors it generates for clients, and how it learns from their training.
+"""The hypernetwork on the server: the tensors it generates for clients, and how it learns from their training.
 
 Shape letters: n clients of a cohort, N clients in all, T target tensors of P_t scalars, d embedding, h hidden width,
 r rank. h(z; phi) is linear layers with ReLU between them (the trunk) and a linear head for each target tensor, which
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize, relu
 
-from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params, all_finite, empty
 from fedham_flwr.core.threads import in_threads, one_thread
-from fedham_flwr.fedtp.embeddings import sgd_step
-from fedham_flwr.fedtp.phi import HEAD, REACH, first_values, shapes
+from fedham_flwr.generating.embeddings import sgd_step
+from fedham_flwr.generating.phi import HEAD, REACH, HyperSettings, first_values, shapes
 
 ROWS = 4096
 """Of a head in one slab: 2.5 MB at the paper's width of 150, and with its momentum twice as much."""
@@ -65,7 +64,7 @@ class Generator:
     """
 
     def __init__(
-        self, settings: FedTPSettings, base: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
+        self, settings: HyperSettings, base: Mapping[str, Tensor], generator: torch.Generator, device: torch.device
     ) -> None:
         self.settings = settings
         self.device = device
@@ -81,7 +80,7 @@ class Generator:
             self.velocity = {name: empty(tensor.shape, tensor).zero_() for name, tensor in self.params.items()}
 
     def generate(self, z: Tensor) -> list[Params]:
-        """R1: W_i = h(z_i; phi).
+        """W_i = h(z_i; phi).
 
         Args:
             z: embeddings [n, d].
@@ -109,11 +108,11 @@ class Generator:
         return [{name: tensor[client] for name, tensor in named.items()} for client in range(len(z))]
 
     def step(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
-        """R6 and R7 for phi: a step of SGD along (d h(z; phi) / d phi)^T slopes.
+        """A step of SGD for phi along (d h(z; phi) / d phi)^T slopes.
 
         Args:
             z: embeddings [n, d] that the clients' tensors were generated from.
-            slopes: name -> [n, ...], p_i (W_i - Wt_i).
+            slopes: name -> [n, ...], the weighted W_i - Wt_i of each client.
 
         Returns:
             The gradient with respect to the embeddings, at phi before the step: [n, d].
@@ -152,7 +151,7 @@ class Generator:
         return found.embeddings
 
     def slope(self, z: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
-        """R6 for the embeddings alone: (d h(z; phi) / d z)^T slopes, [n, d]; phi does not change.
+        """For the embeddings alone: (d h(z; phi) / d z)^T slopes, [n, d]; phi does not change.
 
         Args:
             z: as in `step`.
@@ -162,6 +161,25 @@ class Generator:
             UserError: it is not finite.
         """
         return self._back(z, slopes).embeddings
+
+    def length(self, z: Tensor, slopes: Mapping[str, Tensor]) -> float:
+        """The L2 norm of the gradient with respect to phi and the embeddings together.
+
+        A head's gradient is sum_i slope_i code_i^T, whose square is a sum over pairs of clients.
+
+        Args:
+            z: as in `step`.
+            slopes: as in `step`.
+
+        Raises:
+            UserError: the gradient is not finite.
+        """
+        found = self._back(z, slopes)
+        with one_thread():
+            squares = [slope.square().sum() for slope in (found.embeddings, *found.trunk.values())]
+            for slope, code in zip(found.targets, found.codes, strict=True):
+                squares += [((slope @ slope.T) * (code @ code.T)).sum(), slope.sum(0).square().sum()]
+        return math.sqrt(max(0.0, math.fsum(map(float, squares))))
 
     @property
     def _like(self) -> Tensor:
@@ -224,5 +242,5 @@ class Generator:
         return [lanes[at % LANES][at // LANES] for at in range(len(slabs))]
 
 
-def _diverged(settings: FedTPSettings) -> UserError:
-    return UserError(f"the hypernetwork diverged: lower fedtp.learning-rate={settings.learning_rate:g}")
+def _diverged(settings: HyperSettings) -> UserError:
+    return UserError(f"the hypernetwork diverged: lower {settings.section}.learning-rate={settings.learning_rate:g}")

@@ -1,4 +1,4 @@
-"""The embeddings of FedTP's clients, each with its optimiser's state.
+"""The clients' embeddings, each with its optimiser's state.
 
 Shape letters: N clients, n clients of a cohort, d embedding.
 """
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedham_flwr.algorithms.fedtp import FedTPSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import all_finite
+from fedham_flwr.generating.phi import HyperSettings
 
 
 class Embeddings:
@@ -27,7 +27,7 @@ class Embeddings:
         velocity: [N, d]; without momentum it stays 0.
     """
 
-    def __init__(self, settings: FedTPSettings) -> None:
+    def __init__(self, settings: HyperSettings) -> None:
         self.settings = settings
         self.clients: tuple[str, ...] = ()
         self.values = torch.empty(0, settings.embedding_dim)
@@ -58,7 +58,7 @@ class Embeddings:
         return self.values[self.rows(clients)]
 
     def step(self, clients: Sequence[str], gradient: Tensor, decay: bool = True) -> None:
-        """R7 for the embeddings of some clients: a step of SGD.
+        """A step of SGD for the embeddings of some clients.
 
         Args:
             clients: ids, each once.
@@ -75,7 +75,8 @@ class Embeddings:
         )
         if not all_finite(values):
             raise UserError(
-                f"the embeddings diverged: lower fedtp.embedding-learning-rate={settings.embedding_learning_rate:g}"
+                f"the embeddings diverged: lower {settings.section}.embedding-learning-rate="
+                f"{settings.embedding_learning_rate:g}"
             )
         self.values[rows] = values
         if self.settings.momentum:
@@ -83,7 +84,7 @@ class Embeddings:
 
 
 def sgd_step(
-    settings: FedTPSettings, rate: float, weight: Tensor, velocity: Tensor | None, gradient: Tensor, decay: bool = True
+    settings: HyperSettings, rate: float, weight: Tensor, velocity: Tensor | None, gradient: Tensor, decay: bool = True
 ) -> tuple[Tensor, Tensor]:
     """The weight and the velocity after a step."""
     direction = gradient.add(weight, alpha=settings.weight_decay) if decay else gradient

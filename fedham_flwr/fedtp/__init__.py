@@ -1,1 +1,0 @@
-"""FedTP's generator of self-attention, and the clients' embeddings."""
