@@ -25,6 +25,7 @@ from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
 from strategies.amn import AMNStrategy
+from strategies.fedaghn import FedAGHNStrategy
 from strategies.fedham import FedHAMStrategy
 from strategies.fedtp import FedTPStrategy
 from strategies.pfedla import PFedLAStrategy
@@ -276,6 +277,7 @@ ATTENTION: list[tuple[str, dict[str, Value]]] = [
     ("fedham", {"fedham.transport": "peers"}),
     ("fedham", {"fedham.transport": "mediated"}),
     ("amn", {"amn.unit": "layer"}),
+    ("fedaghn", {}),
     ("pfedla", {"pfedla.head": "factorised", "pfedla.head-rank": 2}),
     ("fedamp", {"fedamp.sigma": 10.0}),
     ("fedamp", {"fedamp.variant": "heuristic"}),
@@ -384,7 +386,7 @@ def longest(start: Params, draw: torch.Generator) -> Params:
     return noise(filled(start, torch.zeros_like), draw, 9e7)
 
 
-@pytest.mark.parametrize("strategy", ["pfedla", "amn", "fedham"])
+@pytest.mark.parametrize("strategy", ["pfedla", "amn", "fedham", "fedaghn"])
 def test_the_longest_models_that_are_taken_leave_a_finite_server(strategy: str) -> None:
     """Ten rounds of them, each in another direction, stop no merge: what diverges is the bad client's alone."""
     made = server(strategy)
@@ -394,4 +396,4 @@ def test_the_longest_models_that_are_taken_leave_a_finite_server(strategy: str) 
         made = step(made, number, longest, False, looking)
         assert all(bool(torch.isfinite(t).all()) for t in made.state_dict().values() if t.is_floating_point())
     assert float(norm(made._pool.bank.model(BAD))) == pytest.approx(9e7, rel=1e-3)
-    assert isinstance(made, PFedLAStrategy | AMNStrategy | FedHAMStrategy)
+    assert isinstance(made, PFedLAStrategy | AMNStrategy | FedHAMStrategy | FedAGHNStrategy)

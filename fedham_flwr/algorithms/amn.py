@@ -240,7 +240,7 @@ def _pairs(psi: Mapping[str, Tensor], layer: str, mine: Tensor, pull: Tensor) ->
     }
 
 
-def split(manifest: Manifest, _settings: AttentionSettings) -> Split:
+def split(manifest: Manifest, _settings: object) -> Split:
     """The running statistics stay with the client."""
     return split_tensors(manifest, manifest.buffers)
 

@@ -21,11 +21,11 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
         mixed, and so not yet from b's; alpha_i is the same in both cases. With factorised heads as for fedham, since
         b's update has turned the embeddings of peers, which all share: those of layer l, together, by at most
         eta_h |a_bl| C D_l in a round (softmax, no momentum), with a_bl what b's own head gives.
-    fedham, amn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the update, t_l
-        half the L1 distance to those that it has with it (at most 1), D_l the diameter of group l of the pool with it.
-        Weights are chosen by looking at the models, so the update also turns attention, and how far is not bounded by
-        C. But what i starts from stays in the convex hull of the pool, of which one model is b's, and that is within C
-        of what b started from.
+    fedham, amn, fedaghn   sqrt(sum_l (t_l D_l)^2) + max_l A_i^{l,b} C. A_i are the weights that i has without the
+        update, t_l half the L1 distance to those that it has with it (at most 1), D_l the diameter of group l of the
+        pool with it. Weights are chosen by looking at models, or at updates, so the update also turns attention, and
+        how far is not bounded by C. But what i starts from stays in the convex hull of the pool, of which one model is
+        b's, and that is within C of what b started from.
     fedtp   p_b C for what is averaged. The hypernetwork's parameters phi move by eta p_b |J_b^T d| <= eta p_b |J_b| C,
         with J_b the Jacobian of b's tensors in phi and |d| <= C its clipped update: the step is linear in the clients'
         slopes. What is generated for i moves by |J_i J_b^T| eta p_b C to first order, with J_i between the two phi.
