@@ -92,8 +92,8 @@ class FedAGHNStrategy(RoundStrategy):
     def _weigh(self, clients: Sequence[str]) -> Weighed:
         """R1 for some clients."""
         own, allowed = self._pool.bank.rows(clients), self._pool.allowed(clients)
-        alike, scalars = self._updates.alike(own), [self._scalars[n][own].double() for n in ("beta", "gamma")]
-        return Weighed(own, alike, allowed, fedaghn.attend(*scalars, alike, own, allowed))
+        alike, beta, gamma = self._updates.alike(own), self._scalars["beta"][own], self._scalars["gamma"][own]
+        return Weighed(own, alike, allowed, fedaghn.attend(beta.double(), gamma.double(), alike, own, allowed))
 
     def _learn(self, weighed: Weighed, scores: Tensor) -> None:
         """R6. A client whose scalars would not be finite keeps them: that is its own model's fault."""

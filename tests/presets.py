@@ -24,6 +24,7 @@ from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.trainer import Predictor, Trainer
+from strategies.averaging import AveragingStrategy
 
 ONE_FOR_ALL = {
     "fedavg",
@@ -127,6 +128,11 @@ def adapts(strategy: str) -> bool:
     """Whether the server learns for novel clients, in turns, in place of clients that adapt alone."""
     given = parse({"strategy": strategy, **network_settings(strategy)})
     return bool(registry.method(strategy).split_of(manifest_of(network(strategy), []), given.own).adapted)
+
+
+def one_model(strategy: str) -> bool:
+    """Whether what the server holds is the shared tensors of one model, a mean of some kind."""
+    return issubclass(registry.half(registry.method(strategy).strategy), AveragingStrategy)
 
 
 def mixes(strategy: str) -> bool:

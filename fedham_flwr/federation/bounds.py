@@ -33,6 +33,9 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
     pfedhn   phi moves by eta |J_b^T d| / n <= eta |J_b| C / n, with n clients in the cohort, and by less where
         `pfedhn.max-norm` shortens the gradient; what is generated for i as with fedtp. The embedding of i moves only
         where the gradient is shortened, and then by less than its own step.
+    fedselect   q C, with q the largest share that b has of the samples of those who share a weight: p_b where all do, 1
+        where nobody else does. Where b calls a weight personal it has no say. Which weights i keeps does not move, but
+        it looks at how far training took its weights, from where the mean was.
     local   nothing: no client hears of another.
 
 What is not in this list is said in a line of the method's card, in `fedham_flwr/algorithms`.
