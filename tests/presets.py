@@ -19,8 +19,8 @@ from fedham_flwr.federation.messages import Download, Upload
 from fedham_flwr.federation.progress import Sent
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
-from fedham_flwr.run_settings import Settings
 from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, parse
 from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.trainer import Predictor, Trainer
@@ -124,6 +124,8 @@ def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
         "train": {"up": 8 * payload, "down": 8 * payload + again},
         "personal" if has_stage(strategy) else "evaluate": {"up": 0, "down": 4 * payload + again},
     }
+
+
 def adapts(strategy: str) -> bool:
     """Whether the server learns for novel clients, in turns, in place of clients that adapt alone."""
     given = parse({"strategy": strategy, **network_settings(strategy)})

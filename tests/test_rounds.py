@@ -27,7 +27,6 @@ from presets import (
 )
 from safetensors import safe_open
 
-from fedham_flwr import registry
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Manifest, read
