@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             given = [value.get("strategy") if isinstance(value, dict) else value for value in params.values()]
             if any(isinstance(value, str) and value in others for value in given):
                 item.add_marker(pytest.mark.slow)
+                item.add_marker(pytest.mark.methods)
 
 
 @pytest.fixture(autouse=True)
