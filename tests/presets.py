@@ -40,6 +40,7 @@ ONE_FOR_ALL = {
 EPOCHS = {
     "fedrep": 10 + 1,
     "ditto": 1 + 1,
+    "fedpac": 1 + 1,
 }
 """Methods that go through the data more often than `local-epochs` says: how often with 1."""
 BRINGS_MORE = {

@@ -121,8 +121,8 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
 
 def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     """The inverse of what `label` writes; what is not there has its default."""
-    kind = settings_class(load_object("model", name)) if is_path(name) else NETWORKS.get(_key(name).replace("_", "-"))
-    own = kind(**network.get(_key(name), {})) if kind else None
+    given = settings_class(load_object("model", name)) if is_path(name) else NETWORKS.get(_key(name).replace("_", "-"))
+    own = given(**network.get(_key(name), {})) if given else None
     own = _without_file(own) if own else None
     section = _key(name).replace("_", "-")
     graft = GraftSettings(**network.get("graft", {}))

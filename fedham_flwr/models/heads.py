@@ -26,7 +26,7 @@ Last = Callable[[nn.Linear, Float[Tensor, "*b d"]], Tensor]
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """Which parts are added to the head.
+    """Which parts are added to the head; without any, that there is a linear one is all that is asked.
 
     Attributes:
         kind: a key of `HEADS`; empty: none.
@@ -145,7 +145,7 @@ PARTS = frozenset(name for kind in HEADS.values() for name in kind.parts.values(
 
 
 def add_parts(model: nn.Module, manifest: Manifest, settings: HeadSettings) -> None:
-    """Put a head with parts in place of a network's head; after its own parameters are drawn, so that none changes.
+    """Check that there is a head, and put one with parts in its place, after its own parameters are drawn.
 
     Args:
         model: the network, which is changed.
@@ -155,11 +155,9 @@ def add_parts(model: nn.Module, manifest: Manifest, settings: HeadSettings) -> N
     Raises:
         UserError: the last layer is none that is linear.
     """
-    if not settings.kind:
-        if settings.asks:
-            head_of(model, manifest, settings.asks)
-        return
     name, head = head_name(manifest), head_of(model, manifest, settings.asks)
+    if not settings.kind:
+        return
     if head is model:
         raise UserError(f"{settings.asks} puts a part beside the last layer, and {type(model).__name__} is that layer")
     model.set_submodule(name, HEADS[settings.kind](head))
