@@ -41,6 +41,7 @@ EPOCHS = {
     "fedrep": 10 + 1,
     "ditto": 1 + 1,
     "fedpac": 1 + 1,
+    "fedas": 1 + 1 / 2,  # of two rounds: it aligns from a client's second one on
 }
 """Methods that go through the data more often than `local-epochs` says: how often with 1."""
 BRINGS_MORE = {
