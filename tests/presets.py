@@ -67,6 +67,11 @@ FASTER: dict[str, dict[str, Value]] = {
 }
 """Settings with which a method learns in the few rounds of a test, where its authors' take thousands."""
 
+FIT_AT_ONCE = {
+    "pfedfda",
+}
+"""Methods whose clients make a last layer of their data before they are scored for the first time."""
+
 
 def sends_more(strategy: str) -> bool:
     """Whether a method's clients send tensors of its own beside the model's."""
