@@ -53,7 +53,7 @@ from fedham_flwr.algorithms.fedpac import class_means, head_group
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.core.search_space import Range
+from fedham_flwr.core.search_space import PILOT, Range
 from fedham_flwr.models.heads import HeadSettings, head_name
 
 LEAST_SAMPLES = 3
@@ -244,6 +244,6 @@ METHOD = Method(
     network=network,
     search={
         "pfedfda.shrinkage": Range(1e-4, 0.1, start=1e-4, log=True, source="the authors' code"),
-        "pfedfda.ridge": Range(0.01, 1.0, start=0.1, log=True),
+        "pfedfda.ridge": Range(0.01, 1.0, start=0.1, log=True, source=PILOT),
     },
 )
