@@ -72,6 +72,7 @@ def test_a_method_has_its_page(method: str) -> None:
     ]
     assert [heading for heading in headings if heading not in anchors(page)] == []
     assert f"methods/{method}.md" in (ROOT / "README.md").read_text()
+    assert f"[`{method}`]({method}.md)" in (ROOT / "docs" / "methods" / "README.md").read_text()
 
 
 def blocks(page: Path) -> list[str]:
