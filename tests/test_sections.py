@@ -32,7 +32,7 @@ def complaint(given: dict[str, Any]) -> str:
         ("epochs", "did you mean local-epochs?"),
         ("num-clients", "the number of clients is --num-supernodes on the command line and clients in simulate()"),
         ("personal-layers", "did you mean fedper.personal-layers?"),  # of the run's own method, not fedrep's
-        ("mu", "did you mean fedprox.mu?"),  # of one method only
+        ("bn-buffers", "did you mean pfedla.bn-buffers?"),  # of one method only
         ("fedprox", "did you mean fedprox.mu?"),
     ],
 )

@@ -141,7 +141,6 @@ def test_every_method_trains_on_texts_with_labels(
     ("given", "message"),
     [
         ({"strategy": "fedtp"}, r'model="auto" has none: .*"series-transformer" for series'),
-        ({"strategy": "fedtp", "fedtp.head": "fedrod"}, r'is none: try model="series-transformer"'),
         (
             {"strategy": "fedtransfer", "model": "gru"},
             r'fedtransfer\.frozen="auto" freezes convolutions, and this model has',

@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_training import CPU, HOW, PLAIN, Linear, data, gap, generator, lenet, linear
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, dropout
+from torch.nn.functional import cross_entropy
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import LayerGroup, Params, module_group
@@ -32,7 +32,7 @@ def moved(trainer: Trainer) -> set[str]:
 
 
 def ready(trainer: Trainer) -> bool:
-    return all(param.requires_grad for param in trainer._params)
+    return all(param.requires_grad for param in trainer._model.parameters())
 
 
 @pytest.mark.parametrize("names", [("fc1.weight",), ("fc3.bias", "conv1.weight")])
@@ -157,16 +157,9 @@ def test_the_cross_entropy_is_the_objective_unless_another_is_given() -> None:
         assert torch.allclose(double.state_dict()[name] - start, 2 * step, rtol=1e-4, atol=1e-7)
 
 
-class Seeing(Linear):
-    """A network with features: the pixels, without a chance after dropout."""
-
-    def features(self, x: Tensor) -> Tensor:
-        return dropout(x.flatten(1), self.rate, self.training)
-
-
 @pytest.mark.parametrize("count", [1, 256, 300])
 def test_encoding_gives_features_and_targets_in_the_order_of_the_split(count: int) -> None:
-    samples, trainer = data(4, count), Trainer(Seeing(rate=0.5), CPU, "fp32")
+    samples, trainer = data(4, count), Trainer(Linear(rate=0.5), CPU, "fp32")
     trainer.fit(samples, PLAIN, generator())  # so that it was in training last
     features, targets = trainer.encode(samples, "test")
     index = samples.splits["test"]
@@ -206,15 +199,27 @@ class Table(nn.Module):
         self.table = nn.Embedding(VOCABULARY, VOCABULARY)
         self.table.weight.data = torch.sin(torch.arange(49.0)).reshape(VOCABULARY, VOCABULARY)
 
-    def features(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(x, VOCABULARY).float()
-
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.table(x)
         return logits
 
     def layer_groups(self) -> list[LayerGroup]:
         return [module_group(self, "table")]
+
+
+class OneHot(nn.Module):
+    """A linear layer on which character it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(VOCABULARY, VOCABULARY)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(torch.nn.functional.one_hot(x, VOCABULARY).float())
+        return logits
+
+    def layer_groups(self) -> list[LayerGroup]:
+        return [module_group(self, "head")]
 
 
 def texts(train: int, test: int = 0) -> ClientData:
@@ -242,7 +247,7 @@ def test_of_a_text_every_position_is_a_prediction(count: int) -> None:
     assert scores.n == count * T
     assert scores.values["accuracy"] == hits / scores.n
     assert scores.loss == pytest.approx(loss / scores.n, rel=1e-5)
-    features, targets = trainer.encode(samples, "test")
+    features, targets = Trainer(OneHot(), CPU, "fp32").encode(samples, "test")
     assert features.shape == (count * T, VOCABULARY)
     stored = samples.features[samples.splits["test"]].long()
     assert torch.equal(features.argmax(1), stored[:, :-1].flatten())

@@ -31,6 +31,25 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         yield
 
 
+def trained_of(model: nn.Module, manifest: Manifest, only: Collection[str] | None) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that are trained, with their names, in the model's order.
+
+    Args:
+        model: the network.
+        manifest: the model's.
+        only: names of parameters; None for all.
+
+    Raises:
+        UserError: a name is no tensor of the model.
+    """
+    if unknown := sorted(set(only or ()) - set(manifest.names())):
+        raise UserError(
+            f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
+            "self.split.shared and self.split.personal"
+        )
+    return [(name, param) for name, param in model.named_parameters() if only is None or name in only]
+
+
 @contextlib.contextmanager
 def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | None) -> Iterator[None]:
     """No gradients but of these parameters, and no new running statistics but with them, for a while.
@@ -41,13 +60,8 @@ def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | 
         only: names of parameters; None for all.
 
     Raises:
-        UserError: a name is no tensor of the model, or a batch is too small for batch normalisation.
+        UserError: a batch is too small for batch normalisation.
     """
-    if unknown := sorted(set(only or ()) - set(manifest.names())):
-        raise UserError(
-            f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
-            "self.split.shared and self.split.personal"
-        )
     frozen = [group for group in manifest.groups if only is not None and not set(group.parameters) & set(only)]
     for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
         model.get_submodule(place).eval()

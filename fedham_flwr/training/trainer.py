@@ -26,7 +26,7 @@ from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.measurement import Measurement, Scores
 from fedham_flwr.training.metrics import Metric
-from fedham_flwr.training.modes import seeded, training_only
+from fedham_flwr.training.modes import seeded, trained_of, training_only
 from fedham_flwr.training.own_loss import Batch
 from fedham_flwr.training.step_rules import StepRule
 from fedham_flwr.training.stepping import GradientTerm, stepping
@@ -122,7 +122,7 @@ class Trainer:
         """
         augmented = augment.make(training, samples.kind)
         features, labels, index = self._local(samples, "train")
-        trained = [(name, param) for name, param in self._model.named_parameters() if only is None or name in only]
+        trained = trained_of(self._model, self.manifest, only)
         take = stepping(trained, training, gradient_term, rule)
         objective = loss or self._loss(training.loss, samples, features, labels, index)
         self._model.train()

@@ -23,7 +23,7 @@ from fedham_flwr.training.engine.requests import Fit, Gradient, StackableLoss
 from fedham_flwr.training.engine.rows import Means, Plan, Rows, generator, pad, real_samples
 from fedham_flwr.training.engine.stepping import Found, Optimised, Ruled
 from fedham_flwr.training.losses import LossSettings, balanced
-from fedham_flwr.training.modes import training_only
+from fedham_flwr.training.modes import trained_of, training_only
 from fedham_flwr.training.own_loss import Batch, LossOfClients
 from fedham_flwr.training.stepping import again
 
@@ -57,7 +57,7 @@ def fit(model: StackedModel, requests: Sequence[Fit]) -> list[Trained]:
     """
     first, device = requests[0], model.device
     tensors = model.stack([request.model for request in requests])
-    names = [name for name in model.parameters if first.only is None or name in first.only]
+    names = [name for name, _ in trained_of(model.template, model.manifest, first.only)]
     plan = Plan(requests, model.resident, device)
     slopes = _Slopes(model, requests, names, plan.rows)
     stepping = (Optimised if first.rule is None else Ruled)(requests, tensors, names)
