@@ -20,6 +20,7 @@ from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.models import heads
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.training import augment, losses
 from fedham_flwr.training.guard import rows_of
 from fedham_flwr.training.local import LocalTraining, Samples, steps
@@ -58,12 +59,12 @@ class Trainer:
     def __init__(
         self, model: nn.Module, device: torch.device, precision: str, manifest: Manifest | None = None
     ) -> None:
-        self.manifest = manifest or Manifest.of(model)
+        self.manifest = manifest or manifest_of(model, [])
         self.initial: Params = parameters.read(model, self.manifest.names())
         self.device = device
         self.bf16 = precision == "bf16"
         self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameter_names = tuple(name for name, _ in self._model.named_parameters())
+        self.parameter_names = tuple(dict(self._model.named_parameters()))
 
     def load(self, params: Mapping[str, Tensor]) -> None:
         """Make the model that of `params` (every tensor of the manifest)."""
@@ -170,8 +171,7 @@ class Trainer:
         found, targets, head = [], [], heads.head_name(self.manifest)
         for x, y in self._in_order(samples, split):
             with self._autocast():
-                seen, _ = heads.features(self._model, head, x)
-            found.append(seen.float().flatten(0, -2))
+                found.append(heads.features(self._model, head, x)[0].float().flatten(0, -2))
             targets.append(y.flatten())
         return torch.cat(found), torch.cat(targets)
 
