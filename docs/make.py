@@ -153,7 +153,9 @@ def with_methods(page: str) -> str:
     """A page with the tables of all methods that it asks for."""
     page = METHODS.sub(lambda found: f"<!-- methods: {found[1]} -->\n{methods_table(found[1])}\n{END}", page)
     averaging = ", ".join(f"`{name}`" for name in registry.BUILT_IN if registry.method(name).averages)
-    return re.sub(f"<!-- averaging -->.*?{END}", f"<!-- averaging -->{averaging}{END}", page, flags=re.DOTALL)
+    page = re.sub(f"<!-- averaging -->.*?{END}", f"<!-- averaging -->{averaging}{END}", page, flags=re.DOTALL)
+    others = ", ".join(f"`{name}`" for name in registry.BUILT_IN if not registry.aggregates(name))
+    return re.sub(f"<!-- not aggregating -->.*?{END}", f"<!-- not aggregating -->{others}{END}", page, flags=re.DOTALL)
 
 
 def body(paragraph: str) -> str:

@@ -1,7 +1,7 @@
 """FedAS's server half; see algorithms/fedas.py."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 import torch
 
@@ -27,6 +27,7 @@ class FedASStrategy(AveragingStrategy):
     """
 
     own: FedASSettings
+    aggregates: ClassVar[bool] = False  # the weights of the mean are the method itself
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -1,7 +1,7 @@
 """The server half of FedSelect; see algorithms/fedselect.py."""
 
 from collections.abc import Mapping
-from typing import final
+from typing import ClassVar, final
 
 from fedham_flwr.algorithms import fedselect
 from fedham_flwr.algorithms.fedselect import MASK, FedSelectSettings
@@ -20,6 +20,7 @@ class FedSelectStrategy(AveragingStrategy):
     """
 
     own: FedSelectSettings
+    aggregates: ClassVar[bool] = False  # each weight has a mean over clients of its own
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)

@@ -37,7 +37,7 @@ FAMILIES = ("local", "fedavg", "fedper", "ditto", "pfedla", "amn", "fedham", "fe
 """A method of each kind: what holds for every method is tested of the others among the slow tests."""
 OF_EVERY_METHOD = {
     "test_bounds", "test_bounds_rounds", "test_novel", "test_resume", "test_rounds", "test_shards", "test_split_guard",
-    "test_starts", "test_table_runs",
+    "test_sequence_runs", "test_starts", "test_table_runs",
 }  # fmt: skip
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
