@@ -7,9 +7,9 @@ import torch
 
 from fedham_flwr.algorithms import fedas
 from fedham_flwr.algorithms.fedas import FedASSettings
-from fedham_flwr.algorithms.fedrod import check_target
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.trees import weighted_mean
+from fedham_flwr.federation.classes import check_classes
 from fedham_flwr.federation.contract import Setup, Upload
 from fedham_flwr.federation.extras import check_tensors
 from strategies.averaging import AveragingStrategy
@@ -31,9 +31,7 @@ class FedASStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        target = next((profile.target for profile in setup.roster.profiles.values()), "class")
-        check_target(target, 'strategy="fedas"')
-        self.settings.local_training(1).check_task_loss('strategy="fedas"')
+        check_classes(setup)
 
     def merge(self, round_number: int, uploads: Mapping[str, Upload]) -> None:
         """R5."""

@@ -7,9 +7,9 @@ import torch
 
 from fedham_flwr.algorithms import fedavg, fedpac
 from fedham_flwr.algorithms.fedpac import FedPACSettings
-from fedham_flwr.algorithms.fedrod import check_target
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.trees import check_like, read_clients
+from fedham_flwr.federation.classes import check_classes
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.extras import check_tensors
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -29,9 +29,7 @@ class FedPACStrategy(RoundStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        target = next((profile.target for profile in setup.roster.profiles.values()), "class")
-        check_target(target, 'strategy="fedpac"')
-        self.settings.local_training(1).check_task_loss('strategy="fedpac"')
+        check_classes(setup)
         body, self._head = fedpac.names_of(self.manifest)
         self._body: Params = {name: self.first[name] for name in body}
         self._size = self.manifest.shapes[f"{head_name(self.manifest)}.weight"]  # (k, d)

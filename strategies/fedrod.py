@@ -2,7 +2,7 @@
 
 from typing import final
 
-from fedham_flwr.algorithms import fedrod
+from fedham_flwr.federation.classes import check_classes
 from fedham_flwr.federation.contract import Setup
 from strategies.averaging import AveragingStrategy
 
@@ -17,6 +17,4 @@ class FedRoDStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        target = next((profile.target for profile in setup.roster.profiles.values()), "class")
-        fedrod.check_target(target, 'strategy="fedrod"')
-        self.settings.local_training(1).check_task_loss('strategy="fedrod"')
+        check_classes(setup)

@@ -11,6 +11,7 @@ from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import check_like, read_clients, write_clients
+from fedham_flwr.federation.classes import target_of
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.merging import Merging
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -32,7 +33,7 @@ class FedTPStrategy(RoundStrategy):
     def __init__(self, setup: Setup) -> None:
         fedtp.check_model(setup.manifest.group_names, setup.settings.model)
         super().__init__(setup)
-        fedtp.check_target(self.own, next((p.target for p in setup.roster.profiles.values()), "class"))
+        fedtp.check_target(self.own, target_of(setup))
         self._made = self.split.adapted  # vanilla makes nothing
         self._mean = {name: tensor for name, tensor in self.first.items() if name not in self._made}
         members = len(setup.roster.nodes) - len(self.progress.novel)

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from fedham_flwr.algorithms.fedrod import check_target
+from fedham_flwr.federation.classes import check_classes
 from fedham_flwr.federation.contract import Setup
 from strategies.averaging import AveragingStrategy
 
@@ -17,6 +17,4 @@ class GPFLStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        target = next((profile.target for profile in setup.roster.profiles.values()), "class")
-        check_target(target, 'strategy="gpfl"')
-        self.settings.local_training(1).check_task_loss('strategy="gpfl"')
+        check_classes(setup)

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from fedham_flwr.algorithms.fedrod import check_target
+from fedham_flwr.federation.classes import check_classes
 from fedham_flwr.federation.contract import Setup
 from strategies.averaging import AveragingStrategy
 
@@ -17,4 +17,4 @@ class KNNPerStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        check_target(next((profile.target for profile in setup.roster.profiles.values()), "class"), 'strategy="knnper"')
+        check_classes(setup, own_loss=False)

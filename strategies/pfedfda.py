@@ -9,6 +9,7 @@ from fedham_flwr.algorithms import fedavg, pfedfda
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import check_like
+from fedham_flwr.federation.classes import target_of
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.extras import check_tensors
 from fedham_flwr.models.heads import head_name
@@ -30,7 +31,7 @@ class PFedFDAStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        pfedfda.check_target(next((profile.target for profile in setup.roster.profiles.values()), "class"))
+        pfedfda.check_target(target_of(setup))
         k, d = self._size = self.manifest.shapes[f"{head_name(self.manifest)}.weight"]
         draw = torch_stream(self.settings.seed, "gaussian")
         self.gaussian: Params = {"means": torch.rand(k, d, generator=draw), "covariance": torch.eye(d)}

@@ -35,7 +35,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.models.heads import HeadSettings, SecondHead, through
@@ -86,20 +85,6 @@ def _both(head: nn.Linear, features: Tensor) -> Tensor:
     assert isinstance(head, SecondHead)
     generic = head.own(features)
     return torch.cat([generic, generic.detach() + head.personal(features.detach())], -1)
-
-
-def check_target(target: str, asks: str) -> None:
-    """Refuse what is learned where there are no classes.
-
-    Args:
-        target: as `data.batches.Target` has it.
-        asks: the setting that asks for classes.
-
-    Raises:
-        UserError: there are none.
-    """
-    if target not in ("class", "next-token"):
-        raise UserError(f"{asks} is for classes, and the target is {target}: wanted another method")
 
 
 def split(manifest: Manifest, _settings: object) -> Split:
