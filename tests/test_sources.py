@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -339,15 +338,17 @@ def test_a_misspelt_file_is_asked_back_and_the_hub_is_not(
 def test_without_network_the_hub_is_not_tried_again_and_again(
     cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unknown(*_: object) -> None:
+    asked = []
+
+    def unknown(*host: object) -> None:
+        asked.append(host)
         raise OSError("Name or service not known")
 
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr("socket.getaddrinfo", unknown)
-    began = time.perf_counter()
     with pytest.raises(UserError, match=r"dataset is 'someone/pets', but the Hugging Face Hub cannot be reached"):
         open_partition(cached("someone/pets"), 0, 2)
-    assert time.perf_counter() - began < 10
+    assert len(asked) == 1
 
 
 def test_a_name_the_hub_does_not_know(cached: Callable[..., DataSettings], monkeypatch: pytest.MonkeyPatch) -> None:

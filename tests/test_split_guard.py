@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import timeit
 from collections.abc import Callable
 from typing import Any
 
@@ -82,12 +81,11 @@ def test_what_a_method_may_read_it_reads_and_it_is_told_of_no_test_score(federat
     assert split_rows(run, test=True)
 
 
-def test_the_guard_is_a_few_microseconds() -> None:
+def test_the_guard_copies_nothing() -> None:
     splits = {"train": torch.arange(100), "validation": torch.arange(100, 120), "test": torch.arange(120, 150)}
     data = ClientData(torch.zeros(9000, 28, 28, 1, dtype=torch.uint8), torch.zeros(9000).long(), splits, ("a",), "0")
-    seconds = timeit.repeat(lambda: rows_of(method_view(data, "fedavg"), "train"), number=500, repeat=5)
-    assert min(seconds) / 500 < 50e-6  # about 8 on an idle core
-    assert rows_of(method_view(data, "fedavg"), "train")[0] is data.features  # nothing is copied
+    features, _ = rows_of(method_view(data, "fedavg"), "train")[:2]
+    assert features is data.features
 
 
 def test_a_guarded_tensor_says_what_it_is() -> None:
