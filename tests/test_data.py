@@ -7,7 +7,6 @@ import os
 import string
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
