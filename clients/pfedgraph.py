@@ -19,5 +19,5 @@ class PFedGraphClient(RoundClient):
         extras = self.job.download.extras
         if not extras.facts.get("regularised", (0,))[0]:
             return self.outcome(self.fit(start))
-        reference = self.on_device(reference_of(extras.tensors, start))
+        reference = self.on_device(reference_of(extras.tensors, start, self.job.trainer.parameter_names))
         return self.outcome(self.fit(start, gradient_term=Similarity(reference, weight_of(self.own))))

@@ -15,7 +15,7 @@ from presets import planned
 from scipy.optimize import LinearConstraint, minimize
 
 from fedham_flwr.algorithms import fedavg
-from fedham_flwr.algorithms.pfedgraph import Similarity, graph, projected
+from fedham_flwr.algorithms.pfedgraph import Similarity, graph, projected, reference_of
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.models import build
@@ -101,28 +101,40 @@ def test_the_term_has_the_gradient_of_finite_differences(clients: int) -> None:
         assert torch.dot(r, w - 0.01 * found) / (w - 0.01 * found).norm() > torch.dot(r, w) / w.norm()
 
 
-@pytest.mark.parametrize(("sign", "weight"), [("paper", -0.5), ("code", 0.5)])
+@pytest.mark.parametrize(
+    ("sign", "weight", "reference"),
+    [("paper", -0.5, "normalised"), ("code", 0.5, "normalised"), ("paper", -0.5, "mixture")],
+)
 def test_a_round_is_the_training_written_out(
-    federate: Callable[..., Any], settings: Callable[..., Any], sign: str, weight: float
+    federate: Callable[..., Any], settings: Callable[..., Any], sign: str, weight: float, reference: str
 ) -> None:
-    """The second round of two, from the first one's model, whose unit vector is the reference; by autograd."""
+    """The second round of two, from the first one's model, whose unit vector is either reference; by autograd."""
     given = {"strategy": "pfedgraph", "samples_per_client": 64, "momentum": 0.0}
-    own = {"pfedgraph.penalty": 0.5, "pfedgraph.sign": sign}
+    own = {"pfedgraph.penalty": 0.5, "pfedgraph.sign": sign, "pfedgraph.reference": reference}
     run = federate(clients=1, partitioner="iid", min_clients=1, **given, **own)
     chosen = parse(settings(partitioner="iid", min_clients=1, **given))
     data, model = open_partition(chosen.data(), 0, 1), build("digits-cnn", (1, 8, 8), 10, 0)
     trainer = Trainer(model, torch.device("cpu"), "fp32")
     trainer.fit(data, chosen.local_training(1), torch_stream(0, "batches", 1, "0"))
-    reference = flat(trainer.read(trainer.parameter_names))
-    reference = (reference / reference.norm()).float()
+    first = flat(trainer.read(trainer.parameter_names))
+    unit = (first / first.norm()).float()
 
     def similar(network: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         w = torch.cat([p.flatten() for p in network.parameters()])
-        return torch.nn.functional.cross_entropy(network(x), y) + weight * torch.dot(reference, w) / w.norm()
+        return torch.nn.functional.cross_entropy(network(x), y) + weight * torch.dot(unit, w) / w.norm()
 
     trainer.fit(data, chosen.local_training(2), torch_stream(0, "batches", 2, "0"), loss=similar)
     found = torch.cat([run.state[f"bank/{group}"][0] for group in ("conv1", "conv2", "fc1", "fc2")]).double()
     assert torch.allclose(found, flat(trainer.read(trainer.manifest.names())), atol=1e-6)
+
+
+def test_the_mixture_as_a_reference_has_length_1_without_running_statistics() -> None:
+    start = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]]), "running_mean": torch.tensor([100.0])}
+    found = reference_of({}, start, ("a", "b"))
+    assert found.keys() == {"a", "b"}
+    torch.testing.assert_close(flat(found), torch.tensor([0.6, 0.0, 0.8], dtype=torch.float64))
+    assert reference_of({"reference/a": start["a"]}, start, ("a", "b")) == {"a": start["a"]}
+    assert not flat(reference_of({}, {"a": torch.zeros(2)}, ("a",))).any()
 
 
 # ---- rounds ----------------------------------------------------------------------------------------------------------

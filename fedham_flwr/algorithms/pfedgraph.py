@@ -31,7 +31,8 @@ As in the authors' code a cosine above 0.9 counts as 1, and in the first round t
 The sign of the term. <r_i, w> / |w| is sum_j x_ij cos(w_j, w). Equation 1 subtracts it from the loss, so that models
 with an edge become alike (as issue 1 of the authors' repository quotes it; the paper's own text could not be read
 here). The authors' code adds it, which pushes a model away from those it was mixed from: `sign="code"` is for numbers
-that were made with it. `reference="mixture"` is their approximation, r_i = wbar_i, which halves what is sent.
+that were made with it. `reference="mixture"` is their approximation, r_i = wbar_i / |wbar_i|, by which the term is
+cos(wbar_i, w) and what is sent is halved.
 
 Deviation. The authors mix those that trained in the round; here the graph is over the last models of all that have
 trained, absent ones' too, which is the same if all take part. Running statistics are mixed by the same row.
@@ -39,7 +40,7 @@ trained, absent ones' too, which is the same if all take part. Running statistic
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -68,7 +69,7 @@ class PFedGraphSettings:
         alpha: > 0, how much a row is held near the shares of samples.
         penalty: lambda, >= 0; 0 for none, and then no reference is sent.
         sign: paper, by which the similarity is subtracted from the loss; or code, by which it is added.
-        reference: normalised, or mixture, the model that the client starts from.
+        reference: normalised, of the models that are mixed; or mixture, what the client starts from, by its length.
     """
 
     alpha: Annotated[float, Gt(0)] = 0.8
@@ -153,14 +154,19 @@ def weight_of(settings: PFedGraphSettings) -> float:
     return settings.penalty if settings.sign == "code" else -settings.penalty
 
 
-def reference_of(tensors: Params, start: Params) -> Params:
-    """r_i of what the server sent beside the model, or the start where it sent none.
+def reference_of(tensors: Params, start: Params, names: Collection[str]) -> Params:
+    """r_i of what the server sent beside the model, or the start divided by its length where it sent none.
 
     Args:
         tensors: beside the model.
         start: what the client starts from.
+        names: of the parameters, by which the length is measured.
     """
-    return {name.removeprefix(REFERENCE): tensor for name, tensor in tensors.items()} or start
+    if tensors:
+        return {name.removeprefix(REFERENCE): tensor for name, tensor in tensors.items()}
+    length = torch.stack([start[name].double().square().sum() for name in names]).sum().sqrt()
+    scale = length.clamp_min(torch.finfo(torch.float32).tiny)
+    return {name: (start[name].double() / scale).to(start[name].dtype) for name in names}
 
 
 AUTHORS = "the authors' code"
