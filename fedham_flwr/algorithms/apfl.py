@@ -27,11 +27,13 @@ the method's own: momentum has no effect, and other optimisers and `max-grad-nor
 L_k. A v_k starts at the first w that its client is sent. With alpha = 0 for good a client is FedAvg's, with 1 it trains
 alone, both by plain descent; from there an alpha that adapts is free to leave, but with alpha = 0 v_k stands still.
 
-R4 as printed has the index of local steps, of which `apfl.adapt="step"` takes every one. The authors' code takes it
-once in a round, at the first step, where w_k is still the common model: `"round"`; that it also shrinks alpha by 0.02
-eta alpha is not here. Running statistics see the batches of both models: the server has the mean of them, and a client
-goes on with its own. Deviation from the paper: the mean is weighted by samples, as in FedAvg, where the paper counts
-every client once.
+R4 is equation 10 (as issue 15 of the authors' repository quotes it), with the index of local steps, of which
+`apfl.adapt="step"` takes every one, `"round"` only the first of each round. The authors' code differs from it: it takes
+one step of alpha in a round, after w_k and v_k have taken their first; it mixes the outputs of both models in place of
+their parameters; the slope is <v_k - w_k, alpha g_v + (1 - alpha) g_w> with g_v and g_w the gradients of that mixture's
+loss with respect to v_k and w_k; and 0.02 alpha is added to it. None of this is here. Running statistics see the
+batches of both models: the server has the mean of them, and a client goes on with its own. Deviation from the paper:
+the mean is weighted by samples, as in FedAvg, where the paper counts every client once.
 """
 
 from __future__ import annotations
