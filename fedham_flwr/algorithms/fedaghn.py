@@ -3,8 +3,8 @@
 Source: Song, Shen, Hou, Wang, Wang, Tang, Lv, "FedAGHN: Personalized Federated Learning with Attentive Graph
 HyperNetworks", Knowledge-Based Systems 2025, arXiv:2501.16379; equations and values after the authors' code. Symbols:
 w_j^l layer l of client j's last model, D_j^l its last update, what training added to it; beta_i^l temperature and
-gamma_i^l self-weight of client i; h_i what i starts from, wt_i what it makes of it, S the cohort; N clients, n of them
-in the cohort, L layer groups, P scalars.
+gamma_i^l self-weight of client i (q_i and p_i in the paper, as their code says); h_i what i starts from, wt_i what it
+makes of it, S the cohort; N clients, n of them in the cohort, L layer groups, P scalars.
 
 Identity card
     shared      every layer group; the clients' models are mixed and never averaged into one
@@ -30,8 +30,8 @@ beta = 0 all peers weigh the same. An update of which there is none yet has cosi
 weigh the same in the first round. A client that comes late is mixed into no other client's model, its own included,
 until it has trained once; a novel client starts from the plain mean of all.
 
-Sign. The authors' code goes up this gradient where the steps should go down: it hands h_i - wt_i with the sign turned
-to an optimiser that descends. `direction="ascent"` does as the code, and so presumably as the published numbers. At
+Sign. The authors' code goes up this gradient where the steps should go down: it hands J_i^T (wt_i - h_i) to an
+optimiser that descends. `direction="ascent"` does as the code, and so presumably as the published numbers. At
 gamma = 0 the slope is that from above, so that gamma can grow again; a clamp of torch may have none there.
 
 `amn.meta="aghn"` is this attention in AMN: its gate u is log gamma, so that sigmoid(u) = A_ii, and its rows and slopes
