@@ -34,7 +34,8 @@ is kept of the pairs that have met; nothing has a size of N times N.
 As in the authors' commands v_i is what the losses are compared with, and a client's own w_i is one of the M. Since each
 a_ij is divided by the sum, R4 is a mean of the models. Lengths are over the parameters; running statistics are mixed
 along. A model that is v_i itself has weight 0. A client without validation samples goes on from its own w_i; a run
-without any is refused. Deviation: all clients' last models can be chosen, absent ones' too.
+without any is refused. Deviations: all clients' last models can be chosen, absent ones' too. The authors' code measures
+|w_j - v_i| as the sum of absolute differences, and adds to A_ij omega_ij divided by |sum_j omega_ij|.
 """
 
 from __future__ import annotations
