@@ -34,10 +34,11 @@ that has become personal starts from the mean of the round in which it was chose
 grow once more while it is not above alpha, to 0.82 with its values; here it ends at alpha. Its checks are after rounds
 4, 7, ..., here after 3, 6, ..., counted in the client's own rounds, so that one that is seldom chosen grows too. Steps
 are of SGD with the run's momentum, which each epoch begins anew once there are personal weights; that code has none.
-Running statistics are averaged, as FedAvg's. Where a weight is personal the client sends back what came.
+Running statistics are averaged, as FedAvg's; in that code each client keeps its own. Where a weight is personal the
+client sends back what came.
 
-The authors' defaults: ResNet-18, 100 clients of which 10 take part, batches of 32, rate 0.05, 15 local epochs; p 0.25
-and alpha 0.8, every 3 rounds.
+The authors' defaults: ResNet-18, 100 clients of which the same 10 take part in every round, batches of 32, rate 0.05,
+15 local epochs; p 0.25 and alpha 0.8, every 3 rounds.
 """
 
 from __future__ import annotations
