@@ -31,10 +31,11 @@ R4 to R6 under the theta that came, from training data alone, or after training.
 takes the common mean. The common Gaussian starts with means drawn from [0, 1) and Sigma = I.
 
 Deviations. Features are those under the trained theta, in one pass; the authors collect them while it is trained. b is
-found by projected gradient; the authors' L-BFGS cuts b off at 0 and 1, beyond which there is no slope to come back. To
-the diagonal of Sigma_i a `ridge` is added: the paper has none (0), the authors' code adds I, and 0.0001 in every entry
-(1 is the I). The layer is the larger the less features of a class spread, and it is what the body is trained under: in
-a pilot with 45 samples a client, features grew without bound with 0, which 0.1, the default, and 1 prevented.
+found by projected gradient; the authors' L-BFGS cuts b off at 0 and 1, beyond which there is no slope to come back. In
+their training a class that is there has its own mean whatever the number of its samples, and the common one takes its
+place only in evaluations. To the diagonal of Sigma_i a `ridge` is added, where their code adds I, and 0.0001 in every
+entry (1 is the I). The layer is the larger the less features of a class spread, and it is what the body is trained
+under: in a pilot with 45 samples a client, features grew without bound with 0, which 0.1, the default, and 1 prevented.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ class PFedFDASettings:
 
     Attributes:
         shrinkage: e, of a covariance towards a multiple of I when a layer is made of it, in (0, 1).
-        ridge: what is added to the diagonal of a client's own covariance, >= 0; 0: the paper, 1: the authors' code.
+        ridge: what is added to the diagonal of a client's own covariance, >= 0; 1: the authors' code.
         interpolation: b1 and b2 are fitted by cross-validation, or both 0 (global) or 1 (own).
     """
 
