@@ -23,9 +23,10 @@ The round
 
 With all layer groups shared it is FedAvg, with none it is local training. Running statistics of lower layers stay with
 the client too. Deviations: the authors' experiments begin with a model that FedAvg has trained, for 1200 rounds before
-200 of these on CIFAR-10; here all clients begin with the same first tensors, as in their Algorithm 1. Auxiliary losses
-of the local representation, which the paper allows, are not here; nor is its vote of all local models for a client
-whose data are unknown.
+200 of these on CIFAR-10; here all clients begin with the same first tensors, as in their Algorithm 1. In their code the
+two layers that are averaged on CIFAR-10 are the convolutions, since its list of layers ends with them: that is FedPer
+with three personal layers. Auxiliary losses of the local representation, which the paper allows, are not here; nor is
+its vote of all local models for a client whose data are unknown.
 """
 
 from __future__ import annotations
