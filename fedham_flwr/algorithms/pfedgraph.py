@@ -29,10 +29,10 @@ alpha -> infinity gives p, FedAvg's weights, to everybody, alpha -> 0 the most s
 As in the authors' code a cosine above 0.9 counts as 1, and in the first round there is neither a graph nor the term.
 
 The sign of the term. <r_i, w> / |w| is sum_j x_ij cos(w_j, w). Equation 1 subtracts it from the loss, so that models
-with an edge become alike (as issue 1 of the authors' repository quotes it; the paper's own text could not be read
-here). The authors' code adds it, which pushes a model away from those it was mixed from: `sign="code"` is for numbers
-that were made with it. `reference="mixture"` is their approximation, r_i = wbar_i / |wbar_i|, by which the term is
-cos(wbar_i, w) and what is sent is halved.
+with an edge become alike (as issue 1 of the authors' repository quotes it). The authors' code adds it, for each of
+their three frameworks, which pushes a model away from those it was mixed from: `sign="code"` is for numbers that were
+made with it. `reference="mixture"` is their approximation, r_i = wbar_i / |wbar_i|, by which the term is cos(wbar_i, w)
+and what is sent is halved.
 
 Deviation. The authors mix those that trained in the round; here the graph is over the last models of all that have
 trained, absent ones' too, which is the same if all take part. Running statistics are mixed by the same row.
