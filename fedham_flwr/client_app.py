@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -21,6 +20,7 @@ from fedham_flwr.core.errors import UnwritableError, UserError, described, line_
 from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER
+from fedham_flwr.core.threads import use_assigned_threads
 from fedham_flwr.data.cache_files import start_of
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation import wire
@@ -30,7 +30,7 @@ from fedham_flwr.federation.cross_client import CrossClient
 from fedham_flwr.federation.direct import Direct, Reply
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Metrics, Profile
-from fedham_flwr.federation.node import client_of, open_data, place_of
+from fedham_flwr.federation.node import client_of, network_of, open_data, place_of
 from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.queries import read_told
@@ -76,7 +76,7 @@ def make_client_app(given: Mapping[str, Value] | None = None) -> ClientApp:
     def answer(message: Message, context: Context, work: Work) -> Message:
         try:
             if not isinstance(context.state, HeldRecord):  # else whoever runs many here has seen to it
-                _use_assigned_threads()
+                use_assigned_threads()
             content = work(message, context, settings_of(context))
         except Exception as error:
             raise_if_seen()  # Ctrl-C in an import may come out of it as any error
@@ -113,9 +113,12 @@ def _profile(message: Message, context: Context, settings: Settings) -> RecordDi
         if words := words_profile(message.content, context, settings):
             return wire.write_profile(words)
         data = open_data(context, settings, read_told(message.content))
+    client = client_of(context.node_config, data)
+    network = network_of(context.node_config, settings, client)
+    ours = network == settings.model and not settings.client_models
     return wire.write_profile(
         Profile(
-            client=client_of(context.node_config, data),
+            client=client,
             partitions=int(context.node_config.get("num-partitions", 0)),
             shape=data.shape,
             classes=data.outputs,
@@ -125,6 +128,7 @@ def _profile(message: Message, context: Context, settings: Settings) -> RecordDi
             meanings=data.meanings,
             target=data.target,
             data=data.pin,
+            network="" if ours else models.resolve(network, data.shape),
         )
     )
 
@@ -159,7 +163,7 @@ def _open_client(
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
-    parts = _parts(settings, download.shape, download.classes)
+    parts = _parts(settings, network_of(context.node_config, settings, client), download.shape, download.classes)
     state = ClientState(
         context.state,
         client,
@@ -175,19 +179,21 @@ def _open_client(
     trainer: Trainer | CohortTrainer = parts.trainer
     if cohort and cohort.in_cohort():
         trainer = cohort.CohortTrainer(parts.engine())
-        if isinstance(context.state, HeldRecord) and "engine" not in context.state.shared:
+        engines = context.state.shared.setdefault("engines", {}) if isinstance(context.state, HeldRecord) else {}
+        if parts.settings.model not in engines:
             parts.engine().forget()  # what it did in another run of this process
-            context.state.shared["engine"] = parts.engine()
+            engines[parts.settings.model] = parts.engine()
     card = place.own or int(context.node_config.get("num-partitions", 0)) <= settings.model_cards
     seen = method_view(data, settings.strategy)
-    job = Job(client, settings, parts.method, seen, trainer, state, download, stage, card)
+    job = Job(client, parts.settings, parts.method, seen, trainer, state, download, stage, card)
     return parts.half(job), data, time.perf_counter() - began
 
 
 class _Parts(NamedTuple):
-    """What all messages of a run have in common."""
+    """What all messages of a run to clients with the same network have in common."""
 
-    settings: Settings
+    run: Settings
+    settings: Settings  # of these clients: their network is the model
     data: tuple[tuple[int, ...], int]
     method: Method
     half: Callable[[Job], RoundClient]
@@ -199,16 +205,20 @@ class _Parts(NamedTuple):
 _LAST: list[_Parts] = []
 
 
-def _parts(settings: Settings, shape: tuple[int, ...], classes: int) -> _Parts:
-    """Those of a run; kept from message to message, since settings that are parsed again are the same object."""
-    if not _LAST or _LAST[0].settings is not settings or _LAST[0].data != (shape, classes):
-        method = registry.method(settings.strategy)
-        trainer, engine = _trainer(
-            settings.model, shape, classes, settings.networks(), settings.device, settings.precision, settings.seed
-        )
-        fingerprint = trainer.manifest.fingerprint()
-        _LAST[:] = [_Parts(settings, (shape, classes), method, half(method.client), trainer, engine, fingerprint)]
-    return _LAST[0]
+def _parts(run: Settings, network: str, shape: tuple[int, ...], classes: int) -> _Parts:
+    """Those of a network of a run; kept from message to message, since settings parsed again are the same object."""
+    if _LAST and (_LAST[0].run is not run or _LAST[0].data != (shape, classes)):
+        _LAST.clear()
+    if (known := next((parts for parts in _LAST if parts.settings.model == network), None)) is not None:
+        return known
+    settings = run if network == run.model else run.model_copy(update={"model": network})
+    method = registry.method(settings.strategy)
+    trainer, engine = _trainer(
+        settings.model, shape, classes, settings.networks(), settings.device, settings.precision, settings.seed
+    )
+    fingerprint = trainer.manifest.fingerprint()
+    _LAST.append(_Parts(run, settings, (shape, classes), method, half(method.client), trainer, engine, fingerprint))
+    return _LAST[-1]
 
 
 @lru_cache(maxsize=1)
@@ -221,7 +231,7 @@ def _trainer(
     precision: str,
     seed: int,
 ) -> tuple[Trainer, Callable[[], Engine]]:
-    """The worker's one model, kept from message to message, and what trains it for many clients at once."""
+    """A worker's model, the last one kept from run to run, and what trains it for many clients at once."""
     model = models.build(name, shape, classes, seed, networks)
     manifest = manifest_of(model, models.trial_batches(shape))
     trainer = Trainer(model, resolve_device(device), precision, manifest)
@@ -233,16 +243,6 @@ def _trainer(
         return Engine(trainer, model, [batch.to(trainer.device) for batch in models.trial_batches(shape)])
 
     return trainer, engine
-
-
-def _use_assigned_threads() -> None:
-    """In a Ray worker, as many threads as it was given CPUs: workers that use more slow each other down."""
-    ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return
-    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU")
-    if cpus and torch.get_num_threads() != max(1, int(cpus)):
-        torch.set_num_threads(max(1, int(cpus)))
 
 
 app = make_client_app()

@@ -70,7 +70,7 @@ def check_sections(given: Collection[str], settings: Settings) -> None:
     Raises:
         UserError: there are such.
     """
-    network = "" if settings.model == "auto" else settings.model
+    network = "" if settings.model == "auto" or settings.client_models else settings.model
     if others := dict(_of_others(given, settings, network)):
         raise UserError(_refusal(others, settings))
 
@@ -89,14 +89,16 @@ def _listed(reasons: Mapping[str, str], values: Mapping[str, Value]) -> str:
 def _of_others(given: Collection[str], settings: Settings, network: str) -> Iterator[tuple[str, str]]:
     """The keys of sections of other methods and networks, each with the reason; without a network, of methods alone."""
     chosen = section_of(settings.strategy)
-    built = TORCHVISION.rstrip(":") if network.startswith(TORCHVISION) else section_of(network)
+    built = {
+        TORCHVISION.rstrip(":") if name.startswith(TORCHVISION) else section_of(name) for name in network.split(", ")
+    }
     for key in filter(set(given).__contains__, flatten(settings)):
         section = key.rpartition(".")[0]
         if section in registry.METHODS and section != chosen:
             yield key, f"strategy is {chosen}"
         elif section == "server" and not registry.aggregates(settings.strategy):
             yield key, f"strategy is {chosen}, which takes no mean of models"
-        elif network and section in NETWORKS and section != built:
+        elif network and section in NETWORKS and section not in built:
             yield key, f"the network is {network}"
 
 

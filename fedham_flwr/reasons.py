@@ -22,7 +22,7 @@ class Facts(NamedTuple):
 
     Attributes:
         settings: the run's.
-        network: its name, `auto` resolved.
+        network: its name, `auto` resolved; of several, with commas between.
         shape: of one sample.
         target: what is learned.
         partitioned: the data are dealt to clients, and no client has brought its own.

@@ -62,6 +62,7 @@ class RunFields(BaseModel):
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     image_size: NonNegativeInt = 0
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
+    client_models: str = ""
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", ("auto", *PARTITIONERS)))] = "auto"
     alpha: PositiveFloat = 0.1
     classes_per_client: PositiveInt = 2

@@ -13,7 +13,7 @@ from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.privacy import faults
 from fedham_flwr.data.batches import Target
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning, resolved
-from fedham_flwr.models import NETWORKS, NetworkSettings
+from fedham_flwr.models import NETWORKS, NetworkSettings, client_models
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.heads import HeadSettings
 from fedham_flwr.run_fields import RunFields
@@ -37,6 +37,10 @@ class Settings(RunFields):
         found += aggregation.faults(self.server, self.dp.epsilon)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
+        if self.client_models and not registry.method(self.strategy).own_networks:
+            others = [name for name in registry.METHODS if registry.method(name).own_networks]
+            found.append(client_models.refusal(f"client-models={self.client_models!r}", self.strategy, others))
+        found += client_models.faults(self.client_models)
         found += callback_settings.faults(self.callbacks, self.tracker, split)
         if self.cross_evaluation and self.dp.epsilon:
             found.append(

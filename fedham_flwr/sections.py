@@ -10,7 +10,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.core.methods import Method
 from fedham_flwr.core.search_space import Value
-from fedham_flwr.models import NETWORKS
+from fedham_flwr.models import NETWORKS, client_models
 from fedham_flwr.training.optim import GIVEN
 
 CALLED_WITH = {
@@ -27,10 +27,21 @@ CALLED_WITH = {
     ),
 }
 """What objects are called with beside their own settings, where these names may have defaults."""
-OBJECTS = ("strategy", "model", "dataset", "partitioner", "loss", "optimizer", "metrics", "augmentation", "callbacks")
+OBJECTS = (
+    "strategy",
+    "model",
+    "dataset",
+    "partitioner",
+    "loss",
+    "optimizer",
+    "metrics",
+    "augmentation",
+    "callbacks",
+    "client-models",
+)
 """Settings that may name an object by its import path, whose own settings become a section."""
 SEVERAL = ("metrics", "callbacks")
-"""Of these, those that may name several, with blanks between."""
+"""Of these, those that may name several, with blanks between; `client-models` has commas."""
 
 MEANT = {
     "rounds": "num-server-rounds", "num-rounds": "num-server-rounds", "n-rounds": "num-server-rounds",
@@ -65,7 +76,8 @@ def sections_of(raw: Mapping[str, object], core: Collection[str]) -> tuple[dict[
     owners: dict[str, str] = {}
     for setting in OBJECTS:
         value = str(raw.get(setting, ""))
-        for name in value.split() if setting in SEVERAL else [value]:
+        names = client_models.names_of(value) if setting == "client-models" else value.split()
+        for name in names if setting in (*SEVERAL, "client-models") else [value]:
             if not (is_path(name) or (setting == "strategy" and registry.is_entry_point(name))):
                 continue
             try:
@@ -113,7 +125,7 @@ def _check_free(setting: str, name: str, owner: str, core: Collection[str]) -> N
         raise UserError(f"{what} {section}, which is a setting: wanted another name for the object")
     if owner != name:
         raise UserError(f"{what} {section}, as that of {owner}: wanted another name for one of them")
-    built = {"strategy": registry.METHODS, "model": NETWORKS}.get(setting, {})
+    built = {"strategy": registry.METHODS, "model": NETWORKS, "client-models": NETWORKS}.get(setting, {})
     if section in built_in() and section not in built:
         raise UserError(f"{what} {section}, which is built in: wanted another name for the object")
 

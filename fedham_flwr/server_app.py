@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedham_flwr import ends, models
+from fedham_flwr import ends, networks
 from fedham_flwr.callbacks.chosen import chosen
 from fedham_flwr.callbacks.protocol import Callback
 from fedham_flwr.core import parameters
@@ -28,8 +28,6 @@ from fedham_flwr.federation.progress import Recorder
 from fedham_flwr.federation.roster import Roster, agree, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, changed, check_idle
-from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.sizes import model_line
 from fedham_flwr.reasons import Facts
 from fedham_flwr.registry import method
 from fedham_flwr.reporting import cross_sites
@@ -45,7 +43,7 @@ from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten, parse
 from fedham_flwr.starts import data_of, directory_of, go_on, start_from, task_of
 from fedham_flwr.training import metric_choice
-from fedham_flwr.trials import check_measured, check_size, server_half, try_training
+from fedham_flwr.trials import check_measured, server_half
 
 log = logging.getLogger("fedham_flwr")
 
@@ -183,20 +181,19 @@ def prepare(
     measured = settings.measured(profiles[0].target, classes)
     metric_choice.check(measured, profiles[0].target, classes)
     journal.measures(measured)
-    check_size(settings, profiles[0], classes)
-    model = models.build(settings.model, shape, classes, settings.seed, settings.networks())
-    try_training(settings, profiles[0], classes, model)
+    built = networks.build(settings, profiles, shape, classes)
     check_measured(settings, profiles)
-    manifest, network = manifest_of(model, models.trial_batches(shape)), models.resolve(settings.model, shape)
+    common, network = networks.largest(built), ", ".join(each.name for each in built)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
     check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
-    report.say(model_line(network, model, shape))
+    for line in networks.lines(built, shape):
+        report.say(line)
     if isinstance(grid, HandsOver):
-        report.say(report.workers_line(grid.plan(), sum(p.numel() * p.element_size() for p in model.parameters())))
+        report.say(report.workers_line(grid.plan(), common.size))
     strategy = build_strategy(
         settings,
-        manifest,
-        parameters.read(model, manifest.names()),
+        common.manifest,
+        parameters.read(common.model, common.manifest.names()),
         task_of(settings, shape, classes, profiles, journal.directory.path, saved, told or pin),
         roster,
         Watch(journal, settings.data(), pin),
@@ -204,10 +201,11 @@ def prepare(
         journal.directory.path,
     )
     if saved:
+        networks.check_unchanged(journal.directory.path, journal.directory.read_clients(), profiles)
         go_on(strategy, *saved, network, journal.directory, simulated=bool(profiles[0].partitions))
     remember(journal.directory.path, pin, len(profiles), settings.data())
     report.data_table(journal.write_clients(strategy))
-    report.say(strategy.describe())
+    report.say(networks.describe(strategy, built))
     if settings.resume:
         start_from(settings, strategy, network)
     journal.started(strategy, network)

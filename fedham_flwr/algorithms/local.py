@@ -31,4 +31,4 @@ def split(manifest: Manifest, _settings: None) -> Split:
     return split_groups(manifest, manifest.group_names)
 
 
-METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, floor=True)
+METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, floor=True, own_networks=True)

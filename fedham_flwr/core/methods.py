@@ -99,6 +99,7 @@ class Method:
             the study's file sets is not searched, unless the file asks for it.
         own_steps: its clients take steps of their own, which know learning rate and weight decay and no more: momentum
             has no effect.
+        own_networks: clients may have networks that differ, since its split shares no tensor of any.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
     """
 
@@ -113,6 +114,7 @@ class Method:
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
     own_steps: bool = False
+    own_networks: bool = False
     floor: bool = False
     search: Space = field(default_factory=dict, compare=False)
 

@@ -6,6 +6,7 @@ is cut into parts first, the same parts however many threads there are, and each
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -47,3 +48,13 @@ def in_threads(work: Callable[[Part], Result], parts: Iterable[Part]) -> list[Re
         # A new thread starts with as many as the machine has cores.
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, parts))
+
+
+def use_assigned_threads() -> None:
+    """In a Ray worker, as many threads as it was given CPUs: workers that use more slow each other down."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
+    cpus = ray.get_runtime_context().get_assigned_resources().get("CPU")
+    if cpus and torch.get_num_threads() != max(1, int(cpus)):
+        torch.set_num_threads(max(1, int(cpus)))

@@ -16,9 +16,10 @@ from fedham_flwr.data.own import open_own
 from fedham_flwr.doctor.findings import LEAST_FREE, Finding, fault, note, ok, size
 from fedham_flwr.federation.node import as_written_there
 from fedham_flwr.federation.roster import identify
+from fedham_flwr.models import client_models
 from fedham_flwr.settings import Value, parse
 
-KNOWN = ("client-id", "data-path", "state-dir", "cross-evaluation", "partition-id", "num-partitions")
+KNOWN = ("client-id", "data-path", "state-dir", "model", "cross-evaluation", "partition-id", "num-partitions")
 """What a node config may say."""
 
 
@@ -39,6 +40,11 @@ def findings(config: str, given: Mapping[str, Value]) -> Iterator[Finding]:
     for key in sorted(key for key in node.keys() - set(KNOWN) if not key.startswith("table.")):
         yield note("node", key, f"{node[key]!r} is read by nobody", f"one of {', '.join(KNOWN)}, and table.*")
     yield _id(node)
+    if "model" in node:
+        wrong = client_models.unknown(str(node["model"]))
+        yield (
+            fault("node", "model", wrong) if wrong else ok("node", "model", f"{node['model']}, if the method allows it")
+        )
     yield from _data(node, given)
     yield from _state(node)
     takes = node.get("cross-evaluation", False)

@@ -123,6 +123,7 @@ class Profile:
         meanings: names of the classes, in their order; of a table then its columns, and the digest of its schema.
         target: what is learned: class, multi-label, value or next-token.
         data: simulation: the `pin` of its data; a real node says nothing of that kind.
+        network: its network, `auto` resolved; empty if it is the setting `model` that says it.
     """
 
     client: str
@@ -135,6 +136,7 @@ class Profile:
     meanings: tuple[tuple[str, ...], ...] = ()
     target: Target = "class"
     data: str = ""
+    network: str = ""
 
 
 class ClientFailure(Exception):  # noqa: N818  # a reply of the protocol, not a fault of this process

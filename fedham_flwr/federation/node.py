@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flwr.app import Context
 
+from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME, safe_name
 from fedham_flwr.core.imports import is_path
@@ -18,6 +19,7 @@ from fedham_flwr.data.data_settings import DataSettings
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation.messages import Download
 from fedham_flwr.federation.roster import identify
+from fedham_flwr.models import client_models
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value
 from fedham_flwr.state.files import private_folder
@@ -65,6 +67,29 @@ def client_of(node: Mapping[str, Value], data: ClientData) -> str:
         UserError: as for `identify`.
     """
     return safe_name(data.name) if _simulated(node) else identify(node)
+
+
+def network_of(node: Mapping[str, Value], settings: Settings, client: str) -> str:
+    """The one place that says which network a client has: what its node config says, else what the run does.
+
+    Args:
+        node: its node config.
+        settings: the run's.
+        client: its id.
+
+    Raises:
+        UserError: the method has no room for networks that differ, or this is none.
+    """
+    if "model" not in node:
+        number = int(node["partition-id"]) if "partition-id" in node else None
+        return client_models.network_of(settings.client_models, settings.model, client, number)
+    name, what = str(node["model"]), f'model="{node["model"]}" in the node config of client {client}'
+    if fault := client_models.unknown(name):
+        raise UserError(f"{what}: {fault}")
+    if name != settings.model and not registry.method(settings.strategy).own_networks:
+        others = [other for other in registry.METHODS if registry.method(other).own_networks]
+        raise UserError(client_models.refusal(what, settings.strategy, others))
+    return name
 
 
 def _simulated(node: Mapping[str, Value]) -> bool:

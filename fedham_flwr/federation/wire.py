@@ -168,6 +168,7 @@ def write_profile(profile: Profile) -> RecordDict:
             "meanings": json.dumps(profile.meanings),
             "target": profile.target,
             "data": profile.data,
+            "network": profile.network,
         }
     )
     return RecordDict({SENDER: given})
@@ -197,6 +198,7 @@ def read_profile(content: RecordDict) -> Profile:
         meanings=tuple(tuple(map(str, names)) for names in json.loads(str(given["meanings"]))),
         target=_target(given["target"]),
         data=str(given["data"]),
+        network=str(given.get("network", "")),
     )
     counted = len(profile.labels) == (profile.classes if profile.target in ("class", "next-token") else 0)
     numbers = (*profile.shape, *profile.counts.values(), *profile.labels, profile.partitions)

@@ -16,7 +16,8 @@ def describe(profile: Profile) -> dict[str, object]:
     classes = {"classes": sum(n > 0 for n in profile.labels), "train-labels": list(profile.labels)}
     told = {"client": profile.client, "name": profile.name, **profile.counts, **(classes if profile.labels else {})}
     names = names_of([profile])
-    return {**told, "shape": list(profile.shape), **({"class-names": names} if names else {})}
+    told |= {"shape": list(profile.shape), **({"class-names": names} if names else {})}
+    return told | ({"model": profile.network} if profile.network else {})
 
 
 def names_of(profiles: Iterable[Profile]) -> list[str]:

@@ -15,9 +15,9 @@ from flwr.clientapp import ClientApp
 
 from fedham_flwr.core.errors import UnwritableError, cause
 from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.runners.told import summed
 from fedham_flwr.state.held import MOST_HELD, HeldRecord
 from fedham_flwr.training.engine.cohort import run_together
-from fedham_flwr.training.engine.engine import Engine
 
 
 class CohortGrid(InProcessGrid):
@@ -72,9 +72,8 @@ class CohortGrid(InProcessGrid):
         return True
 
     def engine(self) -> dict[str, object]:
-        """How the clients' requests have been carried out; nothing before the first."""
-        engine = self._shared.get("engine")
-        return engine.told() if isinstance(engine, Engine) else {}
+        """How the clients' requests have been carried out, by the engines of all networks; nothing before the first."""
+        return summed([engine.told() for engine in self._shared.get("engines", {}).values()])
 
     def plan(self) -> str:
         """What trains the clients, in a line."""

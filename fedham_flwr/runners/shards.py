@@ -28,6 +28,7 @@ from fedham_flwr.runners.in_process import InProcessGrid, run_on
 from fedham_flwr.runners.kept import Kept
 from fedham_flwr.runners.packing import unwrap, wrap
 from fedham_flwr.runners.placing import Workers
+from fedham_flwr.runners.told import summed
 from fedham_flwr.settings import Value, parse
 
 log = logging.getLogger("fedham_flwr")
@@ -75,24 +76,11 @@ class ShardedGrid(InProcessGrid):
 
     def engine(self) -> dict[str, object]:
         """As `CohortGrid.engine`, summed up over the actors."""
-        found: dict[str, object] = {}
-        alone: dict[str, int] = {}
-        together = 0
+        told: list[Mapping[str, Any]] = []
         for reference in [actor.engine.remote() for actor in self._actors if actor is not None]:
-            try:
-                told = self._get(reference)
-            except WorkerDiedError:
-                continue
-            together += told.get("together", 0)
-            for kind, count in told.get("alone", {}).items():
-                alone[kind] = alone.get(kind, 0) + count
-            found |= told
-        return {
-            **found,
-            "together": together,
-            "alone": alone,
-            "workers": sum(actor is not None for actor in self._actors),
-        }
+            with contextlib.suppress(WorkerDiedError):
+                told.append(self._get(reference))
+        return {**summed(told), "workers": sum(actor is not None for actor in self._actors)}
 
     def plan(self) -> str:
         """As `CohortGrid.plan`."""
