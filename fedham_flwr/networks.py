@@ -17,7 +17,7 @@ from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import client_models
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.heads import head_group
+from fedham_flwr.models.heads import head_name
 from fedham_flwr.models.sizes import model_line
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.trials import check_size, try_training
@@ -180,17 +180,18 @@ def _check_together(settings: Settings, networks: Sequence[Built]) -> None:
     needs = method.network(settings.own) if method.network else NetworkNeeds()
     if needs.head is None:
         return
-    width = {network.name: _width(network) for network in networks}
+    seen = {network.name: _sees(network) for network in networks}
     for other in others:
-        if width[other.name] != width[first.name]:
+        if seen[other.name] != seen[first.name]:
             raise UserError(
-                f"strategy={settings.strategy} compares features of all clients, and the last layer of {first.name} "
-                f"(client {first.clients[0]}) sees {width[first.name]} numbers, that of {other.name} (client "
-                f"{other.clients[0]}) {width[other.name]}: wanted networks in which these are equally many"
+                f"strategy={settings.strategy} needs last layers that are alike, and that of {first.name} (client "
+                f"{first.clients[0]}) sees {seen[first.name]}, that of {other.name} (client {other.clients[0]}) "
+                f"{seen[other.name]}: wanted networks of which all see the same"
             )
 
 
-def _width(network: Built) -> int:
-    """d, the inputs of the last layer, which is linear."""
-    weight = next(name for name in head_group(network.manifest).parameters if len(network.manifest.shapes[name]) == 2)
-    return network.manifest.shapes[weight][1]
+def _sees(network: Built) -> str:
+    """What the last layer sees of a sample, and whether it has a bias."""
+    head = head_name(network.manifest)
+    width = network.manifest.shapes[f"{head}.weight"][1]
+    return f"{width} features" + ("" if f"{head}.bias" in network.manifest.shapes else " and has no bias")

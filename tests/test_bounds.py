@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import Row
@@ -272,7 +273,8 @@ def all_filled(value: float) -> Callable[[dict[str, Tensor]], None]:
 
 
 def senders() -> list[str]:
-    return [method for method in methods() if method != "local"]
+    """The methods whose clients send tensors of a model."""
+    return [name for name in methods() if not registry.method(name).own_networks]
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])

@@ -13,6 +13,7 @@ from conftest import Outcome
 from safetensors.torch import load_file
 
 from fedham_flwr import load_model
+from fedham_flwr.analysis.labels import of_method
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation.messages import Profile
@@ -119,6 +120,12 @@ def test_each_client_trains_as_if_all_had_its_network(runs: dict[str, Outcome]) 
     assert sum(told["alone"].values()) == 0
     clients = json.loads((runs["two"].path / "clients.json").read_text())
     assert [client["model"] for client in clients] == ["digits-cnn", "vit"] * 2
+
+
+def test_reports_know_the_settings_of_all_networks() -> None:
+    found = of_method({"strategy": "local", "vit.depth": 1, "cnn1d.width": 3}, "digits-cnn, vit")
+    assert found["vit.depth"] == 1
+    assert "cnn1d.width" not in found
 
 
 def test_engines_are_summed_up() -> None:

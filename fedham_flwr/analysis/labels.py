@@ -53,9 +53,10 @@ def of_method(settings: Settings, network: str = "") -> dict[str, Any]:
 
     Args:
         settings: of a run, with `clients`.
-        network: its name, where the setting `model` leaves it open.
+        network: its name, where the setting `model` leaves it open; of several, with commas between.
     """
-    own = {section_of(str(settings.get("strategy", ""))), section_of(network or str(settings.get("model", "")))}
+    networks = (network or str(settings.get("model", ""))).split(", ")
+    own = {section_of(str(settings.get("strategy", ""))), *map(section_of, networks)}
     apart = {*APART, *registry.METHODS, *NETWORKS} - own
     data = of_data(settings)
     return {
