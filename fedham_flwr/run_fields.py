@@ -23,6 +23,7 @@ from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.models import MODELS
+from fedham_flwr.models.hub_folder import HUB
 from fedham_flwr.models.torchvision_models import TORCHVISION
 from fedham_flwr.training.augment import AUGMENTATIONS
 from fedham_flwr.training.optim import OPTIMIZERS
@@ -61,7 +62,7 @@ class RunFields(BaseModel):
     label_column: str = ""
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     image_size: NonNegativeInt = 0
-    model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS)))] = "auto"
+    model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS, HUB)))] = "auto"
     client_models: str = ""
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", ("auto", *PARTITIONERS)))] = "auto"
     alpha: PositiveFloat = 0.1

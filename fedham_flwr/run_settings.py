@@ -162,7 +162,7 @@ class Settings(RunFields):
         network = registry.method(self.strategy).network
         needs = network(self.own) if network else NetworkNeeds()
         own = tuple((name, self.section(name)) for name in dict.fromkeys((*NETWORKS, section_of(self.model))))
-        return NetworkSettings(own, needs.head or HeadSettings(), needs.graft or GraftSettings())
+        return NetworkSettings(own, needs.head or HeadSettings(), needs.graft or GraftSettings(), needs.adapters)
 
     def _schedule(self) -> Schedule:
         return Schedule(

@@ -133,6 +133,12 @@ def traffic(strategy: str, payload: int) -> dict[str, int | dict[str, int]]:
     }
 
 
+def adapted(strategy: str) -> bool:
+    """Whether a method's network has adapters and is fixed but for these, so that its model is no other method's."""
+    needs, given = registry.method(strategy).network, parse({"strategy": strategy})
+    return needs is not None and needs(given.own).adapters is not None
+
+
 def adapts(strategy: str) -> bool:
     """Whether the server learns for novel clients, in turns, in place of clients that adapt alone."""
     given = parse({"strategy": strategy, **network_settings(strategy)})

@@ -132,7 +132,7 @@ WRONG: list[tuple[str, Value, str]] = [
         "resnet",
         "model='resnet': wanted 'auto', 'digits-cnn', 'cnn', 'lenet', 'lenet-bn', 'transfer-cnn', 'vit', "
         "'char-transformer', 'mlp', 'cnn1d', 'gru', "
-        "'series-transformer', 'fasttext', 'text-transformer', 'torchvision:<name>' "
+        "'series-transformer', 'fasttext', 'text-transformer', 'hub', 'torchvision:<name>' "
         "or an import path 'package.module:Object'",
     ),
     ("novel-clients", -1, "novel-clients=-1: wanted greater than or equal to 0"),

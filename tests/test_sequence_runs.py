@@ -26,6 +26,7 @@ STEPS, KINDS = 16, ("sit", "walk", "run")
 TOPICS = {"sport": "goal match team", "money": "bank stock trade", "tech": "chip code robot"}
 NEEDS: dict[str, dict[str, Value]] = {
     "fedtp": {"model": "series-transformer"},
+    "lora": {"model": "series-transformer"},
     "pfedla": {"pfedla.hidden-dim": 8, "pfedla.embedding-dim": 8},
     "fedtransfer": {"fedtransfer.personal-epochs": 1},
     "fedrep": {"fedrep.head-epochs": 1},
@@ -33,6 +34,7 @@ NEEDS: dict[str, dict[str, Value]] = {
 """What a method needs for series. FedTP: self-attention."""
 NEEDS_OF_TEXT: dict[str, dict[str, Value]] = NEEDS | {
     "fedtp": {"model": "text-transformer"},
+    "lora": {"model": "text-transformer"},
     "fedtransfer": {"fedtransfer.frozen": "words", "fedtransfer.personal-epochs": 1},
 }
 """What a method needs for texts with labels. FedTransfer: layers to freeze, where there are no convolutions."""

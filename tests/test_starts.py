@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Outcome
-from presets import network, network_settings, one_model
+from presets import adapted, network, network_settings, one_model
 from safetensors.torch import load_file, save_file
 from saved import CLIENTS, DIGITS, TENSORS, put, put_run, same, start
 
@@ -32,7 +32,7 @@ CHEAP: dict[str, Value] = {
     "fedham.feature-dim": 4, "amn.feature-dim": 4, "pfedla.hidden-dim": 4, "fedtp.hidden-dim": 4,
 }  # fmt: skip
 AVERAGED = tuple(name for name in methods() if one_model(name) and not holds_back(name))
-MIXED = tuple(method for method in methods() if method not in (*AVERAGED, "fedtransfer"))
+MIXED = tuple(name for name in methods() if name not in (*AVERAGED, "fedtransfer") and not adapted(name))
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,8 @@ FILES = {
     "table.schema": {},
     "text.tokenizer": {},
     "torchvision.weights": {"model": "torchvision:resnet18"},
+    "hub.folder": {"model": "hub"},
+    "lora.base": {"strategy": "lora"},
 }
 
 
@@ -136,6 +138,15 @@ def test_files_that_settings_name_count_by_their_content(here: Path, setting: st
         assert key("a.toml") != key("")
     with pytest.raises(UserError, match=rf"{setting}='no.toml': .*no.toml cannot be read \(No such file"):
         key("no.toml")
+
+
+def test_a_folder_that_a_setting_names_counts_by_its_files(here: Path) -> None:
+    keys_of = []
+    for name, config in (("a", "x"), ("b", "x"), ("c", "y")):
+        (here / name).mkdir()
+        (here / name / "config.json").write_text(config)
+        keys_of.append(key_of({"model": "hub", "hub.folder": name}, 2))
+    assert keys_of[0] == keys_of[1] != keys_of[2]
 
 
 def test_the_sources_of_a_users_modules_and_of_what_they_import_count(here: Path) -> None:

@@ -72,10 +72,12 @@ class NetworkNeeds(NamedTuple):
     Attributes:
         head: which parts are added to the last linear layer (`models.heads.HeadSettings`); None for none.
         graft: kind of the block that is inserted, and its settings (`models.grafts.GraftSettings`); None for none.
+        adapters: those beside its linear layers (`models.adapters.AdapterSettings`); None for none.
     """
 
     head: Any = None
     graft: Any = None
+    adapters: Any = None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,14 @@ A model's tensors are cut into layer groups (one module that owns parameters, we
 shared are sets of group names, never a substring of a parameter's name. Floating-point buffers (the running
 statistics of a normalisation layer) belong to their group and travel with it. Integer buffers are counters: a
 weighted mean makes 6 of 7 and 7, so they are never sent and never averaged; `load_` sets them to zero.
+
+A network may name tensors that are fixed (`core.fixed`), which are in no group.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -17,6 +19,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from fedham_flwr.core.fixed import counters, fixed_digest, fixed_of
 
 Params = dict[str, Tensor]
 
@@ -41,6 +45,11 @@ class LayerGroup:
     def names(self) -> tuple[str, ...]:
         """Every tensor of the group: parameters, then buffers."""
         return self.parameters + self.buffers
+
+    def without(self, names: Collection[str]) -> LayerGroup:
+        """The group without some of its tensors."""
+        parameters, buffers = (tuple(n for n in own if n not in names) for own in (self.parameters, self.buffers))
+        return LayerGroup(self.name, parameters, buffers, self.low_level)
 
 
 class Grouped(Protocol):
@@ -68,11 +77,12 @@ def module_group(model: nn.Module, name: str) -> LayerGroup:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a model consists of: its groups in order, and the shape and dtype of every tensor in them."""
+    """What a model consists of: its groups in order, the shape and dtype of every tensor in them, and what is fixed."""
 
     groups: tuple[LayerGroup, ...]
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
+    fixed: str = ""  # the digest of the tensors that the network holds fixed; empty without
 
     @classmethod
     def of(cls, model: nn.Module, groups: Sequence[LayerGroup] | None = None) -> Manifest:
@@ -87,6 +97,8 @@ class Manifest:
         """
         # nn.Module types its attributes as Tensor
         groups = tuple(model.layer_groups() if groups is None else groups)  # type: ignore[operator]
+        if fixed := fixed_of(model):
+            groups = tuple(kept for group in groups if (kept := group.without(fixed)).names)
         tensors = floating_tensors(model)
         claimed = [name for group in groups for name in group.names]
         twice = sorted({name for name in claimed if claimed.count(name) > 1})
@@ -100,6 +112,7 @@ class Manifest:
             groups,
             {name: tuple(tensors[name].shape) for name in claimed},
             {name: tensors[name].dtype for name in claimed},
+            fixed_digest(model),
         )
 
     @cached_property
@@ -155,9 +168,9 @@ class Manifest:
                 raise ValueError(f"{name} holds NaN or infinity")
 
     def fingerprint(self) -> str:
-        """SHA-256 of group names, tensor names, shapes and dtypes: equal for models whose tensors are exchangeable."""
+        """SHA-256 of names, shapes, dtypes and what is fixed: equal for models whose tensors are exchangeable."""
         text = repr([(g.name, [(n, self.shapes[n], str(self.dtypes[n])) for n in g.names]) for g in self.groups])
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256((text + self.fixed).encode()).hexdigest()
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -176,9 +189,10 @@ def finite_rows(tensor: Tensor) -> Tensor:
 
 
 def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and floating-point buffers of a model: live views, not copies."""
-    buffers = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
-    return {**dict(model.named_parameters()), **buffers}
+    """Parameters and floating-point buffers of a model that are not fixed: live views, not copies."""
+    fixed = fixed_of(model)
+    buffers = ((name, b) for name, b in model.named_buffers() if b.is_floating_point())
+    return {name: tensor for name, tensor in (*model.named_parameters(), *buffers) if name not in fixed}
 
 
 def read(model: nn.Module, names: Sequence[str]) -> Params:
@@ -203,9 +217,8 @@ def load_(model: nn.Module, params: Mapping[str, Tensor]) -> None:
         raise ValueError(f"names differ from the model's: {sorted(tensors.keys() ^ params.keys())}")
     for name, tensor in tensors.items():
         tensor.copy_(params[name])
-    for buffer in model.buffers():
-        if not buffer.is_floating_point():
-            buffer.zero_()
+    for buffer in counters(model).values():
+        buffer.zero_()
 
 
 def check_names(given: Mapping[str, Tensor], wanted: Iterable[str]) -> None:

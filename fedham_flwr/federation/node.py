@@ -12,7 +12,7 @@ from flwr.app import Context
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.files import SAFE_NAME, safe_name
-from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.clients import open_node, open_partitions
 from fedham_flwr.data.data_settings import DataSettings
@@ -115,6 +115,7 @@ def open_data(context: Context, settings: Settings, pin: str = "", training: str
         training: name of the training that the message is part of; empty at its start.
     """
     held, node = context.state, context.node_config
+    _check_own(node, settings)
     if not isinstance(held, HeldRecord):
         return _opened(context, settings, pin, training)
     if held.data is None:
@@ -126,6 +127,16 @@ def open_data(context: Context, settings: Settings, pin: str = "", training: str
             held.data = held.shared["open"](int(node["partition-id"]))
     assert held.data is not None
     return held.data
+
+
+def _check_own(node: Mapping[str, Value], settings: Settings) -> None:
+    """Refuse settings of the method in a node's config: what clients exchange fits together for they have the same."""
+    section = section_of(settings.strategy)
+    if own := [key for key in node if key.startswith(f"{section}.")]:
+        raise UserError(
+            f"the node config has {own[0]}={node[own[0]]!r}, and the settings of a method are the run's, the same for "
+            "every client: give it to the run, or leave it out"
+        )
 
 
 def _opened(context: Context, settings: Settings, pin: str, training: str) -> ClientData:

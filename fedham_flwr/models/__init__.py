@@ -1,4 +1,4 @@
-"""Networks by name: built in, of torchvision, or a user's own by its import path.
+"""Networks by name: built in, of torchvision, of a folder of the Hub's, or a user's own by its import path.
 
 What a shape says of the data is told in `core.shapes`: of an image it is (channels, height, width).
 """
@@ -17,6 +17,7 @@ from fedham_flwr.core.imports import call, is_path, load_object, section_of
 from fedham_flwr.core.seeding import derive
 from fedham_flwr.core.shapes import dimensions, sample_kind
 from fedham_flwr.core.shapes import vocabulary as vocabulary_of
+from fedham_flwr.models.adapters import AdapterSettings, adapt
 from fedham_flwr.models.char_transformer import CharTransformer
 from fedham_flwr.models.cnn import CNN, DigitsCNN, TransferCNN
 from fedham_flwr.models.cnn1d import CNN1d
@@ -25,6 +26,8 @@ from fedham_flwr.models.grafts import Graftable, GraftSettings
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.gru import GRU
 from fedham_flwr.models.heads import HeadSettings, add_parts
+from fedham_flwr.models.hub import build_hub
+from fedham_flwr.models.hub_folder import HUB, HubSettings
 from fedham_flwr.models.kinds import AUTO, NAMED, described_data
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP
@@ -52,6 +55,7 @@ MODELS: dict[str, type[Network]] = {
 NETWORKS: Mapping[str, type] = {
     **{name: kind.Settings for name, kind in MODELS.items() if kind.Settings is not None},
     "torchvision": TorchvisionSettings,
+    HUB: HubSettings,
 }
 """The networks that have settings of their own, and the dataclass of these."""
 LARGE = 64
@@ -68,11 +72,13 @@ class NetworkSettings:
         sections: the settings of networks, by the name of their section.
         head: which parts are added to the last linear layer.
         graft: which block is grafted onto it, where and how; only convolutional networks have places for one.
+        adapters: those beside its linear layers, the only ones that are then trained; None for none.
     """
 
     sections: tuple[tuple[str, Any], ...] = ()
     head: HeadSettings = field(default_factory=HeadSettings)
     graft: GraftSettings = field(default_factory=GraftSettings)
+    adapters: AdapterSettings | None = None
 
     @classmethod
     def of(
@@ -114,7 +120,7 @@ def build(
     """A network with its first parameters, which depend on the seed alone: every client and method starts there.
 
     Args:
-        name: a key of `MODELS`, "auto", `torchvision:<name>` or an import path.
+        name: a key of `MODELS`, "auto", `torchvision:<name>`, "hub" or an import path.
         shape: of one sample, as `core.shapes` has it: (channels, height, width) of an image.
         outputs: number of outputs; of a text without labels, the tokens there can be.
         seed: the run's seed.
@@ -138,18 +144,24 @@ def build(
             model.graft(settings.graft)
         if settings.head.kind or settings.head.asks:
             add_parts(model, manifest_of(model, trial_batches(shape)), settings.head)
+        if settings.adapters is not None:
+            batches = trial_batches(shape)
+            adapt(model, manifest_of(model, batches), settings.adapters, batches)
         return model
 
 
 def _foreign(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSettings) -> nn.Module:
-    """A network of torchvision's or of a user's, tried on a batch of zeros."""
+    """A network of torchvision's, of the Hub's or of a user's, tried on a batch of zeros."""
     if settings.graft.kind != "none":
         asks = f'{settings.graft.setting("attention")}="{settings.graft.kind}"'
         raise UserError(
             f'model="{name}" has no place for a block, which {asks} asks for: wanted a network of this package'
         )
     own = settings.section(name)
-    model = _made(name, own, shape, outputs) if is_path(name) else build_torchvision(name, shape, outputs, own)
+    if name == HUB:
+        model: object = build_hub(shape, outputs, own)
+    else:
+        model = _made(name, own, shape, outputs) if is_path(name) else build_torchvision(name, shape, outputs, own)
     if not isinstance(model, nn.Module):
         raise UserError(f'model="{name}" gives {type(model).__name__}, and wanted is a torch.nn.Module')
     _try(name, model, shape, outputs)

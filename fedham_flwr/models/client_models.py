@@ -15,6 +15,7 @@ from pathlib import Path
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.models import MODELS
+from fedham_flwr.models.hub_folder import HUB
 from fedham_flwr.models.torchvision_models import TORCHVISION
 
 FILE = ".toml"
@@ -46,10 +47,10 @@ def faults(given: str) -> list[str]:
 
 def unknown(name: str) -> str:
     """Why a name is none of a network; empty if it is one."""
-    if name in ("auto", *MODELS) or is_path(name) or name.startswith(TORCHVISION):
+    if name in ("auto", *MODELS, HUB) or is_path(name) or name.startswith(TORCHVISION):
         return ""
     return (
-        f"'{name}' is no network: wanted {', '.join(('auto', *MODELS))}, '{TORCHVISION}<name>' or an import path "
+        f"'{name}' is no network: wanted {', '.join(('auto', *MODELS, HUB))}, '{TORCHVISION}<name>' or an import path "
         "'package.module:Object'"
     )
 

@@ -18,8 +18,10 @@ from fedham_flwr.core.errors import UnwritableError, UserError, cause
 from fedham_flwr.core.files import SAFE_ID, write_tensors
 from fedham_flwr.core.imports import is_path, load_object, section_of, settings_class
 from fedham_flwr.models import MODELS, NETWORKS, NetworkSettings, build, resolve
+from fedham_flwr.models.adapted_weights import merged
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.heads import HeadSettings
+from fedham_flwr.models.hub_folder import HUB, HubNetworkSettings, HubSettings, describe
 from fedham_flwr.models.torchvision_models import TORCHVISION, TorchvisionSettings
 
 
@@ -51,12 +53,14 @@ def label(name: str, shape: tuple[int, ...], outputs: int, settings: NetworkSett
     name = resolve(name, shape)
     network: dict[str, object] = {}
     if (own := settings.section(name)) is not None:
-        network[_key(name)] = dataclasses.asdict(_without_file(own))
+        network[_key(name)] = dataclasses.asdict(describe(own) if isinstance(own, HubSettings) else _without_file(own))
     if settings.head.kind:
         network["head"] = settings.head.kind
     if settings.graft.kind != "none":
         graft = dataclasses.asdict(settings.graft)
         network["graft"] = {key: value for key, value in graft.items() if key != "section"}
+    if settings.adapters is not None:
+        network["adapters"] = {"scale": settings.adapters.scale}
     numbers = ",".join(map(str, shape))
     return {"model": name, "shape": numbers, "classes": str(outputs), "network": json.dumps(network, sort_keys=True)}
 
@@ -93,9 +97,10 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
             is imported, which runs its code, and the object is called. Of a file of strangers, look at the path first.
 
     Returns:
-        The network in evaluation mode. Images go in as float32 [b, channels, height, width] in -1..1, that is
-        pixel / 127.5 - 1, texts as int64 [b, length], the codes of their tokens, series as float32 [b, 2 C, T] as
-        `batches.channels_with_gaps` makes them, and rows of a table as `tables.read_scaling(path).inputs(rows)` does.
+        The network in evaluation mode; adapters that it was trained with are merged into its weights. Images go in as
+        float32 [b, channels, height, width] in -1..1, that is pixel / 127.5 - 1, texts as int64 [b, length], the codes
+        of their tokens, series as float32 [b, 2 C, T] as `batches.channels_with_gaps` makes them, and rows of a table
+        as `tables.read_scaling(path).inputs(rows)` does.
 
     Raises:
         UserError: there is no such file, or none that a run has left, its network is no longer what it was, or
@@ -108,11 +113,14 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
             f'{path} names its network by the import path "{name}", which is code that would be run: wanted '
             "trust_imports=True, if it is yours"
         )
-    if not (is_path(name) or name in MODELS or name.startswith(TORCHVISION)):
+    if not (is_path(name) or name in (*MODELS, HUB) or name.startswith(TORCHVISION)):
         raise UserError(f'{path} names the network "{name}", which there is not: wanted a file of a run')
-    model = build(name, shape, int(written["classes"]), 0, _settings(name, json.loads(written["network"])))
+    network = json.loads(written["network"])
+    model, tensors = build(name, shape, int(written["classes"]), 0, _settings(name, network)), load_file(path)
+    if "adapters" in network:
+        tensors = merged(tensors, float(network["adapters"]["scale"]))
     try:
-        model.load_state_dict(_renamed(load_file(path)))
+        model.load_state_dict(_renamed(tensors))
     except RuntimeError as error:  # of torch, in several lines
         why = " ".join(str(error).split())
         raise UserError(f'{path} does not fit model="{name}" as it is now: {why}') from error
@@ -121,7 +129,13 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
 
 def _settings(name: str, network: Mapping[str, Any]) -> NetworkSettings:
     """The inverse of what `label` writes; what is not there has its default."""
-    given = settings_class(load_object("model", name)) if is_path(name) else NETWORKS.get(_key(name).replace("_", "-"))
+    given: type | None
+    if name == HUB:
+        given = HubNetworkSettings
+    elif is_path(name):
+        given = settings_class(load_object("model", name))
+    else:
+        given = NETWORKS.get(_key(name).replace("_", "-"))
     own = given(**network.get(_key(name), {})) if given else None
     own = _without_file(own) if own else None
     section = _key(name).replace("_", "-")

@@ -27,7 +27,7 @@ def manifest_of(model: nn.Module, batches: Sequence[Tensor]) -> Manifest:
         UserError: the groups that it declares are no partition of its tensors.
     """
     parts = parts_of(model)
-    if not hasattr(model, "layer_groups"):
+    if not hasattr(model, "layer_groups") or hasattr(model, "adapted_layers"):  # which have other names than declared
         return Manifest.of(model, with_parts(find_groups(model, batches), parts))
     try:
         return Manifest.of(model, with_parts(model.layer_groups(), parts) if parts else None)  # type: ignore[operator]

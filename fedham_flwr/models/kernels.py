@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 Asked = Float[Tensor, "b h n e"]
@@ -145,7 +145,8 @@ def per_sample(param: Tensor, samples: int | torch.SymInt) -> Tensor:
     Returns:
         The parameter itself; of several clients [samples, ...], each sample's its client's.
     """
-    return param.repeat_interleave(samples // _stacks[-1], 0) if _stacks else param
+    own = isinstance(param, nn.Parameter)  # the network's, for it is fixed; stacked ones are plain tensors
+    return param.repeat_interleave(samples // _stacks[-1], 0) if _stacks and not own else param
 
 
 def is_stacked() -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.models import NetworkSettings, build
+from fedham_flwr.models.hub_folder import HUB
 
 LARGE = 512
 """Images of more pixels a side are seldom meant to be trained on as they are."""
@@ -35,7 +36,7 @@ def step_bytes(name: str, shape: tuple[int, ...], outputs: int, batch: int, sett
     Raises:
         UserError: the network does not take such images.
     """
-    if is_path(name):
+    if is_path(name) or name == HUB:
         return 0
     given = 0
 

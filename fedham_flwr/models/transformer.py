@@ -68,9 +68,14 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b m d"]:
         """What each token gathers from all that it sees, of those that are there; `first_only`: the first's, m = 1."""
         asking = x[:, :1] if first_only else x
-        # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
-        parts = zip((asking, x, x), self.to_qkv.weight.chunk(3, -2), strict=True)
-        query, key, value = (linear(t, part).view(x.shape[0], -1, *self._heads).transpose(1, 2) for t, part in parts)
+        if isinstance(self.to_qkv, nn.Linear):
+            # Three products with parts of the weight: the gradient of a part of the tokens would be copied twice.
+            parts = zip((asking, x, x), self.to_qkv.weight.chunk(3, -2), strict=True)
+            made = [linear(tokens, part) for tokens, part in parts]
+        else:  # a layer with an adapter stands there, which is more than its weight
+            made = list(self.to_qkv(x).chunk(3, -1))
+            made[0] = made[0][:, : asking.shape[1]]
+        query, key, value = (part.reshape(x.shape[0], -1, *self._heads).transpose(1, 2) for part in made)
         gathered = attend(query, key, value, self._causal and not first_only, there)
         answer: Tensor = self.out(gathered.transpose(1, 2).flatten(2))
         return answer

@@ -31,8 +31,8 @@ ENGINE: Literal["cohort"] = "cohort"
 """What carries out the runs of a study."""
 LEFT_OUT = ("results-dir", "resume", "cache-dir", "checkpoint-every")
 """Settings that decide where something is kept, and nothing about results."""
-FILES = ("class-table", "table.schema", "text.tokenizer", "torchvision.weights")
-"""Settings that name a file, whose content counts in place of its name."""
+FILES = ("class-table", "table.schema", "text.tokenizer", "torchvision.weights", "hub.folder", "lora.base")
+"""Settings that name a file or a folder of some, whose content counts in place of its name."""
 
 
 class Contents:
@@ -157,9 +157,11 @@ def _data(source: str, cache_dir: str) -> str:
     return content if path is None or path.is_dir() else f"{content}{''.join(path.suffixes).lower()}"
 
 
-def _file(setting: str, path: str) -> str:
+def _file(setting: str, path: str) -> object:
     file = Path(os.path.abspath(Path(path).expanduser()))
     try:
+        if file.is_dir():
+            return {each.name: digest(each) for each in sorted(file.iterdir()) if each.is_file()}
         return digest(file)
     except OSError as error:
         raise UserError(f"{setting}={path!r}: {file} cannot be read ({cause(error)})") from error

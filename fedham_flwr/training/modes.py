@@ -47,7 +47,8 @@ def trained_of(model: nn.Module, manifest: Manifest, only: Collection[str] | Non
             f"fit was to train {unknown[0]!r} only, which is no tensor of the model: wanted some of "
             "self.split.shared and self.split.personal"
         )
-    return [(name, param) for name, param in model.named_parameters() if only is None or name in only]
+    there = manifest.shapes if only is None else only
+    return [(name, param) for name, param in model.named_parameters() if name in there]
 
 
 @contextlib.contextmanager

@@ -64,7 +64,7 @@ class Trainer:
         self.device = device
         self.bf16 = precision == "bf16"
         self._model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.parameter_names = tuple(dict(self._model.named_parameters()))
+        self.parameter_names = tuple(n for n, _ in self._model.named_parameters() if n in self.manifest.shapes)
 
     def load(self, params: Mapping[str, Tensor]) -> None:
         """Make the model that of `params` (every tensor of the manifest)."""

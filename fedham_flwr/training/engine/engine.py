@@ -58,7 +58,8 @@ class Engine:
         self.trainer = trainer
         self.network = StackedNetwork(model, batches, LARGE)
         self._model = StackedModel(model, self.network, trainer.manifest, trainer.device, trainer.bf16)
-        self._block = memory.block(sum(p.numel() * p.element_size() for p in model.parameters()))
+        stacked = parameters.floating_tensors(model).values()
+        self._block = memory.block(sum(tensor.numel() * tensor.element_size() for tensor in stacked))
         self.alone: dict[str, int] = {}
         self.together = 0
         self._why = ""  # what kept alike requests apart first

@@ -1,4 +1,7 @@
-"""Layers with weights, caught as a network calls them, and carried out client by client."""
+"""Layers with weights, caught as a network calls them, and carried out client by client.
+
+One whose weights are fixed, and so are everybody's, takes the samples of all clients as one batch, as it is.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,7 @@ class Folded(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         layer = _LAYERS.get(func)
-        if layer is not None:
+        if layer is not None and not _everybodys(func, *args, **kwargs):
             return layer(self, *args, **kwargs)
         if func in LOOKS:
             raise NotStackableError("it decides by a value of its input or weights")
@@ -153,6 +156,31 @@ class Folded(TorchFunctionMode):
         return layers.conv2d(*args, **kwargs)
 
 
+def _everybodys(func: Any, _x: Tensor, *args: Any, **kwargs: Any) -> bool:
+    """Whether the weights that a layer is called with are fixed, and not a stack with one of each client."""
+    place, name, dimensions = _WEIGHTS.get(func, (0, "", 0))
+    if not name:
+        return False
+    weight = args[place] if len(args) > place else kwargs.get(name)
+    if func is functional.layer_norm:
+        dimensions = len(args[0] if args else kwargs["normalized_shape"])
+    if weight is None or weight.dim() != dimensions:
+        return False
+    if func is functional.batch_norm and (args[4] if len(args) > 4 else kwargs.get("training")):
+        raise NotStackableError("its batch normalisation has fixed statistics, and is trained")
+    return True
+
+
+_WEIGHTS: Mapping[Any, tuple[int, str, int]] = {
+    functional.linear: (0, "weight", 2),
+    functional.conv1d: (0, "weight", 3),
+    functional.conv2d: (0, "weight", 4),
+    functional.batch_norm: (0, "running_mean", 1),
+    functional.layer_norm: (1, "weight", 0),
+    functional.group_norm: (1, "weight", 1),
+    functional.embedding: (0, "weight", 2),
+}
+"""Of each layer with weights, behind its input: place and name of one, and its dimensions where it is not stacked."""
 _LAYERS: Mapping[Any, Any] = {
     functional.linear: Folded.linear,
     functional.conv1d: Folded.conv1d,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedham_flwr.core import trees
+from fedham_flwr.core.fixed import counters
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.models import heads
 from fedham_flwr.training.engine.memory import Resident
@@ -31,8 +32,8 @@ class StackedModel:
         manifest: as given.
         device: as given.
         resident: data sets that are there.
-        parameters: names of the parameters, in the model's order.
-        counts: names of the integer buffers.
+        parameters: names of the parameters that are not fixed, in the model's order.
+        counts: names of the integer buffers that count.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class StackedModel:
         self.template, self.network, self.manifest, self.device = model, network, manifest, device
         self._bf16 = bf16
         self.resident = Resident(device)
-        self.parameters = tuple(name for name, _ in model.named_parameters())
-        self.counts = tuple(name for name, buffer in model.named_buffers() if not buffer.is_floating_point())
+        self.parameters = tuple(name for name, _ in model.named_parameters() if name in manifest.shapes)
+        self.counts = tuple(counters(model))
 
     def stack(self, models: Sequence[Params]) -> Params:
         """All tensors, stacked, in new memory; counts of batches at 0."""

@@ -22,6 +22,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fedham_flwr.core.errors import first_line
+from fedham_flwr.core.fixed import counters, fixed_of
 from fedham_flwr.models import kernels
 from fedham_flwr.training.engine.folding import Folded, NotStackableError
 from fedham_flwr.training.engine.products import taken
@@ -49,6 +50,7 @@ class StackedNetwork:
 
     def __init__(self, model: nn.Module, batches: Sequence[Tensor], large: float = math.inf) -> None:
         self._model, self._given_to = model, _GivenTo(model)
+        self._fixed: dict[str, Tensor] = {}  # of the trial, in float64; else the network's own
         self._running = vmap(self._one, (0, 0), randomness="error")
         self.way: Literal["folded", "vmap", "none"] = "folded"
         self.why = ""
@@ -82,7 +84,7 @@ class StackedNetwork:
         """Outputs of a folded batch.
 
         Args:
-            tensors: parameters and buffers, stacked: [m, ...].
+            tensors: parameters and buffers, stacked: [m, ...]; fixed ones, which are not among them, are everybody's.
             x: [m b, ...].
             real: float32 [m, b], 0 for samples that only fill up; by default none do.
             draws: a generator for each client, for dropout.
@@ -119,7 +121,7 @@ class StackedNetwork:
         clients = len(next(iter(tensors.values())))
         mode = Folded(clients, real, draws, sizes)
         with mode, kernels.stacked(clients), kernels.drawing(mode.drawn if draws is not None else None):
-            named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+            named = {f"model.{name}": tensor for name, tensor in {**self._fixed, **tensors}.items()}
             made: Tensor = functional_call(self._given_to, named, (function, *given))
         return made
 
@@ -138,19 +140,23 @@ class StackedNetwork:
 
     def _one(self, tensors: dict[str, Tensor], x: Tensor) -> Tensor:
         with kernels.drawing(_refuse):
-            made: Tensor = functional_call(self._model, tensors, (x,))
+            made: Tensor = functional_call(self._model, {**self._fixed, **tensors}, (x,))
         return made
 
     def _try(self, inputs: Tensor) -> None:
         """Two clients at once against one at a time, in evaluation and in training."""
-        others = [name for name, b in self._model.named_buffers() if not b.is_floating_point()]
-        if strange := [name for name in others if not name.endswith(COUNT)]:
+        if strange := [name for name in counters(self._model) if not name.endswith(COUNT)]:
             raise NotStackableError(f"it counts with whole numbers in {strange[0]}")
         generator = torch.Generator().manual_seed(1)
+        fixed = fixed_of(self._model)
+        trained, buffers = (
+            {name: tensor for name, tensor in named if name not in fixed}
+            for named in (self._model.named_parameters(), self._model.named_buffers())
+        )
         stacked: dict[str, Tensor] = {}  # not the model's own, which may be a client's that diverged; in float64
-        for name, tensor in self._model.named_parameters():
+        for name, tensor in trained.items():
             stacked[name] = torch.rand(2, *tensor.shape, generator=generator, dtype=torch.float64).sub_(0.5).mul_(0.4)
-        for name, buffer in self._model.named_buffers():
+        for name, buffer in buffers.items():
             stacked[name] = torch.zeros(2, *buffer.shape, dtype=buffer.dtype)
             if buffer.is_floating_point():
                 drawn = torch.rand(2, *buffer.shape, generator=generator, dtype=torch.float64)
@@ -161,12 +167,20 @@ class StackedNetwork:
         x = torch.rand(shape, generator=generator) if floats else torch.randint(0, 2, shape, generator=generator)
         x = x.to(inputs.device, torch.float64 if floats else inputs.dtype)
         was = self._model.training
+        self._fixed = self._doubled(fixed)
         try:
             for training in (False, True):
                 self._model.train(training)
                 self._compare(stacked, x)
         finally:
             self._model.train(was)
+            self._fixed = {}
+
+    def _doubled(self, fixed: frozenset[str]) -> dict[str, Tensor]:
+        """The fixed tensors in float64, as parameters, by which a layer knows that they are not stacked."""
+        named = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        floats = {name: named[name] for name in fixed if named[name].is_floating_point()}
+        return {name: nn.Parameter(tensor.detach().double(), requires_grad=False) for name, tensor in floats.items()}
 
     def _compare(self, stacked: Mapping[str, Tensor], x: Tensor) -> None:
         alone, together = ({name: t.clone() for name, t in stacked.items()} for _ in range(2))
@@ -179,7 +193,7 @@ class StackedNetwork:
             own = {name: t[client].detach() for name, t in alone.items()}
             leaves = [tensor.requires_grad_() for name, tensor in own.items() if name not in buffers]
             with torch.enable_grad(), _no_dropout():
-                output = functional_call(self._model, own, (part,))
+                output = functional_call(self._model, {**self._fixed, **own}, (part,))
                 slopes = torch.autograd.grad(output.square().sum(), leaves, allow_unused=True)
             pairs = [(outputs.chunk(2)[client], output)]
             pairs += [(together[n][client], t) for n, t in own.items() if n in buffers]
