@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -42,6 +43,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         file = (page.parent / name).resolve() if name else page
         assert file.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(file), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_line_stands_twice_in_a_row(page: Path) -> None:
+    lines = page.read_text().splitlines()
+    assert [line for line, after in itertools.pairwise(lines) if line == after and len(line) > 20] == []
 
 
 def test_what_is_generated_is_up_to_date() -> None:
