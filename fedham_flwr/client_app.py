@@ -163,6 +163,7 @@ def _open_client(
             f"outputs, and this run is for {download.shape} and {download.classes}: give its SuperNode data of the "
             "others' kind"
         )
+    data = data.with_outputs(download.classes)
     parts = _parts(settings, network_of(context.node_config, settings, client), download.shape, download.classes)
     state = ClientState(
         context.state,

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedham_flwr import simulate
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.own import open_own
@@ -127,6 +128,19 @@ def test_classes_that_are_texts_have_numbers_by_their_order_or_as_named(opened: 
     assert (data.classes, data.labels.tolist(), data.outputs) == (("well", "sick", "dead"), [1, 0, 1], 3)
     data = opened({"train": (X, Y), "test": (X, Y), "classes": ["a", "b", "c"]}, {"seed": 2})
     assert (data.classes, data.outputs) == (("a", "b", "c"), 3)
+
+
+def net(shape: tuple[int, ...], outputs: int) -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.Linear(*shape, 4), torch.nn.ReLU(), torch.nn.Linear(4, outputs))
+
+
+@pytest.mark.parametrize("method", ["fedrod", "pfedfda"])
+def test_a_client_that_lacks_the_last_class_takes_part(method: str, tmp_path: Path) -> None:
+    def load(client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.randn(24, 3, generator=torch.Generator().manual_seed(client)), torch.arange(24) % (2 + client)
+
+    run = simulate(method, dataset=load, model=net, clients=2, num_server_rounds=1, results_dir=tmp_path, verbose=False)
+    assert not run.summary["failures"]
 
 
 def test_images_are_bytes_and_floats_are_arrays_of_any_shape(opened: Open) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,15 @@ class ClientData:
     def counts(self) -> dict[str, int]:
         """Samples per split."""
         return {name: len(indices) for name, indices in self.splits.items()}
+
+    def with_outputs(self, outputs: int) -> ClientData:
+        """The same data with the classes that other clients have beyond this one's, named by their numbers.
+
+        Args:
+            outputs: K of the whole run.
+        """
+        lacking = range(len(self.classes), outputs if self.target == "class" else 0)
+        return replace(self, classes=(*self.classes, *map(str, lacking))) if lacking else self
 
     def label_counts(self, which: str) -> list[int]:
         """How often each of the K classes is a target in this split: once per sample, or T times in a text.
