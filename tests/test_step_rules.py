@@ -11,7 +11,7 @@ from cohorts import MOMENTUM, NETWORKS, TIGHT, dealt, far, models, one_at_a_time
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from fedham_flwr.core.errors import DivergedError
+from fedham_flwr.core.errors import DivergedError, UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.models.heads import features, head_name
 from fedham_flwr.training.engine.cohort import CohortTrainer, run_together
@@ -206,6 +206,44 @@ def test_features_are_the_same_for_many_clients_as_one_at_a_time(name: str) -> N
         assert torch.allclose(mine, theirs, atol=1e-6)
         assert torch.equal(targets, labels)
     assert (engine.alone == {}) == (name not in ("scaled", "deciding"))
+
+
+class OneMean(OwnLoss):
+    def of(self, model: nn.Module, batch: Batch, values: Mapping[str, Tensor]) -> Tensor:
+        return cross_entropy(model(batch.x), batch.y)
+
+
+class FirstAlone(StepRule):
+    def step(self, params: Params, own: Params, slopes: Slopes) -> Params:
+        return {name: param - slopes(params, 0)[name] for name, param in list(params.items())[:1]}
+
+
+class OneForAll(StepRule):
+    def step(self, params: Params, own: Params, slopes: Slopes) -> Params:
+        return {name: param.mean(0) for name, param in params.items()}
+
+
+FAULTS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"loss": OneMean({})},
+        r"OneMean.of gives a tensor of shape \(\) for a batch of \d clients: wanted \(\d,\), the mean",
+    ),
+    ({"rule": FirstAlone()}, r"FirstAlone.step gives nothing for the parameter .*bias: wanted shape \("),
+    ({"rule": OneForAll()}, r"OneForAll.step gives a tensor of shape \(.*\) for the parameter .*: wanted shape \("),
+]
+
+
+@pytest.mark.parametrize(("mine", "sentence"), FAULTS)
+def test_a_loss_or_a_step_of_another_shape_is_a_sentence(mine: dict[str, Any], sentence: str) -> None:
+    make, shape = NETWORKS["mlp"]
+    alone, engine = trainer(make, shape, torch.float64)
+    data, starts, both = dealt(shape, [8, 8]), models(alone, 2), {key: [value] * 2 for key, value in mine.items()}
+    for train in (
+        lambda: one_at_a_time(alone, starts, data, PLAIN, **both),
+        lambda: together(engine, starts, data, PLAIN, **both),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            train()
 
 
 def test_parts_of_a_batch_are_every_so_manieth_sample_of_each_client() -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 
 
@@ -109,7 +110,7 @@ class OwnLoss(ABC):
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, ""]:
         """The mean loss of one client's batch."""
-        return self.of(model, Batch(x, y), {name: value[None] for name, value in self.values.items()})[0]
+        return self._means(model, Batch(x, y), {name: value[None] for name, value in self.values.items()})[0]
 
     def stacked(self, others: Sequence[Self]) -> LossOfClients:
         """One loss for several clients.
@@ -120,6 +121,20 @@ class OwnLoss(ABC):
         whole = {name: torch.stack([other.values[name] for other in others]) for name in self.values}
 
         def of(model: nn.Module, batch: Batch) -> Tensor:
-            return self.of(model, batch, {name: value[: batch.clients] for name, value in whole.items()})
+            return self._means(model, batch, {name: value[: batch.clients] for name, value in whole.items()})
 
         return of
+
+    def _means(self, model: nn.Module, batch: Batch, values: Mapping[str, Tensor]) -> Float[Tensor, " m"]:
+        """What `of` gives.
+
+        Raises:
+            UserError: it is no number for each client, such as one mean for all of them.
+        """
+        found = self.of(model, batch, values)
+        if tuple(found.shape) != (batch.clients,):
+            raise UserError(
+                f"{type(self).__name__}.of gives a tensor of shape {tuple(found.shape)} for a batch of {batch.clients} "
+                f"clients: wanted {(batch.clients,)}, the mean loss of each, as batch.means(terms) gives it"
+            )
+        return found

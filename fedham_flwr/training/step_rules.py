@@ -13,7 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from fedham_flwr.core.errors import DivergedError
+from fedham_flwr.core.errors import DivergedError, UserError
 from fedham_flwr.core.parameters import Params, all_finite
 
 Slopes = Callable[[Params, int], Params]
@@ -70,6 +70,25 @@ class Descent(StepRule):
     def step(self, params: Params, own: Params, slopes: Slopes) -> Params:
         """The parameters less rate times their gradients."""
         return descended(params, slopes(params, 0), self._rate)
+
+
+def stepped(rule: StepRule, params: Params, own: Params, slopes: Slopes) -> Params:
+    """What a step of the rule gives; arguments as of `StepRule.step`.
+
+    Raises:
+        UserError: a parameter is missing, or has another shape.
+    """
+    shapes = {name: tuple(param.shape) for name, param in params.items()}
+    after = rule.step(params, own, slopes)
+    for name, shape in shapes.items():
+        found = tuple(after[name].shape) if name in after else None
+        if found != shape:
+            what = "nothing" if found is None else f"a tensor of shape {found}"
+            raise UserError(
+                f"{type(rule).__name__}.step gives {what} for the parameter {name}: wanted shape {shape}, since it "
+                "gives all parameters, of each client"
+            )
+    return after
 
 
 @contextlib.contextmanager

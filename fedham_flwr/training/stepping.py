@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.training import optim
 from fedham_flwr.training.local import LocalTraining
-from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.step_rules import StepRule, stepped
 
 GradientTerm = Callable[[str, Tensor, Tensor], None]
 """Called after each backward pass for each trained parameter: its name, value and gradient, to change in place."""
@@ -104,7 +104,7 @@ class Rules:
 
         with torch.no_grad():
             before = {name: param.detach().clone()[None] for name, param in self._named.items()}
-        self._write(self._rule.step(before, self._own, slopes))
+        self._write(stepped(self._rule, before, self._own, slopes))
         return losses[0]
 
     @torch.no_grad()

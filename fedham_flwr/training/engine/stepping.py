@@ -12,7 +12,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.training.engine.optim import StackedOptimizer
 from fedham_flwr.training.engine.requests import Fit, StackableTerm
 from fedham_flwr.training.local import LocalTraining
-from fedham_flwr.training.step_rules import StepRule
+from fedham_flwr.training.step_rules import StepRule, stepped
 from fedham_flwr.training.stepping import GradientTerm, show
 
 Found = tuple[Tensor, list[Tensor | None]]
@@ -76,7 +76,7 @@ class Ruled:
             }
 
         own = {name: tensor[:m] for name, tensor in self._own.items()}
-        after = self._rules[0].step({name: tensor.clone() for name, tensor in here.items()}, own, slopes)
+        after = stepped(self._rules[0], {name: tensor.clone() for name, tensor in here.items()}, own, slopes)
         for name, tensor in here.items():
             tensor.copy_(after[name])
         return means[0]
