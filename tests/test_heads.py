@@ -110,6 +110,43 @@ def test_a_network_without_a_linear_last_layer_is_a_sentence(model: nn.Module, s
         add_parts(model, manifest, HeadSettings("second", "my.setting=1"))
 
 
+class TwoTops(Declared):
+    """The mean of two last layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.body(x).relu()
+        made: Tensor = (self.top(seen) + self.second(seen)) / 2
+        return made
+
+    def layer_groups(self) -> tuple[LayerGroup, ...]:
+        return LayerGroup("second", ("second.weight", "second.bias")), *super().layer_groups()
+
+
+class Behind(Declared):
+    """Does something with the outputs of its last layer."""
+
+    def __init__(self, what: nn.Module) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.what(super().forward(x))
+        return made
+
+
+def test_a_network_that_makes_its_outputs_of_more_than_its_last_layer_is_a_sentence() -> None:
+    batches, settings = [torch.zeros(2, 4)], HeadSettings(asks='strategy="fedproto"')
+    for bad in (TwoTops(), Behind(nn.Softmax(-1))):
+        with pytest.raises(UserError, match=rf"and those of {type(bad).__name__} are not \(top is its last layer\)"):
+            add_parts(bad, manifest_of(bad, []), settings, batches)
+    for good in (Declared(), Behind(nn.LogSoftmax(-1)), Behind(nn.Tanh())):
+        add_parts(good, manifest_of(good, []), settings, batches)
+
+
 def test_what_a_method_needs_is_said_before_the_run(federate: Callable[..., Any]) -> None:
     with pytest.raises(UserError, match=r'^strategy="fedrod" needs a network whose last layer is linear, and that of'):
         federate(strategy="fedrod", model="torchvision:squeezenet1_0", dataset="digits", image_size=32)

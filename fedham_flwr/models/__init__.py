@@ -143,7 +143,8 @@ def build(
         if isinstance(model, Graftable):
             model.graft(settings.graft)
         if settings.head.kind or settings.head.asks:
-            add_parts(model, manifest_of(model, trial_batches(shape)), settings.head)
+            batches = trial_batches(shape)
+            add_parts(model, manifest_of(model, batches), settings.head, batches)
         if settings.adapters is not None:
             batches = trial_batches(shape)
             adapt(model, manifest_of(model, batches), settings.adapters, batches)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -144,18 +145,63 @@ PARTS = frozenset(name for kind in HEADS.values() for name in kind.parts.values(
 """Names of the layer groups that added parts make up."""
 
 
-def add_parts(model: nn.Module, manifest: Manifest, settings: HeadSettings) -> None:
+def check_alone(model: nn.Module, head: str, batches: Sequence[Tensor], asks: str) -> None:
+    """Refuse a network that makes its outputs of more than its head's: something in its place would do something else.
+
+    Args:
+        model: the network.
+        head: the head's name.
+        batches: of which the first that the network takes is tried.
+        asks: what needs the head, as a user knows it.
+
+    Raises:
+        UserError: a head that gives its outputs twice does not make the network give its own twice.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            tried = [_twice(model, head, batch) for batch in batches]
+    finally:
+        model.train(training)
+    if next((found for found in tried if found is not None), True) is False:
+        raise UserError(
+            f"{asks} needs a network whose outputs are its last layer's, or made of each of these alone, and those of "
+            f"{type(model).__name__} are not ({head} is its last layer): wanted another network, or another method"
+        )
+
+
+def _twice(model: nn.Module, head: str, batch: Tensor) -> bool | None:
+    """Whether it does, up to a number for each prediction; None of a batch that the network does not take."""
+    try:
+        outputs: Tensor = model(batch)
+    except Exception:  # whatever a user's module raises
+        return None
+    try:
+        both = through(model, head, batch, lambda last, seen: torch.cat([last(seen)] * 2, -1))
+    except Exception:  # a sum with outputs of another width, say
+        return False
+    if both.shape != (*outputs.shape[:-1], 2 * outputs.shape[-1]):
+        return False
+    apart = torch.stack(both.chunk(2, -1)) - outputs
+    # log-softmax leaves log 2 of each prediction, which changes no loss
+    return torch.allclose(apart, apart[..., :1].expand_as(apart), atol=1e-3, equal_nan=True)
+
+
+def add_parts(model: nn.Module, manifest: Manifest, settings: HeadSettings, batches: Sequence[Tensor] = ()) -> None:
     """Check that there is a head, and put one with parts in its place, after its own parameters are drawn.
 
     Args:
         model: the network, which is changed.
         manifest: the model's.
         settings: which parts; with none nothing is changed.
+        batches: what the network is tried with.
 
     Raises:
-        UserError: the last layer is none that is linear.
+        UserError: the last layer is none that is linear, or the outputs are not its.
     """
     name, head = head_name(manifest), head_of(model, manifest, settings.asks)
+    check_alone(model, name, batches, settings.asks)
     if not settings.kind:
         return
     if head is model:
