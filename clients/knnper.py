@@ -21,6 +21,12 @@ class KNNPerClient(RoundClient):
 
     own: KNNPerSettings
 
+    def start(self, received: Params) -> Params:
+        """The model that came; with a vote what predicts is the client's own, and no global model is scored."""
+        model = super().start(received)
+        self.recalled = self.own.tune_share or self.own.share > 0
+        return model
+
     def train(self, start: Params) -> Outcome:
         """R2 in rounds, and nothing between them: it would be forgotten; a novel client is asked to train."""
         if self.job.stage is MEET:

@@ -163,8 +163,8 @@ def test_its_model_is_fedavgs_bit_for_bit_and_without_a_share_so_are_its_scores(
         assert (one[:6], one.n) == (other[:6], other.n)
         assert one.value == (other.value if one.metric == "accuracy" else pytest.approx(other.value, rel=1e-4))
     hits = [
-        sum(r.value for r in run.rows if r[:1] + r[2:6] == (3, "test", "global", "before", "accuracy"))
-        for run in (idle, asked)
+        sum(r.value for r in run.rows if r[:1] + r[2:6] == (3, "test", whose, "before", "accuracy"))
+        for run, whose in ((idle, "global"), (asked, "personal"))  # what votes is no model of all
     ]
     assert hits[1] > hits[0] + 0.5  # of 4: with two classes to a client, neighbours help at once
 
@@ -208,6 +208,14 @@ def test_a_network_without_a_linear_last_layer_is_refused(federate: Federate) ->
     text = r'^strategy="knnper" needs a network whose last layer is linear, and that of Sequential is LayerNorm$'
     with pytest.raises(UserError, match=text):
         federate(model="test_knnper:crooked", **FEW)
+
+
+def test_a_share_that_nobody_can_choose_is_refused(federate: Federate) -> None:
+    text = (
+        r"^knnper.tune-share=true chooses a share on validation samples, .* with validation-fraction=0: wanted more, or"
+    )
+    with pytest.raises(UserError, match=text):
+        federate(validation_fraction=0.0, **FEW, **{"knnper.tune-share": True})
 
 
 def test_where_there_are_no_classes_it_is_refused(federate: Federate) -> None:
