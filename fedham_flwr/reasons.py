@@ -118,7 +118,38 @@ def _by_name(setting: str, *names: str) -> Reason:
     return reason
 
 
+def _unless(setting: str, off: float) -> Reason:
+    """Of a setting that is read unless another has this value."""
+    value = attrgetter(setting.replace("-", "_"))
+    return lambda facts: f"{setting} is {off:g}" if value(facts.settings) == off else ""
+
+
+def _of_models(facts: Facts) -> str:
+    chosen = facts.settings.strategy
+    return f"strategy is {chosen}, of which no client sends a model" if registry.method(chosen).own_networks else ""
+
+
+def _of_votes(facts: Facts) -> str:
+    return "" if facts.settings.section("knnper").tune_share else _unless("knnper.share", 0)(facts)
+
+
+OF_METHODS: Mapping[str, Reason] = {
+    "fedamp.sigma": _by_name("fedamp.variant", "amp"),
+    **dict.fromkeys(("fedamp.self-weight", "fedamp.sharpness"), _by_name("fedamp.variant", "heuristic")),
+    "fedamp.alpha-every": _unless("fedamp.alpha-decay", 1),
+    "fedas.align-rate": _unless("fedas.align-epochs", 0),
+    "fedas.most-share": _by_name("fedas.weights", "fisher"),
+    **dict.fromkeys(("fedselect.limit", "fedselect.every"), _unless("fedselect.growth", 0)),
+    **dict.fromkeys(("knnper.neighbours", "knnper.scale", "knnper.capacity"), _of_votes),
+    "perfedavg.delta": _by_name("perfedavg.variant", "hf"),
+    **dict.fromkeys(("pfedgraph.sign", "pfedgraph.reference"), _unless("pfedgraph.penalty", 0)),
+}
+"""Settings of methods that are read only with others of the same method."""
+
+
 REASONS: Mapping[str, Reason] = {
+    **OF_METHODS,
+    "clip-norm": _of_models,
     "partitioner": _dealt,
     "samples-per-client": _dealt,
     "alpha": _by_partitioner("dirichlet", own=True),
