@@ -75,7 +75,7 @@ def test_a_file_is_data_and_runs_no_code_unless_that_is_asked_for(
     path = write_model(tmp_path, "0", {}, written)
     sentence = (
         f'{path} names its network by the import path "sent_along:Net", which is code that would be run: wanted '
-        "trust_imports=True, if it is yours"
+        "trust_imports=True, if it is yours (on the command line --trust-imports)"
     )
     for opened in (lambda: load_model(path), lambda: Models(tmp_path)["0"]):
         with pytest.raises(UserError) as raised:

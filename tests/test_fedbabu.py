@@ -20,6 +20,7 @@ from fedham_flwr.federation.contract import HasPersonalStage, Task
 from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.models import build
 from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.resume.continuing import complete
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import parse
 from fedham_flwr.training.trainer import Trainer
@@ -110,6 +111,14 @@ def test_fine_tuning_that_starts_from_an_earlier_run_is_the_one_after_the_same_r
     assert [(r["round"], r["kind"]) for r in later.records] == [(1, "personal")]
     assert equal(later.state, whole.state, whole.state)
     assert all(equal(mine, theirs, theirs) for mine, theirs in zip(exported(later), exported(whole), strict=True))
+
+
+def test_a_run_that_has_had_its_fine_tuning_does_not_go_on(federate: Federate) -> None:
+    ended = federate(**FEW, num_server_rounds=1)
+    with pytest.raises(
+        UserError, match=r"^resume=.* has come to its end, and fedbabu has no rounds after its personal"
+    ):
+        complete(str(ended.path), {"num-server-rounds": 3})
 
 
 def test_a_whole_model_is_no_body_to_start_from(federate: Federate) -> None:

@@ -111,7 +111,7 @@ def load(path: str | Path, *, trust_imports: bool = False) -> nn.Module:
     if is_path(name) and not trust_imports:
         raise UserError(
             f'{path} names its network by the import path "{name}", which is code that would be run: wanted '
-            "trust_imports=True, if it is yours"
+            "trust_imports=True, if it is yours (on the command line --trust-imports)"
         )
     if not (is_path(name) or name in (*MODELS, HUB) or name.startswith(TORCHVISION)):
         raise UserError(f'{path} names the network "{name}", which there is not: wanted a file of a run')

@@ -83,12 +83,18 @@ def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
         given: settings by key, as in pyproject.toml.
 
     Raises:
-        UserError: the run to be continued is going on.
+        UserError: the run to be continued is going on, or has had its personal stage.
     """
     run = _absolute(path)
     config = read_settings(run)
     strategy = given.get("strategy", config.get("strategy"))
     if _is_start(strategy, config, run):
+        if "strategy" not in given:
+            raise UserError(
+                f"resume={path} has come to its end, and {strategy} has no rounds after its personal stage: wanted "
+                f'strategy="{strategy}" too, and the settings of a run of its own, to start that stage from what it '
+                "trained, or a run that was interrupted"
+            )
         config = {}
     elif config:
         check_free(run)
