@@ -11,7 +11,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params, all_finite
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import check_like
-from fedham_flwr.federation.classes import check_classes
+from fedham_flwr.federation.classes import check_classes, warn_of_few
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.extras import check_tensors
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -30,6 +30,7 @@ class FedGHStrategy(RoundStrategy):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         check_classes(setup, own_loss=False)
+        warn_of_few(setup, self.own.min_samples)
         self._header: Params = {part: setup.initial[name] for part, name in fedgh.header_names(self.manifest).items()}
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:

@@ -9,7 +9,7 @@ from fedham_flwr.algorithms import fedproto
 from fedham_flwr.algorithms.fedproto import FedProtoSettings
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.trees import check_like
-from fedham_flwr.federation.classes import check_classes
+from fedham_flwr.federation.classes import check_classes, warn_of_few
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.extras import check_tensors
 from fedham_flwr.federation.rounds import RoundStrategy
@@ -29,6 +29,7 @@ class FedProtoStrategy(RoundStrategy):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         check_classes(setup)
+        warn_of_few(setup, self.own.min_samples)
         self._size = self.manifest.shapes[f"{head_name(self.manifest)}.weight"]  # (k, d)
         self._means, self._known = torch.zeros(self._size), torch.zeros(self._size[0], dtype=torch.bool)
 

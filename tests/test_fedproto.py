@@ -262,8 +262,9 @@ def test_a_run_that_is_continued_is_the_same_run(federate: Callable[..., Any]) -
     assert again.summary["digest"] == whole.summary["digest"]
 
 
-def test_classes_with_few_samples_are_withheld(federate: Callable[..., Any]) -> None:
+def test_classes_with_few_samples_are_withheld(federate: Callable[..., Any], caplog: pytest.LogCaptureFixture) -> None:
     run = federate(**FEW, num_server_rounds=1, **{"fedproto.min-samples": 1000})
+    assert any("fedproto.min-samples=1000: the most that a client has of a class" in line for line in caplog.messages)
     assert not bool(run.state["known"].any())
     assert float(run.state["means"].abs().sum()) == 0
 

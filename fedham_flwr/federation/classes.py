@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation.contract import Setup
+
+log = logging.getLogger("fedham_flwr")
 
 
 def target_of(setup: Setup) -> str:
@@ -26,3 +30,20 @@ def check_classes(setup: Setup, own_loss: bool = True) -> None:
         raise UserError(f"{asks} is for classes, and the target is {target}: wanted another method")
     if own_loss:
         setup.settings.local_training(1).check_task_loss(asks)
+
+
+def warn_of_few(setup: Setup, least: int) -> None:
+    """Say before the first round that nobody will send the mean of a class, since nobody has so many samples of one.
+
+    Args:
+        setup: the run's.
+        least: `min-samples` of the method.
+    """
+    most = max((max(profile.labels, default=0) for profile in setup.roster.profiles.values()), default=least)
+    if most < least:
+        strategy = setup.settings.strategy
+        log.warning(
+            "%s.min-samples=%d: the most that a client has of a class are %d training samples, so that no class mean "
+            "is sent, and clients learn nothing of each other",
+            strategy, least, most,
+        )  # fmt: skip
