@@ -210,8 +210,8 @@ def _parts(run: Settings, network: str, shape: tuple[int, ...], classes: int) ->
     """Those of a network of a run; kept from message to message, since settings parsed again are the same object."""
     if _LAST and (_LAST[0].run is not run or _LAST[0].data != (shape, classes)):
         _LAST.clear()
-    if (known := next((parts for parts in _LAST if parts.settings.model == network), None)) is not None:
-        return known
+    if known := [has for has in _LAST if models.resolve(has.settings.model, shape) == models.resolve(network, shape)]:
+        return known[0]
     settings = run if network == run.model else run.model_copy(update={"model": network})
     method = registry.method(settings.strategy)
     trainer, engine = _trainer(

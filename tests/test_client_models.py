@@ -222,3 +222,6 @@ def test_an_app_keeps_what_it_has_built_for_each_network(federate: Federate, mon
     monkeypatch.setattr(client_app.models, "build", counted)
     federate(strategy="local", client_models=DEALT, **TWO, client_app=make_client_app)
     assert made.count("digits-cnn") == made.count("vit") == 2  # on the server, and where clients are
+    made.clear()
+    federate(strategy="local", client_models="digits-cnn, auto", **TWO, client_app=make_client_app)
+    assert made.count("digits-cnn") == len(made) == 2  # auto is the same one
