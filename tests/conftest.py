@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ hypothesis_settings.load_profile("steady")
 FAMILIES = ("local", "fedavg", "fedper", "ditto", "pfedla", "amn", "fedham", "fedtp", "fedtransfer")
 """A method of each kind: what holds for every method is tested of the others among the slow tests."""
 OF_EVERY_METHOD = {
-    "test_bounds", "test_bounds_rounds", "test_novel", "test_resume", "test_rounds", "test_shards", "test_split_guard",
-    "test_sequence_runs", "test_starts", "test_table_runs",
+    "test_bounds", "test_bounds_rounds", "test_cohort_runs", "test_novel", "test_resume", "test_rounds", "test_shards",
+    "test_split_guard", "test_sequence_runs", "test_starts", "test_state_dict", "test_table_runs",
 }  # fmt: skip
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -98,24 +99,25 @@ def workplace(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
 
 
+def small(results: Path, cache: Path, **given: Value) -> dict[str, Value]:
+    """Settings of a small run on digits, with what is given: small(..., strategy="local", **{"fedprox.mu": 0})."""
+    few: dict[str, Value] = {
+        "num-server-rounds": 2,
+        "batch-size": 32,
+        "results-dir": str(results),
+        "cache-dir": str(cache),
+        "device": "cpu",
+    }
+    chosen = {key.replace("_", "-"): value for key, value in given.items()}
+    if "model" not in chosen and "dataset" not in chosen:
+        few |= network_settings(str(chosen.get("strategy", "fedper")))
+    return few | chosen
+
+
 @pytest.fixture
 def settings(tmp_path: Path, cache_dir: Path) -> Callable[..., dict[str, Value]]:
     """Settings of a small run on digits, with what the test gives: settings(strategy="local", **{"fedprox.mu": 0})."""
-
-    def make(**given: Value) -> dict[str, Value]:
-        small: dict[str, Value] = {
-            "num-server-rounds": 2,
-            "batch-size": 32,
-            "results-dir": str(tmp_path / "results"),
-            "cache-dir": str(cache_dir),
-            "device": "cpu",
-        }
-        chosen = {key.replace("_", "-"): value for key, value in given.items()}
-        if "model" not in chosen and "dataset" not in chosen:
-            small |= network_settings(str(chosen.get("strategy", "fedper")))
-        return small | chosen
-
-    return make
+    return partial(small, tmp_path / "results", cache_dir)
 
 
 @pytest.fixture
@@ -156,6 +158,23 @@ class Outcome:
         return [json.loads(line) for line in (self.path / "rounds.jsonl").read_text().splitlines()]
 
 
+def conduct(
+    chosen: dict[str, Value],
+    clients: int = 4,
+    client_app: Callable[[dict[str, Value]], ClientApp] = make_client_app,
+    grid: Callable[[ClientApp, int], InProcessGrid] = InProcessGrid,
+) -> Outcome:
+    """Run a federation in this process."""
+    nodes = grid(client_app(chosen), clients)
+    before = set(Path(str(chosen["results-dir"])).glob("*/*"))
+    context = Context(run_id=nodes.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    with one_thread():
+        server_app.make_server_app(chosen)(nodes, context)
+    new = set(Path(str(chosen["results-dir"])).glob("*/*")) - before
+    (path,) = new or {Path(str(chosen["resume"]))}  # a run that is continued stays where it is
+    return Outcome(path, json.loads((path / "summary.json").read_text()), nodes)
+
+
 @pytest.fixture
 def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
     """Run a federation in this process: federate(clients=4, strategy="local", client_app=..., grid=InProcessGrid).
@@ -170,16 +189,36 @@ def federate(settings: Callable[..., dict[str, Value]], monkeypatch: pytest.Monk
         grid: Callable[[ClientApp, int], InProcessGrid] = InProcessGrid,
         **given: Value,
     ) -> Outcome:
-        chosen = settings(**given)
         if not pictures:
             leave_out_pictures(monkeypatch)
-        nodes = grid(client_app(chosen), clients)
-        before = set(Path(str(chosen["results-dir"])).glob("*/*"))
-        context = Context(run_id=nodes.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        with one_thread():
-            server_app.make_server_app(chosen)(nodes, context)
-        new = set(Path(str(chosen["results-dir"])).glob("*/*")) - before
-        (path,) = new or {Path(str(chosen["resume"]))}  # a run that is continued stays where it is
-        return Outcome(path, json.loads((path / "summary.json").read_text()), nodes)
+        return conduct(settings(**given), clients, client_app, grid)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def federated(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """What a run left, for tests that only read it: made once for all that ask with the same arguments.
+
+    federated(clients=4, strategy="local", client_app=..., grid=InProcessGrid), like `federate`, with nothing of the
+    program replaced: a test asks before it patches anything.
+    """
+    made: dict[object, Outcome] = {}
+
+    def run(
+        clients: int = 4,
+        pictures: bool = False,
+        client_app: Callable[[dict[str, Value]], ClientApp] = make_client_app,
+        grid: Callable[[ClientApp, int], InProcessGrid] = InProcessGrid,
+        **given: Value,
+    ) -> Outcome:
+        asked = (clients, pictures, client_app, grid, repr(sorted(given.items())))
+        if asked not in made:
+            with pytest.MonkeyPatch.context() as patch:
+                if not pictures:
+                    leave_out_pictures(patch)
+                chosen = small(tmp_path_factory.mktemp("federated"), cache_dir, **given)
+                made[asked] = conduct(chosen, clients, client_app, grid)
+        return made[asked]
 
     return run

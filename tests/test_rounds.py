@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from faults import break_app, impersonate, strip, tampered, with_examples, with_tensors
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, Message
 from flwr.clientapp import ClientApp
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from presets import (
@@ -90,25 +90,35 @@ class Shuffled(InProcessGrid):
         return replies
 
 
+@pytest.fixture
+def watched(federated: Federate) -> Federate:
+    """What the small run of a method left, with every message, reply and picture of it."""
+    return lambda strategy: federated(strategy=strategy, samples_per_client=64, grid=Shuffled, pictures=True)
+
+
 @every_method
-def test_a_run_improves_and_repeats_to_the_same_digest(federate: Federate, strategy: str) -> None:
-    longer = {"strategy": strategy, "num_server_rounds": 3, "samples_per_client": 0, **SEEN_TO_LEARN.get(strategy, {})}
-    first = federate(evaluate_every=1, **longer)
-    again = federate(evaluate_every=1, grid=Shuffled, **longer)
-    assert first.summary["digest"] == again.summary["digest"]
-    other = federate(seed=1, **longer)
-    assert first.summary["digest"] != other.summary["digest"]
+def test_a_run_improves(federate: Federate, strategy: str) -> None:
+    longer = {"num_server_rounds": 3, "samples_per_client": 0, **SEEN_TO_LEARN.get(strategy, {})}
+    run = federate(strategy=strategy, evaluate_every=1, **longer)
     accuracy = {
-        e["phase"]: e["mean"] for e in first.summary["final"] if (e["split"], e["metric"]) == ("test", "accuracy")
+        e["phase"]: e["mean"] for e in run.summary["final"] if (e["split"], e["metric"]) == ("test", "accuracy")
     }
-    start = [row.value for row in first.rows if row[0] == 1 and row[2:6] == ("test", row.model, "before", "accuracy")]
+    start = [row.value for row in run.rows if row[0] == 1 and row[2:6] == ("test", row.model, "before", "accuracy")]
     untrained = 0.1 if strategy in FIT_AT_ONCE else sum(start) / len(start)
     assert accuracy["after"] > untrained + 0.3
 
 
 @every_method
-def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: str) -> None:
-    run, shared = federate(strategy=strategy, grid=Shuffled), set(shared_names(strategy))
+def test_a_run_repeats_to_the_same_digest_and_is_another_with_another_seed(
+    federate: Federate, watched: Federate, strategy: str
+) -> None:
+    run, again, other = watched(strategy), federate(strategy=strategy), federate(strategy=strategy, seed=1)
+    assert run.summary["digest"] == again.summary["digest"] != other.summary["digest"]
+
+
+@every_method
+def test_personal_tensors_never_enter_a_message(watched: Federate, strategy: str) -> None:
+    run, shared = watched(strategy), set(shared_names(strategy))
     messages = [m for m in run.grid.sent + run.grid.replies if m.metadata.message_type != "query"]
     assert sum(not m.metadata.message_type.startswith("query") for m in messages) == 2 * (2 * 4 + 4)
     everything = set(manifest(strategy).names())
@@ -133,9 +143,9 @@ def test_personal_tensors_never_enter_a_message(federate: Federate, strategy: st
 
 @every_method
 def test_the_exported_model_is_the_one_that_was_scored(
-    federate: Federate, settings: Callable[..., dict[str, Value]], strategy: str
+    watched: Federate, settings: Callable[..., dict[str, Value]], strategy: str
 ) -> None:
-    run, chosen = federate(strategy=strategy), parse(settings(strategy=strategy))
+    run, chosen = watched(strategy), parse(settings(strategy=strategy))
     files = sorted((run.path / "model").glob("*.safetensors"))
     assert [file.stem for file in files] == ["0", "1", "2", "3"]
     for file in files:
@@ -150,8 +160,8 @@ def test_the_exported_model_is_the_one_that_was_scored(
 
 
 @every_method
-def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) -> None:
-    run = federate(strategy=strategy, pictures=True)
+def test_the_summary_says_what_the_run_was(watched: Federate, strategy: str) -> None:
+    run = watched(strategy)
     summary = run.summary
     what = {"strategy": strategy, "dataset": "digits", "model": network_settings(strategy)["model"], "seed": 0}
     assert summary.items() >= (what | {"num-clients": 4, "num-rounds": 2, "failures": 0}).items()
@@ -170,8 +180,8 @@ def test_the_summary_says_what_the_run_was(federate: Federate, strategy: str) ->
     ])  # fmt: skip
 
 
-def test_who_has_what_is_stored(federate: Federate) -> None:
-    clients = json.loads((federate(strategy="local").path / "clients.json").read_text())
+def test_who_has_what_is_stored(watched: Federate) -> None:
+    clients = json.loads((watched("local").path / "clients.json").read_text())
     assert [client["client"] for client in clients] == ["0", "1", "2", "3"]
     for client in clients:
         assert client["classes"] == 2
@@ -180,8 +190,8 @@ def test_who_has_what_is_stored(federate: Federate) -> None:
     assert sum(client[split] for client in clients for split in ("train", "validation", "test")) < 1797
 
 
-def test_two_clients_never_share_a_record(federate: Federate) -> None:
-    run = federate(strategy="fedavg", grid=Shuffled)
+def test_two_clients_never_share_a_record(watched: Federate) -> None:
+    run = watched("fedavg")
     contents = [id(m.content.array_records["tensors"]) for m in run.grid.sent if m.metadata.message_type == "train"]
     assert len(set(contents)) == len(contents) == 8
 
@@ -250,6 +260,13 @@ def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate
     assert run.summary["num-rounds"] == 2
 
 
+@pytest.fixture(scope="module")
+def absent(federated: Federate) -> Any:
+    """What a round left in which client 2 failed."""
+    killed = tampered(break_app, client=2)
+    return federated(strategy="fedavg", samples_per_client=64, num_server_rounds=1, client_app=killed)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -270,12 +287,11 @@ def test_a_client_killed_in_mid_round_is_one_failure_and_the_rest_go_on(federate
     ],
 )
 def test_a_bad_reply_is_refused_with_its_reason_and_nothing_of_it_is_merged(
-    federate: Federate, change: Callable[[Message, Message], None], error: str
+    federate: Federate, absent: Any, change: Callable[[Message, Message], None], error: str
 ) -> None:
     bad = federate(strategy="fedavg", num_server_rounds=1, client_app=tampered(change, client=2))
     (failure,) = bad.records[0]["failures"]
     assert (failure["client"], failure["error"]) == ("2", error)
-    absent = federate(strategy="fedavg", num_server_rounds=1, client_app=tampered(break_app, client=2))
     assert all(torch.equal(tensor, absent.state[name]) for name, tensor in bad.state.items())
 
 
@@ -321,48 +337,6 @@ def test_flowers_own_loop_drives_the_strategies_too(settings: Callable[..., dict
     trained = read_tensors(result.arrays)
     assert trained.keys() == initial.keys()
     assert not torch.equal(trained["fc1.weight"], initial["fc1.weight"])
-
-
-@every_method
-def test_half_a_run_and_the_rest_from_its_state_are_the_whole_run(
-    settings: Callable[..., dict[str, Value]], strategy: str
-) -> None:
-    """The server is made anew after round 2 and knows its state_dict only; the clients keep what they keep."""
-    chosen = settings(strategy=strategy)
-    states = []
-    for stops in ((4,), (2, 4)):
-        grid, first, state = InProcessGrid(make_client_app(chosen), 4), 1, None
-        for stop in stops:
-            server = server_half(chosen)
-            if state is not None:
-                server.load_state_dict({name: tensor.clone() for name, tensor in state.items()})
-            for number in range(first, stop + 1):
-                messages = server.configure_train(number, ArrayRecord(), ConfigRecord(), grid)
-                server.aggregate_train(number, grid.send_and_receive(messages))
-            first, state = stop + 1, server.state_dict()
-        states.append((state, [c.state for c in grid.contexts.values()]))
-    (whole, clients), (halves, again) = states
-    assert whole.keys() == halves.keys()
-    assert all(torch.equal(tensor, halves[name]) for name, tensor in whole.items())
-    for one, other in zip(clients, again, strict=True):
-        for name, record in one.array_records.items():
-            tensors = read_tensors(other.array_records[name])
-            assert all(torch.equal(tensor, tensors[key]) for key, tensor in read_tensors(record).items())
-
-
-@every_method
-def test_the_state_of_another_model_is_refused(settings: Callable[..., dict[str, Value]], strategy: str) -> None:
-    server = server_half(settings(strategy=strategy))
-    server.add_clients(("0", "1", "2"))
-    state = server.state_dict()
-    server.load_state_dict(dict(state))
-    with pytest.raises(ValueError, match="wanted"):
-        server.load_state_dict({**state, "x": torch.zeros(1)})
-    for name in state:
-        with pytest.raises(ValueError, match=r"wanted|missing"):
-            server.load_state_dict({**state, name: torch.zeros(3, 1, 7)})
-        with pytest.raises(ValueError, match="missing"):
-            server.load_state_dict({key: tensor for key, tensor in state.items() if key != name})
 
 
 def test_a_node_that_has_gone_is_named_with_flowers_reason(federate: Federate) -> None:
