@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import small
 from flwr.app import Context, Message, RecordDict
 from flwr.common.serde import context_from_proto, context_to_proto
 from safetensors.torch import load_file
@@ -25,38 +26,65 @@ from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods
 
 Settings = Callable[..., dict[str, Value]]
-VARIANTS = [
-    pytest.param({"strategy": "fedham", "fedham.transport": "mediated"}, id="fedham-mediated"),
-    pytest.param(
-        {"strategy": "fedham", "fedham.transport": "mediated", "fedham.candidates": 2}, id="fedham-candidates"
-    ),
-    pytest.param({"strategy": "amn", "amn.candidates": 2, "fraction-train": 0.5}, id="amn-candidates"),
-    pytest.param({"strategy": "pfedla", "pfedla.retained-layers": 1, "fraction-train": 0.5}, id="pfedla-retained"),
-    pytest.param({"strategy": "pfedla", "bank-memory": 0.0}, id="pfedla-on-disk"),
-    pytest.param(
-        {"strategy": "pfedla", "pfedla.head": "factorised", "pfedla.hypernetwork-momentum": 0.5, "novel-clients": 1},
-        id="pfedla-factorised-novel",
-    ),
-    pytest.param({"strategy": "fedtp", "fedtp.personal": "vanilla"}, id="fedtp-vanilla"),
-    pytest.param({"strategy": "fedtp", "server.optimizer": "momentum"}, id="fedtp-server-momentum"),
-    pytest.param(
-        {"strategy": "fedper", "server.aggregation": "median", "server.optimizer": "adam"}, id="fedper-median-adam"
-    ),
-    pytest.param({"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "novel-clients": 1}, id="fed_t_a-novel"),
-    pytest.param({"strategy": "fedper", "novel-clients": 1, "fraction-train": 0.5}, id="fedper-novel"),
-]
+Runs = Callable[..., Path]
+OF_CLIENTS: dict[str, dict[str, Value]] = {
+    "fedham-mediated": {"strategy": "fedham", "fedham.transport": "mediated"},
+    "fedham-candidates": {"strategy": "fedham", "fedham.transport": "mediated", "fedham.candidates": 2},
+    "fedtp-vanilla": {"strategy": "fedtp", "fedtp.personal": "vanilla"},
+    "fed_t_a-novel": {"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "novel-clients": 1},
+    "fedper-novel": {"strategy": "fedper", "novel-clients": 1, "fraction-train": 0.5},
+}
+"""Settings with which clients keep something else, or not all of them do."""
+OF_THE_SERVER: dict[str, dict[str, Value]] = {
+    "amn-candidates": {"strategy": "amn", "amn.candidates": 2, "fraction-train": 0.5},
+    "pfedla-retained": {"strategy": "pfedla", "pfedla.retained-layers": 1, "fraction-train": 0.5},
+    "pfedla-on-disk": {"strategy": "pfedla", "bank-memory": 0.0},
+    "pfedla-factorised-novel": {
+        "strategy": "pfedla", "pfedla.head": "factorised", "pfedla.hypernetwork-momentum": 0.5, "novel-clients": 1,
+    },
+    "fedtp-server-momentum": {"strategy": "fedtp", "server.optimizer": "momentum"},
+    "fedper-median-adam": {"strategy": "fedper", "server.aggregation": "median", "server.optimizer": "adam"},
+}  # fmt: skip
+"""Settings with which the server alone does, whatever runs its clients."""
 
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
 
+FEW: dict[str, Value] = {
+    "samples_per_client": 64, "num_server_rounds": 4, "checkpoint_every": 2, "evaluate_every": 2,
+}  # fmt: skip
+
+
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Five rounds of clients with 64 samples, and a checkpoint after every second."""
-    few: dict[str, Value] = {
-        "samples_per_client": 64, "num_server_rounds": 5, "checkpoint_every": 2, "evaluate_every": 2,
-    }  # fmt: skip
-    return lambda **given: settings(**{**few, **given})
+    """Four rounds of clients with 64 samples, and a checkpoint after every second."""
+    return lambda **given: settings(**{**FEW, **given})
+
+
+@pytest.fixture(scope="module")
+def ended(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """The directory of such a run with these arguments of `go`, made once for all that ask, who only read it."""
+    made: dict[object, Path] = {}
+
+    def run(at: tuple[str, str] = ("", ""), nodes: type[Interrupted] = Interrupted, **given: Value) -> Path:
+        asked = (at, nodes, repr(sorted(given.items())))
+        if asked not in made:
+            made[asked] = go(small(tmp_path_factory.mktemp("ended"), cache_dir, **{**FEW, **given}), at, nodes=nodes)
+        return made[asked]
+
+    return run
+
+
+@pytest.fixture
+def halved(ended: Runs, tmp_path: Path) -> Runs:
+    """The same of a run that was interrupted in round 4, as a copy that the test may change or continue."""
+
+    def copy(**given: Any) -> Path:
+        half = ended(at=("4", "train"), **given)
+        return shutil.copytree(half, tmp_path / "halved" / half.name)
+
+    return copy
 
 
 class Interrupted(InProcessGrid):
@@ -124,53 +152,57 @@ def assert_same_run(one: Path, other: Path) -> None:
             assert all(torch.equal(tensor, second[name][key]) for key, tensor in given.items()), name
 
 
-@pytest.mark.parametrize("nodes", [Interrupted, InterruptedCohort], ids=["in-process", "cohort"])
-@pytest.mark.parametrize("given", [*({"strategy": name} for name in methods()), *VARIANTS], ids=str)
+def cases() -> Iterable[Any]:
+    for name, nodes, more in (("in-process", Interrupted, OF_THE_SERVER), ("cohort", InterruptedCohort, {})):
+        what = {strategy: {"strategy": strategy} for strategy in methods()} | OF_CLIENTS | more
+        yield from (pytest.param(given, nodes, id=f"{key}-{name}") for key, given in what.items())
+
+
+@pytest.mark.parametrize(("given", "nodes"), list(cases()))
 def test_interrupted_in_mid_round_and_continued_equals_uninterrupted(
-    settings: Settings, given: Any, nodes: type[Interrupted]
+    settings: Settings, ended: Runs, halved: Runs, given: Any, nodes: type[Interrupted]
 ) -> None:
-    whole = go(settings(**given), nodes=nodes)
-    half = go(settings(**given), at=("4", "train"), nodes=nodes)
+    whole, half = ended(**given, nodes=nodes), halved(**given, nodes=nodes)
     assert checkpoints.newest(half)[0].round == 2
     assert_same_run(whole, go(settings(**given, resume=str(half)), nodes=nodes))
     assert json.loads((half / "summary.json").read_text())["resumed-from"] == [2]
 
 
-def test_a_run_may_be_interrupted_again_and_again(settings: Settings) -> None:
+def test_a_run_may_be_interrupted_again_and_again(settings: Settings, ended: Runs) -> None:
     chosen = settings(strategy="pfedla", checkpoint_every=1)
-    whole, half = go(chosen), go(chosen, at=("2", "train"))
-    for number in ("3", "4", "5"):
+    whole, half = ended(strategy="pfedla"), go(chosen, at=("2", "train"))
+    for number in ("3", "4"):
         go(chosen | {"resume": str(half)}, at=(number, "train"))
     assert_same_run(whole, go(chosen | {"resume": str(half)}))
-    assert json.loads((half / "summary.json").read_text())["resumed-from"] == [1, 2, 3, 4]
+    assert json.loads((half / "summary.json").read_text())["resumed-from"] == [1, 2, 3]
 
 
-def test_interrupted_in_the_closing_evaluation_only_that_is_done_again(settings: Settings) -> None:
-    whole, half = go(settings(strategy="fedper")), go(settings(strategy="fedper"), at=("6", "evaluate"))
-    assert checkpoints.newest(half)[0].round == 5
+def test_interrupted_in_the_closing_evaluation_only_that_is_done_again(settings: Settings, ended: Runs) -> None:
+    whole, half = ended(strategy="fedper"), go(settings(strategy="fedper"), at=("5", "evaluate"))
+    assert checkpoints.newest(half)[0].round == 4
     assert_same_run(whole, go(settings(strategy="fedper", resume=str(half))))
 
 
 def test_a_run_that_has_ended_goes_on_for_more_rounds(settings: Settings) -> None:
-    whole = go(settings(strategy="fedavg", num_server_rounds=7))
+    whole = go(settings(strategy="fedavg", num_server_rounds=6))
     short = go(settings(strategy="fedavg"))
-    with pytest.raises(UserError, match=r"has come to its end, after 5 rounds: wanted .* num-server-rounds above that"):
+    with pytest.raises(UserError, match=r"has come to its end, after 4 rounds: wanted .* num-server-rounds above that"):
         go(settings(strategy="fedavg", resume=str(short)))
-    assert_same_run(whole, go(settings(strategy="fedavg", num_server_rounds=7, resume=str(short))))
+    assert_same_run(whole, go(settings(strategy="fedavg", num_server_rounds=6, resume=str(short))))
 
 
-def test_what_was_done_after_the_checkpoint_is_not_forgotten(settings: Settings) -> None:
-    half = go(settings(strategy="fedper"), at=("4", "train"))
+def test_what_was_done_after_the_checkpoint_is_not_forgotten(settings: Settings, halved: Runs) -> None:
+    half = halved(strategy="fedper")
     before = lines(half)
     go(settings(strategy="fedper", resume=str(half)))
     undone = [json.loads(line)["round"] for line in (half / "undone.jsonl").read_text().splitlines()]
     assert undone == [line["round"] for line in before if line["round"] > 2] == [3]
 
 
-def test_two_checkpoints_are_kept_and_each_is_whole(settings: Settings) -> None:
-    run = go(settings(strategy="fedper", checkpoint_every=1))
+def test_two_checkpoints_are_kept_and_each_is_whole(ended: Runs) -> None:
+    run = ended(strategy="fedper", checkpoint_every=1)
     folders = sorted((run / "checkpoints").iterdir())
-    assert [folder.name for folder in folders] == ["round-00004", "round-00005"]
+    assert [folder.name for folder in folders] == ["round-00003", "round-00004"]
     for folder in folders:
         assert sorted(file.name for file in (folder / "clients").iterdir()) == [f"{i}.safetensors" for i in range(4)]
     one, other = (tensors(folder / "clients")["0.safetensors"] for folder in folders)
@@ -179,10 +211,10 @@ def test_two_checkpoints_are_kept_and_each_is_whole(settings: Settings) -> None:
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "missing", "meta", "client"])
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    settings: Settings, harm: str, caplog: pytest.LogCaptureFixture
+    settings: Settings, ended: Runs, halved: Runs, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    chosen = settings(strategy="fedper", checkpoint_every=1)
-    whole, half = go(chosen), go(chosen, at=("4", "train"))
+    chosen: dict[str, Value] = {"strategy": "fedper", "checkpoint_every": 1}
+    whole, half = ended(**chosen), halved(**chosen)
     newest = half / "checkpoints" / "round-00003"
     file = newest / {"meta": "checkpoint.json", "client": "clients/2.safetensors"}.get(harm, "server.safetensors")
     content = file.read_bytes()
@@ -193,7 +225,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         file.write_bytes(content[: len(content) // 2])
     assert checkpoints.newest(half)[0].round == 2
     assert "round-00003 is damaged" in caplog.text
-    assert_same_run(whole, go(chosen | {"resume": str(half)}))
+    assert_same_run(whole, go(settings(**chosen, resume=str(half))))
 
 
 def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(settings: Settings) -> None:
@@ -205,8 +237,8 @@ def test_without_a_whole_checkpoint_there_is_nothing_to_go_on_from(settings: Set
     assert not (none / "clients").exists()
 
 
-def test_a_half_written_checkpoint_is_never_read(settings: Settings) -> None:
-    half = go(settings(strategy="fedper"), at=("4", "train"))
+def test_a_half_written_checkpoint_is_never_read(halved: Runs) -> None:
+    half = halved(strategy="fedper")
     shutil.copytree(half / "checkpoints" / "round-00002", half / "checkpoints" / ".round-00004.partial")
     assert checkpoints.newest(half)[0].round == 2
 
@@ -220,7 +252,7 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
     monkeypatch.setattr(checkpoints, "sync", full)
     run = go(settings(strategy="fedper"))
     assert "the checkpoint of round 2 cannot be written (No space left on device)" in caplog.text
-    assert json.loads((run / "summary.json").read_text())["num-rounds"] == 5
+    assert json.loads((run / "summary.json").read_text())["num-rounds"] == 4
     assert list((run / "checkpoints").iterdir()) == []
 
 
@@ -232,16 +264,16 @@ def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run(
         ({"seed": 1, "momentum": 0.5}, r"momentum=0.9 \(now 0.5\), seed=0 \(now 1\)"),
     ],
 )
-def test_other_settings_are_refused_all_at_once(settings: Settings, given: Any, why: str) -> None:
-    half = go(settings(strategy="fedper"), at=("4", "train"))
+def test_other_settings_are_refused_all_at_once(settings: Settings, halved: Runs, given: Any, why: str) -> None:
+    half = halved(strategy="fedper")
     before = {file: file.read_bytes() for file in half.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=why):
         go(settings(**{"strategy": "fedper", "resume": str(half), **given}))
     assert {file: file.read_bytes() for file in half.rglob("*") if file.is_file()} == before
 
 
-def test_another_number_of_clients_is_refused_and_changes_nothing(settings: Settings) -> None:
-    half = go(settings(strategy="fedper"), at=("4", "train"))
+def test_another_number_of_clients_is_refused_and_changes_nothing(settings: Settings, halved: Runs) -> None:
+    half = halved(strategy="fedper")
     before = {file: file.read_bytes() for file in half.rglob("*") if file.is_file()}
     with pytest.raises(UserError, match=r"the run had 4 clients, and there are 3 now: .*--num-supernodes 4"):
         go(settings(strategy="fedper", resume=str(half)), clients=3)
@@ -262,8 +294,8 @@ def test_the_command_line_takes_the_settings_and_the_clients_of_the_run(settings
     assert resuming.complete(str(half), {"strategy": "fedtransfer"}) == {"strategy": "fedtransfer", "resume": str(half)}
 
 
-def test_the_file_that_a_run_leaves_continues_it(settings: Settings) -> None:
-    whole, half = go(settings(strategy="fedper")), go(settings(strategy="fedper"), at=("4", "train"))
+def test_the_file_that_a_run_leaves_continues_it(settings: Settings, ended: Runs) -> None:
+    whole, half = ended(strategy="fedper"), go(settings(strategy="fedper"), at=("4", "train"))
     import tomllib
 
     left = flat(tomllib.loads((half / "resume.toml").read_text()))
@@ -295,6 +327,6 @@ def test_the_privacy_budget_counts_what_was_sent_before_the_interruption(
     half = go(private, at=("4", "train"))
     go(private | {"resume": str(half)})
     budget = json.loads((half / "summary.json").read_text())["privacy"]
-    # rounds 1 to 3, the one on its way when it was interrupted, and 3 to 5
-    assert {client: spent["releases"] for client, spent in budget["clients"].items()} == dict.fromkeys("0123", 7)
-    assert "privacy: at most 7 releases of a client: epsilon " in capsys.readouterr().out
+    # rounds 1 to 3, the one on its way when it was interrupted, and 3 and 4
+    assert {client: spent["releases"] for client, spent in budget["clients"].items()} == dict.fromkeys("0123", 6)
+    assert "privacy: at most 6 releases of a client: epsilon " in capsys.readouterr().out
