@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,16 @@ def equal(one: Params, other: Params, names: Any = None) -> bool:
 
 def of(groups: tuple[str, ...], params: Params) -> list[str]:
     return [name for name in params if name.split(".")[0] in groups]
+
+
+@pytest.fixture
+def federate(federate: Federate) -> Federate:
+    return partial(federate, samples_per_client=64)
+
+
+@pytest.fixture
+def federated(federated: Federate) -> Federate:
+    return partial(federated, samples_per_client=64)
 
 
 # ---- which layers ----------------------------------------------------------------------------------------------------
@@ -124,17 +135,17 @@ def test_a_graft_point_that_is_not_there_is_refused_before_the_first_round(feder
 # ---- a federation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("attention", ["none", "cbam"])
-def test_the_rounds_are_fedavgs_bit_for_bit(federate: Federate, attention: str) -> None:
-    fedavg = federate(strategy="fedavg")
-    run = federate(strategy="fedtransfer", **{"fedtransfer.attention": attention})
+@pytest.mark.parametrize("given", [{}, CBAM], ids=["none", "cbam"])
+def test_the_rounds_are_fedavgs_bit_for_bit(federated: Federate, given: dict[str, Value]) -> None:
+    fedavg = federated(strategy="fedavg")
+    run = federated(strategy="fedtransfer", **given)
     assert equal(fedavg.state, run.state)
     before = {row for row in fedavg.rows if row.round <= 2 or row.phase == "before"}
     assert before == {row for row in run.rows if row.round <= 2 or row.phase == "before"}
 
 
-def test_the_personal_stage_is_one_exchange_and_sends_nothing_up(federate: Federate) -> None:
-    run = federate(strategy="fedtransfer", **CBAM)
+def test_the_personal_stage_is_one_exchange_and_sends_nothing_up(federated: Federate) -> None:
+    run = federated(strategy="fedtransfer", **CBAM)
     assert [(r["round"], r["kind"], len(r["cohort"])) for r in run.records] == [
         (1, "train", 4), (2, "train", 4), (3, "personal", 4),
     ]  # fmt: skip
@@ -142,8 +153,8 @@ def test_the_personal_stage_is_one_exchange_and_sends_nothing_up(federate: Feder
     assert run.records[-1]["bytes-down"] == 4 * 4 * 13_706
 
 
-def test_everyone_takes_part_in_it_whoever_trained_before(federate: Federate) -> None:
-    run = federate(strategy="fedtransfer", fraction_train=0.5)
+def test_everyone_takes_part_in_it_whoever_trained_before(federated: Federate) -> None:
+    run = federated(strategy="fedtransfer", fraction_train=0.5)
     assert {row.client for row in run.rows if row.round == 3} == {"0", "1", "2", "3"}
 
 
@@ -161,9 +172,9 @@ def test_everyone_takes_part_in_it_whoever_trained_before(federate: Federate) ->
     ],
 )
 def test_frozen_layers_are_the_global_ones_bit_for_bit_and_every_other_has_moved(
-    federate: Federate, given: dict[str, Value], trained: tuple[str, ...]
+    federated: Federate, given: dict[str, Value], trained: tuple[str, ...]
 ) -> None:
-    run = federate(strategy="fedtransfer", num_server_rounds=1, **given)
+    run = federated(strategy="fedtransfer", num_server_rounds=1, **given)
     shared = run.state
     for client in "0123":
         own = exported(run, client)
@@ -172,27 +183,27 @@ def test_frozen_layers_are_the_global_ones_bit_for_bit_and_every_other_has_moved
         assert {name.split(".")[0] for name in own} == {*LOW, *HIGH, *trained}
 
 
-def test_without_epochs_the_personal_model_is_fedavgs(federate: Federate) -> None:
+def test_without_epochs_the_personal_model_is_fedavgs(federated: Federate) -> None:
     for given in ({}, CBAM):
-        run = federate(strategy="fedtransfer", **{"fedtransfer.personal-epochs": 0}, **given)
+        run = federated(strategy="fedtransfer", **{"fedtransfer.personal-epochs": 0}, **given)
         assert all(equal(run.state, exported(run, client), run.state) for client in "0123")
         scores = {p: [r[6] for r in run.rows if r.round == 3 and r.phase == p] for p in ("before", "after")}
         assert scores["before"] == scores["after"]
 
 
-def test_a_published_block_changes_what_the_model_says_when_it_is_inserted(federate: Federate) -> None:
-    run = federate(
+def test_a_published_block_changes_what_the_model_says_when_it_is_inserted(federated: Federate) -> None:
+    run = federated(
         strategy="fedtransfer", **CBAM, **{"fedtransfer.personal-epochs": 0, "fedtransfer.insertion": "plain"}
     )
     loss = {p: [r.value for r in run.rows if r.round == 3 and r[4:6] == (p, "loss")] for p in ("before", "after")}
-    fedavg = federate(strategy="fedavg")
+    fedavg = federated(strategy="fedavg")
     assert loss["before"] == loss["after"]
     assert loss["before"] != [r.value for r in fedavg.rows if r.round == 3 and r[4:6] == ("before", "loss")]
 
 
-def test_with_its_block_held_at_the_identity_fed_t_a_is_fed_t(federate: Federate) -> None:
-    fed_t = federate(strategy="fedtransfer")
-    held = federate(strategy="fedtransfer", **CBAM, **{"fedtransfer.frozen": "conv1 conv2 cbam"})
+def test_with_its_block_held_at_the_identity_fed_t_a_is_fed_t(federated: Federate) -> None:
+    fed_t = federated(strategy="fedtransfer")
+    held = federated(strategy="fedtransfer", **CBAM, **{"fedtransfer.frozen": "conv1 conv2 cbam"})
     for client in "0123":
         own, other = exported(fed_t, client), exported(held, client)
         assert equal(own, other)
@@ -202,8 +213,8 @@ def test_with_its_block_held_at_the_identity_fed_t_a_is_fed_t(federate: Federate
     assert fed_t.rows == held.rows
 
 
-def test_the_whole_personal_model_stays_with_the_client(federate: Federate) -> None:
-    run = federate(strategy="fedtransfer", **CBAM)
+def test_the_whole_personal_model_stays_with_the_client(federated: Federate) -> None:
+    run = federated(strategy="fedtransfer", **CBAM)
     for context in run.grid.contexts.values():
         kept = tensors(context.state.array_records["personal"])
         own = exported(run, str(context.node_config["partition-id"]))
@@ -211,9 +222,9 @@ def test_the_whole_personal_model_stays_with_the_client(federate: Federate) -> N
         assert equal(kept, own)
 
 
-def test_the_personal_stage_has_a_learning_rate_of_its_own(federate: Federate) -> None:
+def test_the_personal_stage_has_a_learning_rate_of_its_own(federated: Federate) -> None:
     usual, same, other = (
-        federate(strategy="fedtransfer", num_server_rounds=1, **{"fedtransfer.learning-rate": rate})
+        federated(strategy="fedtransfer", num_server_rounds=1, **{"fedtransfer.learning-rate": rate})
         for rate in (0.0, 0.02, 0.001)
     )
     assert usual.summary["digest"] == same.summary["digest"]
@@ -259,9 +270,11 @@ def test_if_all_fail_the_global_model_is_there_to_start_from_again(federate: Fed
 # ---- a personal stage that starts from another run -------------------------------------------------------------------
 
 
-def test_a_stage_that_starts_from_fedavgs_results_is_the_one_after_the_same_rounds(federate: Federate) -> None:
-    fedavg = federate(strategy="fedavg")
-    whole = federate(strategy="fedtransfer", **CBAM)
+def test_a_stage_that_starts_from_fedavgs_results_is_the_one_after_the_same_rounds(
+    federate: Federate, federated: Federate
+) -> None:
+    fedavg = federated(strategy="fedavg")
+    whole = federated(strategy="fedtransfer", **CBAM)
     later = federate(strategy="fedtransfer", resume=str(fedavg.path), **CBAM)
     assert [(r["round"], r["kind"]) for r in later.records] == [(1, "personal")]
     assert later.summary["num-rounds"] == 0
@@ -270,16 +283,18 @@ def test_a_stage_that_starts_from_fedavgs_results_is_the_one_after_the_same_roun
     assert [row[1:] for row in later.rows] == [row[1:] for row in whole.rows if row.round == 3]
 
 
-def test_after_a_personalised_run_each_client_starts_from_the_model_that_it_had(federate: Federate) -> None:
-    fedper = federate(strategy="fedper")
+def test_after_a_personalised_run_each_client_starts_from_the_model_that_it_had(
+    federate: Federate, federated: Federate
+) -> None:
+    fedper = federated(strategy="fedper")
     run = federate(strategy="fedtransfer", resume=str(fedper.path), **{"fedtransfer.personal-epochs": 0})
     assert all(equal(exported(fedper, client), exported(run, client)) for client in "0123")
     assert {row.model for row in run.rows} == {"personal"}
     assert run.state.keys() == {f"{client}/{name}" for client in "0123" for name in exported(fedper, "0")}
 
 
-def test_one_clients_model_can_be_everybodys_start(federate: Federate) -> None:
-    fedper = federate(strategy="fedper")
+def test_one_clients_model_can_be_everybodys_start(federate: Federate, federated: Federate) -> None:
+    fedper = federated(strategy="fedper")
     start = fedper.path / "model" / "1.safetensors"
     run = federate(strategy="fedtransfer", resume=str(start), **{"fedtransfer.personal-epochs": 0})
     assert all(equal(exported(run, client), exported(fedper, "1")) for client in "0123")
@@ -289,11 +304,11 @@ def test_one_clients_model_can_be_everybodys_start(federate: Federate) -> None:
 def test_data_dealt_otherwise_than_for_the_start_are_warned_of(
     federate: Federate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fedavg = federate(strategy="fedavg", num_server_rounds=1)
+    fedavg, idle = federate(strategy="fedavg", num_server_rounds=1), {"fedtransfer.personal-epochs": 0}
     for start in (fedavg.path, fedavg.path / "server.safetensors", fedavg.path / "model" / "0.safetensors"):
-        federate(strategy="fedtransfer", resume=str(start))
+        federate(strategy="fedtransfer", resume=str(start), **idle)
         assert "dealt with" not in caplog.text
-        federate(strategy="fedtransfer", resume=str(start), seed=1, test_fraction=0.5)
+        federate(strategy="fedtransfer", resume=str(start), seed=1, test_fraction=0.5, **idle)
         assert "the start was trained on data dealt with test-fraction=0.25, seed=0, not as in this run" in caplog.text
         caplog.clear()
 
@@ -309,8 +324,8 @@ def test_the_state_of_a_stage_with_own_starts_is_loaded_again(federate: Federate
         server.load_state_dict(shared)
 
 
-def test_other_methods_start_from_nothing(federate: Federate) -> None:
-    other = federate(strategy="local")
+def test_other_methods_start_from_nothing(federate: Federate, federated: Federate) -> None:
+    other = federated(strategy="local")
     with pytest.raises(UserError, match=r'a run is continued with the settings .*: strategy="local" \(now "fedavg"\)'):
         federate(strategy="fedavg", resume=str(other.path))
 
