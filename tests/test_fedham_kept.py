@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ def server(clients: int = 4, **given: Value) -> Any:
     made = build_strategy(settings, DIGITS, initial, Task((1, 8, 8), 10))
     made.add_clients(names(clients))
     return made
+
+
+@pytest.fixture
+def federate(federate: Federate) -> Federate:
+    return partial(federate, samples_per_client=64)
 
 
 class Forgetting(InProcessGrid):

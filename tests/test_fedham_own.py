@@ -72,7 +72,7 @@ def trained_through(own: Params, hybrid: Params, beta: dict[str, float], data: A
 def test_b2_with_a_gate_of_zero_learns_nothing(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
     start = amn.initial
     monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), -1e4)})
-    run = federate(**TRANSPORTS[0], **{"fedham.base-objective": "own", "fedham.meta-steps": 0})
+    run = federate(**TRANSPORTS[0], samples_per_client=64, **{"fedham.base-objective": "own", "fedham.meta-steps": 0})
     rows = {(row.round, row.client): row.value for row in run.rows if row[2:6] == ("test", "personal", "after", "loss")}
     assert rows[1, "0"] == rows[2, "0"] == rows[3, "0"]
 
@@ -97,7 +97,8 @@ def test_meta_data_are_apart_from_training_data_unless_they_are_shared(
         return train(self, start)
 
     monkeypatch.setattr(FedHAMClient, "train", watched)
-    federate(**TRANSPORTS[0], num_server_rounds=3, **{"fedham.meta-data": kind, "fedham.meta-share": share})
+    given = {"fedham.meta-data": kind, "fedham.meta-share": share, "fedham.meta-steps": 1}
+    federate(**TRANSPORTS[0], num_server_rounds=3, samples_per_client=64, **given)
     assert len(parts) == 3 * 4
     for base, meta, all_ in parts.values():
         assert base | meta == all_
@@ -119,7 +120,7 @@ def test_with_shared_meta_data_and_no_penalty_the_gate_drifts_to_the_own_model(f
     own = {}
     for kind, rho in (("held-out", 0.0), ("shared", 0.0), ("shared", 0.05)):
         given = {"fedham.meta-data": kind, "fedham.uniform-penalty": rho, "fedham.meta-share": 0.3}
-        run = federate(clients=4, num_server_rounds=6, local_epochs=5, batch_size=10, **few, **TRANSPORTS[0], **given)
+        run = federate(clients=4, num_server_rounds=4, local_epochs=5, batch_size=10, **few, **TRANSPORTS[0], **given)
         own[kind, rho] = latest(read_weights(run.path)).weights.diagonal(dim1=0, dim2=2).mean()
     assert own["shared", 0.0] > own["held-out", 0.0] + 0.1
     assert own["shared", 0.0] > own["shared", 0.05] + 0.1

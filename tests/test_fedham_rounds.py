@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,11 @@ def key(transport: dict[str, Value], name: str, value: Value) -> dict[str, Value
     return {**transport, f"{transport['strategy']}.{name}": value}
 
 
+@pytest.fixture
+def federate(federate: Federate) -> Federate:
+    return partial(federate, samples_per_client=64)
+
+
 class Watching(InProcessGrid):
     """Keeps every message and reply."""
 
@@ -67,22 +73,22 @@ def unlearned(transport: dict[str, Value]) -> dict[str, Value]:
 
 @every_transport
 def test_2_with_gates_of_one_it_is_local_training_bit_for_bit(
-    federate: Federate, monkeypatch: pytest.MonkeyPatch, transport: dict[str, Value]
+    federate: Federate, federated: Federate, monkeypatch: pytest.MonkeyPatch, transport: dict[str, Value]
 ) -> None:
-    start = amn.initial
+    local, start = federated(strategy="local", samples_per_client=64), amn.initial
     monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
     shared = {"fedham.meta-data": "shared"} if transport["strategy"] == "fedham" else {}
-    assert scores(federate(**unlearned(transport), **shared)) == scores(federate(strategy="local"))
+    assert scores(federate(**unlearned(transport), **shared)) == scores(local)
 
 
 @every_transport
 def test_2_with_equal_weights_and_equal_shares_it_is_fedavg(
-    federate: Federate, equal_shares: dict[str, Value], transport: dict[str, Value]
+    federate: Federate, federated: Federate, equal_shares: dict[str, Value], transport: dict[str, Value]
 ) -> None:
     shared = {"fedham.meta-data": "shared"} if transport["strategy"] == "fedham" else {}
     mixed, average = (
         federate(**unlearned(transport), **equal_shares, **shared),
-        federate(strategy="fedavg", **equal_shares),
+        federated(strategy="fedavg", **equal_shares),
     )
     weights = latest(read_weights(mixed.path)).weights
     assert torch.allclose(weights, torch.full((4, L, 4), 0.25), atol=1e-6)
@@ -91,10 +97,11 @@ def test_2_with_equal_weights_and_equal_shares_it_is_fedavg(
         assert torch.allclose(mean, tensor, atol=1e-5), name
 
 
-@pytest.fixture
-def equal_shares(tmp_path: Path) -> dict[str, Value]:
-    """Four clients with as many digits each: 400 of them."""
-    return {"dataset": write_digits(tmp_path, clients=4, images=400, opposed=False)["dataset"], "partitioner": "iid"}
+@pytest.fixture(scope="module")
+def equal_shares(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Value]:
+    """Four clients with as many digits each: 240 of them."""
+    data = write_digits(tmp_path_factory.mktemp("equal"), clients=4, images=240, opposed=False)
+    return {"dataset": data["dataset"], "partitioner": "iid", "samples_per_client": 0}
 
 
 def bank_tensor(run: Any, client: int, name: str) -> Tensor:
@@ -206,7 +213,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_bytes_of_peers_are_those_of_the_formula(federate: Federate) -> None:
     """Down M P, up P and the row; M is all others, or as many as the setting says."""
     for peers, sent in ((0, 5), (2, 2)):
-        run = federate(clients=6, **TRANSPORTS[0], **{"fedham.peers": peers})
+        run = federate(clients=6, **TRANSPORTS[0], **{"fedham.peers": peers, "fedham.meta-steps": 1})
         for record in run.records:
             trained_ = P if record["kind"] == "train" else 0
             assert record["bytes-down"] == 6 * 4 * sent * P
@@ -262,7 +269,9 @@ def test_9_clients_attend_to_those_whose_labels_mean_the_same(
 ) -> None:
     """Six clients, the second half with opposite labels: 2 of 5 peers are alike, so 0.4 would be no preference."""
     data = write_digits(tmp_path, clients=6, images=1200, opposed=True)
-    run = federate(clients=6, **transport, **data, seed=seed, num_server_rounds=10, batch_size=10)
+    rounds = 10 if transport is TRANSPORTS[0] else 4
+    given = {"num_server_rounds": rounds, "batch_size": 10, "samples_per_client": 0}
+    run = federate(clients=6, **transport, **data, **given, seed=seed)
     weights = latest(read_weights(run.path)).weights.mean(1)
     alike = torch.arange(6)[:, None] // 3 == torch.arange(6) // 3
     own = weights.diagonal()

@@ -47,6 +47,9 @@ FEW: dict[str, Value] = {"samples_per_client": 64}
 ALONE: dict[str, Value] = {"min_clients": 1, "partitioner": "iid", "samples_per_client": 150}
 
 
+KILLED = tampered(break_app, client=2)
+
+
 class Watching(InProcessGrid):
     """Keeps, of every message: kind, round, client, the tensors sent each way, and what the client remembers then."""
 
@@ -274,9 +277,11 @@ def test_a_cohort_of_one_works(federate: Federate) -> None:
 
 
 @pytest.mark.parametrize("name", [W[1], "head.bias"])
-def test_what_is_not_finite_is_refused_and_nothing_of_it_is_merged(federate: Federate, name: str) -> None:
+def test_what_is_not_finite_is_refused_and_nothing_of_it_is_merged(
+    federate: Federate, federated: Federate, name: str
+) -> None:
     once = {"strategy": "fedtp", "num_server_rounds": 1, **FEW, **SMALL}
-    absent = federate(client_app=tampered(break_app, client=2), **once)
+    absent = federated(client_app=KILLED, **once)
     for bad in (float("nan"), float("inf")):
         change = with_tensors(lambda tensors, bad=bad: tensors[name].fill_(bad))
         run = federate(client_app=tampered(change, client=2), **once)

@@ -67,10 +67,13 @@ def within(figure: Figure, texts: Sequence[Text]) -> bool:
 
 @pytest.mark.parametrize(
     ("clients", "groups", "names"),
-    [(1, 1, ""), (1, 12, ""), (2, 1, ""), (8, 12, ""), (10, 7, ""), (20, 5, "site $ of "), (100, 4, ""), (500, 5, "")],
+    [(1, 1, ""), (1, 12, ""), (2, 1, ""), (8, 12, ""), (10, 7, ""), (100, 4, "site $ of ")],
 )
 def test_heat_maps_of_any_federation_have_a_sane_size(tmp_path: Path, clients: int, groups: int, names: str) -> None:
-    path = heat_maps(make(clients, groups, names=names), tmp_path / "maps.png", "pfedla", "digits")
+    assert_sane(heat_maps(make(clients, groups, names=names), tmp_path / "maps.png", "pfedla", "digits"))
+
+
+def assert_sane(path: Path) -> None:
     height, width, _ = pixels(path).shape
     assert 400 <= width <= 2500
     assert 250 <= height <= 2500
@@ -82,14 +85,17 @@ def test_a_part_of_the_clients_can_be_drawn(tmp_path: Path) -> None:
     assert heat_maps(part, tmp_path / "maps.png").stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("named", ["", "hospital$ward-north-"])
-@pytest.mark.parametrize(("rows", "peers"), [(1, 1), (20, 20), (41, 41), (30, 100), (500, 500)])
+@pytest.mark.parametrize(
+    ("rows", "peers", "named"),
+    [(20, 20, ""), (30, 100, ""), (500, 500, "")]
+    + [(rows, peers, "hospital$ward-north-") for rows, peers in ((1, 1), (20, 20), (41, 41), (30, 100), (500, 500))],
+)
 def test_no_two_names_touch_and_all_are_on_the_picture(
     tmp_path: Path, drawn: list[Figure], rows: int, peers: int, named: str
 ) -> None:
     whole = make(peers, 5, names=named)
     part = MixingWeights(whole.clients[:rows], whole.groups, whole.peers, whole.weights[:rows])
-    heat_maps(part, tmp_path / "maps.png", "heurpfedla", "folder/" * 12)
+    assert_sane(heat_maps(part, tmp_path / "maps.png", "heurpfedla", "folder/" * 12))
     (figure,) = drawn
     texts = [figure._suptitle]
     for axes in figure.axes[:5]:

@@ -165,7 +165,7 @@ def sharded(federate: Callable[..., Outcome], grid: Any = Here, **given: Any) ->
 
 @pytest.mark.parametrize("strategy", methods())
 def test_two_shards_are_one_cohort_to_rounding(federate: Callable[..., Outcome], strategy: str) -> None:
-    given = {"strategy": strategy, "clients": 5, "evaluate_every": 1, **network_settings(strategy)}
+    given = {"strategy": strategy, "clients": 3, "evaluate_every": 1, **network_settings(strategy)}
     whole, parts = federate(grid=CohortGrid, **FEW, **given), sharded(federate, **given)
     assert parts.summary["engine"]["workers"] == 2
     assert [row[:6] for row in parts.rows] == [row[:6] for row in whole.rows]
