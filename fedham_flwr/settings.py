@@ -50,7 +50,7 @@ def _parse(items: tuple[tuple[str, Value], ...], _types: tuple[type, ...], _meth
     raw = dict(items)
     sections, faults = sections_of(raw, [name.replace("_", "-") for name in Settings.model_fields])
     model = _with_sections(tuple(sections.items()))
-    known = flatten(model())
+    known = _known(model)
     faults += [_unknown(key, value, list(known), raw) for key, value in items if key not in known]
     good = {key: value for key, value in items if key in known}
     faults += [
@@ -92,7 +92,8 @@ def flatten(settings: Settings) -> dict[str, Value]:
         value = getattr(settings, name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             section = name.replace("_", "-")
-            flat |= {f"{section}.{key.replace('_', '-')}": v for key, v in dataclasses.asdict(value).items()}
+            names = (field.name for field in dataclasses.fields(value))
+            flat |= {f"{section}.{each.replace('_', '-')}": getattr(value, each) for each in names}
         else:
             flat[name.replace("_", "-")] = value
     return flat
@@ -113,6 +114,12 @@ def _with_sections(sections: tuple[tuple[str, type], ...]) -> type[Settings]:
     """The model of all settings of a run with these sections."""
     fields: dict[str, Any] = {name.replace("-", "_"): (given, given()) for name, given in sections}
     return create_model("Settings", __base__=Settings, **fields)
+
+
+@lru_cache(maxsize=16)
+def _known(model: type[Settings]) -> Mapping[str, Value]:
+    """The keys that the settings of a run with this model can have, with their defaults."""
+    return flatten(model())
 
 
 def methods() -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,14 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible, raise_if_seen, seen
 from fedham_flwr.ends import explained
 from fedham_flwr.runners.in_process import InProcessGrid
+
+
+@pytest.fixture(autouse=True)
+def _pythons_handler() -> Iterator[None]:
+    """As in a program that was started in the foreground: a shell has those in the background ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def press() -> None:

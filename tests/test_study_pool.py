@@ -212,7 +212,7 @@ def test_workers_and_turns_decide_nothing(tune: Tune, folders: Iterator[Path]) -
 def test_a_study_that_was_ended_at_any_moment_goes_on_to_the_same_end(folders: Iterator[Path]) -> None:
     whole, planned = next(folders), plan(tune=TUNE)
     study(whole, planned, Pretended(2, 7))
-    for first in range(1, 200, 23):
+    for first in range(1, 200, 31):
         folder, began, seed = next(folders), list[RunSpec](), 0
         while True:
             seed += 1
