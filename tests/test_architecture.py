@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,8 @@ def unit(module: str) -> str:
     return rest.split(".")[0] if first == "fedham_flwr" and rest else first
 
 
-def imported(module: str) -> set[str]:
+@cache
+def imported(module: str) -> frozenset[str]:
     """Full names of the modules that a module imports, anywhere in it; those of this tree by their file."""
     names: set[str] = set()
     typing = [node for node in TREES[module].body if isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING"]
@@ -75,10 +77,10 @@ def imported(module: str) -> set[str]:
             inner = {f"{node.module}.{alias.name}" for alias in node.names} & TREES.keys()
             whole = not inner or any(f"{node.module}.{alias.name}" not in TREES for alias in node.names)
             names |= inner | ({node.module} if whole else set())
-    return names
+    return frozenset(names)
 
 
-def inside(module: str) -> set[str]:
+def inside(module: str) -> frozenset[str]:
     return imported(module) & TREES.keys()
 
 

@@ -30,19 +30,21 @@ def test_more_personal_layers_than_the_model_has_are_refused(federate: Callable[
         federate(strategy="fedper", **{"fedper.personal-layers": 5})
 
 
-def test_nothing_personal_is_fedavg_bit_for_bit(federate: Callable[..., Any]) -> None:
-    none, average = federate(strategy="fedper", **{"fedper.personal-layers": 0}), federate(strategy="fedavg")
+def test_nothing_personal_is_fedavg_bit_for_bit(federated: Callable[..., Any]) -> None:
+    none = federated(strategy="fedper", samples_per_client=64, **{"fedper.personal-layers": 0})
+    average = federated(strategy="fedavg", samples_per_client=64)
     assert none.summary["digest"] == average.summary["digest"]
 
 
-def test_everything_personal_is_local_training_bit_for_bit(federate: Callable[..., Any]) -> None:
-    everything, local = federate(strategy="fedper", **{"fedper.personal-layers": 4}), federate(strategy="local")
+def test_everything_personal_is_local_training_bit_for_bit(federated: Callable[..., Any]) -> None:
+    everything = federated(strategy="fedper", samples_per_client=64, **{"fedper.personal-layers": 4})
+    local = federated(strategy="local", samples_per_client=64)
     assert everything.summary["digest"] == local.summary["digest"]
     assert everything.summary["bytes"]["up"] == everything.summary["bytes"]["down"] == 0
 
 
-def test_heads_differ_and_the_base_does_not(federate: Callable[..., Any]) -> None:
-    run = federate(strategy="fedper")
+def test_heads_differ_and_the_base_does_not(federated: Callable[..., Any]) -> None:
+    run = federated(strategy="fedper", samples_per_client=64)
     assert set(run.state) == {f"{layer}.{kind}" for layer in ("conv1", "conv2", "fc1") for kind in ("weight", "bias")}
     heads = [tensors(c.state.array_records["personal"])["fc2.bias"] for c in run.grid.contexts.values()]
     assert len({tuple(head.tolist()) for head in heads}) == 4
@@ -50,8 +52,8 @@ def test_heads_differ_and_the_base_does_not(federate: Callable[..., Any]) -> Non
 
 def test_the_base_is_the_mean_of_bases_trained_with_their_own_heads(federate: Callable[..., Any]) -> None:
     """One client: its base is the mean, so base and head together are those of local training."""
-    run = federate(clients=1, strategy="fedper", min_clients=1)
-    local = federate(clients=1, strategy="local", min_clients=1)
+    run = federate(clients=1, strategy="fedper", min_clients=1, samples_per_client=64)
+    local = federate(clients=1, strategy="local", min_clients=1, samples_per_client=64)
     (own,) = (tensors(c.state.array_records["personal"]) for c in local.grid.contexts.values())
     assert all(torch.equal(tensor, own[name]) for name, tensor in run.state.items())
 

@@ -41,7 +41,7 @@ def test_a_round_is_two_trainings_written_out(federate: Callable[..., Any], sett
 
 
 def test_without_epochs_of_its_own_the_head_never_changes(federate: Callable[..., Any]) -> None:
-    run = federate(strategy="fedrep", **{"fedrep.head-epochs": 0})
+    run = federate(strategy="fedrep", samples_per_client=64, **{"fedrep.head-epochs": 0})
     initial = build("digits-cnn", (1, 8, 8), 10, 0).state_dict()
     for own in kept(run):
         assert own.keys() == set(HEAD)

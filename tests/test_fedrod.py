@@ -104,7 +104,7 @@ def test_a_round_is_the_training_written_out(federate: Callable[..., Any], setti
 
 
 def test_personal_heads_stay_and_are_part_of_the_exported_model(federate: Callable[..., Any]) -> None:
-    run = federate(strategy="fedrod", classes_per_client=3)
+    run = federate(strategy="fedrod", classes_per_client=3, samples_per_client=64)
     assert not [name for name in run.state if "personal" in name]
     heads = [own[PERSONAL[0]] for own in kept(run)]
     assert not torch.equal(heads[0], heads[1])

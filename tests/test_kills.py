@@ -57,12 +57,12 @@ def newest_run(chosen: dict[str, Value]) -> Path:
 def test_killed_at_random_moments_a_run_comes_to_the_same_end(
     settings: Settings, tmp_path: Path, bank_memory: float
 ) -> None:
-    few: dict[str, Value] = {"num_server_rounds": 12, "samples_per_client": 64, "checkpoint_every": 1}
+    few: dict[str, Value] = {"num_server_rounds": 8, "samples_per_client": 64, "checkpoint_every": 1}
     chosen = settings(strategy="pfedla", bank_memory=bank_memory, **few)
     whole = json.loads((federate(chosen) / "summary.json").read_text())
     chosen["results-dir"] = str(tmp_path / "killed")
     draw, given = random.Random(5), dict(chosen)
-    for target in (1, 2, 4, 6, 8):
+    for target in (1, 2, 4, 6):
         wait = draw.uniform(0.0, 0.06)  # a round takes about as long
 
         def kill(target: int = target, wait: float = wait) -> bool:
@@ -76,8 +76,8 @@ def test_killed_at_random_moments_a_run_comes_to_the_same_end(
         given["resume"] = str(newest_run(chosen))
     assert in_a_process(lambda: federate(given)) == 0
     left = json.loads((newest_run(chosen) / "summary.json").read_text())
-    assert (left["digest"], left["bytes"], left["num-rounds"]) == (whole["digest"], whole["bytes"], 12)
-    assert len(left["resumed-from"]) == 5
+    assert (left["digest"], left["bytes"], left["num-rounds"]) == (whole["digest"], whole["bytes"], 8)
+    assert len(left["resumed-from"]) == 4
 
 
 @pytest.mark.parametrize("changes", [True, False], ids=["new", "same"])

@@ -208,7 +208,7 @@ def test_a_resnet_with_group_normalisation_is_personalised(
     federate: Federate, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = federate(
-        strategy="fedper", model=RESNET, num_server_rounds=2, samples_per_client=16, clients=2,
+        strategy="fedper", model=RESNET, num_server_rounds=1, samples_per_client=8, clients=2,
         **{"torchvision.norm": "group"},
     )  # fmt: skip
     assert not {name for name in run.state if name.startswith("fc") or "running" in name}
