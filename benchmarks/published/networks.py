@@ -1,0 +1,110 @@
+"""The networks of the published settings that are not among the project's, from what their sources say of them.
+
+Images arrive in -1..1, rows as `sources.hospital` gives them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+
+def digits(x: Tensor) -> Tensor:
+    """-1..1 to the usual standardisation of MNIST, [b, 784]."""
+    return (((x + 1) / 2 - 0.1307) / 0.3081).flatten(1)
+
+
+class Pixelwise(nn.Module):
+    """pFedMe, convex: logistic regression on pixels standardised one by one over all 70,000 digits.
+
+    Args:
+        shape: of an image.
+        outputs: classes.
+        pixels: the file of means and standard deviations that prepare.py makes.
+    """
+
+    def __init__(self, shape: Any, outputs: int, pixels: str = "") -> None:
+        super().__init__()
+        self.linear = nn.Linear(784, outputs)
+        with np.load(pixels) as found:
+            self._mean, self._std = (torch.from_numpy(found[name]) for name in ("mean", "std"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [b, K]."""
+        return self.linear(((x.flatten(1) + 1) * 127.5 - self._mean) / (self._std + 0.001))
+
+
+class HiddenLayer(nn.Module):
+    """shaoxiongji/federated-learning: 784, 200 with dropout, 10."""
+
+    def __init__(self, shape: Any, outputs: int) -> None:
+        super().__init__()
+        self.hidden, self.dropout, self.output = nn.Linear(784, 200), nn.Dropout(), nn.Linear(200, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [b, K]."""
+        return self.output(relu(self.dropout(self.hidden(digits(x)))))
+
+
+class Probabilities(nn.Module):
+    """LG-FedAvg, MNIST: 784, 512, 256, 256, 128, 10; as there it gives probabilities, into the cross-entropy."""
+
+    def __init__(self, shape: Any, outputs: int) -> None:
+        super().__init__()
+        sizes = itertools.pairwise([784, 512, 256, 256, 128, outputs])
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Probabilities [b, K]."""
+        x = digits(x)
+        for layer in self.layers[:-1]:
+            x = relu(layer(x))
+        return self.layers[-1](x).softmax(1)
+
+
+class Convolutions(nn.Module):
+    """Two 5 x 5 convolutions of 6 and 16 channels, each with pooling, and layers of 120, `last` and K.
+
+    Args:
+        shape: of an image, [C, H, H].
+        outputs: K.
+        last: 0 leaves the layer before the last out.
+        imagenet: colours standardised by ImageNet's means and deviations.
+    """
+
+    def __init__(self, shape: Any, outputs: int, last: int = 100, imagenet: bool = False) -> None:
+        super().__init__()
+        side = ((shape[1] - 4) // 2 - 4) // 2
+        self.conv1, self.conv2 = nn.Conv2d(shape[0], 6, 5), nn.Conv2d(6, 16, 5)
+        sizes = [16 * side * side, 120, *([last] if last else []), outputs]
+        self.linear = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(sizes))
+        self._imagenet = imagenet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [b, K]."""
+        if self._imagenet:
+            mean, std = (x.new_tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+            x = ((x + 1) / 2 - mean) / std
+        x = max_pool2d(relu(self.conv1(x)), 2)
+        x = max_pool2d(relu(self.conv2(x)), 2).flatten(1)
+        for layer in self.linear[:-1]:
+            x = relu(layer(x))
+        return self.linear[-1](x)
+
+
+class OneOutput(nn.Module):
+    """FLamby, heart disease: logistic regression with one output z; the logits (0, z) are the same descent."""
+
+    def __init__(self, shape: Any, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [b, 2]."""
+        z = self.linear(x)
+        return torch.cat([torch.zeros_like(z), z], 1)

@@ -1,0 +1,92 @@
+"""Make the runs of a published setting, and print their figures beside the published ones.
+
+    python benchmarks/published/run.py heart-local --data data
+    python benchmarks/published/run.py --list
+
+Everything that decides is in NAME.toml: settings, seeds, split. `--data` is a folder with the data sets that it names:
+mnist and cifar10 as Parquet files, heart_disease with UCI's processed.*.data. The figures are written to
+outcomes/NAME.json; `python docs/make.py` takes them into docs/published.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]  # the project need not be installed
+
+from figures import OUTCOMES, compared, names, ours, points, read, table  # noqa: E402
+from sources import pixels  # noqa: E402
+
+from fedham_flwr import simulate  # noqa: E402
+from fedham_flwr.simulation import Run  # noqa: E402
+
+
+def placed(settings: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
+    """Settings with the folders of this machine for {data}, {made} and {here}; statistics of pixels are made.
+
+    Args:
+        settings: as in NAME.toml.
+        places: the folders.
+    """
+    for value in settings.values():
+        if str(value).startswith("{made}/") and not (target := Path(value.format(**places))).exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            pixels(places["data"] / "mnist", target)
+    return {key: value.format(**places) if isinstance(value, str) else value for key, value in settings.items()}
+
+
+def play(entry: Mapping[str, Any], seed: int, places: Mapping[str, Path], results: Path) -> Run:
+    """The run of a seed; after that which it begins with, if it begins with one.
+
+    Args:
+        entry: as read from NAME.toml.
+        seed: of all that is drawn.
+        places: as of `placed`.
+        results: the folder for runs.
+    """
+    settings = placed(entry["settings"], places) | {"seed": seed, "results-dir": str(results), "device": "cpu"}
+    usual: dict[str, Any] = {"clients": entry["clients"], "backend": "cohort", "verbose": False}
+    if "begin" in entry:
+        first = simulate(**usual, **settings | entry["begin"])
+        settings["resume"] = str(first.directory)
+    return simulate(**usual, **settings)
+
+
+def main() -> None:
+    """Run, print, keep."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="*", choices=[*names(), []], help="settings")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="the folder with the data sets")
+    parser.add_argument("--results", type=Path, default=Path("results/published"), help="the folder for runs")
+    parser.add_argument("--list", action="store_true", help="say which settings there are")
+    given = parser.parse_args()
+    if given.list or not given.name:
+        print("\n".join(f"{name:22} {read(name)['title']}" for name in names()))
+    places = {"data": given.data.resolve(), "made": (given.results / "made").resolve(), "here": HERE}
+    for name in given.name:
+        entry = read(name)
+        runs = [play(entry, seed, places, given.results) for seed in entry["seeds"]]
+        facts = [json.loads((run.directory / "environment.json").read_text(encoding="utf-8")) for run in runs]
+        found = {
+            "settings": entry["settings"],
+            "begin": entry.get("begin", {}),
+            "seeds": entry["seeds"],
+            "commit": sorted({fact["commit"] for fact in facts}),
+            "torch": sorted({fact["torch"] for fact in facts}),
+            "here": [[ours(run.rows, figure, after) for run in runs] for figure, after, _ in points(entry)],
+        }
+        OUTCOMES.mkdir(exist_ok=True)
+        (OUTCOMES / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        print(
+            f"\n{entry['title']}\n{table(['figure', 'after', 'published', 'here', 'distance'], compared(entry, found))}"
+        )
+
+
+if __name__ == "__main__":
+    main()
