@@ -3,7 +3,8 @@
 That is docs/settings.md, the tables of all methods in docs/bounds.md and docs/privacy.md, and in each page of a method
 its source, its card, its round, its settings, what a study searches and its deviations, between two markers; and
 wherever a page has `<!-- study NAME: TABLE ... -->`, the tables that the study NAME left, which
-`python docs/make.py keep FOLDER` takes from its folder.
+`python docs/make.py keep FOLDER` takes from its folder; and in docs/published.md the figures that
+`python benchmarks/published/run.py NAME` left.
 """
 
 from __future__ import annotations
@@ -241,6 +242,14 @@ def with_studies(page: Path, text: str) -> str:
     return STUDY.sub(lambda found: study_block(found[1], found[2].split(), page), text)
 
 
+def with_published(page: str) -> str:
+    """The page of published figures with what was kept of our runs."""
+    if (folder := str(ROOT / "benchmarks" / "published")) not in sys.path:
+        sys.path.append(folder)
+    figures = importlib.import_module("figures")
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n\n{figures.page()}\n\n{END}", page, flags=re.DOTALL)
+
+
 def pages() -> dict[Path, str]:
     """What each generated file should hold."""
     folder = ROOT / "docs" / "methods"
@@ -251,6 +260,8 @@ def pages() -> dict[Path, str]:
         file: with_methods(file.read_text()) for file in (ROOT / "docs" / "bounds.md", ROOT / "docs" / "privacy.md")
     }
     others = {ROOT / "docs" / "settings.md": settings_page(), readme: with_studies(readme, readme.read_text())}
+    published = ROOT / "docs" / "published.md"
+    others[published] = with_published(published.read_text())
     return {**others, **tables, **methods}
 
 
