@@ -1,4 +1,4 @@
-"""Published figures beside ours: their files, what is counted, and that what was kept is of the settings that stand there."""
+"""Published figures beside ours: their files, what is counted, and that outcomes are of the settings that stand there."""
 
 from __future__ import annotations
 
