@@ -1,4 +1,4 @@
-"""Published figures beside ours: their files, what is counted, and that outcomes are of the settings that stand there."""
+"""Published figures beside ours: their files, what is counted, and that outcomes are of the settings that stand."""
 
 from __future__ import annotations
 
