@@ -24,9 +24,7 @@ def read(name: str) -> dict[str, Any]:
 
 def names() -> list[str]:
     """All settings, in the order of their files' `order`."""
-    return sorted(
-        (file.stem for file in HERE.glob("*.toml") if "classes" not in file.stem), key=lambda n: read(n)["order"]
-    )
+    return sorted((file.stem for file in HERE.glob("*.toml")), key=lambda n: read(n)["order"])
 
 
 def points(entry: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], int, Any]]:

@@ -1,6 +1,6 @@
 """The networks of the published settings that are not among the project's, from what their sources say of them.
 
-Images arrive in -1..1, rows as `sources.hospital` gives them.
+Images arrive in -1..1, the rest as sources.py gives it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
@@ -19,24 +18,16 @@ def digits(x: Tensor) -> Tensor:
     return (((x + 1) / 2 - 0.1307) / 0.3081).flatten(1)
 
 
-class Pixelwise(nn.Module):
-    """pFedMe, convex: logistic regression on pixels standardised one by one over all 70,000 digits.
+class Logistic(nn.Module):
+    """pFedMe, convex: logistic regression, on what `sources.twodigits` gives."""
 
-    Args:
-        shape: of an image.
-        outputs: classes.
-        pixels: the file of means and standard deviations that prepare.py makes.
-    """
-
-    def __init__(self, shape: Any, outputs: int, pixels: str = "") -> None:
+    def __init__(self, shape: Any, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(784, outputs)
-        with np.load(pixels) as found:
-            self._mean, self._std = (torch.from_numpy(found[name]) for name in ("mean", "std"))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [b, K]."""
-        return self.linear(((x.flatten(1) + 1) * 127.5 - self._mean) / (self._std + 0.001))
+        return self.linear(x)
 
 
 class HiddenLayer(nn.Module):

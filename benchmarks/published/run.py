@@ -21,36 +21,23 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[1]), str(HERE)]  # the project need not be installed
 
 from figures import OUTCOMES, compared, names, ours, points, read, table  # noqa: E402
-from sources import pixels  # noqa: E402
 
 from fedham_flwr import simulate  # noqa: E402
 from fedham_flwr.simulation import Run  # noqa: E402
 
 
-def placed(settings: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
-    """Settings with the folders of this machine for {data}, {made} and {here}; statistics of pixels are made.
-
-    Args:
-        settings: as in NAME.toml.
-        places: the folders.
-    """
-    for value in settings.values():
-        if str(value).startswith("{made}/") and not (target := Path(value.format(**places))).exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            pixels(places["data"] / "mnist", target)
-    return {key: value.format(**places) if isinstance(value, str) else value for key, value in settings.items()}
-
-
-def play(entry: Mapping[str, Any], seed: int, places: Mapping[str, Path], results: Path) -> Run:
+def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
     """The run of a seed; after that which it begins with, if it begins with one.
 
     Args:
         entry: as read from NAME.toml.
         seed: of all that is drawn.
-        places: as of `placed`.
+        data: the folder that {data} stands for.
         results: the folder for runs.
     """
-    settings = placed(entry["settings"], places) | {"seed": seed, "results-dir": str(results), "device": "cpu"}
+    settings = {
+        key: value.format(data=data) if isinstance(value, str) else value for key, value in entry["settings"].items()
+    } | {"seed": seed, "results-dir": str(results), "device": "cpu"}
     usual: dict[str, Any] = {"clients": entry["clients"], "backend": "cohort", "verbose": False}
     if "begin" in entry:
         first = simulate(**usual, **settings | entry["begin"])
@@ -68,10 +55,9 @@ def main() -> None:
     given = parser.parse_args()
     if given.list or not given.name:
         print("\n".join(f"{name:22} {read(name)['title']}" for name in names()))
-    places = {"data": given.data.resolve(), "made": (given.results / "made").resolve(), "here": HERE}
     for name in given.name:
         entry = read(name)
-        runs = [play(entry, seed, places, given.results) for seed in entry["seeds"]]
+        runs = [play(entry, seed, given.data.resolve(), given.results) for seed in entry["seeds"]]
         facts = [json.loads((run.directory / "environment.json").read_text(encoding="utf-8")) for run in runs]
         found = {
             "settings": entry["settings"],

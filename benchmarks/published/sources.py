@@ -1,8 +1,10 @@
-"""What is made of the data sets: the rows of heart disease as FLamby has them, the statistics of MNIST's pixels."""
+"""Data as the programs have them that the figures are of: the same rows, the same split, the same scaling."""
 
 from __future__ import annotations
 
 import io
+import random
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
 CHEST_PAIN, ELECTROCARDIOGRAM, DISEASE = 2, 6, 13
+NINE = 4
+"""The number of the first nine in OpenML's order of MNIST, and the only one below 10."""
 LEFT_OUT = [10, 11, 12]
 """Columns of UCI's processed.*.data: slope, vessels and thal have too many gaps."""
 
@@ -40,17 +44,70 @@ def hospital(client: int, folder: str = "") -> dict[str, Any]:
     return {"train": (x[train], y[train]), "test": (x[test], y[test]), "classes": ["healthy", "sick"]}
 
 
-def pixels(folder: Path, target: Path) -> None:
-    """Write mean and standard deviation of each pixel of MNIST over all 70,000 digits, in 0..255.
+@lru_cache(maxsize=1)
+def mnist(folder: str) -> tuple[Any, Any]:
+    """All 70,000 digits in their order, float32 [n, 784], each pixel standardised over all of them; and int64 [n].
 
     Args:
-        folder: with MNIST as Parquet files.
-        target: the file.
+        folder: with MNIST as Parquet files, those for training and those for testing.
     """
     from PIL import Image
     from pyarrow import parquet
 
-    files = sorted(folder.glob("**/*.parquet"))
-    images = [image["bytes"] for file in files for image in parquet.read_table(file)["image"].to_pylist()]
+    files = sorted(Path(folder).glob("**/*.parquet"), key=lambda file: ("train" not in file.name, file.name))
+    tables = [parquet.read_table(file) for file in files]
+    images = [image["bytes"] for table in tables for image in table["image"].to_pylist()]
     values = np.stack([np.asarray(Image.open(io.BytesIO(image)), np.float32).ravel() for image in images])
-    np.savez(target, mean=values.mean(0), std=values.std(0))
+    return (values - values.mean(0)) / (values.std(0) + 0.001), np.concatenate([table["label"] for table in tables])
+
+
+def dealt(labels: Any) -> list[tuple[list[int], list[int]]]:
+    """The digits of each of pFedMe's twenty clients, by their numbers, and the labels that they have there.
+
+    The generator that stood beside the published results deals each digit in four parts. It means to go on where the
+    client before has ended, but what it counts with is an array of truth values: every part begins with the first or
+    the second image of its digit, so that clients share images, and what is left out shifts the labels by one.
+
+    Args:
+        labels: of all digits, in the order of the data set.
+    """
+    draw = np.random.RandomState(1)  # the authors' stream
+    of = [np.flatnonzero(labels == digit) for digit in range(10)]
+    parts = []
+    for total in map(len, of):
+        left, sizes = total, []
+        for _ in range(3):
+            sizes.append(draw.randint(left // 5, left // 2))
+            left -= sizes[-1]
+        parts.append([*sizes, left])
+    ordered = iter([sizes[part] for part in range(4) for sizes in parts])
+    begun = [digit == NINE for digit in range(10)]
+    clients = []
+    for user in range(20):
+        numbers: list[int] = []
+        targets: list[int] = []
+        for digit in (user % 10, (user + 1) % 10):
+            size = next(ordered)
+            numbers += of[digit][int(begun[digit]) : size].tolist()
+            targets += [digit] * size
+            begun[digit] = True
+        clients.append((numbers, targets[: len(numbers)]))
+    return clients
+
+
+def twodigits(client: int, folder: str = "") -> dict[str, Any]:
+    """A client's images as in pFedMe's published results, of which 75 % are for training.
+
+    Args:
+        client: its number, of 20.
+        folder: with MNIST as Parquet files.
+    """
+    images, labels = mnist(folder)
+    shuffle = random.Random(1)
+    for numbers, targets in dealt(labels)[: client + 1]:  # noqa: B007
+        order = list(range(len(numbers)))
+        shuffle.shuffle(order)
+    x, y = images[np.array(numbers)[order]], np.array(targets)[order]
+    train = int(0.75 * len(y))
+    named = [str(digit) for digit in range(10)]
+    return {"train": (x[:train], y[:train]), "test": (x[train:], y[train:]), "classes": named}
