@@ -100,6 +100,21 @@ def test_a_hospitals_rows_are_complete_coded_and_standardised_by_those_for_train
     assert np.ptp(x, axis=0)[[1, 3]].tolist() == [0, np.ptp(x, axis=0)[3]]  # a constant column is 0
 
 
+def test_pfedmes_clients_have_as_many_images_as_the_published_means_are_of() -> None:
+    counts = [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]  # of MNIST's digits
+    labels = np.repeat(np.arange(10), counts)
+    clients = module("sources").dealt(labels)
+    sizes = [len(numbers) for numbers, _ in clients]
+    training = [int(0.75 * size) for size in sizes]
+    # A mean of ten runs is a whole number of tenths of images: of 17,499 for testing and 52,470 for training.
+    assert (sum(sizes) - sum(training), sum(training)) == (17_499, 52_470)
+    assert len(set(np.concatenate([numbers for numbers, _ in clients]))) < sum(sizes) / 2  # clients share images
+    for number, (numbers, targets) in enumerate(clients):
+        assert set(targets) == {number % 10, (number + 1) % 10}
+        assert len(targets) == len(numbers)
+        assert (labels[numbers] != targets).sum() <= 1
+
+
 def test_networks_have_the_parameters_of_their_sources() -> None:
     networks = module("networks")
     digit, picture = torch.zeros(2, 1, 28, 28), torch.zeros(2, 3, 32, 32)
