@@ -80,7 +80,7 @@ def compared(entry: Mapping[str, Any], found: Mapping[str, Any]) -> list[list[st
     for (figure, after, published), here in zip(points(entry), found["here"], strict=True):
         digits = 1 if figure.get("metric", "accuracy") == "accuracy" else 3
         theirs = published if isinstance(published, list) else [published]
-        apart = statistics.fmean(here) - statistics.fmean(theirs)
+        apart = round(statistics.fmean(here) - statistics.fmean(theirs), digits) + 0.0  # no -0.0
         given = spread(published, digits) + (f" ± {figure['std']}" if "std" in figure else "")
         lines.append([figure["what"], str(after), given, spread(here, digits), f"{apart:+.{digits}f}"])
     return lines
@@ -128,4 +128,6 @@ def section(name: str) -> str:
 
 def page() -> str:
     """All that docs/published.md says in numbers."""
-    return "\n\n".join([summary(), *filter(None, map(section, names()))])
+    waiting = [f"[`{name}`](../benchmarks/published/{name}.toml)" for name in names() if outcome(name) is None]
+    rest = [f"There, and not run yet: {', '.join(waiting)}."] if waiting else []
+    return "\n\n".join([summary(), *filter(None, map(section, names())), *rest])

@@ -63,8 +63,7 @@ def main() -> None:
             "settings": entry["settings"],
             "begin": entry.get("begin", {}),
             "seeds": entry["seeds"],
-            "commit": sorted({fact["commit"] for fact in facts}),
-            "torch": sorted({fact["torch"] for fact in facts}),
+            "versions": {name: facts[0][name] for name in ("fedham-flwr", "torch", "flwr")},
             "here": [[ours(run.rows, figure, after) for run in runs] for figure, after, _ in points(entry)],
         }
         OUTCOMES.mkdir(exist_ok=True)
