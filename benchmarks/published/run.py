@@ -63,7 +63,7 @@ def main() -> None:
             "settings": entry["settings"],
             "begin": entry.get("begin", {}),
             "seeds": entry["seeds"],
-            "versions": {name: facts[0][name] for name in ("fedham-flwr", "torch", "flwr")},
+            "versions": {what: facts[0][what] for what in ("fedham-flwr", "torch", "flwr")},
             "here": [[ours(run.rows, figure, after) for run in runs] for figure, after, _ in points(entry)],
         }
         OUTCOMES.mkdir(exist_ok=True)

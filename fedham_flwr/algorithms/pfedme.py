@@ -30,8 +30,8 @@ the server takes the mean, whatever beta is.
 
 The paper leaves open where R2 begins: as in the authors' code it begins a round at w and goes on from batch to batch.
 What that code prints of personal models is of w_k: what it keeps of theta_k are the network's own tensors, which are
-set to w_k before they are scored. In the first round of logistic regression on the clients of its results w_k is right on
-0.915 of the test samples and theta_k on 0.526, and the file of its results begins with 0.895: docs/published.md.
+set to w_k before they are scored. In the first round of logistic regression on the clients of its results w_k is right
+on 0.915 of the test samples and theta_k on 0.526, and the file of results begins with 0.895: docs/published.md.
 
 Deviations from the paper: the mean is weighted by samples, as in the authors' code and in FedAvg, where the paper
 counts every client once; only the clients of S train, where in the paper all do and S send.
