@@ -40,8 +40,9 @@ def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
     } | {"seed": seed, "results-dir": str(results), "device": "cpu"}
     usual: dict[str, Any] = {"clients": entry["clients"], "backend": "cohort", "verbose": False}
     if "begin" in entry:
-        first = simulate(**usual, **settings | entry["begin"])
-        settings["resume"] = str(first.directory)
+        own = f"{settings['strategy']}."
+        first = {key: value for key, value in settings.items() if not key.startswith(own)} | entry["begin"]
+        settings["resume"] = str(simulate(**usual, **first).directory)
     return simulate(**usual, **settings)
 
 
