@@ -42,7 +42,7 @@ def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
     if "begin" in entry:
         own = f"{settings['strategy']}."
         first = {key: value for key, value in settings.items() if not key.startswith(own)} | entry["begin"]
-        settings["resume"] = str(simulate(**usual, **first).directory)
+        settings["resume"] = str(simulate(**usual, **first).directory / "server.safetensors")
     return simulate(**usual, **settings)
 
 
