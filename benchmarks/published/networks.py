@@ -9,6 +9,7 @@ import itertools
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
@@ -43,12 +44,20 @@ class HiddenLayer(nn.Module):
 
 
 class Probabilities(nn.Module):
-    """LG-FedAvg, MNIST: 784, 512, 256, 256, 128, 10; as there it gives probabilities, into the cross-entropy."""
+    """LG-FedAvg, MNIST: 784, 512, 256, 256, 128, 10; as there it gives probabilities, into the cross-entropy.
 
-    def __init__(self, shape: Any, outputs: int) -> None:
+    Args:
+        shape: of an image.
+        outputs: classes.
+        first: a file with the model of a run's server, from which to begin; empty: from random numbers.
+    """
+
+    def __init__(self, shape: Any, outputs: int, first: str = "") -> None:
         super().__init__()
         sizes = itertools.pairwise([784, 512, 256, 256, 128, outputs])
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in sizes)
+        if first:
+            self.load_state_dict({name.rpartition("/")[2]: tensor for name, tensor in load_file(first).items()})
 
     def forward(self, x: Tensor) -> Tensor:
         """Probabilities [b, K]."""

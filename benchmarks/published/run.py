@@ -27,7 +27,7 @@ from fedham_flwr.simulation import Run  # noqa: E402
 
 
 def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
-    """The run of a seed; after that which it begins with, if it begins with one.
+    """The run of a seed; before it that of `begin`, whose model on the server the setting named by `into` is given.
 
     Args:
         entry: as read from NAME.toml.
@@ -42,7 +42,8 @@ def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
     if "begin" in entry:
         own = f"{settings['strategy']}."
         first = {key: value for key, value in settings.items() if not key.startswith(own)} | entry["begin"]
-        settings["resume"] = str(simulate(**usual, **first).directory / "server.safetensors")
+        into = str(first.pop("into"))
+        settings[into] = str(simulate(**usual, **first).directory / "server.safetensors")
     return simulate(**usual, **settings)
 
 
