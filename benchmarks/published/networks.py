@@ -28,7 +28,8 @@ class Logistic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [b, K]."""
-        return self.linear(x)
+        logits: Tensor = self.linear(x)
+        return logits
 
 
 class HiddenLayer(nn.Module):
@@ -40,7 +41,8 @@ class HiddenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [b, K]."""
-        return self.output(relu(self.dropout(self.hidden(digits(x)))))
+        logits: Tensor = self.output(relu(self.dropout(self.hidden(digits(x)))))
+        return logits
 
 
 class Probabilities(nn.Module):
@@ -64,7 +66,8 @@ class Probabilities(nn.Module):
         x = digits(x)
         for layer in self.layers[:-1]:
             x = relu(layer(x))
-        return self.layers[-1](x).softmax(1)
+        logits: Tensor = self.layers[-1](x)
+        return logits.softmax(1)
 
 
 class Convolutions(nn.Module):
@@ -94,7 +97,8 @@ class Convolutions(nn.Module):
         x = max_pool2d(relu(self.conv2(x)), 2).flatten(1)
         for layer in self.linear[:-1]:
             x = relu(layer(x))
-        return self.linear[-1](x)
+        logits: Tensor = self.linear[-1](x)
+        return logits
 
 
 class OneOutput(nn.Module):

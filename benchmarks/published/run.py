@@ -35,7 +35,7 @@ def play(entry: Mapping[str, Any], seed: int, data: Path, results: Path) -> Run:
         data: the folder that {data} stands for.
         results: the folder for runs.
     """
-    settings = {
+    settings: dict[str, Any] = {
         key: value.format(data=data) if isinstance(value, str) else value for key, value in entry["settings"].items()
     } | {"seed": seed, "results-dir": str(results), "device": "cpu"}
     usual: dict[str, Any] = {"clients": entry["clients"], "backend": "cohort", "verbose": False}
