@@ -260,8 +260,8 @@ def pages() -> dict[Path, str]:
         file: with_methods(file.read_text()) for file in (ROOT / "docs" / "bounds.md", ROOT / "docs" / "privacy.md")
     }
     others = {ROOT / "docs" / "settings.md": settings_page(), readme: with_studies(readme, readme.read_text())}
-    published = ROOT / "docs" / "published.md"
-    others[published] = with_published(published.read_text())
+    published, compared = ROOT / "docs" / "published.md", ROOT / "docs" / "compared.md"
+    others |= {published: with_published(published.read_text()), compared: with_studies(compared, compared.read_text())}
     return {**others, **tables, **methods}
 
 
