@@ -192,9 +192,19 @@ def keep(folder: Path) -> None:
     kept.mkdir(parents=True)
     shutil.copy(folder / "plan.json", kept)
     if (folder / "tuning.json").is_file():
-        shutil.copy(folder / "tuning.json", kept)
+        (kept / "tuning.json").write_text(by_trial(json.loads((folder / "tuning.json").read_text())))
     for table in sorted([*(folder / "tables").glob("*.md"), *(folder / "tables").glob("*.csv")]):
         shutil.copy(table, kept)
+
+
+def by_trial(searches: list[dict[str, Any]]) -> str:
+    """What was tried, as JSON with a line for each trial."""
+    parts = []
+    for search in searches:
+        rest = json.dumps({key: value for key, value in search.items() if key != "trials"})
+        trials = ",\n".join(map(json.dumps, search["trials"]))
+        parts.append(f'{rest[:-1]}, "trials": [\n{trials}\n]}}')
+    return "[\n" + ",\n".join(parts) + "\n]\n"
 
 
 def study_block(name: str, tables: list[str], page: Path) -> str:
