@@ -38,6 +38,15 @@ def test_a_step_takes_what_its_layers_give() -> None:
     assert sizes.step_bytes("cnn", (3, 600, 800), 2, 10, models.NetworkSettings()) == pytest.approx(16.1e9, rel=0.01)
 
 
+@pytest.mark.slow  # as above
+def test_a_step_is_measured_with_the_parts_that_a_method_adds_to_the_last_layer() -> None:
+    plain, second, neither = (
+        sizes.step_bytes("cnn", (3, 600, 800), 2, 10, parse({"strategy": strategy}).networks())
+        for strategy in ("fedavg", "fedrod", "fedproto")
+    )
+    assert neither == plain < second
+
+
 def test_what_cannot_fit_is_refused_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
