@@ -21,7 +21,7 @@ from fedham_flwr.core.parameters import load_
 from fedham_flwr.models.adapters import AdapterSettings
 from fedham_flwr.models.export import load
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.hub_folder import HubSettings
+from fedham_flwr.models.hub_folder import HubSettings, describe
 from fedham_flwr.predicting.exported import Exported
 from fedham_flwr.predicting.formats import write
 from fedham_flwr.training.engine.network import StackedNetwork
@@ -156,6 +156,19 @@ def test_what_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence) as refused:
         built(str(folder), shape)
     assert "\n" not in str(refused.value)
+
+
+def test_code_that_a_config_names_elsewhere_is_left_alone(bert: str, tmp_path: Path) -> None:
+    """With the folder, and as out of a model's file, where `transformers` would ask at the terminal."""
+    folder = shutil.copytree(bert, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    elsewhere = {"AutoModelForSequenceClassification": "nobody/nothing--code.Net"}
+    config |= {"auto_map": elsewhere, "attn_implementation": "nobody/kernel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    for own in (HubSettings(str(folder)), describe(HubSettings(str(folder)))):
+        model: Any = models.build("hub", TEXTS, 3, 0, models.NetworkSettings((("hub", own),)))
+        assert not hasattr(model.network.config, "auto_map")
+        assert model.network.config._attn_implementation in ("sdpa", "eager")
 
 
 def test_a_folder_without_what_is_needed_is_refused_and_pickles_are_never_read(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ OURS = 2
 """Codes before the first one of a tokeniser: the mask, and the break of a line (`data.kinds.words`)."""
 HALF = 0.5
 """Mean and deviation with which an image's 0..1 becomes -1..1, as networks get them here."""
+CODE = ("auto_map", "attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+"""What a config.json may name of code that lies elsewhere, and which `transformers` would fetch."""
 
 
 class HubNetwork(nn.Module):
@@ -174,11 +176,19 @@ def _transformers() -> Any:
 
 def _config(written: Mapping[str, Any], outputs: int) -> Any:
     """The config of a network with so many outputs."""
-    given = {key: value for key, value in written.items() if key not in ("model_type", "id2label", "label2id")}
+    data = _data_of(written)
+    given = {key: value for key, value in data.items() if key not in ("model_type", "id2label", "label2id")}
     try:
         return _transformers().AutoConfig.for_model(written["model_type"], **{**given, "num_labels": outputs})
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(f"hub.folder has a config.json that transformers does not know: {described(error)}") from error
+
+
+def _data_of(written: Any) -> Any:
+    """A config, and those in it, without what names code."""
+    if not isinstance(written, dict):
+        return written
+    return {key: _data_of(value) for key, value in written.items() if key not in CODE}
 
 
 def _check_text(shape: tuple[int, ...], found: HubNetworkSettings, config: Any, folder: str) -> None:
