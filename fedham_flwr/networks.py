@@ -136,17 +136,15 @@ def check_unchanged(run: Path, then: Sequence[Mapping[str, object]], now: Sequen
 
 def _check_said(settings: Settings, profile: Profile) -> None:
     """Refuse a network that there is not, and to import what nobody but a client names: code would be run for it."""
-    said = f"client {profile.client} says that its network is"
     if not profile.network:
         return
     if fault := client_models.unknown(profile.network):
-        raise UserError(f"{said} {fault}")
-    given = settings.client_models
-    known = (settings.model, *client_models.names_of(given), *client_models.named_in(given).values())
+        raise UserError(f"client {profile.client} says which network it has: {fault}")
+    known = (settings.model, *client_models.named(settings.client_models))
     if is_path(profile.network) and profile.network not in known:
         raise UserError(
-            f"{said} {profile.network}, which is code that the server would run: wanted it in client-models of the run "
-            f'too, as client-models="{profile.network}"'
+            f"client {profile.client} says that its network is {profile.network}, which is code that the server would "
+            f'run: wanted it in client-models of the run too, as client-models="{profile.network}"'
         )
 
 

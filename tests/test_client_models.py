@@ -203,7 +203,7 @@ def test_a_client_names_no_code_for_the_server_to_run() -> None:
     chosen = parse({"strategy": "local"})
     with pytest.raises(UserError, match=r"os:system, which is code that the server would run: wanted it in client-mod"):
         build(chosen, profiles("os:system"), (1, 8, 8), 10)
-    with pytest.raises(UserError, match="client 0 says that its network is 'nonsense' is no network"):
+    with pytest.raises(UserError, match="client 0 says which network it has: 'nonsense' is no network"):
         build(chosen, profiles("nonsense"), (1, 8, 8), 10)
 
 

@@ -149,6 +149,22 @@ def test_a_folder_that_a_setting_names_counts_by_its_files(here: Path) -> None:
     assert keys_of[0] == keys_of[1] != keys_of[2]
 
 
+@pytest.mark.parametrize(("module", "models"), [("dealtnets", "dealtnets:one, vit"), ("tablenets", "who.toml")])
+def test_all_networks_of_clients_count(here: Path, module: str, models: str) -> None:
+    (here / f"{module}.py").write_text("def one(shape, outputs):\n    pass\n")
+    (here / "who.toml").write_text(f'0 = "{module}:one"\n1 = "vit"\n')
+    (here / "same.toml").write_bytes((here / "who.toml").read_bytes())
+    given: dict[str, Value] = {"strategy": "local", "model": "mlp", "client-models": models}
+    before = key_of(given, 2)
+    assert key_of({**given, "vit.depth": 2}, 2) != before
+    assert (key_of({**given, "client-models": "same.toml"}, 2) == before) == (models == "who.toml")
+    (here / f"{module}.py").write_text("def one(shape, outputs):\n    return None\n")
+    changed = key_of(given, 2)
+    assert changed != before
+    (here / "who.toml").write_text(f'0 = "{module}:one"\n')
+    assert (key_of(given, 2) == changed) == (models != "who.toml")
+
+
 def test_the_sources_of_a_users_modules_and_of_what_they_import_count(here: Path) -> None:
     (here / "helper.py").write_text("import json\nimport numpy\nimport deeper.still\n")
     (here / "deeper").mkdir()

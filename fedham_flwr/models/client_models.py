@@ -115,6 +115,18 @@ def named_in(given: str) -> Mapping[str, str]:
     return _table(given, path, os.stat(path).st_mtime_ns) if is_table(given) and os.path.exists(path) else {}
 
 
+def named(given: str) -> tuple[str, ...]:
+    """All networks that the setting names, dealt or in its table, each once.
+
+    Args:
+        given: the setting.
+
+    Raises:
+        UserError: the table is not what it should be.
+    """
+    return tuple(dict.fromkeys((*names_of(given), *named_in(given).values())))
+
+
 @lru_cache(maxsize=2)
 def _table(given: str, path: str, _changed: int) -> Mapping[str, str]:
     """What a table says; read once, as long as the file does not change."""

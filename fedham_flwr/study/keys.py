@@ -21,7 +21,7 @@ from fedham_flwr.core.files import digest
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.data.cache import cache_root, unwritable
 from fedham_flwr.data.sources import content_key, local_path
-from fedham_flwr.models import NETWORKS
+from fedham_flwr.models import NETWORKS, client_models
 from fedham_flwr.models.torchvision_models import TORCHVISION
 from fedham_flwr.sections import OBJECTS
 from fedham_flwr.settings import Value, flatten, parse
@@ -98,18 +98,24 @@ def key_of(settings: Mapping[str, Value], clients: int, contents: Contents | Non
     """
     known, flat = contents or Contents(), flatten(parse(settings))
     read = {key: value for key, value in flat.items() if key not in LEFT_OUT and _is_read(key, flat)}
-    read |= {"device": _device(str(flat["device"])), **{key: "" for key in FILES if key in read}}
+    files = [key for key in _files(str(flat["client-models"])) if key in read]
+    read |= {"device": _device(str(flat["device"])), **dict.fromkeys(files, "")}
     if not is_path(str(flat["dataset"])):
         read["dataset"] = known.data(str(flat["dataset"]), str(flat["cache-dir"]))
     parts = {
         "settings": read,
-        "files": {key: known.file(key, str(flat[key])) for key in FILES if key in read},
+        "files": {key: known.file(key, str(flat[key])) for key in files},
         "sources": _sources(flat, known),
         "clients": clients,
         "engine": ENGINE,
         "version": __version__,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _files(models: str) -> tuple[str, ...]:
+    """The settings that name files; `client-models`, as it is given, does if it is a table."""
+    return (*FILES, "client-models") if client_models.is_table(models) else FILES
 
 
 def _is_read(key: str, flat: Mapping[str, Value]) -> bool:
@@ -120,7 +126,7 @@ def _is_read(key: str, flat: Mapping[str, Value]) -> bool:
     if section in registry.METHODS:
         return section == section_of(str(flat["strategy"]))
     network = str(flat["model"])
-    if section in NETWORKS and network != "auto":
+    if section in NETWORKS and network != "auto" and not flat["client-models"]:
         built = TORCHVISION.rstrip(":") if network.startswith(TORCHVISION) else section_of(network)
         return section == built
     return True
@@ -139,7 +145,9 @@ def _sources(flat: Mapping[str, Value], known: Contents) -> dict[str, object]:
     """Of each setting that names objects their sources."""
     found = {"strategy": known.sources("strategy", str(flat["strategy"]))}
     for setting in OBJECTS:
-        names = [name for name in str(flat.get(setting, "")).split() if is_path(name)]
+        value = str(flat.get(setting, ""))
+        every = client_models.named(value) if setting == "client-models" else value.split()
+        names = [name for name in every if is_path(name)]
         if setting != "strategy" and names:
             found[setting] = [known.sources(setting, name) for name in names]
     if task := str(flat["task"]):
