@@ -10,12 +10,14 @@ Identity card
     personal    every other layer group, phi_i, of a network that may be the client's own (`client-models`)
     lives       phi_i with the client, theta on the server; what a client makes of theta the next theta replaces
     down, up    k d + k floats down and k d + k up for every client of the cohort and round
-    cost        FedAvg's on the client, and a pass for features; server: 6 k d multiply-adds for each pair and epoch
+    cost        FedAvg's on the client, and a pass for features; server: 2 k d multiply-adds for each pair and epoch,
+                and k d for each step
     server sees the mean of a client's features in each class, and which classes it has; the mean of a class with one
                 sample is that sample's features, which `fedgh.min-samples` withholds
     peers see   theta, which is trained on all means
-    bound       a pair moves theta by at most sqrt(2) eta_s |(r, 1)| / b in each epoch, b pairs of a batch; a client has
-                a pair for each class, whatever its samples; means are refused if they are longer than 1e6
+    bound       a pair moves theta by at most sqrt(2) eta_s / b times the length of (r, 1) in each epoch, with b pairs
+                in its batch; a client has a pair for each class, whatever its samples; means are refused if they are
+                longer than 1e6
 
 The round
     R1  server: choose S, send theta to each of its clients                     strategies/fedgh.py
