@@ -12,7 +12,8 @@ from fedham_flwr import models, registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.methods import NetworkNeeds
-from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.core.parameters import Manifest, floating_tensors
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation.messages import Profile
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import client_models
@@ -44,8 +45,8 @@ class Built:
 
     @property
     def size(self) -> int:
-        """Bytes of its parameters."""
-        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Bytes of what is not fixed, which each client has of its own."""
+        return num_bytes(floating_tensors(self.model))
 
 
 def build(settings: Settings, profiles: Sequence[Profile], shape: tuple[int, ...], classes: int) -> tuple[Built, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import first_line
+from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.training.engine import memory
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import StackedNetwork
@@ -58,8 +59,7 @@ class Engine:
         self.trainer = trainer
         self.network = StackedNetwork(model, batches, LARGE)
         self._model = StackedModel(model, self.network, trainer.manifest, trainer.device, trainer.bf16)
-        stacked = parameters.floating_tensors(model).values()
-        self._block = memory.block(sum(tensor.numel() * tensor.element_size() for tensor in stacked))
+        self._block = memory.block(num_bytes(parameters.floating_tensors(model)))
         self.alone: dict[str, int] = {}
         self.together = 0
         self._why = ""  # what kept alike requests apart first
