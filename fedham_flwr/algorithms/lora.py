@@ -13,7 +13,7 @@ Identity card
     down, up    scalars of each adapted layer: r i (fedsa), r o (ffa), r (i + o) (averaged), 0 (local); for ffa and
                 averaged those of h too; each way, for every client of the cohort and round
     cost        server: |S| times the scalars that are sent; client: E epochs without gradients of W_0
-    server sees what is shared, after each training; never W_0's data, which is its own too
+    server sees what is shared, after each training; W_0, which it has itself, is never sent
     peers see   the mean of what is shared
     bound       p C for each matrix that is shared; what is personal does not move, but is multiplied with it
 
