@@ -21,7 +21,7 @@ from fedham_flwr.core.parameters import load_
 from fedham_flwr.models.adapters import AdapterSettings
 from fedham_flwr.models.export import load
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.hub_folder import HubSettings, describe
+from fedham_flwr.models.hub_folder import HubNetworkSettings, HubSettings, describe
 from fedham_flwr.predicting.exported import Exported
 from fedham_flwr.predicting.formats import write
 from fedham_flwr.training.engine.network import StackedNetwork
@@ -156,6 +156,17 @@ def test_what_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence) as refused:
         built(str(folder), shape)
     assert "\n" not in str(refused.value)
+
+
+def test_positions_that_are_counted_from_behind_the_padding_are_fewer() -> None:
+    config = {
+        "model_type": "roberta", "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 10, "pad_token_id": 1,
+    }  # fmt: skip
+    networks = models.NetworkSettings((("hub", HubNetworkSettings(json.dumps(config))),))
+    models.build("hub", (8, 30, 2, 0), 3, 0, networks)
+    with pytest.raises(UserError, match=r"takes no texts of 9 tokens beside its .*: lower sequence-length=9"):
+        models.build("hub", (9, 30, 2, 0), 3, 0, networks)
 
 
 def test_code_that_a_config_names_elsewhere_is_left_alone(bert: str, tmp_path: Path) -> None:

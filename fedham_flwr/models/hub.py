@@ -136,7 +136,11 @@ def build_hub(shape: tuple[int, ...], outputs: int, settings: HubSettings | HubN
     except (ValueError, OSError, RuntimeError, KeyError) as error:  # as `transformers` says what it does not like
         what = "texts" if text else "images"
         raise UserError(f'hub.folder="{folder}" gives no network that classifies {what}: {described(error)}') from error
-    return (HubText if text else HubImage)(network.float(), found, fresh)
+    if not text:
+        return HubImage(network.float(), found, fresh)
+    made = HubText(network.float(), found, fresh)
+    _check_longest(made, dimensions(shape)[0], folder)
+    return made
 
 
 def _pretrained(auto: Any, folder: str, config: Any) -> tuple[nn.Module, list[str]]:
@@ -207,6 +211,18 @@ def _check_text(shape: tuple[int, ...], found: HubNetworkSettings, config: Any, 
             f"{given} takes texts of up to {most - specials} tokens beside {specials} special ones: lower "
             f"sequence-length={dimensions(shape)[0]}"
         )
+
+
+def _check_longest(network: HubText, length: int, folder: str) -> None:
+    """Refuse texts that are longer than the network has positions: some begin to count them behind the padding's."""
+    try:
+        with torch.no_grad():
+            network.eval()(torch.full((1, length), OURS))
+    except (IndexError, RuntimeError) as error:
+        raise UserError(
+            f'hub.folder="{folder}" takes no texts of {length} tokens beside its special ones ({described(error)}): '
+            f"lower sequence-length={length}"
+        ) from error
 
 
 def _pad(network: nn.Module) -> int:
