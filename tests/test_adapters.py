@@ -222,3 +222,27 @@ def test_a_users_network_may_fix_tensors_with_any_method(federate: Callable[...,
         assert not torch.equal(written["head.weight"], first.get_parameter("head.weight"))
     network = StackedNetwork(first, models.trial_batches(SHAPE))
     assert (network.way, network.why) == ("folded", "")
+
+
+class HalfNormed(nn.Module):
+    """The same with running statistics among what is fixed."""
+
+    def __init__(self, shape: tuple[int, ...], outputs: int) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(torch.Size(shape).numel()), nn.Linear(torch.Size(shape).numel(), outputs)
+        self.norm.requires_grad_(False)
+        self.fixed_tensors = frozenset(f"norm.{part}" for part in ("weight", "bias", "running_mean", "running_var"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.norm(x.flatten(1)))
+        return out
+
+
+def test_running_statistics_that_a_user_fixes_stay(federate: Callable[..., Any]) -> None:
+    given: dict[str, Any] = {"partitioner": "iid", "samples_per_client": 64, "model": f"{__name__}:HalfNormed"}
+    run = federate(clients=2, strategy="fedavg", **given)
+    assert set(run.state) == {"head.weight", "head.bias"}
+    for file in sorted((run.path / "model").glob("*.safetensors")):
+        written = load_file(file)
+        assert float(written["norm.running_mean"].abs().sum()) == 0
+        assert bool((written["norm.running_var"] == 1).all())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.fixed import fixed_of
 from fedham_flwr.core.parameters import Manifest
 
 ONE_VALUE = "Expected more than 1 value per channel"
@@ -55,6 +56,8 @@ def trained_of(model: nn.Module, manifest: Manifest, only: Collection[str] | Non
 def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | None) -> Iterator[None]:
     """No gradients but of these parameters, and no new running statistics but with them, for a while.
 
+    Fixed running statistics (`core.fixed`) never change.
+
     Args:
         model: in training mode.
         manifest: the model's.
@@ -64,7 +67,9 @@ def training_only(model: nn.Module, manifest: Manifest, only: Collection[str] | 
         UserError: a batch is too small for batch normalisation.
     """
     frozen = [group for group in manifest.groups if only is not None and not set(group.parameters) & set(only)]
-    for place in {name.rpartition(".")[0] for group in frozen for name in group.buffers}:
+    resting = [name for group in frozen for name in group.buffers]
+    resting += [name for name in fixed_of(model) if name.rpartition(".")[2] == "running_mean"]
+    for place in {name.rpartition(".")[0] for name in resting}:
         model.get_submodule(place).eval()
     named = model.named_parameters()
     others = [param for name, param in named if only is not None and name not in only and param.requires_grad]
