@@ -31,12 +31,11 @@ ONE_FOR_ALL = {
     "fedprox",
     "fedtransfer",
     "fedbabu",
-    "knnper",
     "fedbn",  # of networks without normalisation, as these are
     "perfedavg",
     "pfedme",
 }
-"""Methods whose clients start a round from nothing but the model that all have."""
+"""Methods whose clients predict, before they train, with nothing but the model that all have."""
 EPOCHS = {
     "fedrep": 10 + 1,
     "ditto": 1 + 1,
