@@ -185,15 +185,15 @@ def test_the_sources_of_a_users_modules_and_of_what_they_import_count(here: Path
 
 
 def test_relative_imports_lead_to_the_modules_beside(here: Path) -> None:
-    (here / "mine").mkdir()
-    (here / "mine" / "__init__.py").write_text("")
-    (here / "mine" / "parts.py").write_text("SIZE = 1\n")
-    (here / "mine" / "nets.py").write_text(
+    (here / "keyed").mkdir()
+    (here / "keyed" / "__init__.py").write_text("")
+    (here / "keyed" / "parts.py").write_text("SIZE = 1\n")
+    (here / "keyed" / "nets.py").write_text(
         "from .parts import SIZE\nfrom . import parts as p\n\ndef net():\n    pass\n"
     )
-    assert set(sources.of_module("model", "mine.nets:net")) == {"mine", "mine.nets", "mine.parts"}
-    (here / "mine" / "nets.py").write_text("def broken(:\n")
-    assert set(sources.of_module("model", "mine.nets:net")) == {"mine.nets"}, "what cannot be parsed still counts"
+    assert set(sources.of_module("model", "keyed.nets:net")) == {"keyed", "keyed.nets", "keyed.parts"}
+    (here / "keyed" / "nets.py").write_text("def broken(:\n")
+    assert set(sources.of_module("model", "keyed.nets:net")) == {"keyed.nets"}, "what cannot be parsed still counts"
 
 
 def test_a_built_in_method_counts_by_its_own_files() -> None:
