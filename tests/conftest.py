@@ -45,14 +45,9 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow in number: tests of all methods, but for one method of each kind.
-
-    Coverage is that of methods by their own tests; it is not traced in others, which it makes nearly twice as long.
-    """
-    others, own = set(registry.BUILT_IN) - set(FAMILIES), {f"test_{name}" for name in registry.BUILT_IN}
+    """Mark what is slow in number: tests of all methods, but for one method of each kind."""
+    others = set(registry.BUILT_IN) - set(FAMILIES)
     for item in items:
-        if not own & {item.path.stem, item.path.stem.rpartition("_")[0]}:
-            item.add_marker(pytest.mark.no_cover)
         params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
         if item.path.stem in OF_EVERY_METHOD and params:
             given = [value.get("strategy") if isinstance(value, dict) else value for value in params.values()]
