@@ -30,6 +30,11 @@ def _entry_points() -> dict[str, str]:
     return {found.name: found.value for found in importlib.metadata.entry_points(group=GROUP)}
 
 
+def with_own_networks() -> list[str]:
+    """Names of the methods whose clients may have networks that differ."""
+    return [name for name in METHODS if method(name).own_networks]
+
+
 def is_entry_point(name: str) -> bool:
     """Whether an installed package has a method of this name; a built-in one comes first."""
     return name not in METHODS and bool(_NAME.fullmatch(name)) and name in _entry_points()

@@ -38,8 +38,8 @@ class Settings(RunFields):
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
         if self.client_models and not registry.method(self.strategy).own_networks:
-            others = [name for name in registry.METHODS if registry.method(name).own_networks]
-            found.append(client_models.refusal(f"client-models={self.client_models!r}", self.strategy, others))
+            what = f"client-models={self.client_models!r}"
+            found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
         found += client_models.faults(self.client_models)
         found += callback_settings.faults(self.callbacks, self.tracker, split)
         if self.cross_evaluation and self.dp.epsilon:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from flwr.app import RecordDict
+from torch import Tensor
 
 from fedham_flwr import models, registry
 from fedham_flwr.core.parameters import Params
@@ -17,6 +19,7 @@ from fedham_flwr.federation.contract import ChecksExtras, Start
 from fedham_flwr.federation.job import Job
 from fedham_flwr.federation.messages import Download, Upload
 from fedham_flwr.federation.progress import Sent
+from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.models.grouping import manifest_of
@@ -26,6 +29,11 @@ from fedham_flwr.state.store import ClientState
 from fedham_flwr.training.trainer import Predictor, Trainer
 from strategies.averaging import AveragingStrategy
 
+TWO_NETWORKS: dict[str, Any] = {
+    "client_models": "digits-cnn, vit", "vit.width": 64, "vit.depth": 1, "vit.heads": 2, "vit.head-dim": 8,
+    "vit.hidden-dim": 32, "vit.dropout": 0.0,
+}  # fmt: skip
+"""Two networks in turn, with equally many features: 64."""
 ONE_FOR_ALL = {
     "fedavg",
     "fedprox",
@@ -83,6 +91,11 @@ SEEN_TO_LEARN: dict[str, dict[str, Value]] = {
 }
 """What a method needs for three rounds to show that its model learns: neighbours know the digits before a network has
 learned anything, and a global model that nobody fine-tunes is slow where clients differ."""
+
+
+def kept(run: Any) -> list[dict[str, Tensor]]:
+    """What each client of a run in this process has kept, in their order."""
+    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
 
 
 def has_stage(strategy: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from presets import short_play
+from presets import TWO_NETWORKS, kept, short_play
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -20,7 +20,6 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
 from fedham_flwr.federation.contract import Setup, Task, Upload
-from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.models import build
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.heads import features, head_name
@@ -30,10 +29,6 @@ from fedham_flwr.settings import parse
 from fedham_flwr.training.trainer import Trainer
 
 FEW: dict[str, Any] = {"samples_per_client": 64, "batch_size": 16, "strategy": "fedgh"}
-TWO: dict[str, Any] = {
-    "client_models": "digits-cnn, vit", "vit.width": 64, "vit.depth": 1, "vit.heads": 2, "vit.head-dim": 8,
-    "vit.hidden-dim": 32, "vit.dropout": 0.0,
-}  # fmt: skip
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -92,10 +87,6 @@ def test_the_header_is_trained_as_by_torch() -> None:
 # ---- rounds ----------------------------------------------------------------------------------------------------------
 
 
-def kept(run: Any) -> list[dict[str, Tensor]]:
-    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
-
-
 class ByHand:
     """A client's rounds, by one trainer and the equations."""
 
@@ -125,7 +116,7 @@ class ByHand:
 
 
 def test_two_rounds_of_two_networks_written_out(federate: Callable[..., Any], settings: Callable[..., Any]) -> None:
-    given = {**FEW, **TWO, "fedgh.server-rate": 0.05, "fedgh.server-epochs": 3}
+    given = {**FEW, **TWO_NETWORKS, "fedgh.server-rate": 0.05, "fedgh.server-epochs": 3}
     run, chosen = federate(clients=4, **given), parse(settings(**given))
     clients = [ByHand(chosen, k, 4) for k in range(4)]
     largest = clients[0]
@@ -151,7 +142,7 @@ def test_two_rounds_of_two_networks_written_out(federate: Callable[..., Any], se
 
 
 def test_two_networks_train_at_once_as_one_after_the_other(federate: Callable[..., Any]) -> None:
-    alone, cohort = federate(**FEW, **TWO), federate(**FEW, **TWO, grid=CohortGrid)
+    alone, cohort = federate(**FEW, **TWO_NETWORKS), federate(**FEW, **TWO_NETWORKS, grid=CohortGrid)
     for name, tensor in alone.state.items():
         torch.testing.assert_close(cohort.state[name], tensor, rtol=1e-3, atol=1e-4)
     assert cohort.summary["engine"]["together"] > 0
@@ -159,13 +150,13 @@ def test_two_networks_train_at_once_as_one_after_the_other(federate: Callable[..
 
 
 def test_novel_clients_and_partial_rounds(federate: Callable[..., Any]) -> None:
-    run = federate(clients=5, **FEW, **TWO, novel_clients=1, novel_steps=30, fraction_train=0.5)
+    run = federate(clients=5, **FEW, **TWO_NETWORKS, novel_clients=1, novel_steps=30, fraction_train=0.5)
     novel = {row.phase for row in run.rows if row.population == "novel" and row.metric == "accuracy"}
     assert novel == {"before", "after"}
 
 
 def test_a_run_that_is_continued_is_the_same_run(federate: Callable[..., Any]) -> None:
-    given = {**FEW, **TWO, "checkpoint_every": 1, "fedgh.server-epochs": 2}
+    given = {**FEW, **TWO_NETWORKS, "checkpoint_every": 1, "fedgh.server-epochs": 2}
     whole, part = federate(**given, num_server_rounds=3), federate(**given, num_server_rounds=2)
     again = federate(**given, num_server_rounds=3, resume=str(part.path))
     assert again.summary["digest"] == whole.summary["digest"]
@@ -235,4 +226,4 @@ def test_networks_that_do_not_fit_together_are_one_sentence(federate: Callable[.
     with pytest.raises(
         UserError, match=r"digits-cnn \(client 0\) sees 64 features, that of vit \(client 1\) 32 features"
     ):
-        federate(**FEW, **{**TWO, "vit.width": 32})
+        federate(**FEW, **{**TWO_NETWORKS, "vit.width": 32})

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from presets import short_play
+from presets import TWO_NETWORKS, kept, short_play
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -19,7 +19,6 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import inputs_and_targets
 from fedham_flwr.data.clients import open_partition
-from fedham_flwr.federation.record_values import tensors
 from fedham_flwr.models import build
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.heads import features, head_name
@@ -30,10 +29,6 @@ from fedham_flwr.training.own_loss import Batch
 from fedham_flwr.training.trainer import Trainer
 
 FEW: dict[str, Any] = {"samples_per_client": 64, "batch_size": 16, "strategy": "fedproto"}
-TWO: dict[str, Any] = {
-    "client_models": "digits-cnn, vit", "vit.width": 64, "vit.depth": 1, "vit.heads": 2, "vit.head-dim": 8,
-    "vit.hidden-dim": 32, "vit.dropout": 0.0,
-}  # fmt: skip
 
 
 def drawn(seed: int, *shape: int) -> Tensor:
@@ -100,10 +95,6 @@ def test_the_layer_predicts_the_nearest_prototype_and_never_a_class_without_one(
 # ---- rounds ----------------------------------------------------------------------------------------------------------
 
 
-def kept(run: Any) -> list[dict[str, Tensor]]:
-    return [tensors(context.state.array_records["personal"]) for context in run.grid.contexts.values()]
-
-
 def test_without_a_pull_it_is_local_bit_for_bit(federate: Callable[..., Any]) -> None:
     local = federate(**{**FEW, "strategy": "local"}, num_server_rounds=3)
     for predict in ("head", "prototypes"):
@@ -152,7 +143,7 @@ class ByHand:
 
 
 def test_two_rounds_of_two_networks_written_out(federate: Callable[..., Any], settings: Callable[..., Any]) -> None:
-    given = {**FEW, **TWO, "fedproto.penalty": 2.0}
+    given = {**FEW, **TWO_NETWORKS, "fedproto.penalty": 2.0}
     run, chosen = federate(clients=4, **given), parse(settings(**given))
     clients = [ByHand(chosen, k, 4) for k in range(4)]
     prototypes, known = torch.zeros(10, 64), torch.zeros(10, dtype=torch.bool)
@@ -180,7 +171,7 @@ def test_two_rounds_of_two_networks_written_out(federate: Callable[..., Any], se
 
 
 def test_two_networks_train_at_once_as_one_after_the_other(federate: Callable[..., Any]) -> None:
-    alone, cohort = federate(**FEW, **TWO), federate(**FEW, **TWO, grid=CohortGrid)
+    alone, cohort = federate(**FEW, **TWO_NETWORKS), federate(**FEW, **TWO_NETWORKS, grid=CohortGrid)
     torch.testing.assert_close(cohort.state["means"], alone.state["means"], rtol=1e-3, atol=1e-4)
     assert cohort.summary["engine"]["together"] > 0
     assert cohort.summary["engine"]["alone"] == {}
@@ -189,7 +180,7 @@ def test_two_networks_train_at_once_as_one_after_the_other(federate: Callable[..
 def test_novel_clients_get_the_prototypes_and_a_class_that_nobody_sends_stays(
     federate: Callable[..., Any], settings: Callable[..., Any]
 ) -> None:
-    run = federate(clients=5, **FEW, **TWO, novel_clients=1, novel_steps=30, fraction_train=0.5)
+    run = federate(clients=5, **FEW, **TWO_NETWORKS, novel_clients=1, novel_steps=30, fraction_train=0.5)
     novel = [row for row in run.rows if row.population == "novel" and row.metric == "accuracy"]
     assert {row.phase for row in novel} == {"before", "after"}
     server = server_of(parse(settings(**FEW)))
@@ -256,7 +247,7 @@ def test_state_is_whole_and_of_this_network(settings: Callable[..., Any]) -> Non
 
 
 def test_a_run_that_is_continued_is_the_same_run(federate: Callable[..., Any]) -> None:
-    given = {**FEW, **TWO, "checkpoint_every": 1}
+    given = {**FEW, **TWO_NETWORKS, "checkpoint_every": 1}
     whole, part = federate(**given, num_server_rounds=3), federate(**given, num_server_rounds=2)
     again = federate(**given, num_server_rounds=3, resume=str(part.path))
     assert again.summary["digest"] == whole.summary["digest"]
@@ -298,7 +289,7 @@ def test_what_does_not_fit_is_one_sentence(federate: Callable[..., Any], tmp_pat
     with pytest.raises(
         UserError, match=r"digits-cnn \(client 0\) sees 64 features, that of vit \(client 1\) 32 features"
     ):
-        federate(**FEW, **{**TWO, "vit.width": 32})
+        federate(**FEW, **{**TWO_NETWORKS, "vit.width": 32})
     with pytest.raises(
         UserError, match="last layer, which has no bias in this network: wanted another network, or fed"
     ):

@@ -87,8 +87,7 @@ def network_of(node: Mapping[str, Value], settings: Settings, client: str) -> st
     if fault := client_models.unknown(name):
         raise UserError(f"{what}: {fault}")
     if name != settings.model and not registry.method(settings.strategy).own_networks:
-        others = [other for other in registry.METHODS if registry.method(other).own_networks]
-        raise UserError(client_models.refusal(what, settings.strategy, others))
+        raise UserError(client_models.refusal(what, settings.strategy, registry.with_own_networks()))
     return name
 
 
