@@ -3,7 +3,7 @@
     python benchmarks/meta_phase.py --card meta-phase.md   # CIFAR-10 in ../shared/data/cifar10; random images without
     python benchmarks/meta_phase.py --quick                # few random images, one message: does it run?
 
-`fedham.transport="peers"` in the setting of `studies/fedham.toml`, but with 20 equal parts of the data: 3,000 images a
+`fedham.transport="peers"` with PFLlib's network and batches of 10, and 20 equal parts of the data: 3,000 images a
 client, 2,250 to train on, of which 450 are held out for the meta-model. Models of 20 clients, all different, are put
 into the pool; again and again the server half makes its messages, and one client answers its own through the whole
 client app, in this process, with one thread. The first message warms up and is not counted.
