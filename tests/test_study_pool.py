@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pretended import ROUNDS, SPACE, CrashError, Pretended, curve, plan
 from rich.console import Console
 
 from fedham_flwr.core.errors import UnwritableError
+from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.core.search_space import Choice
 from fedham_flwr.reporting.console import duration
 from fedham_flwr.study.board import Board, title
@@ -272,19 +274,30 @@ def test_only_the_first_tuning_seed_ends_a_trial_early(folders: Iterator[Path]) 
     assert {trial["state"] for trial in told["trials"]} == {"complete", "pruned"}
 
 
-def test_an_interrupt_closes_the_pool_and_is_noted(folders: Iterator[Path]) -> None:
+@pytest.mark.parametrize("changed", [False, True], ids=["as-it-is", "as-another-error"])
+def test_an_interrupt_closes_the_pool_and_is_noted(folders: Iterator[Path], changed: bool) -> None:
     pool, folder = Pretended(1), next(folders)
     several = pool.events
     calls = itertools.count()
 
     def events(timeout: float) -> list[Event]:
-        if next(calls) == 40:
-            raise KeyboardInterrupt
-        return several(timeout)
+        if next(calls) != 40:
+            return several(timeout)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            if changed:  # what threading.Condition.wait does to one that comes as its time runs out
+                raise RuntimeError("release unlocked lock") from None
+            raise
+        raise AssertionError("nobody was interrupted")
 
     pool.events = events  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        study(folder, plan(), pool)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Interruptible():
+            study(folder, plan(), pool)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "interrupted: 2 runs complete, 7 to do" in (folder / "study.log").read_text().splitlines()[-1]
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from fedham_flwr.core.errors import UnwritableError, reason
+from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.study.agenda import Agenda
 from fedham_flwr.study.board import Board, title
 from fedham_flwr.study.messages import Event
@@ -74,7 +75,8 @@ def conduct(plan: Plan, store: Store, pool: Pool, console: Console | None = None
         study = _Study(plan, store, pool, board)
         study.note(f"begins: {plan.name}, up to {pool.workers} runs at once")
         try:
-            study.carry_out()
+            with Interruptible():  # inside a queue's waiting an interrupt can come out as "release unlocked lock"
+                study.carry_out()
         except KeyboardInterrupt:
             pool.close()
             study.note(f"interrupted: {study.outcome().text}")
