@@ -177,7 +177,7 @@ def test_two_rounds_are_the_training_written_out(
     federate: Callable[..., Any], settings: Callable[..., Any], adapt: str
 ) -> None:
     given: dict[str, Any] = {
-        "strategy": "apfl", "num_server_rounds": 2, **PLAIN, "batch_size": 16, "learning_rate": 0.3,
+        "strategy": "apfl", "num_server_rounds": 2, **PLAIN, "batch_size": 16, "learning_rate": 0.1,
         "apfl.alpha": 0.75, "apfl.adapt": adapt,
     }  # fmt: skip
     run = federate(clients=2, partitioner="iid", **given)
@@ -197,9 +197,9 @@ def test_two_rounds_are_the_training_written_out(
                 there, here = gradient(model, u, samples, batch), gradient(model, w, samples, batch)
                 if adapt == "step" or step == 0:
                     moved = sum(((v[n] - w[n]) * there[n]).sum() for n in w)
-                    alphas[k] = (alpha - 0.3 * moved).clamp(0, 1)
-                own[k] = {n: v[n] - 0.3 * alpha * there[n] for n in v}
-                w = {n: w[n] - 0.3 * here[n] for n in w}
+                    alphas[k] = (alpha - 0.1 * moved).clamp(0, 1)
+                own[k] = {n: v[n] - 0.1 * alpha * there[n] for n in v}
+                w = {n: w[n] - 0.1 * here[n] for n in w}
             copies.append(w)
         sizes = [len(samples.splits["train"]) for samples in data]
         common = {n: sum(s * w[n] for s, w in zip(sizes, copies, strict=True)) / sum(sizes) for n in common}
