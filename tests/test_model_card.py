@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -17,9 +18,10 @@ from nodes import on_nodes
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 import fedham_flwr
-from fedham_flwr import simulate
+from fedham_flwr import registry, simulate
 from fedham_flwr.core.files import digest
 from fedham_flwr.data.clients import open_partition
+from fedham_flwr.federation.contract import ChecksExtras
 from fedham_flwr.models import cards
 from fedham_flwr.reporting.run_directory import read_rows, to_rows
 from fedham_flwr.resume.runs import read_settings
@@ -176,3 +178,47 @@ def test_on_a_node_the_card_stays_with_the_model(federate: Callable[..., Any], t
     assert facts["listened"] == "What the server mixed for this client it does not tell the client."
     assert "history" not in facts
     assert sum(each["train"] for each in facts["data"]["classes"].values()) == facts["data"]["samples"]["train"]
+
+
+def seen(method: str) -> str:
+    """What the identity card of a method says that the server sees, in one line."""
+    text = importlib.import_module(f"fedham_flwr.algorithms.{method}").__doc__ or ""
+    (found,) = re.findall(r"\n    server sees (.*?)\n    (?=\S)", text, re.DOTALL)
+    return " ".join(found.split())
+
+
+@pytest.mark.parametrize("name", registry.BUILT_IN)
+def test_a_method_whose_clients_send_more_than_shared_tensors_declares_what(name: str) -> None:
+    method = registry.method(name)
+    assert bool(method.extras) == issubclass(registry.half(method.strategy), ChecksExtras)
+    assert method.extras in seen(name)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "sent"),
+    [
+        ("fedproto", "the mean of a client's features in each class, and the shares of its classes"),
+        ("fedgh", "the mean of a client's features in each class, and which classes it has"),
+        ("fedpac", "the shares of its classes, the mean of its features in each of them before and after training"),
+        ("pfedfda", "the means of its features in each class and their covariance, mixed with the common ones"),
+        ("feddbe", "once the mean of its features"),
+    ],
+)
+def test_a_card_says_that_statistics_of_features_leave_the_client(
+    federate: Callable[..., Any], strategy: str, sent: str
+) -> None:
+    left = federate(strategy=strategy, clients=2, num_server_rounds=1, samples_per_client=40).path / "model"
+    assert json.loads((left / "0.json").read_text())["method"]["extras"].startswith(sent)
+    assert f"Sent to the server, beside shared tensors: {sent}" in (left / "0.md").read_text()
+
+
+def test_a_card_of_a_method_without_extras_speaks_of_none(run: Run) -> None:
+    client = str(run.clients["client"][0])
+    assert "extras" not in card(run, client)["method"]
+    assert "beside shared tensors" not in (run.directory / "model" / f"{client}.md").read_text()
+
+
+def test_a_card_calls_no_tensor_secret_that_the_cross_evaluation_may_have_sent(federate: Callable[..., Any]) -> None:
+    left = federate(strategy="fedper", clients=2, num_server_rounds=1, cross_evaluation=True).path / "model"
+    text = (left / "0.md").read_text()
+    assert "Personal, and sent to nobody unless this client took part in the cross-evaluation: `" in text

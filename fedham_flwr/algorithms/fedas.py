@@ -131,6 +131,7 @@ METHOD = Method(
     split,
     FedASSettings,
     network=network,
+    extras="how large the gradients of its model are on its data",
     search={
         "fedas.align-rate": Range(0.001, 0.1, start=0.01, log=True, source="public code"),
         "fedas.align-epochs": Range(1, 3, start=1, whole=True, source="public code"),

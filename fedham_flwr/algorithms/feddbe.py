@@ -141,6 +141,7 @@ METHOD = Method(
     split,
     FedDBESettings,
     network=network,
+    extras="once the mean of its features",
     search={
         "feddbe.kappa": Range(0.5, 500.0, start=50.0, log=True, source=CODE),
         "feddbe.mu": Choice((0.1, 0.5, 1.0), start=1.0, source=CODE),

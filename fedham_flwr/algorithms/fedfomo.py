@@ -133,5 +133,6 @@ METHOD = Method(
     split,
     FedFomoSettings,
     mixes=True,
+    extras="how much better or worse on its validation split others' were",
     search=SEARCH,
 )

@@ -144,6 +144,8 @@ METHOD = Method(
     personal_model="after",
     network=network,
     own_networks=True,
+    extras="the mean of a client's features in each class, and which classes it has; the mean of a class with one "
+    "sample is that sample's features, which `fedgh.min-samples` withholds",
     search={
         "fedgh.server-rate": Range(0.001, 0.1, start=0.01, log=True, source="HtFLlib"),
         "fedgh.server-epochs": Range(1, 300, start=100, log=True, whole=True, source="HtFLlib"),

@@ -90,5 +90,11 @@ SEARCH: Space = {
     "fedham.meta-steps": Range(1, 10, start=5, whole=True),
 }
 METHOD = Method(
-    "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH
+    "strategies.fedham:FedHAMStrategy",
+    "clients.fedham:FedHAMClient",
+    split,
+    FedHAMSettings,
+    mixes=True,
+    extras="its row of mixing weights",
+    search=SEARCH,
 )

@@ -205,6 +205,8 @@ METHOD = Method(
     split,
     FedPACSettings,
     network=network,
+    extras="the shares of its classes, the mean of its features in each of them before and after training, and their "
+    "variance; the mean of a class with one sample is that sample's features",
     search={
         "fedpac.penalty": Range(0.1, 10.0, start=1.0, log=True, source="the authors' code"),
         "fedpac.head-rate": Range(1.0, 10.0, start=10.0, log=True, source="the authors' code"),

@@ -188,5 +188,7 @@ METHOD = Method(
     FedProtoSettings,
     network=network,
     own_networks=True,
+    extras="the mean of a client's features in each class, and the shares of its classes; the mean of a class with one "
+    "sample is that sample's features, which `fedproto.min-samples` withholds",
     search={"fedproto.penalty": Range(0.01, 10.0, start=1.0, log=True, source="the authors' code")},
 )

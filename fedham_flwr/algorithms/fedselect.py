@@ -12,7 +12,7 @@ Identity card
     lives       theta on the server; M_k, v_k and theta_k^0 with the client
     down, up    P scalars each for every client of the cohort and round; up a bit for each weight too
     cost        FedAvg's, and as many steps again for the personal weights once there are some; server: twice FedAvg's
-    server sees its model without the weights that are personal, and which ones these are
+    server sees its model without the personal weights, and which weights are personal
     peers see   the means of the weights over the clients that share them
     bound       C times its share of the samples of those who share a weight, which is all of them where it is alone
 
@@ -237,6 +237,7 @@ METHOD = Method(
     split,
     FedSelectSettings,
     personal_model="after",
+    extras="which weights are personal",
     search={
         "fedselect.growth": Range(0.05, 0.5, start=0.25, log=True, source=CODE),
         "fedselect.limit": Range(0.1, 1.0, start=0.8, source=CODE),

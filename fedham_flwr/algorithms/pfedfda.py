@@ -11,8 +11,8 @@ Identity card
     lives       theta, mu, Sigma on the server; the last layer with the client, which makes it anew all the same
     down, up    the scalars of theta and k d + d^2 more, each way, for every client of the cohort and round
     cost        FedAvg's, two passes for features and some dozens of solutions of d equations, in evaluations too
-    server sees its body, and the means and the covariance of its features, mixed with the common ones; where b1 = 1,
-                the mean of a class with three samples is that of these
+    server sees its body, and the means of its features in each class and their covariance, mixed with the common ones;
+                where b1 = 1, the mean of a class with three samples is that of these
     peers see   the mean of the bodies, and the means of what clients say of their features
     bound       p C for the body; the Gaussian moves by p times as far as the bad client's is away, which is not
                 clipped, and with it the layer that others train under; their own takes of it what their data choose
@@ -180,10 +180,8 @@ def fitted(
     ]
 
     def loss(b: Tensor) -> Tensor:
-        terms = []
-        for own, at in folds:
-            weight, bias = layer(between(own, common, b), priors, settings.shrinkage)
-            terms.append(cross_entropy(seen[at] @ weight.T + bias, targets[at]))
+        layers = [(layer(between(own, common, b), priors, settings.shrinkage), at) for own, at in folds]
+        terms = [cross_entropy(seen[at] @ weight.T + bias, targets[at]) for (weight, bias), at in layers]
         return torch.stack(terms).sum()
 
     return _descend(loss, torch.full((2,), 0.5, dtype=torch.float64))
@@ -243,6 +241,8 @@ METHOD = Method(
     split,
     PFedFDASettings,
     network=network,
+    extras="the means of its features in each class and their covariance, mixed with the common ones; where b1 = 1, "
+    "the mean of a class with three samples is that of these",
     search={
         "pfedfda.shrinkage": Range(1e-4, 0.1, start=1e-4, log=True, source="the authors' code"),
         "pfedfda.ridge": Range(0.01, 1.0, start=0.1, log=True, source=PILOT),

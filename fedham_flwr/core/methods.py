@@ -103,6 +103,8 @@ class Method:
             has no effect.
         own_networks: clients may have networks that differ, since its split shares no tensor of any.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
+        extras: what its clients send the server beside the tensors that are shared, in the words of its identity card;
+            the cards of models say it.
     """
 
     strategy: str | type
@@ -118,6 +120,7 @@ class Method:
     own_steps: bool = False
     own_networks: bool = False
     floor: bool = False
+    extras: str = ""
     search: Space = field(default_factory=dict, compare=False)
 
     def split_of(self, manifest: Manifest, settings: Any) -> Split:

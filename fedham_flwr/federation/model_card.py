@@ -112,6 +112,7 @@ def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
             "strategy": settings.strategy,
             "rounds": job.download.round - 1,  # a callback may have ended them before num-server-rounds
             "personal": list(half.split.personal),
+            **({"extras": extras} if (extras := job.method.extras) else {}),
             "settings": _chosen(flatten(settings), settings.strategy),
         },
         "scores": scores,

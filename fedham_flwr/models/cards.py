@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,12 @@ def _method(method: Mapping[str, Any]) -> list[str]:
     told = "" if taken is None else f", in {taken} of which this client took part"
     parts = ["## Method", f"`{_code(method['strategy'])}`, {method['rounds']} rounds{told}."]
     if method.get("personal"):
-        parts.append(f"Personal, and sent to nobody: {', '.join(f'`{_code(name)}`' for name in method['personal'])}.")
+        crossed = method["settings"].get("cross-evaluation")
+        nobody = "nobody unless this client took part in the cross-evaluation" if crossed else "nobody"
+        names = ", ".join(f"`{_code(name)}`" for name in method["personal"])
+        parts.append(f"Personal, and sent to {nobody}: {names}.")
+    if extras := method.get("extras"):
+        parts.append(f"Sent to the server, beside shared tensors: {_sentence(extras)}.")
     given = [(f"`{_code(key)}`", f"`{_code(json.dumps(value))}`") for key, value in method["settings"].items()]
     return [*parts, _table(("setting", "value"), given)] if given else parts
 
@@ -162,7 +168,16 @@ def _cell(value: Any) -> str:
 
 def _plain(text: str) -> str:
     """A text without what Markdown would take for its own."""
-    line = " ".join(str(text).split())
+    return _escaped(" ".join(str(text).split()))
+
+
+def _sentence(text: str) -> str:
+    """The same, of one in which code stands between backticks."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    return "".join(part if place % 2 else _escaped(part) for place, part in enumerate(parts))
+
+
+def _escaped(line: str) -> str:
     return "".join(f"\\{each}" if each in "\\`*_|<>[]#~" else each for each in line)
 
 
