@@ -8,14 +8,13 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedham_flwr import models, registry
-from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
 from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
@@ -35,7 +34,7 @@ from fedham_flwr.federation.numpy_client import FlowerClient
 from fedham_flwr.federation.privacy_mod import private
 from fedham_flwr.federation.queries import read_told
 from fedham_flwr.federation.stages import ACROSS, ADAPT, STAGES, Stage
-from fedham_flwr.models.grouping import manifest_of
+from fedham_flwr.federation.trainers import trainer_of
 from fedham_flwr.registry import half
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.sections import without_callbacks
@@ -164,7 +163,8 @@ def _open_client(
             "others' kind"
         )
     data = data.with_outputs(download.classes)
-    parts = _parts(settings, network_of(context.node_config, settings, client), download.shape, download.classes)
+    network = network_of(context.node_config, settings, client)
+    parts = _parts(settings, network, (context.run_id, download.shape, download.classes))
     state = ClientState(
         context.state,
         client,
@@ -195,7 +195,7 @@ class _Parts(NamedTuple):
 
     run: Settings
     settings: Settings  # of these clients: their network is the model
-    data: tuple[tuple[int, ...], int]
+    of: tuple[int, tuple[int, ...], int]  # number of the run, shape of a sample, outputs
     method: Method
     half: Callable[[Job], RoundClient]
     trainer: Trainer
@@ -206,44 +206,19 @@ class _Parts(NamedTuple):
 _LAST: list[_Parts] = []
 
 
-def _parts(run: Settings, network: str, shape: tuple[int, ...], classes: int) -> _Parts:
+def _parts(run: Settings, network: str, of: tuple[int, tuple[int, ...], int]) -> _Parts:
     """Those of a network of a run; kept from message to message, since settings parsed again are the same object."""
-    if _LAST and (_LAST[0].run is not run or _LAST[0].data != (shape, classes)):
+    _, shape, classes = of
+    if _LAST and (_LAST[0].run is not run or _LAST[0].of != of):
         _LAST.clear()
     if known := [has for has in _LAST if models.resolve(has.settings.model, shape) == models.resolve(network, shape)]:
         return known[0]
     settings = run if network == run.model else run.model_copy(update={"model": network})
     method = registry.method(settings.strategy)
-    trainer, engine = _trainer(
-        settings.model, shape, classes, settings.networks(), settings.device, settings.precision, settings.seed
-    )
+    trainer, engine = trainer_of(settings, shape, classes)
     fingerprint = trainer.manifest.fingerprint()
-    _LAST.append(_Parts(run, settings, (shape, classes), method, half(method.client), trainer, engine, fingerprint))
+    _LAST.append(_Parts(run, settings, of, method, half(method.client), trainer, engine, fingerprint))
     return _LAST[-1]
-
-
-@lru_cache(maxsize=1)
-def _trainer(
-    name: str,
-    shape: tuple[int, ...],
-    classes: int,
-    networks: models.NetworkSettings,
-    device: str,
-    precision: str,
-    seed: int,
-) -> tuple[Trainer, Callable[[], Engine]]:
-    """A worker's model, the last one kept from run to run, and what trains it for many clients at once."""
-    model = models.build(name, shape, classes, seed, networks)
-    manifest = manifest_of(model, models.trial_batches(shape))
-    trainer = Trainer(model, resolve_device(device), precision, manifest)
-
-    @lru_cache(maxsize=1)
-    def engine() -> Engine:
-        from fedham_flwr.training.engine.engine import Engine
-
-        return Engine(trainer, model, [batch.to(trainer.device) for batch in models.trial_batches(shape)])
-
-    return trainer, engine
 
 
 app = make_client_app()

@@ -12,7 +12,7 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
-from fedham_flwr import client_app
+from fedham_flwr.federation import trainers
 from fedham_flwr.runners.in_process import InProcessGrid
 
 
@@ -43,7 +43,7 @@ class Nodes(InProcessGrid):
         if number in self.restarts and number not in self.done:
             for context in self.contexts.values():
                 context.state.clear()
-            client_app._trainer.cache_clear()
+            trainers._made.cache_clear()
             self.done.add(number)
             self.before(number, [next(self.top.glob(f"node-{i}/*")) for i in range(len(self.contexts))])
         return super().push_messages(messages)

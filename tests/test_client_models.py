@@ -209,6 +209,7 @@ def test_a_client_names_no_code_for_the_server_to_run() -> None:
 
 def test_an_app_keeps_what_it_has_built_for_each_network(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
     from fedham_flwr import client_app
+    from fedham_flwr.federation import trainers
 
     made: list[str] = []
     built = client_app.models.build
@@ -218,7 +219,7 @@ def test_an_app_keeps_what_it_has_built_for_each_network(federate: Federate, mon
         return built(name, *given)
 
     client_app._LAST.clear()
-    client_app._trainer.cache_clear()
+    trainers._made.cache_clear()
     monkeypatch.setattr(client_app.models, "build", counted)
     federate(strategy="local", client_models=DEALT, **TWO, client_app=make_client_app)
     assert made.count("digits-cnn") == made.count("vit") == 2  # on the server, and where clients are

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -28,6 +28,8 @@ DTYPES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
 }  # fmt: skip
 """Their names in a safetensors file."""
+Stamp = tuple[str, int, int, int, int]
+"""A file's name, its number on the disk, its bytes, and when it and what the system says of it changed, in ns."""
 
 
 def safe_name(name: str) -> str:
@@ -45,6 +47,23 @@ def safe_name(name: str) -> str:
         digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:16]
         written = f"{written[: LONGEST - 18]}%-{digest}"
     return written
+
+
+def stamps(files: Iterable[Path]) -> tuple[Stamp, ...]:
+    """What tells files from others under the same paths; nothing of them is read, and one that is not there has none.
+
+    Args:
+        files: their paths.
+    """
+    found = []
+    for file in files:
+        try:
+            told = file.stat()
+        except OSError:
+            continue
+        # A copy that keeps its times and has as many bytes still has another number, or another change of status.
+        found.append((file.name, told.st_ino, told.st_size, told.st_mtime_ns, told.st_ctime_ns))
+    return tuple(found)
 
 
 @contextmanager

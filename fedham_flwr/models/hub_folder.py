@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.files import Stamp, stamps
 
 HUB = "hub"
 """The name of these networks."""
@@ -64,13 +65,11 @@ def describe(settings: HubSettings) -> HubNetworkSettings:
             "code that would be run"
         )
     files = [folder / name for name in ("config.json", "tokenizer.json", "preprocessor_config.json")]
-    return _described(
-        folder, settings.folder, tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    )
+    return _described(folder, settings.folder, stamps(files))
 
 
 @lru_cache(maxsize=8)  # for a model that is exported needs it once more, and a tokeniser takes a while to read
-def _described(folder: Path, given: str, _written: tuple[int, ...]) -> HubNetworkSettings:
+def _described(folder: Path, given: str, _written: tuple[Stamp, ...]) -> HubNetworkSettings:
     config = _json(folder / "config.json")
     if "model_type" not in config:
         raise UserError(f'hub.folder="{given}" has a config.json without model_type')
