@@ -143,12 +143,14 @@ def test_every_other_method_takes_such_a_network_and_sends_it_whole(federate: Ca
         ((LENGTH, 500, 2, 0), {}, r"knows 28 tokens, and the texts have 498: set text.tokenizer="),
         ((40, 30, 2, 0), {}, r"takes texts of up to 14 tokens beside 2 special ones: lower sequence-length=40"),
         ((3, 8, 8), {}, r"gives no network that classifies images"),
+        (TEXTS, {"hidden_size": "wide"}, r"does not know: TypeError: Field 'hidden_size' expected int, got str"),
+        (TEXTS, {"num_attention_heads": 0}, r"gives no network that classifies texts: ZeroDivisionError"),
         (TEXTS, {"model_type": "nobody-knows"}, r"has a config.json that transformers does not know"),
         (TEXTS, {"model_type": None}, r"has a config.json without model_type"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(
-    bert: str, tmp_path: Path, shape: tuple[int, ...], changed: dict[str, str | None], sentence: str
+    bert: str, tmp_path: Path, shape: tuple[int, ...], changed: dict[str, str | int | None], sentence: str
 ) -> None:
     folder = shutil.copytree(bert, tmp_path / "changed")
     config = json.loads((folder / "config.json").read_text()) | changed
@@ -156,6 +158,34 @@ def test_what_does_not_fit_is_one_sentence(
     with pytest.raises(UserError, match=sentence) as refused:
         built(str(folder), shape)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("written", "found"), [("[]", "a list"), ('"vit"', "a string"), ("7", "a number"), ("null", "null")]
+)
+def test_json_that_is_no_object_is_one_sentence(vit: str, tmp_path: Path, name: str, written: str, found: str) -> None:
+    folder = shutil.copytree(vit, tmp_path / "changed")
+    (folder / name).write_text(written)
+    with pytest.raises(UserError) as refused:
+        built(str(folder), (3, 8, 8))
+    assert (
+        str(refused.value) == f"{folder / name} is {found}, and wanted is a JSON object, as save_pretrained writes it"
+    )
+
+
+@pytest.mark.parametrize("changed", [{"image_mean": 0.5}, {"image_mean": ["a", "b", "c"]}, {"image_std": None}])
+def test_means_and_deviations_that_are_no_lists_of_numbers_are_one_sentence(
+    vit: str, tmp_path: Path, changed: dict[str, Any]
+) -> None:
+    folder = shutil.copytree(vit, tmp_path / "changed")
+    file = folder / "preprocessor_config.json"
+    given = {key: value for key, value in (json.loads(file.read_text()) | changed).items() if value is not None}
+    file.write_text(json.dumps(given))
+    (key,) = changed
+    with pytest.raises(UserError) as refused:
+        built(str(folder), (3, 8, 8))
+    assert str(refused.value) == f"{file} has {key}={given.get(key)!r}: wanted a list of numbers, one for each channel"
 
 
 def test_positions_that_are_counted_from_behind_the_padding_are_fewer() -> None:

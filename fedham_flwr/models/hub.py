@@ -133,7 +133,9 @@ def build_hub(shape: tuple[int, ...], outputs: int, settings: HubSettings | HubN
     auto = transformers.AutoModelForSequenceClassification if text else transformers.AutoModelForImageClassification
     try:
         network, fresh = _pretrained(auto, folder, config) if folder else (auto.from_config(config), [])
-    except (ValueError, OSError, RuntimeError, KeyError) as error:  # as `transformers` says what it does not like
+    except UserError:
+        raise
+    except Exception as error:  # of any kind, as `transformers` says what it does not like
         what = "texts" if text else "images"
         raise UserError(f'hub.folder="{folder}" gives no network that classifies {what}: {described(error)}') from error
     if not text:
@@ -184,8 +186,9 @@ def _config(written: Mapping[str, Any], outputs: int) -> Any:
     given = {key: value for key, value in data.items() if key not in ("model_type", "id2label", "label2id")}
     try:
         return _transformers().AutoConfig.for_model(written["model_type"], **{**given, "num_labels": outputs})
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"hub.folder has a config.json that transformers does not know: {described(error)}") from error
+    except Exception as error:  # of any kind, as `transformers` says what it does not like
+        said = described(error.__cause__ or error)  # a wrong field is its cause
+        raise UserError(f"hub.folder has a config.json that transformers does not know: {said}") from error
 
 
 def _data_of(written: Any) -> Any:

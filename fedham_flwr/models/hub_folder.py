@@ -74,19 +74,33 @@ def _described(folder: Path, given: str, _written: tuple[Stamp, ...]) -> HubNetw
     if "model_type" not in config:
         raise UserError(f'hub.folder="{given}" has a config.json without model_type')
     first, last = _special_tokens(folder / "tokenizer.json")
-    pixels = _json(folder / "preprocessor_config.json")
-    there = bool(pixels.get("do_normalize", "image_mean" in pixels)) and "image_mean" in pixels
-    mean, deviation = (pixels[key] if there else [] for key in ("image_mean", "image_std"))
+    mean, deviation = _scaling(folder / "preprocessor_config.json")
     texts = (" ".join(map(str, numbers)) for numbers in (first, last, mean, deviation))
     return HubNetworkSettings(json.dumps(config, sort_keys=True), *texts)
 
 
 def _json(file: Path) -> dict[str, Any]:
+    """What a file says; nothing without it."""
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     except ValueError as error:
         raise UserError(f"{file} is no JSON: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        what = {list: "a list", str: "a string", bool: "a truth value", type(None): "null"}.get(type(found), "a number")
+        raise UserError(f"{file} is {what}, and wanted is a JSON object, as save_pretrained writes it")
     return found
+
+
+def _scaling(file: Path) -> tuple[list[float], list[float]]:
+    """The means and the deviations that a preprocessor's file has of an image's channels; none if it uses none."""
+    pixels = _json(file)
+    if not pixels.get("do_normalize", True) or "image_mean" not in pixels:
+        return [], []
+    for key in ("image_mean", "image_std"):
+        given = pixels.get(key)
+        if not isinstance(given, list) or not all(isinstance(number, int | float) for number in given):
+            raise UserError(f"{file} has {key}={given!r}: wanted a list of numbers, one for each channel")
+    return pixels["image_mean"], pixels["image_std"]
 
 
 def _special_tokens(file: Path) -> tuple[list[int], list[int]]:
