@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,19 @@ def test_a_base_of_another_network_is_refused(tmp_path: Path) -> None:
     file.write_text("no tensors")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         built(adapters=AdapterSettings(base=str(file)))
+
+
+def test_a_card_says_how_many_parameters_there_are_and_how_many_of_them_are_trained(
+    federate: Callable[..., Any],
+) -> None:
+    """Adapters of rank 8 beside fc1, of 128 inputs and 64 outputs, and the classifier of 10 times 64 + 1 scalars."""
+    folder = federate(clients=1, num_server_rounds=1, **GIVEN).path / "model"
+    told = json.loads((folder / "0.json").read_text())["model"]
+    trained = 8 * (128 + 64) + 650
+    base = sum(param.numel() for param in models.build("digits-cnn", SHAPE, 10, 0).parameters())
+    assert (told["parameters"], told["trained-parameters"]) == (base + 8 * (128 + 64), trained)
+    line = f"| network | digits-cnn, {base + 1536:,} parameters, of which {trained:,} are trained |"
+    assert line in (folder / "0.md").read_text()
 
 
 # ---- who must have the same ------------------------------------------------------------------------------------------

@@ -68,7 +68,8 @@ def test_a_card_says_what_the_results_say(run: Run) -> None:
         assert facts["name"] == run.clients["name"][number]
         assert facts["model"]["sha256"] == digest(file)
         assert facts["model"]["network"] == "mlp"
-        assert facts["model"]["parameters"] == sum(p.numel() for p in run.models[client].parameters())
+        of_all = sum(p.numel() for p in run.models[client].parameters())
+        assert facts["model"]["parameters"] == facts["model"]["trained-parameters"] == of_all
         assert facts["data"]["samples"] == {
             split: run.clients[split][number] for split in ("train", "validation", "test")
         }
@@ -130,6 +131,7 @@ def test_a_card_reads_as_markdown(run: Run) -> None:
         assert len(set(rows)) == 1
         assert len(rows) >= 2
     assert "not measured, since strategy=pfedla has none" in html
+    assert re.search(r"<td>mlp, [\d,]+ parameters</td>", html)
 
 
 def test_odd_names_and_numbers_stay_what_they_are(tmp_path: Path, run: Run) -> None:

@@ -83,6 +83,7 @@ class Manifest:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     fixed: str = ""  # the digest of the tensors that the network holds fixed; empty without
+    fixed_parameters: int = 0  # how many scalars the parameters among them have
 
     @classmethod
     def of(cls, model: nn.Module, groups: Sequence[LayerGroup] | None = None) -> Manifest:
@@ -113,6 +114,7 @@ class Manifest:
             {name: tuple(tensors[name].shape) for name in claimed},
             {name: tensors[name].dtype for name in claimed},
             fixed_digest(model),
+            sum(param.numel() for name, param in model.named_parameters() if name in fixed),
         )
 
     @cached_property

@@ -94,7 +94,7 @@ def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
     half, data, file, phase, calibrated, predictor = model
     job, settings = half.job, half.settings
     scores = _scores(metrics, phase)
-    total = sum(job.trainer.initial[name].numel() for name in job.trainer.parameter_names)
+    trained = sum(job.trainer.initial[name].numel() for name in job.trainer.parameter_names)
     return {
         "format": cards.FORMAT,
         "client": job.client,
@@ -103,7 +103,8 @@ def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
             "file": file.name,
             "sha256": digest(file),
             "network": resolve(settings.model, job.download.shape),
-            "parameters": total,
+            "parameters": trained + job.trainer.manifest.fixed_parameters,
+            "trained-parameters": trained,
             "phase": phase,
             "round": job.download.round,
         },

@@ -67,11 +67,13 @@ def markdown(facts: Mapping[str, Any]) -> str:
 
 def _model(facts: Mapping[str, Any]) -> list[str]:
     model = facts["model"]
+    trained = model.get("trained-parameters", model["parameters"])  # an earlier version has one number
+    part = f", of which {trained:,} are trained" if trained != model["parameters"] else ""
     phases = {"before": "before the last local training", "after": "after local training"}
     rows = [
         ("file", model["file"]),
         ("SHA-256", model["sha256"]),
-        ("network", f"{model['network']}, {model['parameters']:,} parameters"),
+        ("network", f"{model['network']}, {model['parameters']:,} parameters{part}"),
         ("phase", f"{model['phase']}: {phases.get(model['phase'], '')} in round {model['round']}"),
         ("method", facts["method"]["strategy"]),
     ]
