@@ -37,6 +37,13 @@ def of_the_hub(folder: Path) -> tuple[Path, dict[str, Value], tuple[int, ...]]:
     return Path(written) / "model.safetensors", {"model": "hub", "hub.folder": written}, (3, 8, 8)
 
 
+def of_adapters(folder: Path) -> tuple[Path, dict[str, Value], tuple[int, ...]]:
+    """As for torchvision."""
+    file = folder / "base.safetensors"
+    save_file(build("digits-cnn", (1, 8, 8), 4, 7).state_dict(), file)
+    return file, {"strategy": "lora", "model": "digits-cnn", "lora.base": str(file)}, (1, 8, 8)
+
+
 def replace(file: Path) -> dict[str, torch.Tensor]:
     """Put other weights in the place of a file's: as many bytes, and with its times; the weights."""
     tensors = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(file).items()}
@@ -47,7 +54,7 @@ def replace(file: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("made", [of_torchvision, of_the_hub])
+@pytest.mark.parametrize("made", [of_torchvision, of_the_hub, of_adapters])
 def test_a_run_keeps_the_weights_that_it_began_with_and_the_next_has_those_that_are_there_now(
     made: Callable[[Path], tuple[Path, dict[str, Value], tuple[int, ...]]], tmp_path: Path
 ) -> None:
@@ -56,7 +63,7 @@ def test_a_run_keeps_the_weights_that_it_began_with_and_the_next_has_those_that_
 
     def sum_of(run: int) -> float:
         parts = client_app._parts(settings, settings.model, (run, shape, 4))
-        return sum(float(tensor.double().sum()) for tensor in parts.trainer.initial.values())
+        return sum(float(tensor.double().sum()) for tensor in parts.trainer.state_dict().values())
 
     first = sum_of(1)
     replace(file)

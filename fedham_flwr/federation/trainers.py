@@ -30,7 +30,7 @@ def trainer_of(settings: Settings, shape: tuple[int, ...], classes: int) -> tupl
         UserError: the network cannot be built.
     """
     networks = settings.networks()
-    files = stamps_of(networks.section(models.resolve(settings.model, shape)))
+    files = stamps_of(models.resolve(settings.model, shape), networks)
     return _made(settings.model, shape, classes, networks, files, settings.device, settings.precision, settings.seed)
 
 
