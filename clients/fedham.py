@@ -65,8 +65,7 @@ class FedHAMClient(RoundClient):
         if self.has_few and self.job.download.closing:
             return {"row": row}  # nothing comes after it
         model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
-        now = {"projections": seen, "allowed": allowed.to(torch.uint8), "place": self.place}
-        now["learned"] = torch.tensor(done)
+        now = {"projections": seen, "allowed": allowed.byte(), "place": self.place, "learned": torch.tensor(done)}
         psi = {} if self.has_few and not done else self._meta_state()  # as it starts, it is made anew
         self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in now.items()}}, self.job.download.round)
         return {"row": row}

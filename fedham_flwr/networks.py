@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.parameters import Manifest, floating_tensors
 from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation.messages import Profile
+from fedham_flwr.federation.roster import Roster, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import client_models
 from fedham_flwr.models.grouping import manifest_of
@@ -47,6 +48,31 @@ class Built:
     def size(self) -> int:
         """Bytes of what is not fixed, which each client has of its own."""
         return num_bytes(floating_tensors(self.model))
+
+
+def leave_out(settings: Settings, roster: Roster, again: Callable[[], None]) -> None:
+    """Leave out real nodes that say a network of their own which there is not, or which cannot be built for their data.
+
+    It is their mistake, and not the run's: as with nodes that cannot open their data, the run goes on with the others
+    if they are enough, and else waits for more.
+
+    Args:
+        settings: the run's.
+        roster: of those that have answered, who are fewer afterwards.
+        again: waits for as many as the run wants.
+
+    Raises:
+        UserError: too few are left.
+    """
+    tried: dict[tuple[object, ...], str] = {}
+    while True:
+        faults = {who: _fault(settings, roster.profiles[who], tried) for who in order(roster.nodes)}
+        if not any(faults.values()):
+            return
+        for client, why in faults.items():
+            if why:
+                roster.leave_out(client, why)
+        again()
 
 
 def build(settings: Settings, profiles: Sequence[Profile], shape: tuple[int, ...], classes: int) -> tuple[Built, ...]:
@@ -133,6 +159,27 @@ def check_unchanged(run: Path, then: Sequence[Mapping[str, object]], now: Sequen
                 f"resume={run}: the network of client {profile.client} was {before}, and is {after} now: wanted "
                 "client-models, its table and the node configs as they were"
             )
+
+
+def _fault(settings: Settings, profile: Profile, tried: dict[tuple[object, ...], str]) -> str:
+    """Why a node's network is none; empty if it is one, or if the run itself names it. Each is tried once."""
+    named = (settings.model, *client_models.named(settings.client_models))
+    ours = {models.resolve(name, profile.shape) for name in named}
+    if profile.partitions or not profile.network or profile.network in ours:
+        return ""
+    try:
+        _check_said(settings, profile)
+    except UserError as error:
+        return str(error)
+    given = (profile.network, profile.shape, profile.classes)
+    if given not in tried:
+        try:
+            own = settings.model_copy(update={"model": profile.network})
+            models.build(*given, own.seed, own.networks())
+            tried[given] = ""
+        except UserError as error:
+            tried[given] = str(error)
+    return tried[given] and f"the network of client {profile.client} cannot be built: {tried[given]}"
 
 
 def _check_said(settings: Settings, profile: Profile) -> None:

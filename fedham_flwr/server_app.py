@@ -20,7 +20,7 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import CallbackError, UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.federation.categories import discovered
+from fedham_flwr.federation.categories import discovered, search
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
@@ -175,6 +175,7 @@ def prepare(
             start from, or a user's optimiser or loss does not fit the model.
     """
     roster, told = discovered(grid, settings, journal.directory.path)
+    networks.leave_out(settings, roster, lambda: search(roster, grid, settings))
     profiles = [roster.profiles[client] for client in order(roster.nodes)]
     shape, classes = agree(profiles)
     pin = data_of(settings, profiles)

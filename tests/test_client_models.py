@@ -175,6 +175,73 @@ def test_a_run_goes_on_only_with_the_networks_that_it_has_trained(
     assert ended.summary["digest"] == whole.summary["digest"]
 
 
+# ---- a node that names none ------------------------------------------------------------------------------------------
+
+
+def sites(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
+    """A grid of three nodes with tables of their own, as SuperNodes are; the last one has more in its config."""
+    rows = "\n".join(f"{k % 7},{k % 5},{int(k % 7 > 3)}" for k in range(40))
+    (folder / "rows.csv").write_text(f"age,dose,ill\n{rows}\n")
+    more: dict[str, dict[str, str]] = {"north": {}, "south": {}, "west": west}
+    configs = [{"client-id": site, "data-path": str(folder / "rows.csv"), **own} for site, own in more.items()]
+
+    def grid(app: Any, clients: int) -> InProcessGrid:
+        made = InProcessGrid(app, clients, node_configs=configs)
+        for context in made.contexts.values():
+            del context.node_config["partition-id"], context.node_config["num-partitions"]
+        return made
+
+    return grid
+
+
+ILL: dict[str, Value] = {
+    "strategy": "local", "model": "mlp", "feature_column": "age dose", "label_column": "ill", "num_server_rounds": 1,
+    "client_timeout": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("vitt", "model=\"vitt\" in the node config of client west: 'vitt' is no network: wanted auto, digits-cnn"),
+        ("vit", 'the network of client west cannot be built: model="vit" is for images, and the data set is a table'),
+        (
+            "torchvision:nonsense",
+            'the network of client west cannot be built: model="torchvision:nonsense": torchvision has no',
+        ),
+        ("hub", 'the network of client west cannot be built: model="hub" needs hub.folder'),
+        ("os:system", "client west says that its network is os:system, which is code that the server would run"),
+    ],
+)
+def test_a_node_whose_network_there_is_not_is_left_out_and_the_run_goes_on(
+    federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture, named: str, why: str
+) -> None:
+    grid = sites(tmp_path, {"model": named})
+    run = federate(3, grid=grid, min_clients=2, **ILL)
+    (told,) = [message for message in caplog.messages if "cannot take part" in message]
+    assert told.startswith(f"a node cannot take part: {why}")
+    assert {record["kind"]: record["cohort"] for record in run.records} == {
+        "train": ["north", "south"], "evaluate": ["north", "south"],
+    }  # fmt: skip
+    with pytest.raises(UserError, match=r"^3 clients are wanted and 2 answered .* the first failure is: ") as refused:
+        federate(3, grid=grid, min_clients=3, **ILL)
+    assert f"the first failure is: {why}" in str(refused.value)
+
+
+NONE = r'^model="torchvision:nonsense": torchvision has no classification network'
+
+
+def test_a_table_of_the_run_that_names_none_is_an_error_whatever_clients_are_left(
+    federate: Federate, tmp_path: Path
+) -> None:
+    table = tmp_path / "who.toml"
+    table.write_text('west = "torchvision:nonsense"\n')
+    with pytest.raises(UserError, match=NONE):
+        federate(3, grid=sites(tmp_path, {}), min_clients=2, client_models=str(table), **ILL)
+    with pytest.raises(UserError, match=NONE):
+        federate(3, grid=sites(tmp_path, {}), min_clients=2, **{**ILL, "model": "torchvision:nonsense"})
+
+
 # ---- what is refused before the first round --------------------------------------------------------------------------
 
 

@@ -90,11 +90,6 @@ SEARCH: Space = {
     "fedham.meta-steps": Range(1, 10, start=5, whole=True),
 }
 METHOD = Method(
-    "strategies.fedham:FedHAMStrategy",
-    "clients.fedham:FedHAMClient",
-    split,
-    FedHAMSettings,
-    mixes=True,
+    "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH,
     extras="its row of mixing weights",
-    search=SEARCH,
-)
+)  # fmt: skip

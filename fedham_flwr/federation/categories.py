@@ -66,8 +66,22 @@ def discovered(grid: Grid, settings: Settings, run: Path) -> tuple[Roster, str]:
         UserError: too few clients came, or they don't agree.
     """
     roster = Roster(recalled(settings, run))
-    roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
+    search(roster, grid, settings)
     return roster, agreed(roster, grid, settings.round_timeout, run)
+
+
+def search(roster: Roster, grid: Grid, settings: Settings) -> None:
+    """Wait until as many clients have answered as the run wants.
+
+    Args:
+        roster: gets them.
+        grid: the way to the nodes.
+        settings: the run's.
+
+    Raises:
+        UserError: as for `Roster.discover`.
+    """
+    roster.discover(grid, settings.min_clients, settings.client_timeout, settings.round_timeout)
 
 
 def recalled(settings: Settings, run: Path) -> str:

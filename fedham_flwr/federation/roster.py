@@ -182,6 +182,16 @@ class Roster:
             except (KeyError, ValueError, TypeError) as error:
                 self._refuse(node, f"node {node} gave no proper answer to the query: {error}")
 
+    def leave_out(self, client: str, reason: str) -> None:
+        """Count the node of a client that has answered among those that cannot take part.
+
+        Args:
+            client: its id.
+            reason: why, in a sentence that names it.
+        """
+        del self.profiles[client]
+        self._refuse(self.nodes.pop(client), reason)
+
     def _admit(self, node: int, profile: Profile) -> None:
         if profile.client in self.nodes:
             if not self._complete:
