@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -10,7 +11,10 @@ from typing import NamedTuple
 from fedham_flwr import registry
 from fedham_flwr.core.aggregation import KRUM
 from fedham_flwr.core.callback_settings import EARLY_STOPPING, TRACKERS
+from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
+from fedham_flwr.core.methods import never
+from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.server_optimizers import ADAPTIVE
 from fedham_flwr.core.shapes import sample_kind
 from fedham_flwr.data.batches import Target
@@ -26,6 +30,7 @@ class Facts(NamedTuple):
         shape: of one sample.
         target: what is learned.
         partitioned: the data are dealt to clients, and no client has brought its own.
+        manifest: of the network, the largest of several.
     """
 
     settings: Settings
@@ -33,6 +38,7 @@ class Facts(NamedTuple):
     shape: tuple[int, ...]
     target: Target
     partitioned: bool
+    manifest: Manifest
 
 
 Reason = Callable[[Facts], str]
@@ -99,12 +105,27 @@ def _of_novel(facts: Facts) -> str:
     return "" if facts.settings.novel_clients else "novel-clients is 0"
 
 
+def _of_turns(facts: Facts) -> str:
+    chosen = facts.settings.strategy
+    if why := _of_novel(facts):
+        return why
+    if not registry.learns_from_novel(chosen):
+        return f"strategy is {chosen}, of which novel clients adapt alone"
+    with contextlib.suppress(UserError):  # of a network that the method refuses, in its own words
+        if not registry.method(chosen).split_of(facts.manifest, facts.settings.own).adapted:
+            return f"strategy is {chosen}, with settings by which novel clients adapt alone"
+    return ""
+
+
 def _of_noise(facts: Facts) -> str:
     return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
 
 
 def _of_counts(facts: Facts) -> str:
     settings, rule = facts.settings, facts.settings.server.aggregation
+    if not (counts := registry.method(settings.strategy).counts_samples)(settings.own):
+        why = "which counts no samples" if counts is never else "with settings by which no samples are counted"
+        return f"strategy is {settings.strategy}, {why}"
     if rule == "mean" or not (registry.method(settings.strategy).averages and registry.aggregates(settings.strategy)):
         return ""
     return f"server.aggregation is {rule}, which counts no samples"
@@ -174,7 +195,8 @@ REASONS: Mapping[str, Reason] = {
     "schedule-factor": _by_schedule("step"),
     "min-learning-rate": _by_schedule("cosine"),
     "cross-evaluation-clients": lambda facts: "" if facts.settings.cross_evaluation else "cross-evaluation is false",
-    **dict.fromkeys(("novel-steps", "novel-turns"), _of_novel),
+    "novel-steps": _of_novel,
+    "novel-turns": _of_turns,
     **dict.fromkeys(("dp.delta", "dp.clipping-norm", "dp.sensitivity"), _of_noise),
     "max-examples-per-client": _of_counts,
     "server.trim": _by_name("server.aggregation", "trimmed-mean"),

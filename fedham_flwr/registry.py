@@ -88,6 +88,15 @@ def aggregates(name: str) -> bool:
     return bool(getattr(half(method(name).strategy), "aggregates", False))
 
 
+def learns_from_novel(name: str) -> bool:
+    """Whether a method's server half learns from novel clients, in turns, as `contract.AdaptsNovel`.
+
+    Raises:
+        UserError: there is no such method.
+    """
+    return callable(getattr(half(method(name).strategy), "adapt", None))
+
+
 def register(name: str, declared: Method) -> None:
     """Make a method known by a name in this process.
 

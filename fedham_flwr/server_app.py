@@ -186,7 +186,7 @@ def prepare(
     check_measured(settings, profiles)
     common, network = networks.largest(built), ", ".join(each.name for each in built)
     dealt = bool(profiles[0].partitions) and not is_path(settings.dataset)
-    check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt))
+    check_idle(asked, Facts(settings, network, shape, profiles[0].target, dealt, common.manifest))
     for line in networks.lines(built, shape):
         report.say(line)
     if isinstance(grid, HandsOver):

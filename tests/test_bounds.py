@@ -245,6 +245,20 @@ def test_no_client_has_more_weight_than_the_cap_gives(federate: Federate) -> Non
         assert torch.allclose(tensor, (ends[1][name] + ends[2][name]) / 2, atol=1e-6)
 
 
+@pytest.mark.parametrize("strategy", methods())
+def test_the_cap_has_an_effect_where_the_method_counts_samples_and_nowhere_else(
+    federate: Federate, strategy: str
+) -> None:
+    """One of four clients says that it has a thousand samples; each has two batches, and one is all that may count."""
+    given: dict[str, Value] = {"strategy": strategy, "evaluate_every": 1, "partitioner": "iid", **FEW}
+    ends = {
+        most: federate(client_app=tampered(with_examples(1000), client=0), max_examples_per_client=most, **given)
+        for most in (0, 1)
+    }
+    counts = registry.method(strategy).counts_samples(parse({"strategy": strategy}).own)
+    assert (ends[0].summary["digest"] != ends[1].summary["digest"]) == counts
+
+
 def test_updates_that_are_too_long_are_shortened_and_recorded(
     federate: Federate, caplog: pytest.LogCaptureFixture
 ) -> None:

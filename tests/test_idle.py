@@ -12,6 +12,7 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 from own_objects import linear, slopes
+from presets import network
 
 from fedham_flwr import simulate
 from fedham_flwr.cli import overrides, run_command
@@ -19,12 +20,16 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
 from fedham_flwr.idle import Asked, changed, check_idle, check_sections
+from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.reasons import REASONS, Facts
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value, defaults, parse
 
-IMAGES: dict[str, Any] = {"network": "digits-cnn", "shape": (1, 8, 8), "target": "class", "partitioned": True}
+IMAGES: dict[str, Any] = {
+    "network": "digits-cnn", "shape": (1, 8, 8), "target": "class", "partitioned": True,
+    "manifest": manifest_of(network("fedavg"), []),
+}  # fmt: skip
 TEXT: dict[str, Any] = {"network": "char-transformer", "shape": (80,), "target": "next-token", "partitioned": True}
 NEWS: dict[str, Any] = {"network": "fasttext", "shape": (80, 99, 2, 0), "target": "class", "partitioned": True}
 SERIES: dict[str, Any] = {"network": "cnn1d", "shape": (6, 80, 1, 0), "target": "class", "partitioned": True}
@@ -57,6 +62,13 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"schedule-factor": 0.3, "schedule": "cosine"}, "schedule-factor=0.3 (schedule is cosine)"),
     ({"min-learning-rate": 0.001, "schedule": "step"}, "min-learning-rate=0.001 (schedule is step)"),
     ({"novel-steps": 3, "novel-turns": 2}, "novel-steps=3 (novel-clients is 0), novel-turns=2 (novel-clients is 0)"),
+    *[({"novel-clients": 1, "novel-turns": 3, "strategy": each},
+       f"novel-turns=3 (strategy is {each}, of which novel clients adapt alone)") for each in ("fedavg", "pfedla")],
+    *[({"max-examples-per-client": 9, "strategy": each},
+       f"max-examples-per-client=9 (strategy is {each}, which counts no samples)")
+      for each in ("local", "fedgh", "pfedla", "fedham")],
+    ({"max-examples-per-client": 9, "strategy": "fedproto", "fedproto.weights": "clients"},
+     "max-examples-per-client=9 (strategy is fedproto, with settings by which no samples are counted)"),
     ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
@@ -147,6 +159,12 @@ def test_what_depends_on_the_data_is_said_of_other_data(caplog: pytest.LogCaptur
         "min-characters=9 (no next token is predicted), series.length=9 (the data are no series), "
         "text.buckets=9 (no words are hashed)"
     )
+    turns: dict[str, Value] = {"novel-clients": 1, "novel-turns": 3, "strategy": "fedtp", "model": "vit"}
+    assert said(caplog, turns) == "", "of a network that the method refuses there is nothing to say"
+    attention = manifest_of(network("fedtp"), [])
+    assert said(caplog, turns, manifest=attention) == ""
+    vanilla = "strategy is fedtp, with settings by which novel clients adapt alone"
+    assert said(caplog, {**turns, "fedtp.personal": "vanilla"}, manifest=attention) == f"novel-turns=3 ({vanilla})"
     dealt: dict[str, Value] = {"partitioner": "dirichlet", "alpha": 0.5, "samples-per-client": 3}
     own = "each client has data of its own, which are not dealt"
     assert said(caplog, {"client-column": "ward"}, partitioned=False) == f'client-column="ward" ({own})'
@@ -173,7 +191,10 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"beta1": 0.5, "beta2": 0.9, "momentum": 0.5, "optimizer": "torch.optim:RMSprop"}, {}),
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
     ({"min-learning-rate": 0.001, "schedule": "cosine"}, {}),
-    ({"novel-steps": 3, "novel-turns": 2, "novel-clients": 1}, {}),
+    ({"novel-steps": 3, "novel-clients": 1}, {}),
+    ({"novel-turns": 2, "novel-clients": 1, "strategy": "pfedhn"}, {}),
+    ({"max-examples-per-client": 9, "strategy": "fedas", "fedas.weights": "samples"}, {}),
+    *[({"max-examples-per-client": 9, "strategy": each}, {}) for each in ("fedproto", "pfedgraph", "amn")],
     ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
     ({"server.aggregation": "trimmed-mean", "server.trim": 0.2, "server.optimizer": "adam", "server.beta2": 0.5}, {}),

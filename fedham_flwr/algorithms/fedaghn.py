@@ -54,7 +54,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.amn import split
 from fedham_flwr.algorithms.fedtp import MOST
-from fedham_flwr.core.methods import Method
+from fedham_flwr.core.methods import Method, never
 from fedham_flwr.core.search_space import Range
 
 SCRIPT = "the authors' script"
@@ -156,6 +156,7 @@ METHOD = Method(
     split,
     FedAGHNSettings,
     mixes=True,
+    counts_samples=never,
     search={
         "fedaghn.learning-rate": Range(0.0005, 0.5, start=0.005, log=True, source=SCRIPT),
         "fedaghn.beta": Range(0.1, 10.0, start=0.5, log=True, source=SCRIPT),

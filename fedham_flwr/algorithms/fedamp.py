@@ -45,7 +45,7 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from fedham_flwr.core.methods import Method, Split, split_tensors
+from fedham_flwr.core.methods import Method, Split, never, split_tensors
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import Range, Space
 
@@ -150,5 +150,6 @@ METHOD = Method(
     FedAMPSettings,
     personal_model="after",
     mixes=True,
+    counts_samples=never,
     search=SEARCH,
 )

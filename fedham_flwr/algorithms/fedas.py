@@ -125,6 +125,11 @@ def network(_settings: object) -> NetworkNeeds:
     return NetworkNeeds(head=HeadSettings(asks='strategy="fedas"'))
 
 
+def counts_samples(settings: FedASSettings) -> bool:
+    """Whether samples are the weights of the mean; beside traces they only stand in where all of these are 0."""
+    return settings.weights == "samples"
+
+
 METHOD = Method(
     "strategies.fedas:FedASStrategy",
     "clients.fedas:FedASClient",
@@ -132,6 +137,7 @@ METHOD = Method(
     FedASSettings,
     network=network,
     extras="how large the gradients of its model are on its data",
+    counts_samples=counts_samples,
     search={
         "fedas.align-rate": Range(0.001, 0.1, start=0.01, log=True, source="public code"),
         "fedas.align-epochs": Range(1, 3, start=1, whole=True, source="public code"),

@@ -49,7 +49,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from fedham_flwr.algorithms.fedavg import split
-from fedham_flwr.core.methods import Method
+from fedham_flwr.core.methods import Method, never
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.search_space import Range, Space
 
@@ -134,5 +134,6 @@ METHOD = Method(
     FedFomoSettings,
     mixes=True,
     extras="how much better or worse on its validation split others' were",
+    counts_samples=never,
     search=SEARCH,
 )

@@ -48,7 +48,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_groups
+from fedham_flwr.core.methods import Method, NetworkNeeds, Split, never, split_groups
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.search_space import Range
 from fedham_flwr.models.heads import HeadSettings, head_name
@@ -146,6 +146,7 @@ METHOD = Method(
     own_networks=True,
     extras="the mean of a client's features in each class, and which classes it has; the mean of a class with one "
     "sample is that sample's features, which `fedgh.min-samples` withholds",
+    counts_samples=never,
     search={
         "fedgh.server-rate": Range(0.001, 0.1, start=0.01, log=True, source="HtFLlib"),
         "fedgh.server-epochs": Range(1, 300, start=100, log=True, whole=True, source="HtFLlib"),

@@ -50,7 +50,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedham_flwr.algorithms.amn import AttentionSettings, split
-from fedham_flwr.core.methods import Method
+from fedham_flwr.core.methods import Method, never
 from fedham_flwr.core.search_space import PILOT, Range, Space
 
 
@@ -91,5 +91,5 @@ SEARCH: Space = {
 }
 METHOD = Method(
     "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH,
-    extras="its row of mixing weights",
+    counts_samples=never, extras="its row of mixing weights",
 )  # fmt: skip

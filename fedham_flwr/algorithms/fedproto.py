@@ -181,6 +181,11 @@ def network(_settings: object) -> NetworkNeeds:
     return NetworkNeeds(head=HeadSettings(asks='strategy="fedproto"'))
 
 
+def counts_samples(settings: FedProtoSettings) -> bool:
+    """Whether a prototype weighs as many samples as it is made of."""
+    return settings.weights == "samples"
+
+
 METHOD = Method(
     "strategies.fedproto:FedProtoStrategy",
     "clients.fedproto:FedProtoClient",
@@ -190,5 +195,6 @@ METHOD = Method(
     own_networks=True,
     extras="the mean of a client's features in each class, and the shares of its classes; the mean of a class with one "
     "sample is that sample's features, which `fedproto.min-samples` withholds",
+    counts_samples=counts_samples,
     search={"fedproto.penalty": Range(0.01, 10.0, start=1.0, log=True, source="the authors' code")},
 )

@@ -22,7 +22,7 @@ Every w_k starts from the same initialisation, the one that the federated method
 
 from __future__ import annotations
 
-from fedham_flwr.core.methods import Method, Split, split_groups
+from fedham_flwr.core.methods import Method, Split, never, split_groups
 from fedham_flwr.core.parameters import Manifest
 
 
@@ -31,4 +31,11 @@ def split(manifest: Manifest, _settings: None) -> Split:
     return split_groups(manifest, manifest.group_names)
 
 
-METHOD = Method("strategies.local:LocalStrategy", "clients.local:LocalClient", split, floor=True, own_networks=True)
+METHOD = Method(
+    "strategies.local:LocalStrategy",
+    "clients.local:LocalClient",
+    split,
+    floor=True,
+    own_networks=True,
+    counts_samples=never,
+)

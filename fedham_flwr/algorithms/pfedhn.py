@@ -54,7 +54,7 @@ from torch import Tensor
 
 from fedham_flwr.algorithms.fedtp import MOST, dense_or_more_than_one
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.methods import Method, Split, split_tensors
+from fedham_flwr.core.methods import Method, Split, never, split_tensors
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import Range
 
@@ -149,6 +149,7 @@ METHOD = Method(
     "clients.pfedhn:PFedHNClient",
     split,
     PFedHNSettings,
+    counts_samples=never,
     search={
         "pfedhn.learning-rate": Range(0.001, 1.0, start=0.01, log=True, source=CODE),
         "pfedhn.embedding-learning-rate": Range(0.001, 10.0, start=0.01, log=True, source=CODE),

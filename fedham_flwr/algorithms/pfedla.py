@@ -51,7 +51,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot, relu
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.methods import Method, Split, split_tensors
+from fedham_flwr.core.methods import Method, Split, never, split_tensors
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.search_space import PILOT, Range, Space
 
@@ -163,5 +163,5 @@ def split(manifest: Manifest, settings: PFedLASettings) -> Split:
 
 SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=1.0, log=True, source=PILOT)}
 METHOD = Method(
-    "strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings, mixes=True, search=SEARCH
-)
+    "strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings,
+    mixes=True, counts_samples=never, search=SEARCH)  # fmt: skip

@@ -66,6 +66,16 @@ def _part(group: LayerGroup, chosen: set[str]) -> str:
     return f"{group.name}'s {'parameters' if chosen & set(group.parameters) else 'running statistics'}"
 
 
+def always(_settings: object) -> bool:
+    """Yes, whatever a method's own settings are."""
+    return True
+
+
+def never(_settings: object) -> bool:
+    """No, whatever a method's own settings are."""
+    return False
+
+
 class NetworkNeeds(NamedTuple):
     """What a method wants of the network beside its shared layers.
 
@@ -102,6 +112,8 @@ class Method:
         own_steps: its clients take steps of their own, which know learning rate and weight decay and no more: momentum
             has no effect.
         own_networks: clients may have networks that differ, since its split shares no tensor of any.
+        counts_samples: own settings -> whether its server weighs what clients send by how many samples they have, which
+            `max-examples-per-client` caps.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
         extras: what its clients send the server beside the tensors that are shared, in the words of its identity card;
             the cards of models say it.
@@ -119,6 +131,7 @@ class Method:
     name: str = "method"
     own_steps: bool = False
     own_networks: bool = False
+    counts_samples: Callable[[Any], bool] = always
     floor: bool = False
     extras: str = ""
     search: Space = field(default_factory=dict, compare=False)
