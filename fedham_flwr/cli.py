@@ -17,7 +17,7 @@ from fedham_flwr.callbacks.chosen import check_callbacks
 from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.interrupts import Interruptible
-from fedham_flwr.idle import check_sections
+from fedham_flwr.idle import check_sections, of_no_method
 from fedham_flwr.resume.continuing import clients_of, complete
 from fedham_flwr.runners import BACKENDS, ENGINES, Simulation, run_backend
 from fedham_flwr.settings import Value, parse
@@ -132,7 +132,9 @@ def _as_before(options: argparse.Namespace, left: Sequence[Path]) -> str:
 
 def _run(options: argparse.Namespace, left: list[Path]) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
-    given = overrides(options.run_config or [])
+    texts = options.run_config or []
+    given = overrides(texts)
+    asked = {*overrides([text for text in texts if not text.endswith(".toml")]), *of_no_method(given)}
     for option in ("results_dir", "resume"):
         if getattr(options, option) == "":
             raise UserError(f"--{option.replace('_', '-')} is given an empty text: wanted a directory")
@@ -151,7 +153,6 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     chosen.check()
     settings = parse(given)
     check_device(settings.device, options.ray_address)
-    asked = set(overrides([text for text in options.run_config or [] if not text.endswith(".toml")]))
     check_sections(asked, settings)
     check_callbacks(settings)
     run(given, chosen, left, asked)

@@ -12,11 +12,16 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import section_of
 from fedham_flwr.models import NETWORKS
 from fedham_flwr.models.torchvision_models import TORCHVISION
-from fedham_flwr.reasons import REASONS, Facts
+from fedham_flwr.reasons import OF_CALLBACKS, REASONS, Facts
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, defaults, flatten
 
 log = logging.getLogger("fedham_flwr")
+
+
+def of_no_method(keys: Collection[str]) -> set[str]:
+    """Those of some keys that no method reads or leaves, so that they are asked for wherever they are written."""
+    return OF_CALLBACKS.keys() & keys
 
 
 class Asked(NamedTuple):
@@ -25,7 +30,7 @@ class Asked(NamedTuple):
     Attributes:
         keys: theirs.
         here: they were given for this run alone, in its command or its call, and not in a file, which may hold what
-            several methods need.
+            several methods need; but for those `of_no_method`.
     """
 
     keys: Collection[str] = ()
@@ -58,6 +63,17 @@ def check_idle(asked: Asked, facts: Facts) -> None:
     found = dict(_idle(asked.keys, facts)) | others
     if idle := {key: found[key] for key in values if values[key] and key in found}:
         log.warning("settings that have no effect: %s", _listed(idle, values))
+
+
+def unread(given: Collection[str], settings: Settings) -> dict[str, str]:
+    """Which of some settings have no effect, as far as it can be told without the data, each with the reason.
+
+    Args:
+        given: keys; those of other methods and networks are passed over, and so is what is off.
+        settings: the run's.
+    """
+    values = flatten(settings)
+    return {key: why for key, why in _idle(given, Facts(settings)) if values[key]}
 
 
 def check_sections(given: Collection[str], settings: Settings) -> None:

@@ -22,7 +22,7 @@ from fedham_flwr.run_settings import Settings
 
 
 class Facts(NamedTuple):
-    """What decides which settings are read.
+    """What decides which settings are read; all but the settings is not known before the data are looked at.
 
     Attributes:
         settings: the run's.
@@ -34,11 +34,11 @@ class Facts(NamedTuple):
     """
 
     settings: Settings
-    network: str
-    shape: tuple[int, ...]
-    target: Target
-    partitioned: bool
-    manifest: Manifest
+    network: str = ""
+    shape: tuple[int, ...] | None = None
+    target: Target | None = None
+    partitioned: bool = True
+    manifest: Manifest | None = None
 
 
 Reason = Callable[[Facts], str]
@@ -80,7 +80,7 @@ def _by_schedule(name: str) -> Reason:
 
 
 def _of_kind(what: str, *kinds: str) -> Reason:
-    return lambda facts: "" if sample_kind(facts.shape) in kinds else f"the data are no {what}"
+    return lambda facts: "" if not facts.shape or sample_kind(facts.shape) in kinds else f"the data are no {what}"
 
 
 _of_text, _of_series = _of_kind("text", "text", "tokens"), _of_kind("series", "series")
@@ -88,11 +88,11 @@ _of_images, _of_tables = _of_kind("images", "image"), _of_kind("table", "table",
 
 
 def _of_next(facts: Facts) -> str:
-    return "" if facts.target == "next-token" else "no next token is predicted"
+    return "" if facts.target in ("next-token", None) else "no next token is predicted"
 
 
 def _of_words(facts: Facts) -> str:
-    if facts.target == "next-token" or facts.settings.text.tokenizer or facts.settings.text.unit == "character":
+    if facts.target in ("next-token", None) or facts.settings.text.tokenizer or facts.settings.text.unit == "character":
         return _of_text(facts) or "no words are hashed"
     return _of_text(facts)
 
@@ -111,6 +111,8 @@ def _of_turns(facts: Facts) -> str:
         return why
     if not registry.learns_from_novel(chosen):
         return f"strategy is {chosen}, of which novel clients adapt alone"
+    if facts.manifest is None:
+        return ""
     with contextlib.suppress(UserError):  # of a network that the method refuses, in its own words
         if not registry.method(chosen).split_of(facts.manifest, facts.settings.own).adapted:
             return f"strategy is {chosen}, with settings by which novel clients adapt alone"
@@ -168,6 +170,17 @@ OF_METHODS: Mapping[str, Reason] = {
 """Settings of methods that are read only with others of the same method."""
 
 
+OF_CALLBACKS: Mapping[str, Reason] = {
+    **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
+    "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
+    **dict.fromkeys(("tracking.project", "tracking.run-name"), _by_name("tracker", "mlflow", "wandb")),
+    "tracking.mlflow-uri": _by_name("tracker", "mlflow"),
+    "tracking.wandb-mode": _by_name("tracker", "wandb"),
+    "tracking.log-clients": _by_name("tracker", *TRACKERS),
+}
+"""Those of callbacks and trackers: no method decides whether they are read, so that those of a file are said too."""
+
+
 REASONS: Mapping[str, Reason] = {
     **OF_METHODS,
     "clip-norm": _of_models,
@@ -205,11 +218,6 @@ REASONS: Mapping[str, Reason] = {
     **{f"server.{key}": _by_name("server.optimizer", "momentum", *ADAPTIVE) for key in ("learning-rate", "momentum")},
     "server.beta2": _by_name("server.optimizer", "adam", "yogi"),
     "server.tau": _by_name("server.optimizer", *ADAPTIVE),
-    **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
-    "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
-    **dict.fromkeys(("tracking.project", "tracking.run-name"), _by_name("tracker", "mlflow", "wandb")),
-    "tracking.mlflow-uri": _by_name("tracker", "mlflow"),
-    "tracking.wandb-mode": _by_name("tracker", "wandb"),
-    "tracking.log-clients": _by_name("tracker", *TRACKERS),
+    **OF_CALLBACKS,
 }
 """Settings that are read only where something else is chosen. What contradicts another setting is refused instead."""

@@ -263,6 +263,18 @@ def test_the_command_line_says_it(caplog: pytest.LogCaptureFixture, tmp_path: Pa
     assert caplog.messages == ([line] if line else [])
 
 
+@pytest.mark.usefixtures("workplace")
+def test_of_a_file_it_says_what_no_method_decides_about(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    file = tmp_path / "base.toml"
+    file.write_text("num-server-rounds = 1\nsamples-per-client = 40\nbeta1 = 0.5\n[early-stopping]\npatience = 3\n")
+    options = ["--backend", "in-process", "--num-supernodes", "2", "-c", str(file)]
+    assert run_command(options) == 0
+    assert caplog.messages == ['settings that have no effect: early-stopping.patience=3 (callbacks is "")']
+    caplog.clear()
+    assert run_command([*options, "-c", 'callbacks="early-stopping"']) == 0
+    assert caplog.messages == []
+
+
 OTHERS: list[tuple[str, str]] = [
     ("fedham.meta-steps=3", "fedham.meta-steps=3 (strategy is fedper)"),
     ('model="cnn" mlp.width=3 amn.peer-bias=false',

@@ -132,6 +132,23 @@ def test_a_file_may_hold_settings_of_several_methods_and_says_which_nobody_reads
     assert warning == "[settings] fedprox.mu: no method of this study reads it"
 
 
+def test_settings_that_no_run_reads_are_said_with_the_reason(plan: Read) -> None:
+    text = 'methods = ["fedper"]\n[settings]\nmomentum = 0.5\nnovel-clients = 1\nnovel-turns = 3\n'
+    stopping = f"{text}early-stopping.patience = 3\nearly-stopping.min-delta = 0.0\n"
+    told = "[settings] settings that have no effect: novel-turns = 3 (no run reads it)"
+    assert plan(text).warnings == (told,)
+    assert plan(stopping).warnings == (f'{told}, early-stopping.patience = 3 (callbacks is "")',)
+    assert plan(f'{stopping}callbacks = "early-stopping"').warnings == (told,)
+    assert plan(text.replace('"fedper"', '"fedper", "pfedhn"')).warnings == ()
+    where = f'{text.replace("turns", "steps")}[task.a]\nalpha = 0.5\n[method.fedper]\nbeta1 = 0.5\noptimizer = "sgd"\n'
+    assert plan(where).warnings == (
+        "[task.a] settings that have no effect: alpha = 0.5 (partitioner is pathological)",
+        "[method.fedper] settings that have no effect: beta1 = 0.5 (optimizer is sgd)",
+    )
+    searched = plan(f'{where.replace("beta1", "beta2")}[tune.methods.fedper]\noptimizer = ["sgd", "adam"]\n')
+    assert [note.partition(":")[0] for note in searched.warnings] == ["[task.a] settings that have no effect"]
+
+
 def test_a_space_with_fewer_points_than_trials_is_said(plan: Read) -> None:
     text = 'methods = ["fedper"]\n[tune]\ntrials = 3\n[tune.space]\nbatch-size = [5, 10]\n'
     notes = plan(f"{text}[task.a]\n[task.b]\nclients = 3").warnings

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path, load_object, section_of
 from fedham_flwr.core.search_space import Space
+from fedham_flwr.idle import unread
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.settings import flatten, parse
 from fedham_flwr.study.document import Document
 from fedham_flwr.study.planned import StudyMethod, StudyTask
 from fedham_flwr.study.search import Search
+from fedham_flwr.study.spaces import ends
+
+Pair = tuple[str, str]
+"""The labels of a method and a task."""
 
 
 def notes(
     document: Document, methods: Sequence[StudyMethod], tasks: Sequence[StudyTask],
-    parsed: Collection[Settings], searched: Mapping[tuple[str, str], Space],
+    parsed: Mapping[Pair, Settings], searched: Mapping[Pair, Space],
 ) -> Iterator[str]:  # fmt: skip
     """Sentences about settings that nobody reads, splits that overlap, small spaces, and metrics of a user's own.
 
@@ -24,12 +31,13 @@ def notes(
         document: the study's file.
         methods: of the study.
         tasks: of the study.
-        parsed: the settings of each method on each task.
+        parsed: the settings of each method on each task, by their labels.
         searched: what is searched, by the labels of method and task.
     """
     yield from _of_settings(document, methods, tasks)
+    yield from _without_effect(document, parsed, searched)
     yield from _of_spaces(document, searched)
-    yield from _of_metrics(parsed)
+    yield from _of_metrics(parsed.values())
 
 
 def _of_settings(document: Document, methods: Sequence[StudyMethod], tasks: Sequence[StudyTask]) -> Iterator[str]:
@@ -46,7 +54,35 @@ def _of_settings(document: Document, methods: Sequence[StudyMethod], tasks: Sequ
             )
 
 
-def _of_spaces(document: Document, searched: Mapping[tuple[str, str], Space]) -> Iterator[str]:
+def _without_effect(
+    document: Document, parsed: Mapping[Pair, Settings], searched: Mapping[Pair, Space]
+) -> Iterator[str]:
+    """Settings that no run they are for reads, as far as it can be told without the data."""
+    places = {"settings": (document.settings, set(parsed))}
+    places |= {f"task.{label}": (said, {p for p in parsed if p[1] == label}) for label, said in document.task.items()}
+    places |= {
+        f"method.{label}": (said, {p for p in parsed if p[0] == label}) for label, said in document.method.items()
+    }
+    for place, (said, pairs) in places.items():
+        told = []
+        for key, value in said.items():
+            whys = {why for pair in pairs for why in _whys(key, parsed[pair], searched.get(pair, {}))}
+            if pairs and "" not in whys:
+                told.append(f"{key} = {json.dumps(value)} ({whys.pop() if len(whys) == 1 else 'no run reads it'})")
+        if told:
+            yield f"[{place}] settings that have no effect: {', '.join(told)}"
+
+
+def _whys(key: str, settings: Settings, space: Space) -> Iterator[str]:
+    """Why a run and those of the trials with one other value do not read a setting; empty of one that does."""
+    if why := unread([key], settings).get(key, ""):
+        usual = flatten(settings)
+        for searched, dimension in space.items():
+            yield from (unread([key], parse({**usual, searched: value})).get(key, "") for value in ends(dimension))
+    yield why
+
+
+def _of_spaces(document: Document, searched: Mapping[Pair, Space]) -> Iterator[str]:
     """Methods that have fewer trials than others, since there is no more to try."""
     if tune := document.tune:
         said = {

@@ -88,7 +88,7 @@ def _plan(
         settings=document.settings,
         tune=Tune(tune.trials, tune.seeds, tune.sampler, tune.pruner, tune.together, tune.rounds) if tune else None,
         spaces=searched,
-        warnings=tuple(notes(document, methods, tasks, parsed.values(), searched)),
+        warnings=tuple(notes(document, methods, tasks, parsed, searched)),
         text=document.text,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
@@ -77,6 +77,15 @@ def described(dimension: Dimension) -> str:
     return f"{dimension.low:g} to {dimension.high:g}" + (f" ({', '.join(kinds)})" if kinds else "")
 
 
+def ends(dimension: Dimension) -> Iterator[Value]:
+    """All values of a choice; the ends of a range, and where it starts."""
+    if isinstance(dimension, Choice):
+        yield from dimension.values
+    else:
+        kind = int if dimension.whole else float
+        yield from map(kind, (dimension.low, dimension.high, dimension.start))
+
+
 def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], faults: list[str]) -> Space:
     """What a method declares, without what the study has set."""
     strategy, found = str(plain["strategy"]), {}
@@ -142,10 +151,9 @@ def _refusal(key: str, own: Mapping[str, Value]) -> str:
 
 def _rejected(key: str, dimension: Dimension, plain: Mapping[str, Value]) -> str:
     """What a run would say of one of the values; empty if it takes them all."""
-    ends = dimension.values if isinstance(dimension, Choice) else (dimension.low, dimension.high, dimension.start)
-    for value in ends:
+    for value in ends(dimension):
         try:
-            parse({**plain, key: int(value) if isinstance(dimension, Range) and dimension.whole else value})
+            parse({**plain, key: value})
         except UserError as error:
             return f"has a value that no run takes: {str(error).removeprefix('settings: ')}"
     return ""
