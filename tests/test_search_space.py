@@ -169,6 +169,12 @@ def test_what_a_search_may_not_change_is_refused_all_at_once() -> None:
     assert sentences[-1].startswith("[tune.methods] fedper.personal-layers is a setting of the method fedper")
 
 
+def test_the_settings_of_each_network_that_is_dealt_may_be_searched() -> None:
+    given = {"client-models": "cnn, own_objects:Wide"}
+    found = space_of("local", given, {"wide": {"width": [3, 5]}})
+    assert found == {"wide.width": Choice((3, 5), 3)}
+
+
 def test_what_may_be_searched_exists() -> None:
     assert [key for key in CORE if key not in defaults()] == []
 

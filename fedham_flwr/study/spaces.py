@@ -9,7 +9,7 @@ from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.search_space import Choice, Dimension, Range, Space
-from fedham_flwr.models import NETWORKS
+from fedham_flwr.models import NETWORKS, client_models
 from fedham_flwr.settings import Value, flatten, parse
 from fedham_flwr.study.reading import read
 
@@ -23,7 +23,7 @@ CORE = (
 metric says which is better. It does not of those that decide the data, how they are scored, or what is given up for
 them (rounds, privacy, clients that take part)."""
 OBJECTS = ("model", "loss", "optimizer", "augmentation")
-"""Settings that may name an object whose own settings may be searched."""
+"""Settings that may name an object whose own settings may be searched; `client-models` names some, with commas."""
 BELOW, ABOVE = 20, 10
 """The common space goes from the run's own learning rate divided by the first to that times the second."""
 
@@ -135,7 +135,8 @@ def _refusal(key: str, own: Mapping[str, Value]) -> str:
     """Why a setting is not searched; empty if it may be."""
     strategy, section = str(own["strategy"]), key.rpartition(".")[0]
     sections = {section_of(strategy), *NETWORKS}
-    sections |= {section_of(str(own[name])) for name in OBJECTS if is_path(str(own[name]))}
+    named = [*(str(own[name]) for name in OBJECTS), *client_models.names_of(str(own["client-models"]))]
+    sections |= {section_of(name) for name in named if is_path(name)}
     if key in CORE or (key in own and section in sections):
         return ""
     if section in registry.METHODS and section != section_of(strategy):
