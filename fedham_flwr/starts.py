@@ -18,7 +18,8 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.run_directory import RunDirectory
 from fedham_flwr.resume.changed_data import check, pin_of_all
 from fedham_flwr.resume.checkpoints import CLIENTS, Checkpoint, read_state, restore_clients
-from fedham_flwr.resume.warm_start import dealt_otherwise, read_start
+from fedham_flwr.resume.otherwise import dealt_otherwise, headed_otherwise
+from fedham_flwr.resume.warm_start import read_start
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import flatten
 
@@ -114,7 +115,9 @@ def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> Non
     if not isinstance(strategy, HasPersonalStage):
         raise UserError(f'resume="{settings.resume}": strategy={settings.strategy} starts from nothing else')
     clients = order(strategy.setup.roster.nodes)
-    start = read_start(settings.resume, strategy.manifest, strategy.split.shared, network, clients)
+    frozen = strategy.setup.method.frozen_head
+    only = section_of(settings.strategy) if frozen else ""
+    start = read_start(settings.resume, strategy.manifest, strategy.split.shared, network, clients, only)
     strategy.start_from(start.common, start.own)
     report.say(f"start: {start.source}")
     if differs := dealt_otherwise(settings.resume, flatten(settings)):
@@ -122,6 +125,14 @@ def start_from(settings: Settings, strategy: RoundStrategy, network: str) -> Non
             "the start was trained on data dealt with %s, not as in this run: what a client tests on now, it or "
             "another may have trained on then",
             ", ".join(differs),
+        )
+    if frozen and (differs := headed_otherwise(settings.resume, flatten(settings))):
+        log.warning(
+            "the start was trained with %s, and so under another head than the first one of this run: wanted a %s run "
+            "with seed=%s",
+            ", ".join(differs),
+            settings.strategy,
+            settings.seed,
         )
 
 

@@ -15,7 +15,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.clients import open_node, open_partitions
 from fedham_flwr.data.own import open_own
 from fedham_flwr.federation.roster import hold_out
-from fedham_flwr.resume.warm_start import dealt_otherwise
+from fedham_flwr.resume.otherwise import dealt_otherwise
 from fedham_flwr.settings import Value, flatten, parse
 
 Federate = Callable[..., Outcome]

@@ -122,11 +122,43 @@ def test_a_run_that_has_had_its_fine_tuning_does_not_go_on(federate: Federate) -
 
 
 def test_a_whole_model_is_no_body_to_start_from(federate: Federate) -> None:
-    other = federate(strategy="fedavg", samples_per_client=64, num_server_rounds=1)
-    with pytest.raises(
-        UserError, match=r"holds tensors that the model of this run does not share, fc2\.bias, fc2\.weight"
+    """Nor is what each client has, of which there is no other use: the way out is a run of this method."""
+    few: dict[str, Any] = {"samples_per_client": 64, "num_server_rounds": 1}
+    ended = {name: federate(strategy=name, **few).path for name in ("fedavg", "local", "fedbabu")}
+    body, head = "conv1.weight, conv1.bias, conv2.weight, conv2.bias, fc1.weight and 1 more", "fc2.bias, fc2.weight"
+    for start, file, what in (
+        (ended["fedavg"], ": server.safetensors", f"holds {head}"),
+        (ended["local"], ": server.safetensors", f"lacks {body}"),
+        (ended["fedbabu"] / "model" / "1.safetensors", "", f"holds {head}"),
     ):
-        federate(resume=str(other.path), **FEW)
+        with pytest.raises(UserError) as refused:
+            federate(resume=str(start), **FEW)
+        assert str(refused.value) == (
+            f"resume={start}{file} {what}, and fedbabu starts from the layers that it shares alone, under its first "
+            "head: wanted the server.safetensors of a fedbabu run of the same network and settings"
+        )
+    with pytest.raises(UserError) as refused:
+        federate(resume=str(ended["fedavg"].parent), **FEW)
+    assert str(refused.value) == (
+        f"resume={ended['fedavg'].parent} is not the directory of a run, and no fedbabu run below it has come to its "
+        "end; wanted the directory of a fedbabu run, results/fedbabu/<time>-<seed>, or its server.safetensors"
+    )
+
+
+def test_a_body_that_was_trained_under_another_head_is_warned_of(
+    federate: Federate, caplog: pytest.LogCaptureFixture
+) -> None:
+    few: dict[str, Any] = {"samples_per_client": 64, "num_server_rounds": 1, "data_seed": 0}
+    said = "the start was trained with {}, and so under another head than the first one of this run: wanted a fedbabu "
+    for given, differs in (
+        ({"strategy": "fedbabu"}, ""),
+        ({"strategy": "fedbabu", "seed": 1}, "seed=1"),
+        ({"strategy": "fedper"}, 'strategy="fedper"'),
+    ):
+        body = federate(**few, **given).path
+        caplog.clear()
+        federate(resume=str(body), **few, strategy="fedbabu", **{"fedbabu.fine-tune-epochs": 0})
+        assert caplog.messages == ([f"{said.format(differs)}run with seed=0"] if differs else [])
 
 
 def test_bodies_of_each_clients_own_are_refused() -> None:

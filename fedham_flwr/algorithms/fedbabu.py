@@ -100,6 +100,7 @@ METHOD = Method(
     FedBABUSettings,
     averages=True,
     personal_stage=True,
+    frozen_head=True,
     search={
         "fedbabu.fine-tune-epochs": Range(1, 20, start=10, log=True, whole=True, source="PFLlib"),
         "fedbabu.head-layers": Range(1, 2, start=1, whole=True, source="the paper"),

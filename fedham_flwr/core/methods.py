@@ -105,6 +105,8 @@ class Method:
         mixes: it reports with which weights the clients' models are mixed.
         personal_stage: after the last round each client trains a model of its own, in place of the last evaluation; the
             stage may start from what another run has trained.
+        frozen_head: in the rounds the personal layers, which every network has, stay as they are at first, by the
+            seed; what its personal stage starts from is then the shared ones alone, and never a whole model.
         network: own settings -> what it needs of the network.
         name: what `simulate` calls a method that it is given as an object, and the section of its settings.
         search: setting, as it is written (`fedprox.mu`) -> the values that a study may try, the paper's first. One that
@@ -127,6 +129,7 @@ class Method:
     averages: bool = False
     mixes: bool = False
     personal_stage: bool = False
+    frozen_head: bool = False
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
     own_steps: bool = False

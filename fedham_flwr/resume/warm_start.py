@@ -5,10 +5,12 @@ The setting `resume` names the directory of a run or one safetensors file. Of a 
     server.safetensors           is read if it holds the whole model (fedavg and its like): all clients start there
     model/<client>.safetensors   is read otherwise: each client starts from its own
 
+A method whose head stays as it is at first (`Method.frozen_head`) starts from server.safetensors alone, which has the
+layers that it shares; a client's model has a head of its own beside them.
+
 Only safetensors are read, which are data and never code.
 """
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,21 +22,10 @@ from safetensors import SafetensorError, safe_open
 from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.server_optimizers import STATE
-from fedham_flwr.data.data_settings import resolved
-from fedham_flwr.resume.runs import read_settings, read_summary
+from fedham_flwr.resume.runs import read_summary
 
 SERVER, MODELS = "server.safetensors", "model"
 """In the directory of a run; see reporting/run_directory.py."""
-WANTED = (
-    "wanted the directory of a run, results/<strategy>/<time>-<seed>, or the file of one model, "
-    f"{MODELS}/<client>.safetensors"
-)
-DEALING = (
-    "dataset", "feature-column", "label-column", "client-column", "partitioner", "alpha", "classes-per-client",
-    "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary", "min-characters",
-    "validation-fraction", "test-fraction",
-)  # fmt: skip
-"""Settings that decide which samples a client trains on, and which it tests on."""
 FIRST = 5
 """How many names an error lists before it counts the rest."""
 
@@ -59,9 +50,20 @@ class _Wanted(NamedTuple):
     manifest: Manifest
     names: tuple[str, ...]
     model: str
+    only: str
+
+    @property
+    def place(self) -> str:
+        """What `resume` may name."""
+        if self.only:
+            return f"wanted the directory of a {self.only} run, results/{self.only}/<time>-<seed>, or its {SERVER}"
+        file = f"{MODELS}/<client>.safetensors"
+        return f"wanted the directory of a run, results/<strategy>/<time>-<seed>, or the file of one model, {file}"
 
 
-def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, clients: Sequence[str]) -> Start:
+def read_start(
+    path: str, manifest: Manifest, names: Sequence[str], model: str, clients: Sequence[str], only: str = ""
+) -> Start:
     """Read what the setting `resume` names.
 
     Args:
@@ -71,18 +73,19 @@ def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, 
         names: the tensors that its clients share; exactly these are wanted; counters are passed over.
         model: name of this run's network, `auto` resolved.
         clients: ids of the clients; each needs a model if there is none for all.
+        only: the method of this run, if it starts from what servers of its own runs have alone; empty for any.
 
     Raises:
         UserError: nothing is there, or no whole model, or none that fits this run.
     """
     place, given = Path(os.path.expanduser(path)), f"resume={path}"
-    wanted = _Wanted(manifest, tuple(names), model)
+    wanted = _Wanted(manifest, tuple(names), model, only)
     if os.path.isfile(place):
         return Start(_read(place, given, wanted), {}, path + _left_by(place))
     if not os.path.isdir(place):
-        raise UserError(f"{given}: there is nothing at {os.path.abspath(place)}; {WANTED}")
+        raise UserError(f"{given}: there is nothing at {os.path.abspath(place)}; {wanted.place}")
     if not _is_run(place):
-        raise UserError(f"{given} is not the directory of a run{_advice(place)}; {WANTED}")
+        raise UserError(f"{given} is not the directory of a run{_advice(place, only)}; {wanted.place}")
     server = place / SERVER
     if not os.path.isfile(server):
         raise UserError(f"{given} is of a run that left no {SERVER}, since it ended too early: wanted one that did")
@@ -90,46 +93,10 @@ def read_start(path: str, manifest: Manifest, names: Sequence[str], model: str, 
     with _opened(server, what) as source:
         _check_network(source.metadata() or {}, model, what)
         whole = set(_of_models(source)) == set(names)
-    if whole:
+    if whole or only:
         return Start(_read(server, what, wanted), {}, os.path.join(path, SERVER) + _left_by(server))
     own = _read_own(place / MODELS, given, wanted, clients)
     return Start({}, own, f"{os.path.join(path, MODELS)}, to each client its own{_left_by(server)}")
-
-
-def dealt_otherwise(path: str, now: Mapping[str, object]) -> tuple[str, ...]:
-    """How the data were dealt in the run that left a start, where it is not as in this run.
-
-    Clients then test on samples that the start may have been trained on.
-
-    Args:
-        path: as for `read_start`, which has read it.
-        now: this run's settings, spelled as in pyproject.toml.
-
-    Returns:
-        "seed=0" for each setting that differs; nothing where the earlier run's settings cannot be read.
-    """
-    place = Path(os.path.abspath(os.path.expanduser(path)))
-    for run in (place, place.parent, place.parent.parent):
-        if not (then := read_settings(run)):
-            continue
-        then, now = _with_partitioner(then), _with_partitioner(now)
-        differ = [key for key in DEALING if key in then and then[key] != now[key]]
-        seed, seed_now = _seed_setting(then), _seed_setting(now)
-        differ += [seed] if seed in then and then[seed] != now[seed_now] else []
-        return tuple(f"{key}={json.dumps(then[key])}" for key in differ)
-    return ()
-
-
-def _seed_setting(settings: Mapping[str, Any]) -> str:
-    """The setting that is the seed of partition and splits."""
-    return "data-seed" if settings.get("data-seed", -1) >= 0 else "seed"
-
-
-def _with_partitioner(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the partitioner that `auto` stands for, which runs before there was one had written."""
-    keys = ("partitioner", "client-column", "class-table")
-    given = [str(settings.get(key, "")) for key in keys]
-    return {**settings, "partitioner": resolved(*given)} if all(key in settings for key in keys) else {**settings}
 
 
 def _read_own(folder: Path, given: str, wanted: _Wanted, clients: Sequence[str]) -> dict[str, Params]:
@@ -146,6 +113,8 @@ def _read_own(folder: Path, given: str, wanted: _Wanted, clients: Sequence[str])
 
 def _read(file: Path, what: str, wanted: _Wanted) -> Params:
     """The tensors wanted out of a file that has exactly those, copied: safetensors gives views that change with it."""
+    if file.suffix != ".safetensors":
+        raise UserError(f"{what} is no .safetensors file; {wanted.place}")
     with _opened(file, what) as source:
         _check_content(source, what, wanted)
         tensors = {name: source.get_tensor(name).clone() for name in wanted.names}
@@ -160,8 +129,6 @@ def _read(file: Path, what: str, wanted: _Wanted) -> Params:
 
 @contextmanager
 def _opened(file: Path, what: str) -> Iterator[Any]:
-    if file.suffix != ".safetensors":
-        raise UserError(f"{what} is no .safetensors file; {WANTED}")
     try:
         with safe_open(file, framework="pt") as source:
             yield source
@@ -179,6 +146,11 @@ def _check_content(source: Any, what: str, wanted: _Wanted) -> None:
     absent = [name for name in wanted.names if name not in names]
     foreign = [name for name in names if name not in wanted.names and not _counter(source, name)]
     # What the servers of other methods keep is no model, and the other two errors would not say so.
+    if wanted.only and (absent or foreign):
+        raise UserError(
+            f"{what} {_unlike(absent, foreign)}, and {wanted.only} starts from the layers that it shares alone, under "
+            f"its first head: wanted the {SERVER} of a {wanted.only} run of the same network and settings"
+        )
     if (absent or foreign) and "strategy" in label and "client" not in label:
         raise UserError(
             f"{what} is what the server of a {label['strategy']} run keeps, and no whole model like this run's: wanted "
@@ -191,6 +163,11 @@ def _check_content(source: Any, what: str, wanted: _Wanted) -> None:
         )
     if absent:
         raise UserError(f"{what} lacks {_some(absent)}: wanted all shared tensors of the {wanted.model} of this run")
+
+
+def _unlike(absent: Sequence[str], foreign: Sequence[str]) -> str:
+    parts = [f"{verb} {_some(names)}" for verb, names in (("holds", foreign), ("lacks", absent)) if names]
+    return " and ".join(parts)
 
 
 def _of_models(source: Any) -> list[str]:
@@ -215,16 +192,26 @@ def _is_run(place: Path) -> bool:
     return begun or os.path.isfile(place / SERVER)
 
 
-def _advice(place: Path) -> str:
-    """The run that may have been meant: the one that a folder belongs to, or the newest below it that ended well."""
+def _advice(place: Path, only: str) -> str:
+    """The run that may have been meant: the one that a folder belongs to, or the newest below it that ended well.
+
+    Args:
+        place: the folder.
+        only: the method whose run it must be; empty for any.
+    """
     above = place.absolute().parent
     if _is_run(above):
         return f" but a part of {above}"
     found = [*place.glob(f"*/{SERVER}"), *place.glob(f"*/*/{SERVER}")]
-    runs = [file.parent for file in found if "error" not in read_summary(file.parent)]
+    told = {file.parent: read_summary(file.parent) for file in found}
+    runs = [run for run, each in told.items() if "error" not in each and only in ("", each.get("strategy"))]
     # The name of a run begins with the time when it began; of two in one second the file's own time tells more.
     newest = max(runs, key=lambda run: (run.name[:16], (run / SERVER).stat().st_mtime_ns), default=None)
-    return f" (the newest below it is {newest})" if newest else ", and no run below it has come to its end"
+    return (
+        f" (the newest below it is {newest})"
+        if newest
+        else f", and no {only}{' ' * bool(only)}run below it has come to its end"
+    )
 
 
 def _left_by(file: Path) -> str:
