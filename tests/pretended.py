@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -54,21 +55,27 @@ class Pretended:
         seed: of the turns.
         fails: a run fails with this sentence; `died` for one whose worker dies.
         higher: whether more is better; else the value is an error, 1 less what it would be.
+        hangs: a run that is never heard of again after three rounds.
         until: after so many events everything ends; None: never.
         began: every run that was begun, in order.
         stopped: keys of those that were told to stop.
+        ended: keys of those that were ended.
+        now: seconds of a clock, by which an event comes each second.
     """
 
     workers: int = 2
     seed: int = 0
     fails: Callable[[RunSpec], str] = lambda _: ""
     higher: bool = True
+    hangs: Callable[[RunSpec], bool] = lambda _: False
     until: int | None = None
     began: list[RunSpec] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    now: float = 0.0
     closed: bool = False
     most: int = 0
-    _going: dict[str, Iterator[Event]] = field(default_factory=dict)
+    _going: dict[str, Iterator[Event | None]] = field(default_factory=dict)
     _answers: dict[str, bool] = field(default_factory=dict)
     _told: int = 0
 
@@ -91,20 +98,26 @@ class Pretended:
 
     def events(self, timeout: float) -> list[Event]:
         """As `Pool.events`."""
-        self._told += 1
+        self._told, self.now = self._told + 1, self.now + 1
         if self.until is not None and self._told > self.until:
             raise CrashError
         key = sorted(self._going)[self._draws.integers(len(self._going))]
-        event = next(self._going[key])
+        if (event := next(self._going[key])) is None:
+            return []
         if event.kind in ("ended", "died", "full"):
             del self._going[key]
         return [event]
+
+    def end(self, key: str) -> None:
+        """As `Pool.end`."""
+        del self._going[key]
+        self.ended.append(key)
 
     def close(self) -> None:
         """As `Pool.close`."""
         self.closed = True
 
-    def _course(self, spec: RunSpec) -> Iterator[Event]:
+    def _course(self, spec: RunSpec) -> Iterator[Event | None]:
         fault, steps = self.fails(spec), [(at, value if self.higher else 1 - value) for at, value in curve(spec)]
         told: list[tuple[int, float]] = []
         for number, value in steps:
@@ -114,6 +127,8 @@ class Pretended:
                 if spec.role == "tuning" and self._answers.pop(spec.key):
                     self.stopped.append(spec.key)
                     yield self._end(spec, "pruned", told)
+            if self.hangs(spec) and number == 3:
+                yield from itertools.repeat(None)
             if fault in ("died", "full") and number == 3:
                 yield Event("died" if fault == "died" else "full", spec.key, error="it is gone")
             elif fault and number == 3:

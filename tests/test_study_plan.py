@@ -125,6 +125,10 @@ def test_what_is_searched_has_the_same_trials_for_all_and_a_label_keeps_what_it_
     assert plan('methods = ["fedper"]').space("fedper", "digits") == {}
 
 
+def test_runs_may_take_as_long_as_they_like_or_so_many_minutes(plan: Read) -> None:
+    assert [plan(f'methods = ["fedper"]\n{more}').minutes for more in ("", "minutes-per-run = 90")] == [0, 90]
+
+
 def test_a_file_may_hold_settings_of_several_methods_and_says_which_nobody_reads(plan: Read) -> None:
     text = 'methods = ["pfedla"]\n[settings]\npfedla.retained-layers = 1\n'
     assert plan(text).warnings == ()
@@ -205,6 +209,7 @@ FAULTS = {
     F + "seeds = -1": "seeds = -1: wanted a list",
     F + "seeds = true": "seeds = True: wanted a list",
     F + "seeds = 20260101": "seeds = 20260101: wanted a list of different whole numbers from 0 up, or their number, up",
+    F + "minutes-per-run = 0": "minutes-per-run = 0: wanted a whole number of at least 1",
     F + "clients = 0": "clients = 0: wanted a whole number of at least 1",
     F + "floors = 1": "floors = 1: wanted true or false",
     F + 'reference = "loca"': "reference = 'loca' is no method of the study (did you mean local?)",

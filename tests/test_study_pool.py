@@ -7,6 +7,7 @@ import itertools
 import json
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fedham_flwr.core.errors import UnwritableError
 from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.core.search_space import Choice
 from fedham_flwr.reporting.console import duration
+from fedham_flwr.study import conduct as conducting
 from fedham_flwr.study.board import Board, title
 from fedham_flwr.study.conduct import Outcome, conduct
 from fedham_flwr.study.messages import Event, read_answer, read_event, read_run, write_answer, write_event, write_run
@@ -184,6 +186,24 @@ def test_a_run_whose_worker_dies_is_tried_once_more_and_has_then_failed(folders:
     assert outcome == Outcome(complete=8, failed=1)
     assert sum((spec.method, spec.seed) == ("local", 1) for spec in pool.began) == 2
     assert [run["error"] for run in results(folder).values() if run["state"] == "failed"] == ["it is gone, 2 times"]
+
+
+def test_a_run_that_hangs_is_ended_in_time_and_has_failed_and_is_not_tried_again(
+    folders: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, folder = Pretended(2, hangs=lambda spec: (spec.method, spec.seed) == ("local", 1)), next(folders)
+    monkeypatch.setattr(conducting, "Board", partial(Board, clock=lambda: pool.now))
+    planned = plan(minutes=2)
+    outcome, store = study(folder, planned, pool)
+    assert outcome == Outcome(complete=8, failed=1)
+    (failed,) = [run for run in results(folder).values() if run["state"] == "failed"]
+    assert (failed["method"], failed["seed"], len(failed["steps"])) == ("local", 1, 3)
+    assert (failed["error"], failed["seconds"]) == ("it was not done after minutes-per-run = 2, and was ended", 121.0)
+    assert pool.ended == [failed["key"]]
+    assert f"run {failed['key']} is failed ({failed['error']}) after 121.0 s" in (folder / "study.log").read_text()
+    assert store.read_plan()["minutes-per-run"] == 2
+    again = Pretended(2)
+    assert (study(folder, plan(minutes=9), again)[0], again.began) == (outcome, [])
 
 
 def test_a_full_disk_ends_the_study_and_is_no_run_s_fault(folders: Iterator[Path]) -> None:

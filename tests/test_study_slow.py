@@ -173,15 +173,25 @@ learning-rate = [0.02, 1e30]
 
 
 ON_RAY = """
+import contextlib
 import sys
 from pathlib import Path
 import ray
 from fedham_flwr.study.conduct import conduct
 from fedham_flwr.study.plan import read_plan
+from fedham_flwr.study.process import START
 from fedham_flwr.study.ray_pool import RayPool
 from fedham_flwr.study.store import opened
 
-planned, folder = read_plan(sys.argv[1]), Path(sys.argv[2])
+def processes():
+    mine, found = str(START).encode(), set()
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if mine in file.read_bytes():
+                found.add(file.parent.name)
+    return found
+
+planned, folder, before = read_plan(sys.argv[1]), Path(sys.argv[2]), processes()
 with opened(folder, planned) as store:
     pool = RayPool("", 2)
     spec = planned.report_spec("local", "digits", 0, {})
@@ -192,10 +202,17 @@ with opened(folder, planned) as store:
     while told[-1].kind != "died":
         told += pool.events(60)
     assert told[-1].key == spec.key
+    pool.submit(spec, folder / "runs" / "ended")
+    while not pool.events(60):
+        pass
+    assert [pid for pid in processes() if pid not in before]
+    pool.end(spec.key)
+    assert not pool._seats
+    assert processes() == before
     assert conduct(planned, store, pool).complete == 8
     assert not ray.is_initialized()
 """
-"""A study on a cluster of this machine, after an actor was lost with its run."""
+"""A study on a cluster of this machine, after an actor was lost with its run, and a run was ended with its process."""
 
 
 def test_a_study_on_a_ray_cluster_has_the_same_runs(place: Path, uninterrupted: Path) -> None:
@@ -206,5 +223,7 @@ def test_a_study_on_a_ray_cluster_has_the_same_runs(place: Path, uninterrupted: 
         env=environment(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=WAIT,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert {key: digest for key, digest in digests(folder).items() if key != "lost"} == digests(uninterrupted)
+    assert {key: digest for key, digest in digests(folder).items() if key not in ("lost", "ended")} == digests(
+        uninterrupted
+    )
     assert (folder / "tuning.json").read_bytes() == (uninterrupted / "tuning.json").read_bytes()

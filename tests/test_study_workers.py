@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies import STUDY, WAIT, children
+from studies import STUDY, WAIT, children, gone
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.simulation import simulate
@@ -107,6 +107,21 @@ def test_a_worker_that_cannot_be_started_is_a_sentence(tmp_path: Path, planned: 
     with pytest.raises(UserError, match=r"cannot be started: .* the exit code 1: no torch here"):
         pool.events(WAIT)
     pool.close()
+
+
+@pytest.mark.parametrize("ready", [False, True])
+def test_a_run_that_is_ended_leaves_no_process_and_its_place_to_another(
+    tmp_path: Path, planned: Plan, pool: LocalPool, ready: bool
+) -> None:
+    spec = planned.report_spec("local", "digits", 0, {})
+    pool.submit(spec, tmp_path)
+    while ready and not pool.events(WAIT):
+        pass
+    process = pool._all[0]._process.pid
+    pool.end(spec.key)
+    assert gone({process})
+    pool.submit(spec, tmp_path)
+    assert ended(pool).state == "complete"
 
 
 def test_a_killed_worker_is_told_with_its_run(tmp_path: Path, planned: Plan, pool: LocalPool) -> None:

@@ -120,6 +120,7 @@ class _Study:
                 return
             for event in self.pool.events(TICK):
                 self._heard(event)
+            self._end_those_that_take_too_long()
 
     def note(self, text: str) -> None:
         """Write a line to study.log."""
@@ -180,6 +181,15 @@ class _Study:
             return
         seconds = self.board.seconds(spec.key)
         self._ended(spec, RunResult("failed", f"{why}, {ATTEMPTS} times", None, tuple(self.steps[spec.key]), seconds))
+
+    def _end_those_that_take_too_long(self) -> None:
+        """End the runs whose `minutes-per-run` are over, and with each its worker, which may hang."""
+        minutes = self.plan.minutes
+        for key, each in list(self.board.running.items()) if minutes else ():
+            if (seconds := self.board.seconds(key)) > 60 * minutes:
+                self.pool.end(key)
+                why = f"it was not done after minutes-per-run = {minutes}, and was ended"
+                self._ended(each.spec, RunResult("failed", why, None, tuple(self.steps[key]), seconds))
 
     def _ended(self, spec: RunSpec, result: RunResult) -> None:
         self.store.write_result(spec, result)

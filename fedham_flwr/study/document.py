@@ -14,7 +14,8 @@ from fedham_flwr.core.errors import UserError, cause
 from fedham_flwr.core.files import LONGEST, SAFE_NAME
 from fedham_flwr.settings import defaults
 
-KEYS = ("name", "methods", "floors", "seeds", "clients", "reference", "settings", "method", "task", "tune")
+KEYS = ("name", "methods", "floors", "seeds", "clients", "reference", "minutes-per-run", "settings", "method", "task",
+        "tune")  # fmt: skip
 TUNE_KEYS = ("trials", "seeds", "sampler", "pruner", "together", "rounds", "space", "methods")
 SAMPLERS = ("auto", "tpe", "random", "grid")
 PRUNERS = ("median", "none")
@@ -48,15 +49,13 @@ class Document:
     """A study as its file is written.
 
     Attributes:
-        path: of the file.
-        text: of it.
+        path, text: of the file.
         faults: what is wrong so far, a sentence each.
-        name, floors, seeds, reference: as in `planned.Plan`; an empty reference is not given.
+        name, floors, seeds, reference, minutes: as in `planned.Plan`; an empty reference is not given.
         clients: of every task that does not say; 0: those of the data.
         methods: labels.
         settings: of every run, by key.
-        method: label -> what its table says, by key.
-        task: label -> what its table says, by key.
+        method, task: label -> what its table says, by key.
         tune: None without the table.
     """
 
@@ -68,6 +67,7 @@ class Document:
     seeds: tuple[int, ...] = ()
     reference: str = ""
     clients: int = 0
+    minutes: int = 0
     methods: list[str] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -146,6 +146,7 @@ class _Reader:
         document.seeds = self._seeds(given, "seeds", (0,), "seeds")
         document.reference = self._text(given, "reference", "")
         document.clients = self._whole(given, "clients", 0, 1)
+        document.minutes = self._whole(given, "minutes-per-run", 0, 1)
         document.methods = self._methods()
         document.settings = dotted(self._table(given, "settings"))
         for name, place in (("method", document.method), ("task", document.task)):

@@ -85,6 +85,7 @@ def _plan(
         tasks=tuple(tasks),
         seeds=document.seeds,
         reference=document.reference or methods[0].label,
+        minutes=document.minutes,
         settings=document.settings,
         tune=Tune(tune.trials, tune.seeds, tune.sampler, tune.pruner, tune.together, tune.rounds) if tune else None,
         spaces=searched,

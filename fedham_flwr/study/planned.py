@@ -93,6 +93,7 @@ class Plan:
         tasks: in the order of the file.
         seeds: of the report runs.
         reference: label of the method that the others are compared to.
+        minutes: after so many a run is ended that has not come to its end; 0: never.
         settings: of every run.
         tune: None: nothing is tuned.
         spaces: (method, task) -> what is searched; a pair that has nothing to search is not in it.
@@ -108,6 +109,7 @@ class Plan:
     tasks: tuple[StudyTask, ...]
     seeds: tuple[int, ...]
     reference: str
+    minutes: int = 0
     settings: Mapping[str, Value] = field(default_factory=dict)
     tune: Tune | None = None
     spaces: Mapping[tuple[str, str], Space] = field(default_factory=dict)
@@ -194,6 +196,7 @@ class Plan:
             "tune": None if self.tune is None else {**vars(self.tune), "seeds": list(self.tune.seeds)},
             "version": __version__,
             "commit": environment_facts("cpu", datetime.now(UTC)).get("commit"),
+            **({"minutes-per-run": self.minutes} if self.minutes else {}),
             **({"tuned-at": self.tuned_at} if self.taken else {}),
         }
 

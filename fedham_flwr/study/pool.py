@@ -48,6 +48,13 @@ class Pool(Protocol):
             UserError: there can be no workers.
         """
 
+    def end(self, key: str) -> None:
+        """End a run now, with its worker, in whose place another one comes when there is a run to do.
+
+        Args:
+            key: of the run, of which nothing more is told.
+        """
+
     def close(self) -> None:
         """End all workers now; what they were doing goes on from its checkpoint when it is submitted again."""
 
@@ -92,6 +99,12 @@ class LocalPool:
         told = [self._seen(worker, event) for worker, event in found]
         return [event for event in told if event.key]
 
+    def end(self, key: str) -> None:
+        """As `Pool.end`."""
+        for worker in [each for each in self._all if each.key == key]:
+            self._all = [each for each in self._all if each is not worker]
+            worker.close()
+
     def close(self) -> None:
         """As `Pool.close`."""
         for worker in self._all:
@@ -100,6 +113,8 @@ class LocalPool:
 
     def _seen(self, worker: Worker, event: Event) -> Event:
         """An event with the key of its run, after what it says of the worker has been taken note of."""
+        if worker not in self._all:  # it was ended, and what it had still to say is of no use
+            return dataclasses.replace(event, key="")
         if event.kind == "ready":
             worker.ready = True
         elif event.kind in ("ended", "full"):

@@ -6,6 +6,7 @@ The study's folder has to be on a file system that all machines of the cluster s
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from fedham_flwr.study.runs import RunSpec
 
 LISTEN = 60.0
 """Seconds for which an actor is asked for news; then it is asked again."""
+
+
+PATIENCE = 20.0
+"""Seconds in which an actor ends its worker; then it is ended itself."""
 
 
 class _Seat:
@@ -84,6 +89,16 @@ class RayPool:
             return []
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=timeout)
         return [event for news in done for event in self._heard(waiting[news])]
+
+    def end(self, key: str) -> None:
+        """As `Pool.end`."""
+        import ray
+
+        for seat in [each for each in self._seats if each.key == key]:
+            with contextlib.suppress(WorkerDiedError, TimeoutError):  # of an actor that is gone, or never came
+                get(seat.actor.end.remote(key), time.monotonic() + PATIENCE)  # else the process of its own would stay
+            ray.kill(seat.actor)
+            self._seats.remove(seat)
 
     def close(self) -> None:
         """As `Pool.close`."""
