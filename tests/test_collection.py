@@ -94,6 +94,11 @@ def test_several_commits_and_versions_are_said(tmp_path: Path) -> None:
     assert dirty == f"Files differed from the commit that is named: {'b' * 40}-dirty."
 
 
+def test_what_runs_were_warned_of_is_said_with_whose_it_is(tmp_path: Path) -> None:
+    found = of_runs([made_runs(tmp_path, Made(), Made("local", more={"warnings": ["training has diverged: so"]}))])
+    assert found.warnings == ("local, digits, seed 0: training has diverged: so.",)
+
+
 def test_runs_that_did_not_come_to_their_end_are_failures(tmp_path: Path) -> None:
     made_runs(tmp_path, Made(), Made("fedavg"), Made("local"), Made("pfedla"))
     (tmp_path / "fedavg" / "01-0" / "summary.json").unlink()

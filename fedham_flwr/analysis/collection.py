@@ -232,6 +232,8 @@ def _warnings(runs: Sequence[RunFacts]) -> Iterator[str]:
         yield f"The runs are of several versions of this package: {', '.join(sorted(versions))}."
     if len(commits) > 1:
         yield f"The runs are of several commits: {', '.join(sorted(commits))}."
+    for run in runs:
+        yield from (f"{run.method}, {run.task}, seed {run.seed}: {said}." for said in run.summary.get("warnings", ()))
     if dirty := [commit for commit in sorted(commits) if commit.endswith("-dirty")]:
         yield f"Files differed from the commit that is named: {', '.join(dirty)}."
 

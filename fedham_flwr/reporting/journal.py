@@ -13,7 +13,7 @@ from fedham_flwr.core.records import MixingWeights, RoundRecord, Row
 from fedham_flwr.federation.answers import state_of
 from fedham_flwr.federation.roster import order
 from fedham_flwr.federation.rounds import RoundStrategy
-from fedham_flwr.reporting import model_card
+from fedham_flwr.reporting import divergence, model_card
 from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.checkpointing import keep_checkpoint
 from fedham_flwr.reporting.entries import describe, names_of
@@ -161,6 +161,7 @@ class Journal:
         self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
         path = self.directory.path
         summary = ended(self._summary(rows), error, strategy.setup.method)
+        summary |= divergence.warnings_of(rows, strategy.setup.method)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget
@@ -178,6 +179,7 @@ class Journal:
         report.final_table(summary, metric=self._headline)
         if text := privacy.sentence(self.settings.dp, spent):
             report.say(text)
+        divergence.say(summary)
         report.last_line(self.directory.path)
         self.followers.end(summary, error)
 
