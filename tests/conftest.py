@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,26 +35,34 @@ from fedham_flwr.settings import Value
 hypothesis_settings.register_profile("steady", max_examples=50, deadline=None, derandomize=True)
 hypothesis_settings.load_profile("steady")
 
-FAMILIES = ("local", "fedavg", "fedper", "ditto", "pfedla", "amn", "fedham", "fedtp", "fedtransfer")
-"""A method of each kind: what holds for every method is tested of the others among the slow tests."""
+QUICK = ("fedper", "pfedla")
+"""A method that keeps layers and one that mixes: what holds for every method is tested of the others among the runs."""
 OF_EVERY_METHOD = {
-    "test_bounds", "test_bounds_rounds", "test_cohort_runs", "test_novel", "test_resume", "test_rounds", "test_shards",
-    "test_split_guard", "test_sequence_runs", "test_starts", "test_state_dict", "test_table_runs",
+    "test_bounds", "test_bounds_rounds", "test_cohort_runs", "test_novel", "test_resume", "test_rounds",
+    "test_sequence_runs", "test_split_guard", "test_starts", "test_state_dict", "test_table_runs",
+}  # fmt: skip
+OF_RUNS = {
+    "test_bank_on_disk", "test_candidate_rounds", "test_durable_state", "test_early_stopping", "test_fedham_kept",
+    "test_fedham_own", "test_fedham_rounds", "test_fedtp_combined", "test_fedtp_rounds", "test_kills",
+    "test_mixing_plots", "test_pfedla_heads_rounds", "test_pfedla_rounds", "test_shards",
 }  # fmt: skip
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is slow in number: tests of all methods, but for one method of each kind."""
-    others = set(registry.BUILT_IN) - set(FAMILIES)
+    """Mark what is of one method, and what is slow in number: whole runs, and tests of all methods but for two."""
+    others = set(registry.BUILT_IN) - set(QUICK)
     for item in items:
-        params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
-        if item.path.stem in OF_EVERY_METHOD and params:
-            given = [value.get("strategy") if isinstance(value, dict) else value for value in params.values()]
-            if any(isinstance(value, str) and value in others for value in given):
-                item.add_marker(pytest.mark.slow)
-                item.add_marker(pytest.mark.methods)
+        if re.fullmatch(rf"test_({'|'.join(registry.BUILT_IN)})(_\w+)?", item.path.stem):
+            item.add_marker(pytest.mark.methods)
+        callspec = getattr(item, "callspec", None)
+        values = callspec.params.values() if callspec and item.path.stem in OF_EVERY_METHOD else ()
+        given = [value.get("strategy") if isinstance(value, dict) else value for value in values]
+        alone = item.get_closest_marker("slow")  # slow by itself, with processes of its own
+        if (item.path.stem in OF_RUNS and not alone) or any(isinstance(name, str) and name in others for name in given):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.runs)
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +72,8 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast tests fail if anything looks up a host name or connects to another machine."""
-    if request.node.get_closest_marker("slow"):
+    """The fast tests, and the runs, fail if anything looks up a host name or connects to another machine."""
+    if request.node.get_closest_marker("slow") and not request.node.get_closest_marker("runs"):
         return
 
     def refuse(*args: object, **_: object) -> None:
