@@ -153,6 +153,13 @@ def test_settings_that_no_run_reads_are_said_with_the_reason(plan: Read) -> None
     assert [note.partition(":")[0] for note in searched.warnings] == ["[task.a] settings that have no effect"]
 
 
+def test_what_has_no_effect_is_told_of_trials_as_they_are_written(plan: Read) -> None:
+    """A trial with another network has no settings of the user's own one."""
+    text = 'methods = ["fedper"]\n[settings]\nbeta1 = 0.5\nmodel = "own_objects:Wide"\n'
+    found = plan(f'{text}[tune.space]\nmodel = ["own_objects:Wide", "cnn"]\n')
+    assert found.warnings[0] == "[settings] settings that have no effect: beta1 = 0.5 (optimizer is sgd)"
+
+
 def test_a_space_with_fewer_points_than_trials_is_said(plan: Read) -> None:
     text = 'methods = ["fedper"]\n[tune]\ntrials = 3\n[tune.space]\nbatch-size = [5, 10]\n'
     notes = plan(f"{text}[task.a]\n[task.b]\nclients = 3").warnings

@@ -11,9 +11,9 @@ from fedham_flwr.core.imports import is_path, load_object, section_of
 from fedham_flwr.core.search_space import Space
 from fedham_flwr.idle import unread
 from fedham_flwr.run_settings import Settings
-from fedham_flwr.settings import flatten, parse
+from fedham_flwr.settings import Value, parse
 from fedham_flwr.study.document import Document
-from fedham_flwr.study.planned import StudyMethod, StudyTask
+from fedham_flwr.study.planned import StudyMethod, StudyTask, merged
 from fedham_flwr.study.search import Search
 from fedham_flwr.study.spaces import ends
 
@@ -35,7 +35,8 @@ def notes(
         searched: what is searched, by the labels of method and task.
     """
     yield from _of_settings(document, methods, tasks)
-    yield from _without_effect(document, parsed, searched)
+    given = {(each.label, task.label): merged(document.settings, task, each) for task in tasks for each in methods}
+    yield from _without_effect(document, given, parsed, searched)
     yield from _of_spaces(document, searched)
     yield from _of_metrics(parsed.values())
 
@@ -55,8 +56,9 @@ def _of_settings(document: Document, methods: Sequence[StudyMethod], tasks: Sequ
 
 
 def _without_effect(
-    document: Document, parsed: Mapping[Pair, Settings], searched: Mapping[Pair, Space]
-) -> Iterator[str]:
+    document: Document, given: Mapping[Pair, Mapping[str, Value]],
+    parsed: Mapping[Pair, Settings], searched: Mapping[Pair, Space],
+) -> Iterator[str]:  # fmt: skip
     """Settings that no run they are for reads, as far as it can be told without the data."""
     places = {"settings": (document.settings, set(parsed))}
     places |= {f"task.{label}": (said, {p for p in parsed if p[1] == label}) for label, said in document.task.items()}
@@ -66,19 +68,19 @@ def _without_effect(
     for place, (said, pairs) in places.items():
         told = []
         for key, value in said.items():
-            whys = {why for pair in pairs for why in _whys(key, parsed[pair], searched.get(pair, {}))}
+            whys = {why for pair in pairs for why in _whys(key, given[pair], parsed[pair], searched.get(pair, {}))}
             if pairs and "" not in whys:
                 told.append(f"{key} = {json.dumps(value)} ({whys.pop() if len(whys) == 1 else 'no run reads it'})")
         if told:
             yield f"[{place}] settings that have no effect: {', '.join(told)}"
 
 
-def _whys(key: str, settings: Settings, space: Space) -> Iterator[str]:
+def _whys(key: str, given: Mapping[str, Value], settings: Settings, space: Space) -> Iterator[str]:
     """Why a run and those of the trials with one other value do not read a setting; empty of one that does."""
     if why := unread([key], settings).get(key, ""):
-        usual = flatten(settings)
         for searched, dimension in space.items():
-            yield from (unread([key], parse({**usual, searched: value})).get(key, "") for value in ends(dimension))
+            # Of the settings as they are written: with all of them spelled out, another network is given this one's.
+            yield from (unread([key], parse({**given, searched: value})).get(key, "") for value in ends(dimension))
     yield why
 
 
