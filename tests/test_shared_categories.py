@@ -122,3 +122,17 @@ def test_a_schema_at_each_site_and_two_that_differ(run: Federate, tmp_path: Path
 
 def test_the_union() -> None:
     assert united([{"a": ["x", "z"]}, {}, {"b": ["q"], "a": ["y", "x"]}]) == {"a": ["x", "y", "z"], "b": ["q"]}
+
+
+def test_a_node_whose_network_there_is_not_is_left_out_with_its_words(run: Federate, tmp_path: Path) -> None:
+    allowed = {site: {"table.categories": "shared"} for site in SITES}
+    wrong = nodes(write(tmp_path), {**allowed, "west": {**allowed["west"], "model": "vitt"}})
+
+    def grid(app: Any, clients: int) -> InProcessGrid:
+        made: InProcessGrid = wrong(app, clients)
+        for context in made.contexts.values():
+            del context.node_config["partition-id"], context.node_config["num-partitions"]
+        return made
+
+    done = run(grid=grid, strategy="local", min_clients=2, **{"table.categories": "shared"})
+    assert {row.client for row in done.rows} == {"north", "south"}

@@ -19,7 +19,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.client_data import SPLITS
 from fedham_flwr.data.shared_words import own_words
 from fedham_flwr.federation.messages import Profile
-from fedham_flwr.federation.node import as_written_there
+from fedham_flwr.federation.node import as_written_there, network_of
 from fedham_flwr.federation.queries import read_told
 from fedham_flwr.federation.roster import Roster, identify, order
 from fedham_flwr.run_settings import Settings
@@ -38,7 +38,7 @@ def words_profile(content: RecordDict, context: Context, settings: Settings) -> 
         settings: the run's.
 
     Raises:
-        UserError: its data can't be read, or its node config does not allow that words are sent.
+        UserError: its data can't be read, it names no network, or its node config does not allow that words are sent.
     """
     node = context.node_config
     if settings.table.categories != "shared" or "data-path" not in node or read_told(content):
@@ -48,8 +48,9 @@ def words_profile(content: RecordDict, context: Context, settings: Settings) -> 
             f'the run asks client {identify(node)} for the words of its columns (table.categories="shared"), and its '
             'node config does not allow that: wanted table.categories="shared" in --node-config, or a schema'
         )
-    words = own_words(as_written_there(settings.data(), node), str(node["data-path"]))
     partitions, name = int(node.get("num-partitions", 0)), identify(node)
+    network_of(node, settings, name)  # one that names none is left out now, before others are told its words
+    words = own_words(as_written_there(settings.data(), node), str(node["data-path"]))
     # What else a profile has is not known before the union is: it is asked for again.
     return Profile(name, partitions, (2, 1), 1, dict.fromkeys(SPLITS, 1), (1,), name, data=json.dumps({"words": words}))
 
