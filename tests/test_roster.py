@@ -262,6 +262,16 @@ def test_two_nodes_with_one_id_are_refused() -> None:
         find(FakeGrid({5: profile("a"), 6: profile("a")}), min_clients=1)
 
 
+def test_two_nodes_with_one_id_are_refused_too_after_one_was_left_out() -> None:
+    grid = FakeGrid({5: profile("a"), 6: profile("b")})
+    roster = find(grid, min_clients=2)
+    roster.leave_out("b", "its network is none")
+    grid.answers |= {7: profile("c"), 8: profile("c")}
+    with pytest.raises(UserError, match=r"two nodes give the client id 'c' \(7 and 8\)"):
+        roster.discover(grid, 2, 1.0, 60.0)
+    assert roster.failures == {6: "its network is none"}
+
+
 def test_refresh_drops_who_left_asks_who_is_new_and_leaves_the_rest_alone() -> None:
     grid = FakeGrid({5: profile("a"), 6: profile("b")})
     roster = find(grid, min_clients=2)

@@ -191,6 +191,7 @@ class Roster:
         """
         del self.profiles[client]
         self._refuse(self.nodes.pop(client), reason)
+        self._complete = False
 
     def _admit(self, node: int, profile: Profile) -> None:
         if profile.client in self.nodes:
