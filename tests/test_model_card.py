@@ -204,6 +204,7 @@ def test_a_method_whose_clients_send_more_than_shared_tensors_declares_what(name
         ("fedpac", "the shares of its classes, the mean of its features in each of them before and after training"),
         ("pfedfda", "the means of its features in each class and their covariance, mixed with the common ones"),
         ("feddbe", "once the mean of its features"),
+        ("fedas", "how large the gradients of its model are on its data, where `fedas.weights` is fisher"),
     ],
 )
 def test_a_card_says_that_statistics_of_features_leave_the_client(
@@ -218,6 +219,14 @@ def test_a_card_of_a_method_without_extras_speaks_of_none(run: Run) -> None:
     client = str(run.clients["client"][0])
     assert "extras" not in card(run, client)["method"]
     assert "beside shared tensors" not in (run.directory / "model" / f"{client}.md").read_text()
+
+
+def test_the_card_of_a_novel_client_says_of_nothing_that_it_was_sent(federate: Callable[..., Any]) -> None:
+    run = federate(strategy="fedproto", clients=3, novel_clients=1, num_server_rounds=1, samples_per_client=40)
+    (novel,) = {row.client for row in run.rows if row.population == "novel"}
+    for client in map(str, range(3)):
+        facts = json.loads((run.path / "model" / f"{client}.json").read_text())
+        assert ("extras" in facts["method"]) == (client != novel)
 
 
 def test_a_card_calls_no_tensor_secret_that_the_cross_evaluation_may_have_sent(federate: Callable[..., Any]) -> None:

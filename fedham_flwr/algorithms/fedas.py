@@ -11,7 +11,8 @@ Identity card
     lives       theta on the server, phi_k and p_k with the client
     down, up    the scalars of theta, each way, for every client of the cohort and round; one number more up
     cost        FedAvg's, an epoch of alignment and the gradients and features of another one; in evaluations the first
-    server sees its model without the head, and how large the gradients of its model are on its data (F_k)
+    server sees its model without the head, and how large the gradients of its model are on its data, where
+                `fedas.weights` is fisher (F_k)
     peers see   the mean of the bodies
     bound       p C before alignment, with p its share of the traces, which it says itself: a client that fits badly, or
                 says so, has any share up to `fedas.most-share`; what a client keeps does not move
@@ -136,7 +137,7 @@ METHOD = Method(
     split,
     FedASSettings,
     network=network,
-    extras="how large the gradients of its model are on its data",
+    extras="how large the gradients of its model are on its data, where `fedas.weights` is fisher",
     counts_samples=counts_samples,
     search={
         "fedas.align-rate": Range(0.001, 0.1, start=0.01, log=True, source="public code"),

@@ -17,6 +17,7 @@ import torch
 from fedham_flwr import __version__
 from fedham_flwr.core.errors import UnwritableError, reason
 from fedham_flwr.core.files import digest
+from fedham_flwr.core.records import MEMBER
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.job import Job
@@ -113,7 +114,8 @@ def facts(model: Exported, metrics: Mapping[str, Any]) -> cards.Facts:
             "strategy": settings.strategy,
             "rounds": job.download.round - 1,  # a callback may have ended them before num-server-rounds
             "personal": list(half.split.personal),
-            **({"extras": extras} if (extras := job.method.extras) else {}),
+            # A novel client sends none of them.
+            **({"extras": extras} if (extras := job.method.extras) and job.stage.population == MEMBER else {}),
             "settings": _chosen(flatten(settings), settings.strategy),
         },
         "scores": scores,
