@@ -28,11 +28,9 @@ def warnings_of(rows: Sequence[Row], method: Method) -> dict[str, list[str]]:
         method: the run's.
     """
     losses = [row for row in rows if row.metric == "loss" and row.population == MEMBER]
-    for split in ("validation", "test"):
-        found = [row for row in losses if row.split == split]
-        if said := _said(found, split, phase_of(method, closing=True)):
-            return {WARNINGS: [said]}
-    return {}
+    split = "validation" if any(row.split == "validation" for row in losses) else "test"
+    said = _said([row for row in losses if row.split == split], split, phase_of(method, closing=True))
+    return {WARNINGS: [said]} if said else {}
 
 
 def say(summary: Mapping[str, object]) -> None:
