@@ -21,11 +21,12 @@ LABEL = {"model": "digits-cnn", "strategy": "fedavg", "client": "0"}
 
 
 def start(
-    path: Path | str, net: torch.nn.Module = DIGITS, name: str = "digits-cnn", clients: Sequence[str] = CLIENTS
-) -> Start:
+    path: Path | str, net: torch.nn.Module = DIGITS, name: str = "digits-cnn", clients: Sequence[str] = CLIENTS,
+    only: str = "",
+) -> Start:  # fmt: skip
     """What a run with this network starts from, whose clients share all of it."""
     manifest = manifest_of(net, [])
-    return read_start(str(path), manifest, manifest.names(), name, clients)
+    return read_start(str(path), manifest, manifest.names(), name, clients, only)
 
 
 def same(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> bool:

@@ -62,6 +62,16 @@ def test_a_folder_of_runs_is_answered_with_the_newest_that_came_to_its_end(tmp_p
         assert refusal(folder) == text.format(folder, f" (the newest below it is {newest})")
 
 
+def test_of_a_method_that_starts_from_its_own_runs_alone_the_newest_of_these_is_named(tmp_path: Path) -> None:
+    """A user's own method is named by its import path in what a run leaves."""
+    run = put_run(tmp_path / "babu" / "20261121T000000Z-0", TENSORS, "package.module:Babu")
+    put_run(tmp_path / "fedavg" / "20261122T000000Z-0", TENSORS, "fedavg")
+    assert refusal(tmp_path, only="babu") == (
+        f"resume={tmp_path} is not the directory of a run (the newest below it is {run}); wanted the directory of a "
+        "babu run, results/babu/<time>-<seed>, or its server.safetensors"
+    )
+
+
 def test_a_part_of_a_run_is_answered_with_the_run(tmp_path: Path) -> None:
     run = put_run(tmp_path / "r", TENSORS, "fedavg", CLIENTS)
     assert refusal(run / "model") == f"resume={run}/model is not the directory of a run but a part of {run}; {WANTED}"

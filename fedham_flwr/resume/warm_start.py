@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fedham_flwr.core.errors import UserError, first_line
+from fedham_flwr.core.imports import section_of
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.server_optimizers import STATE
 from fedham_flwr.resume.runs import read_summary
@@ -204,7 +205,7 @@ def _advice(place: Path, only: str) -> str:
         return f" but a part of {above}"
     found = [*place.glob(f"*/{SERVER}"), *place.glob(f"*/*/{SERVER}")]
     told = {file.parent: read_summary(file.parent) for file in found}
-    runs = [run for run, each in told.items() if "error" not in each and only in ("", each.get("strategy"))]
+    runs = [run for run, each in told.items() if "error" not in each and only in ("", _method_of(each))]
     # The name of a run begins with the time when it began; of two in one second the file's own time tells more.
     newest = max(runs, key=lambda run: (run.name[:16], (run / SERVER).stat().st_mtime_ns), default=None)
     return (
@@ -212,6 +213,11 @@ def _advice(place: Path, only: str) -> str:
         if newest
         else f", and no {only}{' ' * bool(only)}run below it has come to its end"
     )
+
+
+def _method_of(summary: Mapping[str, object]) -> str:
+    """The method of a run, as its section and its directory have it."""
+    return section_of(str(summary.get("strategy", "")))
 
 
 def _left_by(file: Path) -> str:
