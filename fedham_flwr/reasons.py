@@ -126,7 +126,7 @@ def _of_noise(facts: Facts) -> str:
 def _of_counts(facts: Facts) -> str:
     settings, rule = facts.settings, facts.settings.server.aggregation
     if not (counts := registry.method(settings.strategy).counts_samples)(settings.own):
-        why = "which counts no samples" if counts is never else "with settings by which no samples are counted"
+        why = "which counts no samples" if counts is never else "which counts no samples with these settings"
         return f"strategy is {settings.strategy}, {why}"
     if rule == "mean" or not (registry.method(settings.strategy).averages and registry.aggregates(settings.strategy)):
         return ""

@@ -42,6 +42,8 @@ def test_a_loss_a_thousand_times_the_first_is_said_with_how_many_clients_have_it
     test = rounds((1.0, 3.0), (2001.0, 4e9), split="test")
     assert said(test) == line.format(2, "4e+09").replace("validation", "test")
     assert said(rounds((1.0, 3.0), (1.0, 1.0)) + test) == "", "of validation, where there is some"
+    assert said(rounds((1e-5,), (9.0,))) == "", "a model that was as good as without loss, and still learns"
+    assert said(rounds((1e-5,), (11.0,)))
     assert said([]) == said(rounds((1.0,), ())) == said([loss(1, "0", "before", 1e9)]) == ""
 
 

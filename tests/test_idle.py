@@ -68,7 +68,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
        f"max-examples-per-client=9 (strategy is {each}, which counts no samples)")
       for each in ("local", "fedgh", "pfedla", "fedham")],
     ({"max-examples-per-client": 9, "strategy": "fedproto", "fedproto.weights": "clients"},
-     "max-examples-per-client=9 (strategy is fedproto, with settings by which no samples are counted)"),
+     "max-examples-per-client=9 (strategy is fedproto, which counts no samples with these settings)"),
     ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),

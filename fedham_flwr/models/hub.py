@@ -133,7 +133,7 @@ def build_hub(shape: tuple[int, ...], outputs: int, settings: HubSettings | HubN
     auto = transformers.AutoModelForSequenceClassification if text else transformers.AutoModelForImageClassification
     try:
         network, fresh = _pretrained(auto, folder, config) if folder else (auto.from_config(config), [])
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # of any kind, as `transformers` says what it does not like
         what = "texts" if text else "images"

@@ -13,6 +13,8 @@ log = logging.getLogger("fedham_flwr")
 
 TIMES = 1000
 """A client's loss has diverged that is above so many times what clients began with, on average."""
+LEAST = 0.01
+"""What clients began with counts as at least so much: beginning with a trained model, they may have hardly any loss."""
 WARNINGS = "warnings"
 """Entry of the summary: what is said of a run that came to its end, a sentence each."""
 
@@ -45,7 +47,7 @@ def _said(losses: Sequence[Row], split: str, phase: str) -> str:
     first = _by_client(row for row in losses if (row.round, row.phase) == (number, "before"))
     last = _by_client(row for row in losses if (row.round, row.phase) == (end, phase))
     begun = sum(first.values()) / max(1, len(first))
-    bad = [loss for loss in last.values() if loss > TIMES * begun]
+    bad = [loss for loss in last.values() if loss > TIMES * max(begun, LEAST)]
     if end == number or not begun or not bad:
         return ""
     return (

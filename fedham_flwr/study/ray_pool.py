@@ -19,8 +19,6 @@ from fedham_flwr.study.runs import RunSpec
 
 LISTEN = 60.0
 """Seconds for which an actor is asked for news; then it is asked again."""
-
-
 PATIENCE = 20.0
 """Seconds in which an actor ends its worker; then it is ended itself."""
 
