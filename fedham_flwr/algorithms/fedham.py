@@ -51,7 +51,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from fedham_flwr.algorithms.amn import AttentionSettings, split
 from fedham_flwr.core.methods import Method, never
-from fedham_flwr.core.search_space import PILOT, Range, Space
+from fedham_flwr.core.search_space import Range, Space
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class FedHAMSettings(AttentionSettings):
 
 SEARCH: Space = {
     "fedham.learning-rate": Range(0.001, 0.1, start=0.01, log=True),
-    "fedham.uniform-penalty": Range(0.005, 0.5, start=0.05, log=True, source=PILOT),
+    "fedham.uniform-penalty": Range(0.005, 0.5, start=0.05, log=True, source="ours, by validation"),
     "fedham.meta-steps": Range(1, 10, start=5, whole=True),
 }
 METHOD = Method(
