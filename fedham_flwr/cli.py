@@ -134,7 +134,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     texts = options.run_config or []
     given = overrides(texts)
-    asked = {*overrides([text for text in texts if not text.endswith(".toml")]), *of_no_method(given)}
+    asked = asked_for(texts, given)
     for option in ("results_dir", "resume"):
         if getattr(options, option) == "":
             raise UserError(f"--{option.replace('_', '-')} is given an empty text: wanted a directory")
@@ -206,10 +206,13 @@ def overrides(given: Sequence[str]) -> dict[str, Value]:
         raise UserError(f"-c {' '.join(given)}: {getattr(error, 'message', error)}") from error
 
 
+def asked_for(texts: Sequence[str], given: Collection[str]) -> set[str]:
+    """Of the keys that several `-c` give, those for this run alone, in no file, and those `of_no_method`."""
+    return {*overrides([text for text in texts if not text.endswith(".toml")]), *of_no_method(given)}
+
+
 _GIVEN = re.compile(r"(?:^|(?<=\s))([\w.-]+)=('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower reads them."""
-
-
 _VALUE = re.compile(r"true|false|'[^']*'|\"[^\"]*\"|[+-]?(\d[\w.+-]*|\.\d+|inf|nan)", re.DOTALL)
 """What a value can be."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedham_flwr import __version__
-from fedham_flwr.cli import overrides
+from fedham_flwr.cli import asked_for, overrides
 from fedham_flwr.cli import parser as run_parser
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.data.cache import cache_root
@@ -19,7 +19,6 @@ from fedham_flwr.doctor import data as of_data
 from fedham_flwr.doctor import machine, network, node, superlink, trial
 from fedham_flwr.doctor.findings import Finding, count, duration, fault, note, ok, size, text
 from fedham_flwr.doctor.rehearsal import rehearsed
-from fedham_flwr.idle import of_no_method
 from fedham_flwr.resume.continuing import clients_of
 from fedham_flwr.runners import Simulation
 from fedham_flwr.settings import Value, defaults
@@ -130,7 +129,7 @@ def _given(options: argparse.Namespace) -> tuple[dict[str, Value], set[str]]:
     """The settings that are given, and which of them on the command line."""
     texts = options.run_config or []
     given = overrides(texts)
-    asked = {*overrides([each for each in texts if not each.endswith(".toml")]), *of_no_method(given)}
+    asked = asked_for(texts, given)
     for key, value in (("dataset", options.data), ("results-dir", options.results_dir)):
         if value:
             given[key] = value

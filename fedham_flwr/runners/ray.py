@@ -19,6 +19,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.run import Run
 
+from fedham_flwr.core.interrupts import Interruptible
 from fedham_flwr.runners import placing
 from fedham_flwr.runners.clusters import check_address, prepare_environment
 
@@ -84,15 +85,16 @@ def run_under_ray(
                     ended.set()
 
         try:
-            run_simulation(
-                stoppable,
-                client_app,
-                num_supernodes,
-                backend_config={
-                    "client_resources": {"num_cpus": num_cpus, "num_gpus": gpus, **RESTARTS},
-                    "init_args": init,
-                },
-            )
+            with Interruptible():  # Flower's waiting can make another error of an interrupt
+                run_simulation(
+                    stoppable,
+                    client_app,
+                    num_supernodes,
+                    backend_config={
+                        "client_resources": {"num_cpus": num_cpus, "num_gpus": gpus, **RESTARTS},
+                        "init_args": init,
+                    },
+                )
         except KeyboardInterrupt:
             stop.set()
             ended.wait(60)
