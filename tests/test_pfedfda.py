@@ -186,7 +186,7 @@ def test_a_round_is_the_equations_written_out(federate: Callable[..., Any], sett
         seen, targets = trainer.encode(data, "train")
         half_of = halves(targets, torch_stream(0, "halves", 1, str(number)))
         b = fitted(seen.double(), targets, half_of, others, chosen.own)
-        sent.append(between(estimate(seen.double(), targets, others, 0.1), others, b)._asdict())
+        sent.append(between(estimate(seen.double(), targets, others, 1.0), others, b)._asdict())
         models.append(trainer.read(body))
     assert all(torch.equal(run.state[name], tensor) for name, tensor in fedavg.aggregate(models, samples).items())
     for mine, theirs in zip(gaussian(run), fedavg.aggregate(sent, samples).values(), strict=True):
@@ -203,7 +203,7 @@ def test_the_exported_models_layer_is_made_from_the_clients_own_data(
     trainer = Trainer(build("digits-cnn", (1, 8, 8), 10, 0), torch.device("cpu"), "fp32")
     trainer.load(model)
     seen, targets = trainer.encode(data, "train")
-    own = estimate(seen.double(), targets, gaussian(run), 0.1)
+    own = estimate(seen.double(), targets, gaussian(run), 1.0)
     wanted = layer(own, log_priors(torch.tensor(data.label_counts("train"), **double)), 1e-4)
     for name, part in zip(HEAD, wanted, strict=True):
         torch.testing.assert_close(model[name], part.float(), atol=1e-3, rtol=1e-3)

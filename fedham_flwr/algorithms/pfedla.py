@@ -53,7 +53,7 @@ from torch.nn.functional import one_hot, relu
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, Split, never, split_tensors
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.core.search_space import PILOT, Range, Space
+from fedham_flwr.core.search_space import VALIDATED, Range, Space
 
 Normaliser = Literal["softmax", "relu-sum"]
 DENSE_CLIENTS = 256
@@ -83,7 +83,7 @@ class PFedLASettings:
     retained_layers: Annotated[int, Ge(0)] = 0
     top_k_peers: Annotated[int, Ge(0)] = 0
     normaliser: Normaliser = "softmax"
-    hypernetwork_learning_rate: Annotated[float, Ge(0)] = 1.0
+    hypernetwork_learning_rate: Annotated[float, Ge(0)] = 6.0
     hypernetwork_momentum: Annotated[float, Ge(0), Lt(1)] = 0.0
     embedding_dim: Annotated[int, Gt(0)] = 100
     hidden_dim: Annotated[int, Gt(0)] = 100
@@ -161,7 +161,7 @@ def split(manifest: Manifest, settings: PFedLASettings) -> Split:
     return split_tensors(manifest, manifest.buffers if settings.bn_buffers == "local" else ())
 
 
-SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=1.0, log=True, source=PILOT)}
+SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=6.0, log=True, source=VALIDATED)}
 METHOD = Method(
     "strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings,
     mixes=True, counts_samples=never, search=SEARCH)  # fmt: skip

@@ -74,6 +74,9 @@ class Choice:
 PILOT = "ours, by test accuracy in pilots"
 """Source of a default that was not chosen on validation, as it should have been."""
 
+VALIDATED = "ours, by validation in studies"
+"""Source of a default that searches of `benchmarks/studies` chose, or could not tell from what they chose."""
+
 Dimension = Range | Choice
 Space = Mapping[str, Dimension]
 """Setting, as it is written (`fedprox.mu`, in the section of its method) -> the values that a search may try."""
