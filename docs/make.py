@@ -21,7 +21,7 @@ from typing import Any
 from fedham_flwr import registry
 from fedham_flwr.commands.settings import remarks
 from fedham_flwr.settings import defaults
-from fedham_flwr.study.spaces import described, space_of
+from fedham_flwr.study.spaces import common, described
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "benchmarks" / "studies"
@@ -114,9 +114,9 @@ def method_block(name: str) -> str:
 
 
 def searched(name: str) -> str:
-    """A table of the settings that a study searches for a method, unless it says otherwise."""
+    """A table of the settings that a study searches for a method, where its variant reads them."""
     rows = []
-    for key, one in space_of(name, {}).items():
+    for key, one in {**common(defaults()), **registry.method(name).search}.items():
         start = f"`{one.start}`" if isinstance(one.start, str) else f"{one.start:g}"
         rows.append(f"| `{key}` | {described(one)} | {start} | {one.source} |")
     return "\n".join(["| setting | values | start | source of the start |", "| --- | --- | --- | --- |", *rows])

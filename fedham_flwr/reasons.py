@@ -156,7 +156,12 @@ def _of_votes(facts: Facts) -> str:
     return "" if facts.settings.section("knnper").tune_share else _unless("knnper.share", 0)(facts)
 
 
+OF_FEDTPS_HYPERNETWORK = (
+    "rank", "embedding-dim", "hidden-dim", "hidden-layers", "learning-rate", "embedding-learning-rate",
+    "momentum", "weight-decay",
+)  # fmt: skip
 OF_METHODS: Mapping[str, Reason] = {
+    **{f"fedtp.{key}": _by_name("fedtp.personal", "generated") for key in OF_FEDTPS_HYPERNETWORK},
     "fedamp.sigma": _by_name("fedamp.variant", "amp"),
     **dict.fromkeys(("fedamp.self-weight", "fedamp.sharpness"), _by_name("fedamp.variant", "heuristic")),
     "fedamp.alpha-every": _unless("fedamp.alpha-decay", 1),

@@ -21,7 +21,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.threads import one_thread
 from fedham_flwr.idle import Asked, changed, check_idle, check_sections
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.reasons import REASONS, Facts
+from fedham_flwr.reasons import OF_FEDTPS_HYPERNETWORK, REASONS, Facts
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import make_server_app
 from fedham_flwr.settings import Value, defaults, parse
@@ -45,6 +45,7 @@ def said(caplog: pytest.LogCaptureFixture, given: dict[str, Value], **facts: Any
 
 DEAL = "own_objects:by_turns"
 OWN_STEPS = "strategy is perfedavg, which takes steps of its own"
+FEDTP = {f"fedtp.{key}": defaults()[f"fedtp.{key}"] for key in OF_FEDTPS_HYPERNETWORK}
 CASES: list[tuple[dict[str, Value], str]] = [
     ({"alpha": 0.5}, "alpha=0.5 (partitioner is pathological)"),
     ({"alpha": 0.1}, "alpha=0.1 (partitioner is pathological)"),  # the default, but given
@@ -122,6 +123,8 @@ CASES: list[tuple[dict[str, Value], str]] = [
      'fedamp.sigma=3.0 (fedamp.variant is "heuristic")'),
     ({"fedamp.self-weight": 0.3, "fedamp.sharpness": 3.0, "strategy": "fedamp"},
      'fedamp.self-weight=0.3 (fedamp.variant is "amp"), fedamp.sharpness=3.0 (fedamp.variant is "amp")'),
+    ({**FEDTP, "fedtp.personal": "vanilla", "strategy": "fedtp"},
+     ", ".join(f'{key}={value} (fedtp.personal is "vanilla")' for key, value in FEDTP.items())),
     ({"fedamp.alpha-every": 3, "strategy": "fedamp"}, "fedamp.alpha-every=3 (fedamp.alpha-decay is 1)"),
     ({"fedas.align-rate": 0.5, "fedas.align-epochs": 0, "strategy": "fedas"},
      "fedas.align-rate=0.5 (fedas.align-epochs is 0)"),
@@ -209,6 +212,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
         {"network": "mlp", "shape": (2, 3)},
     ),
     ({"fedham.peers": 3, "strategy": "fedham", "clip-norm": 3.0}, {}),
+    ({**FEDTP, "strategy": "fedtp"}, {}),
     ({"fedamp.sigma": 3.0, "fedamp.alpha-decay": 0.5, "fedamp.alpha-every": 3, "strategy": "fedamp"}, {}),
     ({"fedamp.self-weight": 0.3, "fedamp.sharpness": 3.0, "fedamp.variant": "heuristic", "strategy": "fedamp"}, {}),
     ({"fedas.align-rate": 0.5, "fedas.most-share": 0.3, "strategy": "fedas"}, {}),

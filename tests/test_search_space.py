@@ -69,6 +69,15 @@ def test_what_the_study_sets_of_a_method_is_not_searched() -> None:
     assert set(space_of("fedrep", {"fedrep.head-epochs": 3})) == {"learning-rate", "fedrep.personal-layers"}
 
 
+def test_what_no_trial_would_read_is_not_searched() -> None:
+    assert set(space_of("fedamp", {})) == {*RATE, "fedamp.alpha", "fedamp.sigma", "fedamp.penalty"}
+    heuristic = space_of("fedamp", {"fedamp.variant": "heuristic"})
+    assert set(heuristic) == {*RATE, "fedamp.alpha", "fedamp.penalty", "fedamp.self-weight"}
+    assert space_of("fedtp", {"fedtp.personal": "vanilla"}) == RATE
+    asked = {"fedtp.learning-rate": [0.1, 0.2]}
+    assert space_of("fedtp", {"fedtp.personal": "vanilla"}, {}, asked).keys() == asked.keys()  # the study's own word
+
+
 def test_a_study_replaces_the_common_space_and_that_of_a_method() -> None:
     found = space_of("fedprox", {}, {"batch-size": [10, 20]}, {"fedprox.mu": [0.5, 1]})
     assert found == {"batch-size": Choice((10, 20), 10), "fedprox.mu": Choice((0.5, 1.0), 0.5)}

@@ -9,13 +9,12 @@ from itertools import chain
 from fedham_flwr import registry
 from fedham_flwr.core.imports import is_path, load_object, section_of
 from fedham_flwr.core.search_space import Space
-from fedham_flwr.idle import unread
 from fedham_flwr.run_settings import Settings
-from fedham_flwr.settings import Value, parse
+from fedham_flwr.settings import Value
 from fedham_flwr.study.document import Document
 from fedham_flwr.study.planned import StudyMethod, StudyTask, merged
 from fedham_flwr.study.search import Search
-from fedham_flwr.study.spaces import ends
+from fedham_flwr.study.spaces import why_unread
 
 Pair = tuple[str, str]
 """The labels of a method and a task."""
@@ -68,20 +67,11 @@ def _without_effect(
     for place, (said, pairs) in places.items():
         told = []
         for key, value in said.items():
-            whys = {why for pair in pairs for why in _whys(key, given[pair], parsed[pair], searched.get(pair, {}))}
+            whys = {why for pair in pairs for why in why_unread(key, given[pair], parsed[pair], searched.get(pair, {}))}
             if pairs and "" not in whys:
                 told.append(f"{key} = {json.dumps(value)} ({whys.pop() if len(whys) == 1 else 'no run reads it'})")
         if told:
             yield f"[{place}] settings that have no effect: {', '.join(told)}"
-
-
-def _whys(key: str, given: Mapping[str, Value], settings: Settings, space: Space) -> Iterator[str]:
-    """Why a run and those of the trials with one other value do not read a setting; empty of one that does."""
-    if why := unread([key], settings).get(key, ""):
-        for searched, dimension in space.items():
-            # Of the settings as they are written: with all of them spelled out, another network is given this one's.
-            yield from (unread([key], parse({**given, searched: value})).get(key, "") for value in ends(dimension))
-    yield why
 
 
 def _of_spaces(document: Document, searched: Mapping[Pair, Space]) -> Iterator[str]:

@@ -9,7 +9,9 @@ from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.search_space import Choice, Dimension, Range, Space
+from fedham_flwr.idle import unread
 from fedham_flwr.models import NETWORKS, client_models
+from fedham_flwr.run_settings import Settings
 from fedham_flwr.settings import Value, flatten, parse
 from fedham_flwr.study.reading import read
 
@@ -37,7 +39,7 @@ def space_of(
     Args:
         strategy: the method, as the setting has it.
         settings: of a run that is not tuned, as they are written and without those that nobody wrote: what the method
-            declares of one of them is left out, since the study has set it.
+            declares of one of them is left out, since the study has set it, and so is what no trial would read.
         asked: `[tune.space]`, in place of the common space; None without.
         asked_of_method: `[tune.methods.LABEL]`, in place of what the method declares; None without.
 
@@ -86,8 +88,24 @@ def ends(dimension: Dimension) -> Iterator[Value]:
         yield from map(kind, (dimension.low, dimension.high, dimension.start))
 
 
+def why_unread(key: str, given: Mapping[str, Value], settings: Settings, space: Space) -> Iterator[str]:
+    """Why a run and those of the trials with one other value do not read a setting; empty of one that does.
+
+    Args:
+        key: the setting.
+        given: of the run, as they are written.
+        settings: of the run.
+        space: what is searched.
+    """
+    if why := unread([key], settings).get(key, ""):
+        for searched, dimension in space.items():
+            # Of the settings as they are written: with all of them spelled out, another network is given this one's.
+            yield from (unread([key], parse({**given, searched: value})).get(key, "") for value in ends(dimension))
+    yield why
+
+
 def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], faults: list[str]) -> Space:
-    """What a method declares, without what the study has set."""
+    """What a method declares, without what the study has set, and without what its settings leave no effect."""
     strategy, found = str(plain["strategy"]), {}
     for key, dimension in registry.method(strategy).search.items():
         where = f"search of the method {strategy}: {key}"
@@ -99,7 +117,8 @@ def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], faults: list
             faults.append(f"{where} {fault}")
         else:
             found[key] = dimension
-    return found
+    settings = parse(dict(plain))
+    return {key: each for key, each in found.items() if "" in why_unread(key, plain, settings, found)}
 
 
 def _read(
