@@ -8,10 +8,10 @@ from pathlib import Path
 
 from torch import nn
 
-from fedham_flwr import models, registry
+from fedham_flwr import models
+from fedham_flwr.alike import Has, check_together, unlike
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
-from fedham_flwr.core.methods import NetworkNeeds
 from fedham_flwr.core.parameters import Manifest, floating_tensors
 from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.federation.messages import Profile
@@ -19,11 +19,12 @@ from fedham_flwr.federation.roster import Roster, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.models import client_models
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.models.heads import head_name
 from fedham_flwr.models.sizes import model_line
 from fedham_flwr.run_settings import Settings
 from fedham_flwr.trials import check_size, try_training
 
+Key = tuple[str, tuple[int, ...], int]
+"""A network's name, the shape of a sample, and the number of classes."""
 SHOWN = 10
 """Clients whose ids are said beside a network; of more their number is."""
 
@@ -51,9 +52,10 @@ class Built:
 
 
 def leave_out(settings: Settings, roster: Roster, again: Callable[[], None]) -> None:
-    """Leave out real nodes that say a network of their own which there is not, or which cannot be built for their data.
+    """Leave out real nodes that say a network of their own which there is not or does not fit.
 
-    It is their mistake, and not the run's: as with nodes that cannot open their data, the run goes on with the others
+    It cannot be built for their data, or does not go with the others' networks where the method needs them alike.
+    That is their mistake, and not the run's: as with nodes that cannot open their data, the run goes on with the others
     if they are enough, and else waits for more.
 
     Args:
@@ -64,14 +66,14 @@ def leave_out(settings: Settings, roster: Roster, again: Callable[[], None]) -> 
     Raises:
         UserError: too few are left.
     """
-    tried: dict[tuple[object, ...], str] = {}
+    tried: dict[Key, Manifest | str] = {}
     while True:
-        faults = {who: _fault(settings, roster.profiles[who], tried) for who in order(roster.nodes)}
-        if not any(faults.values()):
+        profiles = [roster.profiles[client] for client in order(roster.nodes)]
+        faults = {profile.client: why for profile in profiles if (why := _fault(settings, profile, tried))}
+        if not (faults := faults or _unlike(settings, profiles, tried)):
             return
         for client, why in faults.items():
-            if why:
-                roster.leave_out(client, why)
+            roster.leave_out(client, why)
         again()
 
 
@@ -103,7 +105,7 @@ def build(settings: Settings, profiles: Sequence[Profile], shape: tuple[int, ...
         manifest = manifest_of(model, models.trial_batches(shape))
         found.append(Built(name, model, manifest, tuple(profile.client for profile in theirs)))
     if len(found) > 1:
-        _check_together(settings, found)
+        check_together(settings, [Has(one.clients[0], one.name, one.manifest) for one in found])
     return tuple(found)
 
 
@@ -161,25 +163,50 @@ def check_unchanged(run: Path, then: Sequence[Mapping[str, object]], now: Sequen
             )
 
 
-def _fault(settings: Settings, profile: Profile, tried: dict[tuple[object, ...], str]) -> str:
-    """Why a node's network is none; empty if it is one, or if the run itself names it. Each is tried once."""
+def _said_itself(settings: Settings, profile: Profile) -> bool:
+    """Whether a real node says a network of its own that the run does not name."""
     named = (settings.model, *client_models.named(settings.client_models))
     ours = {models.resolve(name, profile.shape) for name in named}
-    if profile.partitions or not profile.network or profile.network in ours:
+    return not profile.partitions and bool(profile.network) and profile.network not in ours
+
+
+def _fault(settings: Settings, profile: Profile, tried: dict[Key, Manifest | str]) -> str:
+    """Why a node's network is none; empty if it is one, or if the run itself names it."""
+    if not _said_itself(settings, profile):
         return ""
     try:
         _check_said(settings, profile)
     except UserError as error:
         return str(error)
-    given = (profile.network, profile.shape, profile.classes)
+    found = _tried(settings, profile, tried)
+    return f"the network of client {profile.client} cannot be built: {found}" if isinstance(found, str) else ""
+
+
+def _unlike(settings: Settings, profiles: Sequence[Profile], tried: dict[Key, Manifest | str]) -> dict[str, str]:
+    """Nodes whose own network does not go with the others', each with the reason."""
+    own = {profile.client for profile in profiles if _said_itself(settings, profile)}
+    found = {profile.client: _tried(settings, profile, tried) for profile in profiles} if own else {}
+    networks = [
+        Has(profile.client, profile.network or models.resolve(settings.model, profile.shape), manifest)
+        for profile in profiles
+        # A network of the run that is none, or samples of another shape, are said of the whole run.
+        if isinstance(manifest := found.get(profile.client), Manifest)
+    ]
+    return unlike(settings, networks, own) if networks else {}
+
+
+def _tried(settings: Settings, profile: Profile, tried: dict[Key, Manifest | str]) -> Manifest | str:
+    """The manifest of a client's network, or why it cannot be built; each is tried once."""
+    name = profile.network or models.resolve(settings.model, profile.shape)
+    given = (name, profile.shape, profile.classes)
     if given not in tried:
         try:
-            own = settings.model_copy(update={"model": profile.network})
-            models.build(*given, own.seed, own.networks())
-            tried[given] = ""
+            own = settings.model_copy(update={"model": name})
+            model = models.build(*given, own.seed, own.networks())
+            tried[given] = manifest_of(model, models.trial_batches(profile.shape))
         except UserError as error:
             tried[given] = str(error)
-    return tried[given] and f"the network of client {profile.client} cannot be built: {tried[given]}"
+    return tried[given]
 
 
 def _check_said(settings: Settings, profile: Profile) -> None:
@@ -206,38 +233,3 @@ def _check_named(settings: Settings, profiles: Sequence[Profile]) -> None:
             f"client-models={settings.client_models!r} names client {strange[0]}, which there is not: the clients are "
             f"{', '.join([profile.client for profile in profiles][:SHOWN])}"
         )
-
-
-def _check_together(settings: Settings, networks: Sequence[Built]) -> None:
-    """Refuse networks that differ where the run needs them alike, or alike in the width of their features."""
-    method = registry.method(settings.strategy)
-    first, *others = networks
-    differ = f"{first.name} of client {first.clients[0]} and {others[0].name} of client {others[0].clients[0]}"
-    if shared := [name for network in networks for name in method.split_of(network.manifest, settings.own).shared]:
-        raise UserError(
-            f"the clients' networks differ ({differ}), and strategy={settings.strategy} sends {shared[0]}: wanted one "
-            "network for all, or a split that shares no tensor"
-        )
-    if settings.cross_evaluation:
-        raise UserError(
-            f"cross-evaluation=true runs clients' models at other clients, and their networks differ ({differ}): "
-            "wanted one of the two"
-        )
-    needs = method.network(settings.own) if method.network else NetworkNeeds()
-    if needs.head is None:
-        return
-    seen = {network.name: _sees(network) for network in networks}
-    for other in others:
-        if seen[other.name] != seen[first.name]:
-            raise UserError(
-                f"strategy={settings.strategy} needs last layers that are alike, and that of {first.name} (client "
-                f"{first.clients[0]}) sees {seen[first.name]}, that of {other.name} (client {other.clients[0]}) "
-                f"{seen[other.name]}: wanted networks of which all see the same"
-            )
-
-
-def _sees(network: Built) -> str:
-    """What the last layer sees of a sample, and whether it has a bias."""
-    head = head_name(network.manifest)
-    width = network.manifest.shapes[f"{head}.weight"][1]
-    return f"{width} features" + ("" if f"{head}.bias" in network.manifest.shapes else " and has no bias")

@@ -29,13 +29,13 @@ LEVELS = (
     {"federation", "state", "resume", "callbacks"},
     {"reporting", "strategies", "clients"},
     {"predicting", "analysis"},
-    {"server_app", "starts", "trials", "networks", "ends", "client_app", "runners"},
+    {"server_app", "starts", "trials", "networks", "alike", "ends", "client_app", "runners"},
     {"simulation", "cli", "commands", "doctor", "study", "page"},
     {"run_simulation"},
 )
 """A folder imports from its own level and from those before it."""
 SERVER_SIDE, CLIENT_SIDE = (
-    {"strategies", "server_app", "starts", "trials", "networks", "ends", "reporting", "resume"},
+    {"strategies", "server_app", "starts", "trials", "networks", "alike", "ends", "reporting", "resume"},
     {"clients", "client_app"},
 )
 FLOWER = {"federation", "state", "runners", "server_app", "client_app", "cli"}

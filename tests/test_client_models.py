@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from PIL import Image
 from safetensors.torch import load_file
 
 from fedham_flwr import load_model
+from fedham_flwr.alike import Has, unlike
 from fedham_flwr.analysis.labels import of_method
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
@@ -226,6 +230,60 @@ def test_a_node_whose_network_there_is_not_is_left_out_and_the_run_goes_on(
     with pytest.raises(UserError, match=r"^3 clients are wanted and 2 answered .* the first failure is: ") as refused:
         federate(3, grid=grid, min_clients=3, **ILL)
     assert f"the first failure is: {why}" in str(refused.value)
+
+
+def pictures(folder: Path, west: str) -> Callable[[Any, int], InProcessGrid]:
+    """A grid of three nodes with 8 x 8 pictures of two classes; the last one says its network."""
+    draw = np.random.default_rng(0)
+    for kind in ("a", "b"):
+        (folder / kind).mkdir(parents=True)
+        for k in range(12):
+            Image.fromarray(draw.integers(0, 255, (8, 8), np.uint8)).save(folder / kind / f"{k}.png")
+    own = {"north": {}, "south": {}, "west": {"model": west}}
+    configs = [{"client-id": site, "data-path": str(folder), **more} for site, more in own.items()]
+
+    def grid(app: Any, clients: int) -> InProcessGrid:
+        made = InProcessGrid(app, clients, node_configs=configs)
+        for context in made.contexts.values():
+            del context.node_config["partition-id"], context.node_config["num-partitions"]
+        return made
+
+    return grid
+
+
+@pytest.mark.parametrize(
+    ("strategy", "why"),
+    [
+        ("fedproto", "the last layer of vit sees 32 features; wanted 64 features, as in digits-cnn of client north"),
+        ("local", ""),
+    ],
+)
+def test_a_node_whose_network_does_not_go_with_the_others_is_left_out_and_the_run_goes_on(
+    federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str, why: str
+) -> None:
+    given = {**TWO, "vit.width": 32, "num_server_rounds": 1, "min_clients": 2, "client_timeout": 1.0}
+    run = federate(3, grid=pictures(tmp_path / "data", "vit"), strategy=strategy, model="digits-cnn", **given)
+    told = [message for message in caplog.messages if "cannot take part" in message]
+    start = "a node cannot take part: the network of client west does not go with those of the others: "
+    assert [bool(re.fullmatch(start + why, line)) for line in told] == [True] * bool(why)
+    assert run.records[0]["cohort"] == ["north", "south", "west"][: 2 if why else 3]
+
+
+def test_what_most_have_counts_and_what_the_run_names_counts_more() -> None:
+    chosen = parse({"strategy": "fedproto", **{k.replace("_", "-"): v for k, v in TWO.items()}, "vit.width": 32})
+    wide, narrow = (build(chosen, profiles(name), (1, 8, 8), 10)[0].manifest for name in ("digits-cnn", "vit"))
+    has = [Has("a", "digits-cnn", wide), Has("b", "vit", narrow), Has("c", "vit", narrow)]
+    assert list(unlike(chosen, has, {"a", "b", "c"})) == ["a"]
+    assert list(unlike(chosen, has[:2], {"a", "b"})) == ["b"]  # as many: the first one's
+    assert list(unlike(chosen, has, {"b", "c"})) == ["b", "c"]
+    assert unlike(chosen, has, {"c"}) == {}  # the run names both, which check_together refuses
+    assert unlike(chosen, has[1:], {"b", "c"}) == {}
+    assert unlike(parse({"strategy": "local"}), has, {"a", "b", "c"}) == {}
+    crossed = unlike(parse({"strategy": "local", "cross-evaluation": True}), has, {"a"})
+    start = "the network of client a does not go with those of the others: it is digits-cnn, and "
+    assert crossed == {"a": f"{start}cross-evaluation=true runs models at other clients; wanted vit"}
+    (whole,) = unlike(parse({"strategy": "fedavg"}), has, {"a"}).values()
+    assert re.fullmatch(rf"{start}strategy=fedavg sends [\w.]+; wanted vit", whole)
 
 
 NONE = r'^model="torchvision:nonsense": torchvision has no classification network'
