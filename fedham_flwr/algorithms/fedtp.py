@@ -56,7 +56,7 @@ from pydantic import AfterValidator
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, NetworkNeeds, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest
-from fedham_flwr.core.search_space import PILOT, Range
+from fedham_flwr.core.search_space import VALIDATED, Range
 from fedham_flwr.models.heads import HeadSettings
 
 GROUP = "attention"
@@ -184,7 +184,7 @@ METHOD = Method(
     FedTPSettings,
     network=network,
     search={
-        "fedtp.learning-rate": Range(0.01, 1.0, start=0.1, log=True, source=PILOT),
-        "fedtp.embedding-learning-rate": Range(0.01, 10.0, start=1.0, log=True, source=PILOT),
+        "fedtp.learning-rate": Range(0.01, 1.0, start=0.1, log=True, source=VALIDATED),
+        "fedtp.embedding-learning-rate": Range(0.01, 10.0, start=1.0, log=True, source=VALIDATED),
     },
 )

@@ -71,9 +71,6 @@ class Choice:
             raise ValueError(f"the start {self.start!r} is none of {self.values}")
 
 
-PILOT = "ours, by test accuracy in pilots"
-"""Source of a default that was not chosen on validation, as it should have been."""
-
 VALIDATED = "ours, by validation in studies"
 """Source of a default that searches of `benchmarks/studies` chose, or could not tell from what they chose."""
 
