@@ -74,6 +74,8 @@ def test_what_no_trial_would_read_is_not_searched() -> None:
     heuristic = space_of("fedamp", {"fedamp.variant": "heuristic"})
     assert set(heuristic) == {*RATE, "fedamp.alpha", "fedamp.penalty", "fedamp.self-weight"}
     assert space_of("fedtp", {"fedtp.personal": "vanilla"}) == RATE
+    both = space_of("fedamp", {}, {"fedamp.variant": ["amp", "heuristic"]})
+    assert {"fedamp.sigma", "fedamp.self-weight"} < both.keys()  # each is read in some trial
     asked = {"fedtp.learning-rate": [0.1, 0.2]}
     assert space_of("fedtp", {"fedtp.personal": "vanilla"}, {}, asked).keys() == asked.keys()  # the study's own word
 

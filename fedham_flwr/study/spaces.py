@@ -51,7 +51,7 @@ def space_of(
     faults: list[str] = []
     found = dict(common(own)) if asked is None else _read("[tune.space]", asked, plain, own, faults)
     if asked_of_method is None:
-        found |= _declared(plain, own, faults)
+        found |= _declared(plain, own, found, faults)
     else:
         found |= _read("[tune.methods]", asked_of_method, plain, own, faults)
     if faults:
@@ -104,8 +104,8 @@ def why_unread(key: str, given: Mapping[str, Value], settings: Settings, space: 
     yield why
 
 
-def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], faults: list[str]) -> Space:
-    """What a method declares, without what the study has set, and without what its settings leave no effect."""
+def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], beside: Space, faults: list[str]) -> Space:
+    """What a method declares, without what the study has set, and without what no trial would read."""
     strategy, found = str(plain["strategy"]), {}
     for key, dimension in registry.method(strategy).search.items():
         where = f"search of the method {strategy}: {key}"
@@ -118,7 +118,7 @@ def _declared(plain: Mapping[str, Value], own: Mapping[str, Value], faults: list
         else:
             found[key] = dimension
     settings = parse(dict(plain))
-    return {key: each for key, each in found.items() if "" in why_unread(key, plain, settings, found)}
+    return {key: each for key, each in found.items() if "" in why_unread(key, plain, settings, {**beside, **found})}
 
 
 def _read(
