@@ -38,8 +38,8 @@ def check_together(settings: Settings, networks: Sequence[Has]) -> None:
     Raises:
         UserError: they do not fit together.
     """
-    first, other = networks[0], networks[1]
-    differ = f"{first.name} of client {first.client} and {other.name} of client {other.client}"
+    first, *others = networks
+    differ = f"{first.name} of client {first.client} and {others[0].name} of client {others[0].client}"
     if shared := next((tensor for network in networks if (tensor := sent(settings, network.manifest))), ""):
         raise UserError(
             f"the clients' networks differ ({differ}), and strategy={settings.strategy} sends {shared}: wanted one "
@@ -50,13 +50,13 @@ def check_together(settings: Settings, networks: Sequence[Has]) -> None:
             f"cross-evaluation=true runs clients' models at other clients, and their networks differ ({differ}): "
             "wanted one of the two"
         )
-    seen = [sees(settings, network.manifest) for network in networks]
-    for other, theirs in zip(networks[1:], seen[1:], strict=True):
-        if theirs != seen[0]:
+    ours = sees(settings, first.manifest)
+    for other in others:
+        if (theirs := sees(settings, other.manifest)) != ours:
             raise UserError(
                 f"strategy={settings.strategy} needs last layers that are alike, and that of {first.name} (client "
-                f"{first.client}) sees {seen[0]}, that of {other.name} (client {other.client}) "
-                f"{theirs}: wanted networks of which all see the same"
+                f"{first.client}) sees {ours}, that of {other.name} (client {other.client}) {theirs}: wanted networks "
+                "of which all see the same"
             )
 
 

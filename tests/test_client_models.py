@@ -182,12 +182,10 @@ def test_a_run_goes_on_only_with_the_networks_that_it_has_trained(
 # ---- a node that names none ------------------------------------------------------------------------------------------
 
 
-def sites(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
-    """A grid of three nodes with tables of their own, as SuperNodes are; the last one has more in its config."""
-    rows = "\n".join(f"{k % 7},{k % 5},{int(k % 7 > 3)}" for k in range(40))
-    (folder / "rows.csv").write_text(f"age,dose,ill\n{rows}\n")
+def nodes(data: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
+    """A grid of three nodes with the data at a path, as SuperNodes are; the last one has more in its config."""
     more: dict[str, dict[str, str]] = {"north": {}, "south": {}, "west": west}
-    configs = [{"client-id": site, "data-path": str(folder / "rows.csv"), **own} for site, own in more.items()]
+    configs = [{"client-id": site, "data-path": str(data), **own} for site, own in more.items()]
 
     def grid(app: Any, clients: int) -> InProcessGrid:
         made = InProcessGrid(app, clients, node_configs=configs)
@@ -196,6 +194,13 @@ def sites(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessG
         return made
 
     return grid
+
+
+def sites(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
+    """Three nodes with a table."""
+    rows = "\n".join(f"{k % 7},{k % 5},{int(k % 7 > 3)}" for k in range(40))
+    (folder / "rows.csv").write_text(f"age,dose,ill\n{rows}\n")
+    return nodes(folder / "rows.csv", west)
 
 
 ILL: dict[str, Value] = {
@@ -232,23 +237,14 @@ def test_a_node_whose_network_there_is_not_is_left_out_and_the_run_goes_on(
     assert f"the first failure is: {why}" in str(refused.value)
 
 
-def pictures(folder: Path, west: str) -> Callable[[Any, int], InProcessGrid]:
-    """A grid of three nodes with 8 x 8 pictures of two classes; the last one says its network."""
+def pictures(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
+    """Three nodes with 8 x 8 pictures of two classes."""
     draw = np.random.default_rng(0)
     for kind in ("a", "b"):
         (folder / kind).mkdir(parents=True)
         for k in range(12):
             Image.fromarray(draw.integers(0, 255, (8, 8), np.uint8)).save(folder / kind / f"{k}.png")
-    own = {"north": {}, "south": {}, "west": {"model": west}}
-    configs = [{"client-id": site, "data-path": str(folder), **more} for site, more in own.items()]
-
-    def grid(app: Any, clients: int) -> InProcessGrid:
-        made = InProcessGrid(app, clients, node_configs=configs)
-        for context in made.contexts.values():
-            del context.node_config["partition-id"], context.node_config["num-partitions"]
-        return made
-
-    return grid
+    return nodes(folder, west)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +258,9 @@ def test_a_node_whose_network_does_not_go_with_the_others_is_left_out_and_the_ru
     federate: Federate, tmp_path: Path, caplog: pytest.LogCaptureFixture, strategy: str, why: str
 ) -> None:
     given = {**TWO, "vit.width": 32, "num_server_rounds": 1, "min_clients": 2, "client_timeout": 1.0}
-    run = federate(3, grid=pictures(tmp_path / "data", "vit"), strategy=strategy, model="digits-cnn", **given)
+    run = federate(
+        3, grid=pictures(tmp_path / "data", {"model": "vit"}), strategy=strategy, model="digits-cnn", **given
+    )
     told = [message for message in caplog.messages if "cannot take part" in message]
     start = "a node cannot take part: the network of client west does not go with those of the others: "
     assert [bool(re.fullmatch(start + why, line)) for line in told] == [True] * bool(why)
