@@ -16,6 +16,8 @@ import numpy as np
 from fedham_flwr import simulate
 
 GROUPS, CLIENTS, ROUNDS = 2, 6, 30
+SLOWLY: dict[str, Any] = {"pfedla.hypernetwork-learning-rate": 1.0}
+"""At the default rate, 6, each weight is 0 or 1 by then: see Results in docs/methods/pfedla.md."""
 LAYERS = {"conv1": "first convolution", "fc1": "hidden layer", "fc2": "output layer"}
 
 
@@ -38,7 +40,7 @@ def draw(file: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = simulate(
             "pfedla", clients=CLIENTS, partitioner=deal, num_server_rounds=ROUNDS, results_dir=folder, verbose=False,
-            learning_rate=0.05,
+            learning_rate=0.05, **SLOWLY,
         )  # fmt: skip
         mixing, labels = run.mixing, [str(i) for i in range(CLIENTS)]
         clients = {str(c["client"]): c for c in json.loads((run.directory / "clients.json").read_text())}
@@ -46,7 +48,9 @@ def draw(file: Path) -> None:
     last = mixing[mixing["round"] == ROUNDS]
     figure, all_axes = plt.subplots(1, len(LAYERS), figsize=(10, 3.6), sharey=True, layout="constrained")
     for axes, (group, title) in zip(all_axes, LAYERS.items(), strict=True):
-        part = last[last["group"] == group].pivot_table(index="client", columns="peer", values="weight", observed=True)
+        part = last[last["group"] == group].pivot_table(
+            index="client", columns="peer", values="weight", observed=True, fill_value=0.0
+        )
         values = part.loc[order, order].to_numpy()
         image = axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
         axes.set(title=title, xlabel="of whom", xticks=range(CLIENTS), yticks=range(CLIENTS))
