@@ -152,7 +152,7 @@ def _run(options: argparse.Namespace, left: list[Path]) -> None:
     )  # fmt: skip
     chosen.check()
     settings = parse(given)
-    check_device(settings.device, options.ray_address)
+    check_device(settings.device, options.ray_address, settings.precision)
     check_sections(asked, settings)
     check_callbacks(settings)
     run(given, chosen, left, asked)

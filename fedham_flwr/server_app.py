@@ -72,7 +72,7 @@ def make_server_app(
             settings = parse(raw)
             # The name, since the class is in another place from one version of Flower to the next.
             if type(grid).__name__ == "InMemoryGrid":  # of `flwr run`, with the clients on this machine
-                check_device(settings.device)
+                check_device(settings.device, precision=settings.precision)
             run(grid, settings, left, Asked(changed(raw)) if asked is None else Asked(asked, here=True), callbacks)
         except UserError as error:
             if given is None:  # a process of Flower's own, which is about to print the stack and end

@@ -160,7 +160,7 @@ def simulate(
     chosen.check()
     if chosen.elsewhere:
         _check_importable(given, backend)
-    check_device((parsed := parse(given)).device, ray_address)
+    check_device((parsed := parse(given)).device, ray_address, parsed.precision)
     check_sections(own, parsed)
     check_callbacks(parsed)
     left: list[Path] = []

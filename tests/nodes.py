@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,20 @@ def on_nodes(federate: Callable[..., Any], top: Path) -> Callable[..., Any]:
         return federate(grid=grid, **{"clients": 3, "samples_per_client": 64, **given})
 
     return run
+
+
+def three_nodes(data: Path, west: Mapping[str, str] = {}) -> Callable[[ClientApp, int], InProcessGrid]:
+    """A grid of three nodes with the data at a path, as SuperNodes are; the last one may have more in its config."""
+    more: dict[str, Mapping[str, str]] = {"north": {}, "south": {}, "west": west}
+    configs = [{"client-id": site, "data-path": str(data), **own} for site, own in more.items()]
+
+    def grid(app: ClientApp, clients: int) -> InProcessGrid:
+        made = InProcessGrid(app, clients, node_configs=configs)
+        for context in made.contexts.values():
+            del context.node_config["partition-id"], context.node_config["num-partitions"]
+        return made
+
+    return grid
 
 
 def kept(top: Path) -> dict[str, dict[str, torch.Tensor]]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Outcome
+from nodes import three_nodes
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -182,25 +183,11 @@ def test_a_run_goes_on_only_with_the_networks_that_it_has_trained(
 # ---- a node that names none ------------------------------------------------------------------------------------------
 
 
-def nodes(data: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
-    """A grid of three nodes with the data at a path, as SuperNodes are; the last one has more in its config."""
-    more: dict[str, dict[str, str]] = {"north": {}, "south": {}, "west": west}
-    configs = [{"client-id": site, "data-path": str(data), **own} for site, own in more.items()]
-
-    def grid(app: Any, clients: int) -> InProcessGrid:
-        made = InProcessGrid(app, clients, node_configs=configs)
-        for context in made.contexts.values():
-            del context.node_config["partition-id"], context.node_config["num-partitions"]
-        return made
-
-    return grid
-
-
 def sites(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProcessGrid]:
     """Three nodes with a table."""
     rows = "\n".join(f"{k % 7},{k % 5},{int(k % 7 > 3)}" for k in range(40))
     (folder / "rows.csv").write_text(f"age,dose,ill\n{rows}\n")
-    return nodes(folder / "rows.csv", west)
+    return three_nodes(folder / "rows.csv", west)
 
 
 ILL: dict[str, Value] = {
@@ -244,7 +231,7 @@ def pictures(folder: Path, west: dict[str, str]) -> Callable[[Any, int], InProce
         (folder / kind).mkdir(parents=True)
         for k in range(12):
             Image.fromarray(draw.integers(0, 255, (8, 8), np.uint8)).save(folder / kind / f"{k}.png")
-    return nodes(folder, west)
+    return three_nodes(folder, west)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from flwr.app import Context, RecordDict
 from own_objects import linear, slopes
 from presets import network
@@ -331,52 +328,3 @@ def test_under_flwr_run_what_is_not_the_default_was_given(
     with one_thread():
         make_server_app()(grid, context)
     assert caplog.messages == ["settings that have no effect: beta2=0.5 (optimizer is sgd)"]
-
-
-# ---- a device that is not there --------------------------------------------------------------------------------------
-
-
-class InMemoryGrid(InProcessGrid):
-    """Named as Flower's, which says that the clients are on the server's machine."""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.usefixtures("workplace")
-def test_a_gpu_that_is_not_there_is_said_before_any_client_is_asked(
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: Callable[..., dict[str, Value]],
-    tmp_path: Path,
-) -> None:
-    monkeypatch.setattr("fedham_flwr.federation.roster.Roster.discover", lambda *_: pytest.fail("clients were asked"))
-    assert run_command(["-c", 'device="cuda"']) == 1
-    sentence = 'device="cuda" is not available here ('
-    assert capsys.readouterr().err.startswith(f"error: {sentence}")
-    with pytest.raises(UserError) as raised:
-        simulate("fedavg", device="cuda:1", clients=2)
-    assert str(raised.value).startswith('device="cuda:1" is not available here (')
-    grid = InMemoryGrid(make_client_app(settings()), 2)
-    config = {**defaults(), "device": "cuda"}
-    caplog.set_level(logging.CRITICAL)
-    monkeypatch.setattr(sys, "tracebacklimit", 1000, raising=False)  # which the app sets, for its process
-    with pytest.raises(UserError) as raised:
-        make_server_app()(grid, Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=config))
-    assert str(raised.value).startswith(sentence)
-    assert not (tmp_path / "results").exists()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_in_a_cluster_the_clients_may_have_what_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fedham_flwr.core.devices import check_device
-
-    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    check_device("cuda")
-    monkeypatch.delenv("RAY_ADDRESS")
-    check_device("auto")
-    check_device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    check_device("cuda:1")  # without touching it
-    with pytest.raises(UserError, match="cuda:2"):
-        check_device("cuda:2")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedham_flwr import registry
 from fedham_flwr.cli import main
@@ -165,6 +166,24 @@ def test_a_space_with_fewer_points_than_trials_is_said(plan: Read) -> None:
     notes = plan(f"{text}[task.a]\n[task.b]\nclients = 3").warnings
     fewer = "the space of batch-size has 2 different points, fewer than 3 trials"
     assert notes == (f"local: {fewer}", f"fedavg: {fewer}")
+
+
+def test_trials_that_are_shorter_than_the_runs_are_said(plan: Read) -> None:
+    text = 'methods = ["fedper"]\n[settings]\nnum-server-rounds = 30\n[tune]\nrounds = {}\n'
+    (note,) = plan(text.format(15)).warnings
+    assert note.startswith("[tune] rounds = 15 is fewer than the 30 of the runs, which favours values that learn fast")
+    assert [plan(text.format(rounds)).warnings for rounds in (0, 30, 31)] == [(), (), ()]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_precision_that_the_processor_imitates_is_said_once(plan: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'methods = ["fedper"]\n[settings]\nprecision = "bf16"\n[task.a]\n[task.b]\nclients = 3'
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    (note,) = plan(text).warnings
+    assert note.startswith('precision="bf16" is several times slower than "fp32"')
+    assert plan(text.replace("bf16", "fp32")).warnings == ()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert plan(text).warnings == ()
 
 
 def test_a_metric_that_does_not_say_which_values_are_good_is_named(
@@ -355,7 +374,7 @@ def test_the_studies_of_the_project_are_right(file: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     found = read_plan(file)
     assert found.floors == ("local", "fedavg")
-    assert not found.warnings
+    assert [note for note in found.warnings if not note.startswith(("[tune] rounds", 'precision="bf16"'))] == []
 
 
 def test_seven_methods_three_seeds_and_eight_trials_of_the_digits() -> None:

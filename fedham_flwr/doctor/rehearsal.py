@@ -77,7 +77,7 @@ def rehearsed(given: Mapping[str, Value], simulation: Simulation, asked: Collect
     """
     simulation.check()
     settings = parse(given)
-    check_device(settings.device, simulation.ray_address)
+    check_device(settings.device, simulation.ray_address, settings.precision)
     check_sections(asked, settings)
     together = simulation.backend == "cohort" or (simulation.backend == "ray" and simulation.engine == "cohort")
     began = time.perf_counter()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 
 from fedham_flwr import registry
+from fedham_flwr.core.devices import slow_precision
 from fedham_flwr.core.imports import is_path, load_object, section_of
 from fedham_flwr.core.search_space import Space
 from fedham_flwr.run_settings import Settings
@@ -26,6 +27,8 @@ def notes(
 ) -> Iterator[str]:  # fmt: skip
     """Sentences about settings that nobody reads, splits that overlap, small spaces, and metrics of a user's own.
 
+    Also about trials that are shorter than the runs, and a precision that this processor imitates.
+
     Args:
         document: the study's file.
         methods: of the study.
@@ -37,6 +40,8 @@ def notes(
     given = {(each.label, task.label): merged(document.settings, task, each) for task in tasks for each in methods}
     yield from _without_effect(document, given, parsed, searched)
     yield from _of_spaces(document, searched)
+    yield from _of_rounds(document, parsed.values())
+    yield from dict.fromkeys(filter(None, (slow_precision(each.device, each.precision) for each in parsed.values())))
     yield from _of_metrics(parsed.values())
 
 
@@ -85,6 +90,16 @@ def _of_spaces(document: Document, searched: Mapping[Pair, Space]) -> Iterator[s
 
 def _small(space: Space, trials: int) -> str:
     return Search(space, trials, seed=0).note
+
+
+def _of_rounds(document: Document, parsed: Collection[Settings]) -> Iterator[str]:
+    """Trials that end before the runs would."""
+    rounds, most = document.tune.rounds if document.tune else 0, max(each.num_server_rounds for each in parsed)
+    if 0 < rounds < most:
+        yield (
+            f"[tune] rounds = {rounds} is fewer than the {most} of the runs, which favours values that learn fast at "
+            "first; rounds = 0 has as many"
+        )
 
 
 def _of_metrics(parsed: Collection[Settings]) -> Iterator[str]:
