@@ -8,6 +8,7 @@ from fedham_flwr.core import trees
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.models import grafts
 
 
 @final
@@ -17,9 +18,11 @@ class FedTransferClient(RoundClient):
     own: FedTransferSettings
 
     def start(self, received: Params) -> Params:
-        """R6: what came, and a fresh block."""
+        """R6: what came, and a fresh block, which changes nothing before the personal stage."""
         trainer = self.job.trainer
         fresh = {name: trainer.initial[name] for name in self.split.personal}
+        if self.own.insertion == "plain" and fresh and not self.job.download.closing:
+            fresh = grafts.at_rest(self.own.attention, fresh)
         return trees.merge(received, fresh, trainer.manifest.names())
 
     def train(self, start: Params) -> Outcome:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import Kind
 from fedham_flwr.models.char_transformer import CharTransformer, CharTransformerSettings
 from fedham_flwr.models.cnn import DigitsCNN
+from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.lenet import LeNet, LeNetBN
 from fedham_flwr.models.mlp import MLP
@@ -85,6 +86,13 @@ class Deciding(nn.Module):
         return self.linear(x) if bool(x.sum() > 0) else -self.linear(x)
 
 
+def grafted(insertion: Literal["identity", "plain"]) -> nn.Module:
+    """A convolutional network with a CBAM."""
+    model = DigitsCNN((1, 8, 8), 4)
+    model.graft(GraftSettings("cbam", reduction=4, insertion=insertion))
+    return model
+
+
 VIT = ViTSettings(width=8, depth=2, heads=2, head_dim=4, hidden_dim=16, dropout=0.2, patch_size=4, positions="learned")
 CHARACTERS = CharTransformerSettings(width=8, depth=2, heads=2, head_dim=4, hidden_dim=16, dropout=0.2)
 NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -92,6 +100,8 @@ NETWORKS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "digits-cnn": (lambda: DigitsCNN((1, 8, 8), 4), (1, 8, 8)),
     "lenet": (lambda: LeNet((3, 16, 16), 4), (3, 16, 16)),
     "lenet-bn": (lambda: LeNetBN((1, 16, 16), 4), (1, 16, 16)),
+    "cbam": (lambda: grafted("identity"), (1, 8, 8)),
+    "cbam-plain": (lambda: grafted("plain"), (1, 8, 8)),
     "vit": (lambda: ViT((1, 8, 8), 4, VIT), (1, 8, 8)),
     "char-transformer": (lambda: CharTransformer((6,), 9, CHARACTERS), (6,)),
     "everything": (Everything, (1, 8, 8)),

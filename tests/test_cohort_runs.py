@@ -39,6 +39,7 @@ CASES: dict[str, dict[str, Value]] = {
     "fedtp-fedrod": {"strategy": "fedtp", "fedtp.head": "fedrod"},
     "fedtp-combined": {"strategy": "fedtp", "fedtp.head": "fedrod", "fedtp.knn": True},
     "fed_t_a": {"strategy": "fedtransfer", "fedtransfer.attention": "cbam"},
+    "fed_t_a-plain": {"strategy": "fedtransfer", "fedtransfer.attention": "cbam", "fedtransfer.insertion": "plain"},
     "adam": {"strategy": "fedper", "optimizer": "adam", "learning_rate": 0.001},
     "augmented": {"strategy": "fedavg", "augment": True},
     "novel": {"strategy": "fedper", "novel_clients": 1},

@@ -201,6 +201,18 @@ def test_a_published_block_changes_what_the_model_says_when_it_is_inserted(feder
     assert loss["before"] != [r.value for r in fedavg.rows if r.round == 3 and r[4:6] == ("before", "loss")]
 
 
+@pytest.mark.parametrize("block", [CBAM, {"fedtransfer.attention": "adapter", "fedtransfer.graft-after": "fc1"}])
+def test_a_published_block_changes_nothing_before_the_personal_stage(
+    federated: Federate, block: dict[str, Value]
+) -> None:
+    run = federated(strategy="fedtransfer", evaluate_every=1, **block, **{"fedtransfer.insertion": "plain"})
+    fedavg = federated(strategy="fedavg", evaluate_every=1)
+    assert equal(run.state, fedavg.state)
+    rounds = [[row for row in each.rows if row.round < 3] for each in (run, fedavg)]
+    assert rounds[0] == rounds[1]
+    assert {row.round for row in rounds[0]} == {1, 2}
+
+
 def test_with_its_block_held_at_the_identity_fed_t_a_is_fed_t(federated: Federate) -> None:
     fed_t = federated(strategy="fedtransfer")
     held = federated(strategy="fedtransfer", **CBAM, **{"fedtransfer.frozen": "conv1 conv2 cbam"})

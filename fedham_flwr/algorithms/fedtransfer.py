@@ -32,8 +32,8 @@ reading F1 trains all fully connected layers as Fed_T does, F2 leaves the first 
 
 Deviations. The paper inserts a fresh block, which halves the features twice: every map of an untrained CBAM is about
 1/2, and the layers behind it were trained without. Here both maps are exactly 1/2 at first, and the block's output is
-multiplied by 4, so the logits do not change (`insertion="plain"` is the paper's). Rounds, epochs and the optimiser are
-not given there. `se` and `adapter` are for comparison: channel attention alone, and a residual bottleneck.
+multiplied by 4, so the logits do not change (`insertion="plain"` is the paper's, and until the personal stage its block
+changes nothing either). Rounds, epochs and the optimiser are not given there. `se` and `adapter` are for comparison: channel attention alone, and a residual bottleneck.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class FedTransferSettings:
         frozen: names of the layer groups that the personal stage does not train, with blanks between; empty for none;
             auto: the low-level ones, and with F2 the first one after them.
         reduction: the block's hidden layer has its channels divided by this.
-        insertion: identity (the logits do not change), or plain (fresh, as in the paper).
+        insertion: identity (the logits do not change), or plain (fresh, as in the paper, once the rounds are over).
 
     Raises:
         ValueError: both `reading` and `frozen` say what is frozen.

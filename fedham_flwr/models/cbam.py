@@ -29,12 +29,23 @@ def bottleneck(channels: int, reduction: int, bias: bool = True) -> nn.Sequentia
     return nn.Sequential(nn.Linear(channels, middle, bias=bias), nn.ReLU(), nn.Linear(middle, channels, bias=bias))
 
 
-def _zero(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
+class Neutral(nn.Module):
+    """A block that can be inserted without changing what the network says.
+
+    Attributes:
+        silent: the layers of which weight and bias are then zero.
+    """
+
+    silent: tuple[str, ...] = ("mlp.2",)
+
+    def neutral_(self) -> None:
+        """Make every map exactly 1/2, in training too, or the block the identity; zeros still have a gradient."""
+        for layer in self.silent:
+            for parameter in self.get_submodule(layer).parameters():
+                nn.init.zeros_(parameter)
 
 
-class CBAM(nn.Module):
+class CBAM(Neutral):
     """The convolutional block attention module: what to look at (channels), then where (pixels).
 
     M_c(F) = sigmoid(MLP(avgpool F) + MLP(maxpool F)), F' = M_c(F) F,
@@ -50,6 +61,8 @@ class CBAM(nn.Module):
         batch_norm: whether the convolution's output is normalised, as in the authors' code.
     """
 
+    silent = ("mlp.2", "norm")
+
     def __init__(
         self, channels: int, reduction: int = 16, kernel: int = 7, bias: bool = True, batch_norm: bool = True
     ) -> None:
@@ -57,6 +70,8 @@ class CBAM(nn.Module):
         self.mlp = bottleneck(channels, reduction, bias)
         self.conv = nn.Conv2d(2, 1, kernel, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01) if batch_norm else None
+        if not batch_norm:
+            self.silent = ("mlp.2", "conv")
 
     def channel_map(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c 1 1"]:
         """M_c, in (0, 1): how much of each channel is let through."""
@@ -75,11 +90,6 @@ class CBAM(nn.Module):
         x = self.channel_map(x) * x
         return self.spatial_map(x) * x
 
-    def neutral_(self) -> None:
-        """Make both maps exactly 1/2, in training too; what follows from zero still has a gradient."""
-        _zero(self.mlp[2])
-        _zero(self.conv if self.norm is None else self.norm)
-
     @staticmethod
     def _normalised(norm: nn.BatchNorm2d, scores: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
         if norm.training and scores.numel() == 1:
@@ -89,7 +99,7 @@ class CBAM(nn.Module):
         return normalised
 
 
-class SqueezeExcitation(nn.Module):
+class SqueezeExcitation(Neutral):
     """sigmoid(MLP(avgpool F)) F: the channel half of CBAM with one pooling. 2,184 parameters for 128 channels.
 
     Args:
@@ -109,12 +119,8 @@ class SqueezeExcitation(nn.Module):
         """The features, each at most as large as it was."""
         return self.channel_map(x) * x
 
-    def neutral_(self) -> None:
-        """Make the map exactly 1/2."""
-        _zero(self.mlp[2])
 
-
-class Adapter(nn.Module):
+class Adapter(Neutral):
     """x + up(relu(down x)) over the channels, at each pixel. 2,184 parameters for 128 channels.
 
     Args:
@@ -131,7 +137,3 @@ class Adapter(nn.Module):
         # With its channels last a map in channels_last memory is a plain matrix, and nothing is copied.
         moved: Tensor = self.mlp(x.movedim(1, -1))
         return x + moved.movedim(-1, 1)
-
-    def neutral_(self) -> None:
-        """Make the block the identity."""
-        _zero(self.mlp[2])

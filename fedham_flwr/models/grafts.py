@@ -10,12 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 from annotated_types import Gt
 from jaxtyping import Float
 from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import LayerGroup, module_group
+from fedham_flwr.core.parameters import LayerGroup, Params, module_group
+from fedham_flwr.models import kernels
 from fedham_flwr.models.cbam import CBAM, Adapter, SqueezeExcitation
 from fedham_flwr.models.network import Network
 
@@ -29,7 +31,8 @@ class GraftSettings:
         after: the layer group it follows; auto: the last one with a feature map.
         reduction: how many times fewer neurons than channels there are in the middle of its bottleneck.
         insertion: identity: the network's outputs are at first what they were, bit for bit. plain: the block as its
-            authors have it, with torch's random numbers; CBAM then lets about a quarter of the features through.
+            authors have it, with torch's random numbers; CBAM then lets about a quarter of the features through. Its
+            tensor `gain` says that its output is multiplied by 1, or by another number as long as it rests.
         section: of the settings `attention` and `graft-after` that ask for it, for errors.
     """
 
@@ -65,6 +68,25 @@ Its maps are then 1/2 each, and a published CBAM would leave a quarter of the fe
 the whole. Halves and the powers of two that undo them change the exponent alone, so that no bit is lost. With a large
 bias instead, for maps near 1, the sigmoid would be flat, and the block would hardly learn.
 """
+GAIN = "gain"
+"""Name of the tensor of a plain block that its output is multiplied by."""
+
+
+def at_rest(kind: str, block: Params) -> Params:
+    """The tensors of a plain block with which it changes nothing, bit for bit.
+
+    Args:
+        kind: of the block.
+        block: its tensors, under their names in the network.
+    """
+    layers = {name: name.removeprefix(f"{kind}.").rpartition(".") for name in block}
+    zero = {
+        name: torch.zeros_like(block[name])
+        for name, (layer, _, tensor) in layers.items()
+        if layer in BLOCKS[kind].silent and tensor in ("weight", "bias")
+    }
+    gain = f"{kind}.{GAIN}"
+    return {**block, **zero, gain: torch.full_like(block[gain], GAINS[kind])}
 
 
 class Graftable(Network):
@@ -73,7 +95,7 @@ class Graftable(Network):
     A subclass declares `places`, passes what it computes there through `after`, and its groups through `with_graft`.
     """
 
-    _grafted: tuple[str, str, float] | None = None  # the place, the block's name, the gain
+    _grafted: tuple[str, str, float | None] | None = None  # the place, the block's name, the gain if it is no tensor
 
     def places(self) -> Mapping[str, Place]:
         """The places by the layer group that they follow, from the input to the output."""
@@ -92,10 +114,12 @@ class Graftable(Network):
             return
         place = self.place_of(settings)
         block = BLOCKS[settings.kind](self.places()[place].channels, settings.reduction)
-        gain = 1.0
+        gain = None
         if settings.insertion == "identity":
             block.neutral_()
             gain = GAINS[settings.kind]
+        else:
+            block.register_buffer(GAIN, torch.ones(1))
         self.add_module(settings.kind, block)
         self._grafted = place, settings.kind, gain
 
@@ -132,6 +156,9 @@ class Graftable(Network):
             return x
         _, name, gain = self._grafted
         output: Tensor = self.get_submodule(name)(x)
+        if gain is None:
+            own = kernels.per_sample(self.get_submodule(name).get_buffer(GAIN), len(x))
+            return output * own.view(-1, *[1] * (x.dim() - 1)).to(output.dtype)
         return output if gain == 1.0 else output * gain
 
     def with_graft(self, groups: Iterable[LayerGroup]) -> Sequence[LayerGroup]:
