@@ -58,7 +58,7 @@ class AMNStrategy(RoundStrategy):
         clients, own = list(uploads), self._pool.bank.rows(list(uploads))
         lists, looked = self._look(round_number, clients)
         training = self.settings.local_training(round_number)
-        reach = torch.tensor([training.reach(upload.examples) for upload in uploads.values()], dtype=torch.float64)
+        reach = torch.tensor([training.reach(upload.samples) for upload in uploads.values()], dtype=torch.float64)
         models = {client: upload.params for client, upload in uploads.items()}
         found = learn(self._pool, models, lists.rows(looked.effective(lists.own)))  # R5
         self._projections.update(clients)

@@ -87,7 +87,8 @@ def test_times_that_cannot_be_are_refused(seconds: float) -> None:
 def test_counts_are_capped_and_nothing_else_changes() -> None:
     one = upload(examples=50)
     assert bounds.capped(one, 0) is one
-    assert bounds.capped(one, 20) == upload(examples=20)
+    assert bounds.capped(one, 20) == upload(examples=20, uncapped=50)
+    assert [each.samples for each in (one, bounds.capped(one, 20))] == [50, 50]
     assert bounds.capped(one, 50) == bounds.capped(one, 60) == one
 
 

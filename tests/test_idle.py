@@ -64,7 +64,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
        f"novel-turns=3 (strategy is {each}, of which novel clients adapt alone)") for each in ("fedavg", "pfedla")],
     *[({"max-examples-per-client": 9, "strategy": each},
        f"max-examples-per-client=9 (strategy is {each}, which counts no samples)")
-      for each in ("local", "fedgh", "pfedla", "fedham")],
+      for each in ("local", "fedgh", "pfedla", "fedham", "amn")],
     ({"max-examples-per-client": 9, "strategy": "fedproto", "fedproto.weights": "clients"},
      "max-examples-per-client=9 (strategy is fedproto, which counts no samples with these settings)"),
     ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
@@ -194,7 +194,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"novel-steps": 3, "novel-clients": 1}, {}),
     ({"novel-turns": 2, "novel-clients": 1, "strategy": "pfedhn"}, {}),
     ({"max-examples-per-client": 9, "strategy": "fedas", "fedas.weights": "samples"}, {}),
-    *[({"max-examples-per-client": 9, "strategy": each}, {}) for each in ("fedproto", "pfedgraph", "amn")],
+    *[({"max-examples-per-client": 9, "strategy": each}, {}) for each in ("fedproto", "pfedgraph")],
     ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),
     ({"server.aggregation": "trimmed-mean", "server.trim": 0.2, "server.optimizer": "adam", "server.beta2": 0.5}, {}),

@@ -42,7 +42,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from fedham_flwr.core.methods import Method, Split, split_tensors
+from fedham_flwr.core.methods import Method, Split, never, split_tensors
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.search_space import Range, Space
 
@@ -246,4 +246,5 @@ def split(manifest: Manifest, _settings: object) -> Split:
 
 
 SEARCH: Space = {"amn.learning-rate": Range(0.001, 0.1, start=0.01, log=True)}
-METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True, search=SEARCH)
+METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True, search=SEARCH,
+    counts_samples=never)  # fmt: skip

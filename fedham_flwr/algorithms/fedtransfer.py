@@ -33,7 +33,8 @@ reading F1 trains all fully connected layers as Fed_T does, F2 leaves the first 
 Deviations. The paper inserts a fresh block, which halves the features twice: every map of an untrained CBAM is about
 1/2, and the layers behind it were trained without. Here both maps are exactly 1/2 at first, and the block's output is
 multiplied by 4, so the logits do not change (`insertion="plain"` is the paper's, and until the personal stage its block
-changes nothing either). Rounds, epochs and the optimiser are not given there. `se` and `adapter` are for comparison: channel attention alone, and a residual bottleneck.
+changes nothing either). Rounds, epochs and the optimiser are not given there. `se` and `adapter` are for comparison:
+channel attention alone, and a residual bottleneck.
 """
 
 from __future__ import annotations

@@ -141,7 +141,9 @@ def capped(upload: Upload, most: int) -> Upload:
         upload: a client's.
         most: `max-examples-per-client`; 0 for no cap.
     """
-    return dataclasses.replace(upload, examples=min(upload.examples, most)) if most else upload
+    if not 0 < most < upload.examples:
+        return upload
+    return dataclasses.replace(upload, examples=most, uncapped=upload.examples)
 
 
 def length(params: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:

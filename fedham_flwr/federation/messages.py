@@ -85,12 +85,13 @@ class Upload:
     Attributes:
         client: id that the client gives itself.
         params: its shared tensors after local training; empty after an evaluation.
-        examples: its training samples.
+        examples: its training samples, as many as count in a mean.
         rows: its scores; of those that a method's server half is given none are of the test split.
         seconds: what the client's time went into, by purpose.
         extras: tensors of the method's own.
         restarted: it has trained before, and something that it had learned for itself was lost and started again.
         age: rounds since it made the personal state that it started from; 0 if it started from none.
+        uncapped: its training samples where `max-examples-per-client` has shortened `examples`; 0: as many.
     """
 
     client: str
@@ -101,6 +102,12 @@ class Upload:
     extras: Params = field(default_factory=dict)
     restarted: bool = False
     age: int = 0
+    uncapped: int = 0
+
+    @property
+    def samples(self) -> int:
+        """Its training samples, by which its local steps are counted."""
+        return self.uncapped or self.examples
 
     def for_method(self) -> Upload:
         """The upload without scores of the test split, from which a method learns nothing."""
