@@ -131,6 +131,7 @@ def test_elsewhere_than_in_the_main_thread_nothing_is_taken_over() -> None:
 NOTEBOOK = """
     from fedham_flwr import simulate
     try:
+        print("begins", flush=True)
         simulate("fedper", clients=3, num_server_rounds=2000, samples_per_client=40, device="cpu", verbose=False)
     except KeyboardInterrupt:
         print("interrupted")
@@ -159,6 +160,9 @@ def test_at_any_moment_of_the_first_ten_seconds(tmp_path: Path, backend: str, fi
 def test_a_program_gets_the_interrupt_and_no_other_error(tmp_path: Path, after: float) -> None:
     program = textwrap.dedent(NOTEBOOK)
     done = interrupt(tmp_path / "there", after, program=f"import torch, flwr.serverapp\n{program}")
-    assert done.fault in ("", "a stack is shown"), done.output  # before simulate() was called it is Python's own
+    if "begins" in done.output:
+        assert done.fault == "", done.output
+    else:  # imports take as long where the machine is slow, and the interrupt is Python's own
+        assert done.output.rstrip().endswith("KeyboardInterrupt"), done.output
     assert "AttributeError" not in done.output
     assert "failed" not in done.output
