@@ -15,7 +15,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedham_flwr import models, registry
-from fedham_flwr.core.devices import slow_precision
+from fedham_flwr.core.devices import warn_of_precision
 from fedham_flwr.core.errors import UnwritableError, UserError, described, line_of, out_of_space
 from fedham_flwr.core.interrupts import raise_if_seen
 from fedham_flwr.core.methods import Method
@@ -113,8 +113,8 @@ def _profile(message: Message, context: Context, settings: Settings) -> RecordDi
         if words := words_profile(message.content, context, settings):
             return wire.write_profile(words)
         data = open_data(context, settings, read_told(message.content))
-    if "partition-id" not in context.node_config and (slow := slow_precision(settings.device, settings.precision)):
-        log.warning("%s", slow)  # a simulation has said so before its first round
+    if "partition-id" not in context.node_config:  # a simulation has said so before its first round
+        warn_of_precision(settings.device, settings.precision)
     client = client_of(context.node_config, data)
     network = network_of(context.node_config, settings, client)
     ours = network == settings.model and not settings.client_models

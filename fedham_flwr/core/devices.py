@@ -45,6 +45,12 @@ def slow_precision(name: str, precision: str) -> str:
     return ""
 
 
+def warn_of_precision(name: str, precision: str) -> None:
+    """Log what `slow_precision` says, if it says something; arguments as there."""
+    if slow := slow_precision(name, precision):
+        log.warning("%s", slow)
+
+
 def check_device(name: str, cluster: str = "", precision: str = "fp32") -> None:
     """Refuse a device that this machine does not have, before its clients are asked to train on it.
 
@@ -65,5 +71,4 @@ def check_device(name: str, cluster: str = "", precision: str = "fp32") -> None:
     there = kind == "cuda" and torch.cuda.is_available() and number in ("", *map(str, range(torch.cuda.device_count())))
     if name != "auto" and not there:
         resolve_device(name)
-    if slow := slow_precision(name, precision):
-        log.warning("%s", slow)
+    warn_of_precision(name, precision)
