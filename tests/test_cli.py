@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -217,3 +218,23 @@ def test_an_interrupt_while_modules_are_imported_is_one_line(
     finally:
         signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "interrupted\n"
+
+
+ENDING = """
+    import atexit, os, sys
+    import run_simulation
+    atexit.register(print, "what has to end has ended")
+    class Thread:
+        def __del__(self, leave=os._exit):
+            leave(11)
+    run_simulation.THREAD = Thread()  # lives until the interpreter takes its modules away
+    sys.exit(run_simulation._ended(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize(("code", "ended"), [(0, 11), (130, 130)])
+def test_after_an_interrupt_the_interpreter_is_not_taken_apart(code: int, ended: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(ENDING), str(code)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (ended, "what has to end has ended\n", "")
