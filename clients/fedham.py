@@ -14,7 +14,8 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.mixing.attention import Peers, Through
-from fedham_flwr.mixing.meta_models import MetaModels, by_group, by_unit
+from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.mixing.rows import by_group, by_unit
 from fedham_flwr.training.local import Samples
 
 log = logging.getLogger("fedham_flwr")

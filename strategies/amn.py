@@ -10,13 +10,13 @@ from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.core.trees import read_clients
+from fedham_flwr.core.trees import read_clients, side_by_side
 from fedham_flwr.federation.contract import Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Lists, Projections
-from fedham_flwr.mixing.meta_models import MetaModels, by_unit, side_by_side
+from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
+from fedham_flwr.mixing.rows import Row, by_unit, hybrids, learn, mixing_weights
 
 AT_ONCE = 256
 """With `candidates`, clients whose rows are made at a time: each looks at projections of its own."""

@@ -14,13 +14,12 @@ from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
 from fedham_flwr.core.seeding import torch_stream
-from fedham_flwr.core.trees import read_clients
+from fedham_flwr.core.trees import read_clients, side_by_side
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections
-from fedham_flwr.mixing.meta_models import by_group, by_unit, side_by_side
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
+from fedham_flwr.mixing.rows import Row, by_group, by_unit, hybrids, learn, mixing_weights
 
 MOST_PEERS = 20
 """With more clients, `auto` is `mediated`: their models would have to be sent to each of them."""

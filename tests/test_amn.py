@@ -33,7 +33,7 @@ def drawn(seed: int) -> Params:
 
 
 def server(clients: tuple[str, ...], **given: Value) -> AMNStrategy:
-    small = {"feature_dim": D, "key_dim": K, "learning_rate": RATE, "optimizer": "sgd"} | given
+    small = {"feature_dim": D, "key_dim": K, "learning_rate": RATE, "optimizer": "sgd", "max_logit_step": 0.0} | given
     keys: dict[str, Value] = {f"amn.{name.replace('_', '-')}": value for name, value in small.items()}
     training: dict[str, Value] = {"local-epochs": 3, "batch-size": 8, "learning-rate": 0.1, "momentum": 0.5}
     parsed = parse({"strategy": "amn", "device": "cpu", "seed": SEED, **training, **keys})

@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
+from fedham_flwr.core.projections import project
 from fedham_flwr.mixing.meta_models import MetaModels
 
 kinds = pytest.mark.parametrize(("meta", "bias"), [(m, b) for m in ("attention", "aghn") for b in (False, True)])
@@ -60,7 +61,7 @@ class Case(NamedTuple):
 def projected(models: Tensor, d: int = D) -> Tensor:
     """(7) for models [N, L, P], with signs of its own for each unit."""
     signs = noise(*models.shape[1:], seed=99).sign()
-    p = torch.stack([amn.project(models[:, unit], signs[unit], d) for unit in range(models.shape[1])], 1)
+    p = torch.stack([project(models[:, unit], signs[unit], d) for unit in range(models.shape[1])], 1)
     return amn.centred(p, torch.ones(len(p), dtype=torch.bool))
 
 
@@ -344,37 +345,6 @@ def test_7_the_change_by_one_step_of_training_teaches_what_the_gradient_does(
 
 
 # ---- 8, 9: projections, and the preset -------------------------------------------------------------------------------
-
-
-@given(size=st.integers(1, 40), d=st.integers(2, 40), rows=st.integers(1, 3), seed=st.integers(0, 99))
-def test_8_the_projection_is_that_by_the_matrix_and_exact_with_a_sum_for_every_scalar(
-    size: int, d: int, rows: int, seed: int
-) -> None:
-    models, signs = noise(3, size, seed=seed), noise(size, seed=seed + 1).sign()
-    matrix = torch.zeros(d, size, dtype=torch.float64)
-    for column in range(size):
-        matrix[column % d, column] = signs[column]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amn, "ROWS", rows)  # pieces that do not divide the model
-        found = amn.project(models, signs, d)
-        assert torch.allclose(found, models @ matrix.T, atol=1e-12)
-        assert torch.allclose(found[1:2], amn.project(models[1:2], signs, d), rtol=0, atol=1e-14)
-    if d >= size:
-        assert torch.allclose(found @ found.T, models @ models.T, atol=1e-13)
-
-
-def test_8_inner_products_of_projections_are_unbiased_and_their_error_falls_with_the_root_of_d() -> None:
-    size, seeds = 16_384, 200
-    x, y = noise(2, size, seed=1)
-    models, signs = torch.stack([x, 0.5 * x + y]), noise(seeds, size, seed=2).sign()
-    true, spread = float(models[0] @ models[1]), []
-    for d in (16, 64, 256, 1024):
-        pairs = [amn.project(models, row, d) for row in signs]
-        errors = torch.stack([a @ b for a, b in pairs]) / true - 1
-        assert abs(errors.mean()) < 4 * errors.std() / seeds**0.5
-        spread.append(errors.square().mean().sqrt().item())
-    slope = math.log(spread[-1] / spread[0]) / math.log(1024 / 16)
-    assert slope == pytest.approx(-0.5, abs=0.06)
 
 
 def test_9_known_answer_of_fedaghn() -> None:

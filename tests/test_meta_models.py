@@ -1,4 +1,4 @@
-"""Stacked meta-models, their optimisers, and the projections they look at: against torch's, loops, and each other."""
+"""Stacked meta-models and their optimisers: against torch's, and against each other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from torch.optim.adam import adam
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.parameters import LayerGroup, Manifest, Params
-from fedham_flwr.mixing.bank import Bank
-from fedham_flwr.mixing.meta_models import MetaModels, Projection, by_group, by_unit
+from fedham_flwr.core.parameters import Params
+from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.mixing.rows import by_group, by_unit
 
-CPU = torch.device("cpu")
 UNITS, D, K, RATE = 2, 4, 3, 0.01
 optimizers = pytest.mark.parametrize("optimizer", ["adam", "normalised", "sgd"])
 kinds = pytest.mark.parametrize("meta", ["attention", "aghn"])
@@ -33,6 +32,7 @@ def made(clients: int, optimizer: str = "adam", peers: int = 0, seed: int = 0, *
         "peer_bias": True,
         "learning_rate": RATE,
         "optimizer": optimizer,
+        "max_logit_step": 0.0,
     } | given
     models = MetaModels(AttentionSettings(**settings), UNITS)
     models.add([torch.Generator().manual_seed(100 * seed + i) for i in range(clients)], peers or clients)
@@ -284,66 +284,6 @@ def test_one_client_that_diverges_keeps_its_meta_model_and_the_others_learn(
         assert torch.equal(tensor[1], before[name][1]), name
         assert torch.equal(tensor[[0, 2]], other.state_dict()[name][[0, 2]]), name
     assert not same(other.state_dict(), before)
-
-
-# ---- projections -----------------------------------------------------------------------------------------------------
-
-
-def bank(count: int, seed: int = 0, sizes: tuple[int, int] = (5000, 5000)) -> Bank:
-    groups = (LayerGroup("conv", ("a",)), LayerGroup("fc", ("b", "c")))
-    shapes = {"a": (sizes[0],), "b": (sizes[1] - 1,), "c": (1,)}
-    made_bank = Bank(Manifest(groups, shapes, dict.fromkeys(shapes, torch.float32)), tuple(shapes), CPU)
-    draw = torch.Generator().manual_seed(seed)
-    for i in range(count):
-        made_bank.add([str(i)], {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()})
-    return made_bank
-
-
-def signs_of(projection: Projection, of: Bank, d: int) -> Tensor:
-    """R itself [P, L, d], from the projections of models with one scalar of 1."""
-    units = Bank(Manifest(of_groups(), {"a": (6,), "b": (6,)}, dict.fromkeys("ab", torch.float32)), ("a", "b"), CPU)
-    for at in range(6):
-        one = torch.nn.functional.one_hot(torch.tensor(at), 6).float()
-        units.add([str(at)], {"a": one, "b": one})
-    assert {g: t.shape[1] for g, t in units.arrays.items()} == {g: t.shape[1] for g, t in of.arrays.items()}
-    return projection.of(units, range(6))[..., :d]
-
-
-def of_groups() -> tuple[LayerGroup, ...]:
-    return (LayerGroup("conv", ("a",)), LayerGroup("fc", ("b",)))
-
-
-@pytest.mark.parametrize("unit", ["layer", "model"])
-def test_projections_of_a_model_do_not_depend_on_what_else_is_there(unit: str) -> None:
-    settings = AttentionSettings(unit=unit, feature_dim=8)
-    many, few = bank(4), bank(1)
-    assert all(torch.equal(many.arrays[group][:1], few.arrays[group]) for group in few.groups)
-    projection, other = Projection(settings, many, 3), Projection(settings, few, 3)
-    every = projection.of(many, range(4))
-    assert every.shape == (4, 2 if unit == "layer" else 1, 8)
-    assert every.dtype == torch.float64
-    assert torch.equal(every[[3, 1]], projection.of(many, [3, 1]))
-    assert torch.equal(every[:1], other.of(few, [0]))
-    assert projection.of(many, []).shape[0] == 0
-
-
-def test_the_projection_of_a_model_is_the_sum_of_those_of_its_layer_groups() -> None:
-    models = bank(3, sizes=(50, 9))
-    per_group, whole = (
-        Projection(AttentionSettings(unit=unit, feature_dim=8), models, 3).of(models, range(3))
-        for unit in ("layer", "model")
-    )
-    assert torch.allclose(whole[:, 0], per_group[:, 0] + per_group[:, 1], atol=1e-14)
-
-
-def test_the_seed_decides_the_signs_which_differ_between_layer_groups() -> None:
-    models, settings = bank(1, sizes=(6, 6)), AttentionSettings(feature_dim=6)
-    here, there, other = (signs_of(Projection(settings, models, seed), models, 6) for seed in (3, 3, 4))
-    assert torch.equal(here, there)
-    assert not torch.equal(here, other)
-    for unit in (0, 1):
-        assert torch.equal(here[:, unit].abs(), torch.eye(6, dtype=torch.float64))  # a sign for each scalar
-    assert not torch.equal(here[:, 0], here[:, 1])
 
 
 # ---- units and layer groups ------------------------------------------------------------------------------------------

@@ -48,8 +48,6 @@ from fedham_flwr.core.search_space import Range, Space
 
 TINY = 1e-12
 """Added to the variance of features: far below that of models that differ, so that equal ones have features of 0."""
-ROWS = 512
-"""So many rows of d scalars are folded at once by `project`: a piece stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,8 @@ class AttentionSettings:
         uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
+        max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
+            no farther than it comes back. 0: any. Of no paper.
         candidates: K, peers that a client looks at in an exchange, beside its own model; 0 for all. Of no paper.
         candidates_drawn: share of those K that is drawn, in [0, 1]; the others have the nearest features.
     """
@@ -79,6 +79,7 @@ class AttentionSettings:
     uniform_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
+    max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25
 
@@ -104,17 +105,6 @@ class Rows(NamedTuple):
         weights = (1 - self.beta)[..., None] * self.a
         place = own[:, None, None].expand(-1, weights.shape[1], 1)
         return weights.scatter_(-1, place, self.beta[..., None])
-
-
-def project(models: Float[Tensor, "N P"], signs: Float[Tensor, " P"], d: int) -> Float[Tensor, "N d"]:
-    """(7): R w_j. Row p mod d of column p of R holds the sign of p, so that E <R x, R y> = <x, y>; float64."""
-    total = models.new_zeros(len(models), d, dtype=torch.float64)
-    for at in range(0, models.shape[1], ROWS * d):
-        piece = models[:, at : at + ROWS * d] * signs[at : at + ROWS * d]
-        whole = piece.shape[1] // d * d
-        total += piece[:, :whole].reshape(len(models), -1, d).sum(1)
-        total[:, : piece.shape[1] - whole] += piece[:, whole:]
-    return total
 
 
 def centred(p: Float[Tensor, "N L d"], pool: Bool[Tensor, " N"]) -> Float[Tensor, "N L d"]:
@@ -147,18 +137,27 @@ def attend(
         meta: attention or aghn.
     """
     f, i = features(p, meta), torch.arange(len(own))
-    mine, each = (f[own], "jld") if f.dim() == 3 else (f[i, own], "njld")
+    mine = f[own] if f.dim() == 3 else f[i, own]
     peers = allowed.clone()
     peers[i, own] = False
-    s = torch.einsum(f"nld,{each}->nlj", _looks(psi, mine, "", meta), f)
-    s = s + psi["bias"][..., : s.shape[-1]] if "bias" in psi else s
-    a = s.masked_fill(~peers[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)  # NaN: nobody else is there
-    common = features(torch.einsum(f"nlj,{each}->nld", a, p), meta)
-    u = psi["gate"]
-    if meta == "attention":
-        u = u + (_looks(psi, mine, "2", meta) * (mine - common)).sum(-1)
-    beta = torch.where(peers.any(-1)[:, None], u.sigmoid(), 1.0)
+    a = peer_logits(psi, mine, f, meta).masked_fill(~peers[:, None], -torch.inf).softmax(-1)
+    a = a.nan_to_num(0.0)  # nobody else is there
+    common = features(torch.einsum(f"nlj,{'njld'[4 - f.dim() :]}->nld", a, p), meta)
+    beta = torch.where(peers.any(-1)[:, None], gate_logits(psi, mine, common, meta).sigmoid(), 1.0)
     return Rows(a, torch.where(allowed[i, own][:, None], beta, 0.0), f, mine, common)
+
+
+def peer_logits(psi: Mapping[str, Tensor], mine: Tensor, f: Tensor, meta: str) -> Tensor:
+    """s_ij of (8) [n, L, N], for the features of `Rows`."""
+    s = torch.einsum(f"nld,{'njld'[4 - f.dim() :]}->nlj", _looks(psi, mine, "", meta), f)
+    return s + psi["bias"][..., : s.shape[-1]] if "bias" in psi else s
+
+
+def gate_logits(psi: Mapping[str, Tensor], mine: Tensor, common: Tensor, meta: str) -> Tensor:
+    """u_i of (9) [n, L], for the features of `Rows`."""
+    if meta == "aghn":
+        return psi["gate"]
+    return psi["gate"] + (_looks(psi, mine, "2", meta) * (mine - common)).sum(-1)
 
 
 def gradient(

@@ -38,7 +38,7 @@ Open in the paper, and how it is read here
     granularity     a row for each layer group; for the whole model with `unit`
     meta data       the training data, with a penalty on rows far from equal weights, without which beta drifts to 1,
                     since a client's own model has fitted them; or a part held out, which training then lacks
-    step sizes      Adam: the gradient of a weight is an inner product with a model, of any scale
+    step sizes      Adam: S_ij has any scale. No step moves a logit by more than 0.3, or leads a gate's beyond 5 or -5
     averaging psi   never; data sets, clients, rounds and tables of the papers: not public, so nothing is reproduced
 """
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedham_flwr.core.parameters import Params, check_names
 
@@ -124,3 +125,9 @@ def read_clients(state: Mapping[str, Tensor]) -> tuple[str, ...]:
 def num_bytes(params: Mapping[str, Tensor]) -> int:
     """Payload of a tree in bytes, without names and framing."""
     return sum(tensor.numel() * tensor.element_size() for tensor in params.values())
+
+
+def side_by_side(scores: Sequence[Tensor]) -> Tensor:
+    """Scores [L, M] of n clients as [n, L, M], with 0 where a client's list is shorter."""
+    most = max(each.shape[-1] for each in scores)
+    return torch.stack([pad(each, (0, most - each.shape[-1])) for each in scores])

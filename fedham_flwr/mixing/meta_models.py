@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fedham_flwr.algorithms import amn
-from fedham_flwr.algorithms.amn import AttentionSettings, Rows
+from fedham_flwr.algorithms.amn import AttentionSettings, Rows, gate_logits, peer_logits
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params, finite_rows
+from fedham_flwr.core.projections import project
+from fedham_flwr.core.row_optimizers import SMALL, directions, like
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.threads import in_threads
 from fedham_flwr.mixing.bank import Bank
 
 log = logging.getLogger("fedham_flwr")
 
-DECAY = (0.9, 0.999)
-"""Of Adam's moments."""
-SMALL = 1e-18
-"""Far below any gradient, so that steps do not depend on the loss's scale."""
+FARTHEST = 5.0
+"""A step leads a gate's logit no farther from 0; beyond it the gradient is as there, or Adam never turns it back."""
+LAYER_TWO = ("gate", "query2", "key2")
 
 
 class Projection:
@@ -53,7 +54,7 @@ class Projection:
         d = self._how.feature_dim
 
         def one(row: int) -> Tensor:
-            return torch.stack([amn.project(bank.arrays[g][row, None], self._signs[g], d)[0] for g in bank.groups])
+            return torch.stack([project(bank.arrays[g][row, None], self._signs[g], d)[0] for g in bank.groups])
 
         found = torch.stack(in_threads(one, rows)) if rows else torch.empty(0, len(bank.groups), d, dtype=torch.float64)
         return (found if self._how.unit == "layer" else found.sum(1, keepdim=True)).cpu()
@@ -125,18 +126,23 @@ class MetaModels:
         Raises:
             UserError: it happens to most clients; no step is taken.
         """
-        if self.settings.uniform_penalty:
-            scores = amn.penalised(scores, looked.effective(own).to(scores), self.settings.uniform_penalty)
+        how = self.settings
+        if how.uniform_penalty:
+            scores = amn.penalised(scores, looked.effective(own).to(scores), how.uniform_penalty)
         psi = {name: tensor.to(scores) for name, tensor in self._some(rows).items()}
         as_scores = Rows(*(tensor.to(scores) for tensor in looked))
-        slopes = amn.gradient(psi, as_scores, own, scores, self.settings.meta)
-        steps, moments = self._directions(rows, slopes)
-        new = {name: psi[name] - self.settings.learning_rate * step for name, step in steps.items()}
+        seen = with_slopes(as_scores) if how.max_logit_step else as_scores
+        slopes = amn.gradient(psi, seen, own, scores, how.meta)
+        ways, moments = directions(slopes, how.optimizer, self._some(rows, self.moments))
+        steps = {name: how.learning_rate * way for name, way in ways.items()}
+        if how.max_logit_step:
+            steps = bounded(psi, steps, as_scores, how.meta, how.max_logit_step)
+        new = {name: psi[name] - step for name, step in steps.items()}
         finite = {name: finite_rows(tensor.float()) for name, tensor in {**new, **moments}.items()}
         good = torch.stack(list(finite.values())).all(0)
         if 2 * int(good.sum()) < len(rows):
             bad = next(name for name, rows_of in finite.items() if not bool(rows_of.all()))
-            raise UserError(f"a meta-model diverged ({bad}): lower learning-rate={self.settings.learning_rate:g} of it")
+            raise UserError(f"a meta-model diverged ({bad}): lower learning-rate={how.learning_rate:g} of it")
         if not bool(good.all()):
             log.warning("%s meta-models would have diverged, and stay as they were", int((~good).sum()))
         for name, tensor in new.items():
@@ -153,50 +159,46 @@ class MetaModels:
         self.moments = {n: t.clone() for n, t in state.items() if n.partition("/")[0] in ("first", "second", "steps")}
         self.params = {name: tensor.clone() for name, tensor in state.items() if name not in self.moments}
 
-    def _some(self, rows: Tensor) -> Params:
-        return {name: tensor[rows] for name, tensor in self.params.items()}
-
-    def _directions(self, rows: Tensor, slopes: Params) -> tuple[Params, Params]:
-        """What the learning rate is multiplied with, and the new moments."""
-        if self.settings.optimizer == "sgd":
-            return slopes, {}
-        if self.settings.optimizer == "normalised":
-            squares = torch.stack([slope.flatten(2).square().sum(-1) for slope in map(_three, slopes.values())])
-            length = squares.sum(0).sqrt()  # [n, L]
-            return {name: slope / _like(length.clamp_min(SMALL), slope) for name, slope in slopes.items()}, {}
-        steps, moments = {}, {"steps": self.moments["steps"][rows] + 1}
-        for name, slope in slopes.items():
-            for which, power, decay in zip(("first", "second"), (1, 2), DECAY, strict=True):
-                moment = self.moments[f"{which}/{name}"][rows].to(slope)
-                moments[f"{which}/{name}"] = decay * moment + (1 - decay) * slope**power
-            first, second = (
-                moments[f"{which}/{name}"] / _like(1 - decay ** moments["steps"], slope)
-                for which, decay in zip(("first", "second"), DECAY, strict=True)
-            )
-            steps[name] = first / (second.sqrt() + SMALL)
-        return steps, moments
+    def _some(self, rows: Tensor, of: Params | None = None) -> Params:
+        return {name: tensor[rows] for name, tensor in (self.params if of is None else of).items()}
 
 
-def by_unit(per_group: Tensor, unit: str) -> Tensor:
-    """Inner products by layer group [n, groups, N] as inner products by unit [n, L, N]."""
-    return per_group if unit == "layer" else per_group.sum(1, keepdim=True)
+def with_slopes(rows: Rows) -> Rows:
+    """Rows whose gates count as no nearer to 0 or 1 than those of `FARTHEST`, so that none has a gradient of 0."""
+    chosen = (rows.a > 0).any(-1) & (rows.beta > 0)  # the others have nobody to choose from
+    low, high = torch.tensor([-FARTHEST, FARTHEST]).sigmoid().tolist()
+    return rows._replace(beta=torch.where(chosen, rows.beta.clamp(low, high), rows.beta))
 
 
-def by_group(weights: Tensor, groups: int) -> Tensor:
-    """Weights by unit [n, L, N] as weights by layer group [n, groups, N]."""
-    return weights.expand(-1, groups, -1)
+def bounded(psi: Mapping[str, Tensor], steps: Params, rows: Rows, meta: str, bound: float) -> Params:
+    """Steps made so short, for each client, unit and layer of attention, that they move no logit by more than a bound.
 
+    A logit is a polynomial of second degree in the length t of a step: s(t) - s(0) = A t + B t^2, of which three values
+    give A and B; |A| t + |B| t^2 <= c holds up to t = 2 c / (|A| + sqrt(A^2 + 4 |B| c)). Features count as constant. A
+    gate goes no farther than `FARTHEST`, so that it is never far from where its gradient turns it back.
 
-def side_by_side(scores: Sequence[Tensor]) -> Tensor:
-    """Scores [L, M] of n clients as [n, L, M], with 0 where a client's list is shorter."""
-    most = max(each.shape[-1] for each in scores)
-    return torch.stack([pad(each, (0, most - each.shape[-1])) for each in scores])
+    Args:
+        psi: meta-models.
+        steps: what is to be taken off them.
+        rows: what `attend` gave for them.
+        meta: attention or aghn.
+        bound: in logits, > 0.
+    """
+    ahead, back = ({name: psi[name] - t * steps[name] for name in steps} for t in (1, -1))
 
+    def longest(logits: Sequence[Tensor], counts: Tensor, ends: bool) -> Tensor:
+        now, there, behind = logits
+        linear, square = (there - behind) / 2, (there + behind) / 2 - now
+        room = torch.full_like(now, bound)
+        if ends:
+            room = torch.where(linear * now >= 0, (FARTHEST - now.abs()).clamp(0, bound), room)
+        below = linear.abs() + (linear.square() + 4 * square.abs() * room).sqrt()
+        return torch.where(counts, 2 * room / below.clamp_min(SMALL), 1.0).clamp_max(1.0)
 
-def _three(tensor: Tensor) -> Tensor:
-    return tensor[..., None] if tensor.dim() == 2 else tensor
-
-
-def _like(given: Tensor, tensor: Tensor) -> Tensor:
-    """With axes of length one at the end, to go with a tensor of more axes."""
-    return given.view(*given.shape, *[1] * (tensor.dim() - given.dim()))
+    one = [peer_logits(each, rows.mine, rows.features, meta) for each in (psi, ahead, back)]
+    two = [gate_logits(each, rows.mine, rows.common, meta) for each in (psi, ahead, back)]
+    lengths = (
+        longest(one, counts=rows.a > 0, ends=False).amin(-1),
+        longest(two, counts=rows.beta < 1, ends=True),
+    )
+    return {name: step * like(lengths[name in LAYER_TWO], step) for name, step in steps.items()}

@@ -116,3 +116,13 @@ def _mixed(pool: Pool, row: Row, at: int) -> Tensor:
 def _pieces(array: Tensor) -> list[slice]:
     """The columns of an array [N, P], so many at a time that a few rows of them stay in the processor's cache."""
     return [slice(at, at + COLUMNS) for at in range(0, array.shape[1], COLUMNS)]
+
+
+def by_unit(per_group: Tensor, unit: str) -> Tensor:
+    """Inner products by layer group [n, groups, N] as inner products by unit [n, L, N]."""
+    return per_group if unit == "layer" else per_group.sum(1, keepdim=True)
+
+
+def by_group(weights: Tensor, groups: int) -> Tensor:
+    """Weights by unit [n, L, N] as weights by layer group [n, groups, N]."""
+    return weights.expand(-1, groups, -1)
