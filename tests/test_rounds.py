@@ -202,7 +202,7 @@ def test_absent_clients_are_scored_when_an_evaluation_is_due_and_everyone_at_the
     assert len(scored[1]) == len(scored[3]) == 2
     assert scored[2] == scored[4] == scored[5] == {"0", "1", "2", "3"}
     assert [(r["round"], r["kind"], len(r["cohort"])) for r in run.records] == [
-        (1, "train", 2), (2, "train", 2), (2, "evaluate", 2), (3, "train", 2), (4, "train", 2), (4, "evaluate", 2),
+        (1, "train", 2), (2, "evaluate", 2), (2, "train", 2), (3, "train", 2), (4, "evaluate", 2), (4, "train", 2),
         (5, "evaluate", 4),
     ]  # fmt: skip
 

@@ -28,7 +28,7 @@ The round
 
 `mediated` takes (h_i - wt_i) / (eta K) for grad L_i(h_i), which it is for one step of SGD; see algorithms/amn.py. B2
 descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i, by plain SGD too. `meta="aghn"` has two scalars per unit,
-temperature and gate, and unit-norm features, which gives the weights of FedAGHN.
+temperature and gate, and unit-norm features: FedAGHN's formula, of models where that looks at their last updates.
 
 Open in the paper, and how it is read here
     features        R (w_j - pref): R one random sign per scalar, folded into d sums; pref the mean of the pool, since

@@ -61,7 +61,7 @@ def _ordered(clients: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(sorted(clients, key=lambda c: (0, int(c), c) if c.isdecimal() else (1, 0, c)))
 
 
-def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float) -> tuple[str, ...]:
+def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float, least: int = 0) -> tuple[str, ...]:
     """The clients of a round, drawn without replacement: a function of seed, round and ids alone.
 
     Args:
@@ -69,9 +69,18 @@ def cohort(seed: int, round_number: int, clients: Iterable[str], fraction: float
         round_number: the round.
         clients: everyone who is there.
         fraction: share to draw, in (0, 1]; at least one client is drawn.
+        least: how many are wanted, `min-replies`.
+
+    Raises:
+        UserError: the cohort is smaller.
     """
     everyone = order(clients)
     size = cohort_size(len(everyone), fraction)
+    if size < least:
+        raise UserError(
+            f"min-replies={least} can never be reached: round {round_number} has a cohort of {size} "
+            f"(fraction-train={fraction:g} of {len(everyone)} clients)"
+        )
     drawn = stream(seed, "cohort", round_number).choice(len(everyone), size=size, replace=False)
     return tuple(everyone[i] for i in sorted(drawn))
 

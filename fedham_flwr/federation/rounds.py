@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import describe_split
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.answers import starts_of
@@ -35,8 +34,7 @@ class RoundStrategy(Strategy, ABC):
         setup: the run's.
 
     Attributes:
-        setup: as given.
-        settings: the run's.
+        setup, settings: the run's.
         own: the method's own settings, an instance of the dataclass that its `Method` names.
         manifest: the model's.
         split: which tensors are shared and which personal.
@@ -54,6 +52,7 @@ class RoundStrategy(Strategy, ABC):
         self.split = setup.method.split_of(setup.manifest, self.own)
         self.first: Params = {name: setup.initial[name] for name in self.split.shared}
         self.progress = setup.progress
+        self._drawn: dict[int, tuple[str, ...]] = {}  # cohorts of rounds that have been evaluated
         self.rounds = 0 if setup.method.personal_stage and self.settings.resume else self.settings.num_server_rounds
         check = self.check_extras if isinstance(self, ChecksExtras) else None
         self._exchange = Exchange(
@@ -108,7 +107,7 @@ class RoundStrategy(Strategy, ABC):
     # ---- the rounds ------------------------------------------------------------------------------------------------
 
     def run(self, grid: Grid) -> None:
-        """All rounds that are not done, the evaluations between them, and the closing one of every client.
+        """All rounds that are not done, with an evaluation of those whom one does not train before it; the closing one.
 
         Raises:
             UserError: too few clients, or too few good replies in a round.
@@ -116,9 +115,9 @@ class RoundStrategy(Strategy, ABC):
         self._told(self.progress.done)
         while self.progress.done < self.rounds:
             number = self.progress.done + 1
-            self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             if number % self.settings.evaluate_every == 0:
                 self._evaluate(grid, number)
+            self._merge(number, self._exchange.ask(grid, self.configure_train(number, None, None, grid)))
             self.progress.done = number
             try:
                 self._told(number)
@@ -191,6 +190,13 @@ class RoundStrategy(Strategy, ABC):
             clients = tuple(client for client in clients if client in answers or client not in questions)
         return self._exchange.write(stage, number, clients, lambda some: starts_of(self, number, some), closing, direct)
 
+    def _draw(self, grid: Grid, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The clients that are there, and the cohort of a round; nobody after the last one."""
+        settings, everyone = self.settings, self._present(grid)
+        if number > self.rounds:
+            return everyone, ()
+        return everyone, cohort(settings.seed, number, everyone, settings.fraction_train, settings.min_replies)
+
     def _present(self, grid: Grid) -> tuple[str, ...]:
         """The clients that are there, without novel ones."""
         settings, roster = self.settings, self.setup.roster
@@ -217,13 +223,7 @@ class RoundStrategy(Strategy, ABC):
         Raises:
             UserError: the cohort is smaller than `min-replies`.
         """
-        settings, everyone = self.settings, self._present(grid)
-        chosen = cohort(settings.seed, server_round, everyone, settings.fraction_train)
-        if len(chosen) < settings.min_replies:
-            raise UserError(
-                f"min-replies={settings.min_replies} can never be reached: round {server_round} has a cohort of "
-                f"{len(chosen)} (fraction-train={settings.fraction_train:g} of {len(everyone)} clients)"
-            )
+        chosen = self._drawn.pop(server_round, ()) or self._draw(grid, server_round)[1]
         return self._messages(grid, TRAIN, server_round, chosen)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, None]:
@@ -236,10 +236,10 @@ class RoundStrategy(Strategy, ABC):
         return tensors_record(self.state_dict()), None
 
     def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
-        """An evaluate message for each client that the round has not scored yet: all of them after the last round."""
-        everyone = self._present(grid)
-        scored = set() if server_round > self.rounds else set(self._exchange.sent.clients)
-        return self._messages(grid, EVALUATE, server_round, tuple(one for one in everyone if one not in scored))
+        """An evaluate message for each client that the round does not train: all of them after the last round."""
+        everyone, chosen = self._draw(grid, server_round)
+        self._drawn, trained = {server_round: chosen}, set(chosen)
+        return self._messages(grid, EVALUATE, server_round, tuple(one for one in everyone if one not in trained))
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> None:
         """Check and record the scores."""
