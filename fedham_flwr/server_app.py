@@ -20,12 +20,13 @@ from fedham_flwr.core.devices import check_device
 from fedham_flwr.core.errors import CallbackError, UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.federation.agreement import agree
 from fedham_flwr.federation.categories import discovered, search
 from fedham_flwr.federation.contract import RunProgress, Setup, Task
 from fedham_flwr.federation.cross_server import cross_evaluate
 from fedham_flwr.federation.direct import HandsOver
 from fedham_flwr.federation.progress import Recorder
-from fedham_flwr.federation.roster import Roster, agree, order
+from fedham_flwr.federation.roster import Roster, order
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.idle import NOTHING, Asked, changed, check_idle
 from fedham_flwr.reasons import Facts

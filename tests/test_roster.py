@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.agreement import agree
 from fedham_flwr.federation.messages import ClientFailure, Profile
-from fedham_flwr.federation.roster import Roster, agree, cohort, hold_out, identify, order, read_reply
+from fedham_flwr.federation.roster import Roster, cohort, hold_out, identify, order, read_reply
 
 IDS = st.sets(
     st.integers(0, 999).map(str) | st.from_regex(r"[A-Za-z_-][A-Za-z0-9._-]{0,9}", fullmatch=True), min_size=1

@@ -26,8 +26,8 @@ from fedham_flwr.data.data_settings import DataSettings, Partitioning
 from fedham_flwr.data.partitioners import PARTITIONERS
 from fedham_flwr.data.partitions import check_classless
 from fedham_flwr.federation import wire
+from fedham_flwr.federation.agreement import agree
 from fedham_flwr.federation.messages import Profile
-from fedham_flwr.federation.roster import agree
 from fedham_flwr.reporting.progress import line_values
 from fedham_flwr.reporting.summary import final, selected
 from fedham_flwr.settings import Value

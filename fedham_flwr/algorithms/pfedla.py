@@ -139,9 +139,7 @@ def logit_gradient(
     mixed: Bool[Tensor, "n L N"],
     normaliser: Normaliser,
 ) -> Float[Tensor, "n L N"]:
-    """R7, equation 6: the surrogate's gradient with respect to the logits.
-
-    With softmax each of its rows sums to 0; with relu-sum the products of a row with its logits do.
+    """R7, equation 6: the surrogate's gradient by logits. Rows sum to 0 with softmax; times s_ij with relu-sum.
 
     Args:
         alpha: weights that the clients' start was mixed with.

@@ -1,6 +1,8 @@
-"""What two clients must have alike: what they learn, and what they mean by a class, a column and a schema."""
+"""What clients must have alike: the shape of a sample, what they learn, what classes, columns and schemas mean."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.federation.messages import Profile
@@ -42,3 +44,23 @@ def agree_on_meanings(first: Profile, other: Profile) -> None:
                     f"client {first.client} calls {what} {place} {one!r} and client {other.client} calls it "
                     f"{another!r}: all clients must have the same, in the same order"
                 )
+
+
+def agree(profiles: Sequence[Profile]) -> tuple[tuple[int, ...], int]:
+    """The shape of a sample that all clients share, as `batches` has it, and the number of outputs.
+
+    Raises:
+        UserError: two clients have samples of different shapes, learn something else, or mean different things by a
+            class or a column.
+    """
+    first = profiles[0]
+    for other in profiles:
+        agree_on_target(first, other)
+        agree_on_meanings(first, other)
+        if other.shape != first.shape:
+            raise UserError(
+                f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
+                "all clients must have the same, (channels, height, width) of images, (sequence-length,) of text or "
+                "(2, columns) of tables"
+            )
+    return first.shape, max(profile.classes for profile in profiles)

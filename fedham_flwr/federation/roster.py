@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 from flwr.app import Message, MessageType, RecordDict
@@ -20,7 +20,6 @@ from fedham_flwr.core.errors import UserError, first_line
 from fedham_flwr.core.files import SAFE_NAME
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.federation import wire
-from fedham_flwr.federation.agreement import agree_on_meanings, agree_on_target
 from fedham_flwr.federation.messages import ClientFailure, Profile
 from fedham_flwr.federation.queries import write_query
 
@@ -233,23 +232,3 @@ def read_reply(reply: Message) -> RecordDict:
     if reply.has_error():
         raise ClientFailure(f"{first_line(reply.error.reason or 'no reason given')} (code {reply.error.code})")
     return reply.content
-
-
-def agree(profiles: Sequence[Profile]) -> tuple[tuple[int, ...], int]:
-    """The shape of a sample that all clients share, as `batches` has it, and the number of outputs.
-
-    Raises:
-        UserError: two clients have samples of different shapes, learn something else, or mean different things by a
-            class or a column.
-    """
-    first = profiles[0]
-    for other in profiles:
-        agree_on_target(first, other)
-        agree_on_meanings(first, other)
-        if other.shape != first.shape:
-            raise UserError(
-                f"client {first.client} has samples of shape {first.shape} and client {other.client} of {other.shape}: "
-                "all clients must have the same, (channels, height, width) of images, (sequence-length,) of text or "
-                "(2, columns) of tables"
-            )
-    return first.shape, max(profile.classes for profile in profiles)

@@ -190,12 +190,10 @@ class RoundStrategy(Strategy, ABC):
             clients = tuple(client for client in clients if client in answers or client not in questions)
         return self._exchange.write(stage, number, clients, lambda some: starts_of(self, number, some), closing, direct)
 
-    def _draw(self, grid: Grid, number: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The clients that are there, and the cohort of a round; nobody after the last one."""
-        settings, everyone = self.settings, self._present(grid)
-        if number > self.rounds:
-            return everyone, ()
-        return everyone, cohort(settings.seed, number, everyone, settings.fraction_train, settings.min_replies)
+    def _draw(self, number: int, everyone: Sequence[str]) -> tuple[str, ...]:
+        """The cohort of a round."""
+        settings = self.settings
+        return cohort(settings.seed, number, everyone, settings.fraction_train, settings.min_replies)
 
     def _present(self, grid: Grid) -> tuple[str, ...]:
         """The clients that are there, without novel ones."""
@@ -223,7 +221,7 @@ class RoundStrategy(Strategy, ABC):
         Raises:
             UserError: the cohort is smaller than `min-replies`.
         """
-        chosen = self._drawn.pop(server_round, ()) or self._draw(grid, server_round)[1]
+        chosen = self._drawn.pop(server_round, ()) or self._draw(server_round, self._present(grid))
         return self._messages(grid, TRAIN, server_round, chosen)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, None]:
@@ -237,7 +235,8 @@ class RoundStrategy(Strategy, ABC):
 
     def configure_evaluate(self, server_round: int, arrays: Any, config: Any, grid: Grid) -> Iterable[Message]:
         """An evaluate message for each client that the round does not train: all of them after the last round."""
-        everyone, chosen = self._draw(grid, server_round)
+        everyone = self._present(grid)
+        chosen = self._draw(server_round, everyone) if server_round <= self.rounds else ()
         self._drawn, trained = {server_round: chosen}, set(chosen)
         return self._messages(grid, EVALUATE, server_round, tuple(one for one in everyone if one not in trained))
 
