@@ -49,8 +49,6 @@ COMMON: Mapping[str, Value] = {
 PARTS: Mapping[str, str] = {
     "read": "opening the message",
     "pool": "the models into one bank",
-    "pool/signs": "signs of the projection",
-    "pool/projection": "projection",
     "step/gradient": "steps: gradient of the network",
     "step/mix": "steps: mixing",
     "step/load": "steps: mixture into the network",
@@ -115,14 +113,13 @@ def watch_parts(watch: Stopwatch) -> None:
     from fedham_flwr.federation import wire
     from fedham_flwr.mixing.attention import Peers
     from fedham_flwr.mixing.bank import Bank
-    from fedham_flwr.mixing.meta_models import MetaModels, Projection
+    from fedham_flwr.mixing.meta_models import MetaModels
     from fedham_flwr.training.trainer import Trainer
 
     places: Mapping[Any, Mapping[str, str]] = {
         wire: {"read_download": "read"},
         FedHAMClient: {"_peers": "pool", "_meta_step": "step"},
         Peers: {"mix": "mix"},
-        Projection: {"__init__": "signs", "of": "projection"},
         Trainer: {"load": "load", "gradient": "gradient"},
         Bank: {"inner": "inner"},
         MetaModels: {"attend": "meta", "step": "meta"},

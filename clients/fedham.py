@@ -93,9 +93,9 @@ class FedHAMClient(RoundClient):
 
     def _peers(self, model: Params) -> Peers:
         sent, trainer = self.job.download.extras, self.job.trainer
-        own, at, seed = {name: model[name] for name in self.split.shared}, int(self.place), self.settings.seed
+        own, at, p = {name: model[name] for name in self.split.shared}, int(self.place), sent.tensors["projections"]
         theirs = {place: {name: sent.tensors[f"{place}/{name}"] for name in own} for place in sent.facts["peers"]}
-        return Peers(self.own, trainer.manifest, trainer.device, seed, at, own, theirs, self.ready(), trainer.initial)
+        return Peers(trainer.manifest, trainer.device, at, own, theirs, p, self.ready())
 
     def _meta_step(self, peers: Peers, model: Params, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""

@@ -84,7 +84,7 @@ class FedHAMStrategy(RoundStrategy):
         self._scored[self._pool.bank.rows(list(replies))] = 0
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
-        """R1, R4: with `mediated` the hybrid models; with `peers` the models of a client's peers, and whose they are.
+        """R1, R4: with `mediated` the hybrids; with `peers` the models and projections of a client's peers.
 
         With `peers` a client gets its own model only if it does not have it.
         """
@@ -94,10 +94,11 @@ class FedHAMStrategy(RoundStrategy):
             return {client: Start(mixed[client], own=True, left_out=pool.model(client)) for client in clients}
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
-        starts, ready = {}, tuple(pool.ready.int().tolist())
+        starts, ready, seen = {}, tuple(pool.ready.int().tolist()), self._projections.seen()
         for client, place in zip(clients, pool.bank.rows(clients).tolist(), strict=True):
             peers = self._choose(round_number, client, place)
             tensors = {f"{peer}/{name}": tensor for peer in peers for name, tensor in models[peer].items()}
+            tensors["projections"] = seen[sorted([*peers, place])]
             extras = Extras(tensors, {"place": (place,), "ready": ready, "peers": tuple(peers)})
             without = client in stateless or (client not in trained and pool.has(client))
             starts[client] = Start(models[place] if without else {}, extras, own=True, left_out=models[place])
@@ -109,6 +110,7 @@ class FedHAMStrategy(RoundStrategy):
         models = {client: upload.params for client, upload in uploads.items()}
         if not self._mediated:
             self._pool.put(models)
+            self._projections.update(clients)
             self._last[places] = torch.stack([upload.extras["row"] for upload in uploads.values()])
             return
         scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7

@@ -27,6 +27,7 @@ from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.messages import ClientFailure, Download, Upload
 from fedham_flwr.federation.record_values import tensors as read_tensors
+from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
@@ -137,6 +138,23 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dic
     if options is PEERS:
         assert asked["0"].facts["peers"] == (1, 2, 3)
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)
+
+
+def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets() -> None:
+    options: dict[str, Value] = {**PEERS, "fedham.peers": 2}
+    made = server(5, **options)
+    starts = dict.fromkeys(names(5), made.first)
+    made.merge(1, with_rows(1, trained(starts, made.first, 1), made, options))
+    everyone = (*names(5), "late")
+    made.add_clients(everyone)
+    p = Projection(made.own, made._pool.bank, made.settings.seed).of(made._pool.bank, range(6))
+    wanted = (p - p[:5].mean(0)).float()
+    wanted[5] = 0  # it has not trained
+    assert wanted[:5].abs().amin((1, 2)).max() > 0
+    for start in made.plan(2, everyone).values():
+        places = sorted([*start.extras.facts["peers"], *start.extras.facts["place"]])
+        assert len(places) == 3
+        assert torch.allclose(start.extras.tensors["projections"], wanted[places], rtol=0, atol=1e-5)
 
 
 def with_rows(number: int, uploads: dict[str, Upload], made: Any, options: dict[str, Value]) -> dict[str, Upload]:

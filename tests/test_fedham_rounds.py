@@ -215,12 +215,12 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_bytes_of_peers_are_those_of_the_formula(federate: Federate) -> None:
-    """Down M P, up P and the row; M is all others, or as many as the setting says."""
+    """Down M P and projections, of its own model too; up P and the row; M is all others, or as many as are wanted."""
     for peers, sent in ((0, 5), (2, 2)):
         run = federate(clients=6, **TRANSPORTS[0], **{"fedham.peers": peers, "fedham.meta-steps": 1})
         for record in run.records:
             trained_ = P if record["kind"] == "train" else 0
-            assert record["bytes-down"] == 6 * 4 * sent * P
+            assert record["bytes-down"] == 6 * 4 * (sent * P + (sent + 1) * L * D)
             assert record["bytes-up"] == 6 * 4 * (trained_ + L * 6)
 
 
@@ -256,7 +256,7 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
     if transport is TRANSPORTS[1]:
         assert extras == {"projections", "scores", "row"}
     else:
-        assert extras == {"row"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
+        assert extras == {"row", "projections"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
         for m in run.grid.seen:  # nobody is sent its own model again
             if m.metadata.message_type == "train" and "facts" in m.content.config_records:
                 place = m.content["facts"]["place"][0]

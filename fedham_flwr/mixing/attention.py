@@ -74,7 +74,7 @@ class Projections:
         self._p = torch.cat([self._p, self._start.expand(len(clients), -1, -1)])
 
     def seen(self) -> Tensor:
-        """The projections less their mean or that of the common start: float32 [N, L, d]."""
+        """The projections less the mean of those that may be mixed, or that of the common start: float32 [N, L, d]."""
         if self._settings.reference == "start":
             return (self._p - self._start).float()
         return amn.centred(self._p, self._pool.ready).float()
@@ -143,52 +143,40 @@ class Peers:
     """Models of some of all N clients.
 
     Args:
-        settings: of the meta-models.
         manifest: the model's.
         device: where they are mixed.
-        seed: the run's.
         own: the client's own place among all N.
         model: its own shared tensors.
         others: place -> shared tensors of a peer.
+        projections: centred ones (7) of all these, in the order of their places: float32 [M + 1, L, d].
         ready: bool [1, N], whose models may be mixed.
-        first: the common start.
 
     Attributes:
         bank: the models, in the order of their places.
         places: int64 [M + 1], of its rows among all N clients.
-        seen: float32 [N, L, d], centred projections (7); 0 where no model came.
+        seen: float32 [N, L, d], the projections; 0 where no model came.
         allowed: bool [1, N], whose models came and may be mixed.
     """
 
     def __init__(
         self,
-        settings: AttentionSettings,
         manifest: Manifest,
         device: torch.device,
-        seed: int,
         own: int,
         model: Params,
         others: Mapping[int, Params],
+        projections: Tensor,
         ready: Tensor,
-        first: Params,
     ) -> None:
         self.places = torch.tensor(sorted((*others, own)), dtype=torch.int64)
         ids = [str(place) for place in self.places.tolist()]
         self.bank = Bank(manifest, tuple(model), device)
         self.bank.add(ids, model)
         self.bank.put([name for name in ids if name != str(own)], [others[place] for place in sorted(others)])
-        projection = Projection(settings, self.bank, seed)
-        p = projection.of(self.bank, range(len(ids)))
-        if settings.reference == "start":
-            start = Bank(manifest, tuple(model), device)
-            start.add(["start"], first)
-            p = p - projection.of(start, [0])
-        else:
-            p = amn.centred(p, torch.ones(len(ids), dtype=torch.bool))
         there = torch.zeros(1, ready.shape[1], dtype=torch.bool)
         there[0, self.places] = True
-        self.seen = torch.zeros(there.shape[1], *p.shape[1:])
-        self.seen[self.places] = p.float()
+        self.seen = torch.zeros(there.shape[1], *projections.shape[1:])
+        self.seen[self.places] = projections
         self.allowed = ready & there
 
     @property
