@@ -84,10 +84,7 @@ class FedHAMStrategy(RoundStrategy):
         self._scored[self._pool.bank.rows(list(replies))] = 0
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
-        """R1, R4: with `mediated` the hybrids; with `peers` the models and projections of a client's peers.
-
-        With `peers` a client gets its own model only if it does not have it.
-        """
+        """R1, R4: hybrids (`mediated`); or peers' models and projections, and a client's own model if it lacks it."""
         pool = self._pool
         if self._mediated:
             mixed = hybrids(pool, {client: self._rows[client] for client in clients})
