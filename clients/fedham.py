@@ -13,6 +13,7 @@ from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
+from fedham_flwr.federation.stages import EVALUATE, TRAIN
 from fedham_flwr.mixing.attention import Peers, Through
 from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.mixing.rows import by_group, by_unit
@@ -81,8 +82,8 @@ class FedHAMClient(RoundClient):
         with self.clock("meta"):
             peers = self._peers(model)
             generator = torch_stream(self.settings.seed, "meta", self.job.download.round, self.job.client)
-            trains = self.trains and len(peers.places) > 1
-            for _ in range(self.own.meta_steps if trains else 0):
+            looks = self.job.stage in (TRAIN, EVALUATE) and len(peers.places) > 1
+            for _ in range(self.own.meta_steps if looks else 0):  # an evaluation's are forgotten
                 self._meta_step(peers, model, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
             row, groups = looked.effective(self.place), len(peers.groups)

@@ -157,6 +157,18 @@ def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets
         assert torch.allclose(start.extras.tensors["projections"], wanted[places], rtol=0, atol=1e-5)
 
 
+@both
+def test_the_closing_evaluation_mixes_as_a_next_round_would(federate: Federate, options: dict[str, Value]) -> None:
+    """So what is scored and exported has looked at what the last round left; what it learned of that is forgotten."""
+    short, long = (federate(**options, num_server_rounds=number) for number in (2, 3))
+    scores = [
+        {(row.client, row.split, row.metric): row.value for row in run.rows if (row.round, row.phase) == (3, "before")}
+        for run in (short, long)
+    ]
+    assert scores[0] == {which: scores[1][which] for which in scores[0]}
+    assert len(scores[0]) >= 8
+
+
 def with_rows(number: int, uploads: dict[str, Upload], made: Any, options: dict[str, Value]) -> dict[str, Upload]:
     """The uploads as the transport has them, with rows of equal weights."""
     row = {"row": torch.full((L, len(made._pool.bank.clients)), 1 / len(made._pool.bank.clients))}
