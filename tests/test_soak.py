@@ -135,7 +135,6 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_pictures: None) ->
 
     monkeypatch.setattr(ClientState, "save", watched_save)
     monkeypatch.setattr(ClientState, "load", watched_load)
-    logging.getLogger("fedham_flwr").setLevel(logging.CRITICAL)
     return world
 
 
