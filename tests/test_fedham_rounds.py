@@ -198,7 +198,7 @@ def test_6_each_half_is_frozen_bit_for_bit_while_the_other_learns(
     monkeypatch.setattr(FedHAMClient, "_meta_step", watched)
     monkeypatch.setattr(Trainer, "fit", fitted)
     federate(**TRANSPORTS[0], **{"fedham.base-objective": objective})
-    assert len(seen["meta"]) == 2 * 4 * 5
+    assert len(seen["meta"]) == 3 * 4 * 5  # two rounds and the closing evaluation
     assert len(seen["base"]) >= 2 * 4
     assert all(same(before, after) for pairs in seen.values() for before, after in pairs)
 
