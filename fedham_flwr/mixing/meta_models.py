@@ -133,7 +133,8 @@ class MetaModels:
         as_scores = Rows(*(tensor.to(scores) for tensor in looked))
         seen = with_slopes(as_scores) if how.max_logit_step else as_scores
         slopes = amn.gradient(psi, seen, own, scores, how.meta)
-        ways, moments = directions(slopes, how.optimizer, self._some(rows, self.moments))
+        kept = {name: tensor[rows] for name, tensor in self.moments.items()}
+        ways, moments = directions(slopes, how.optimizer, kept)
         steps = {name: how.learning_rate * way for name, way in ways.items()}
         if how.max_logit_step:
             steps = bounded(psi, steps, as_scores, how.meta, how.max_logit_step)
@@ -159,8 +160,8 @@ class MetaModels:
         self.moments = {n: t.clone() for n, t in state.items() if n.partition("/")[0] in ("first", "second", "steps")}
         self.params = {name: tensor.clone() for name, tensor in state.items() if name not in self.moments}
 
-    def _some(self, rows: Tensor, of: Params | None = None) -> Params:
-        return {name: tensor[rows] for name, tensor in (self.params if of is None else of).items()}
+    def _some(self, rows: Tensor) -> Params:
+        return {name: tensor[rows] for name, tensor in self.params.items()}
 
 
 def with_slopes(rows: Rows) -> Rows:
