@@ -21,6 +21,7 @@ from fedham_flwr.models import client_models
 from fedham_flwr.models.grouping import manifest_of
 from fedham_flwr.models.sizes import model_line
 from fedham_flwr.run_settings import Settings
+from fedham_flwr.training.recalibration import has_statistics
 from fedham_flwr.trials import check_size, try_training
 
 Key = tuple[str, tuple[int, ...], int]
@@ -104,6 +105,11 @@ def build(settings: Settings, profiles: Sequence[Profile], shape: tuple[int, ...
         try_training(own, theirs[0], classes, model)
         manifest = manifest_of(model, models.trial_batches(shape))
         found.append(Built(name, model, manifest, tuple(profile.client for profile in theirs)))
+    if settings.batch_norm_statistics == "recalibrated" and not any(has_statistics(m.model, m.manifest) for m in found):
+        raise UserError(
+            f'batch-norm-statistics="recalibrated" needs batch normalisation, and model={found[0].name} has none with '
+            'running statistics of its own: wanted "running", or another model'
+        )
     if len(found) > 1:
         check_together(settings, [Has(one.clients[0], one.name, one.manifest) for one in found])
     return tuple(found)

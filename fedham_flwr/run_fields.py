@@ -115,6 +115,7 @@ class RunFields(BaseModel):
     min_learning_rate: NonNegativeFloat = 0.0
     augment: bool = False
     augmentation: Annotated[str, AfterValidator(_one_of("augmentation", AUGMENTATIONS))] = "shift-flip"
+    batch_norm_statistics: Literal["running", "recalibrated"] = "running"
     precision: Literal["fp32", "bf16"] = "fp32"
     device: str = "auto"
     seed: NonNegativeInt = 0

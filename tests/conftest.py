@@ -130,6 +130,25 @@ def settings(tmp_path: Path, cache_dir: Path) -> Callable[..., dict[str, Value]]
 
 
 @pytest.fixture
+def coloured(tmp_path: Path) -> str:
+    """240 images of 16 x 16 pixels, four classes of different colours: large enough for LeNet."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    datasets.disable_progress_bars()
+    rng, labels = np.random.default_rng(0), np.arange(240) % 4
+    tint = 120 * np.stack([labels & 1, labels >> 1, 0 * labels], axis=1)[:, None, None]
+    pixels = (rng.integers(0, 120, (240, 16, 16, 3)) + tint).astype(np.uint8)
+    table = datasets.Dataset.from_dict(
+        {"image": [Image.fromarray(image) for image in pixels], "label": labels.tolist()}
+    )
+    (tmp_path / "coloured").mkdir()
+    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "coloured" / "train.parquet")
+    return str(tmp_path / "coloured")
+
+
+@pytest.fixture
 def shared_data() -> Path:
     """The folder of real data sets beside the project; the test is skipped where it is absent."""
     if not SHARED_DATA.is_dir():

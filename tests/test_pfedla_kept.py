@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,25 +52,6 @@ def test_a_client_that_lost_its_state_is_sent_everything_in_the_same_round(
     assert run.records[at]["bytes-down"] == usual.records[at]["bytes-down"] + 13_706 * 4
     if grid is Forgetting:
         assert {c.state.config_records["personal-label"]["round"] for c in run.grid.contexts.values()} == {"2"}
-
-
-@pytest.fixture
-def coloured(tmp_path: Path) -> str:
-    """240 images of 16 x 16 pixels, four classes of different colours: large enough for LeNet."""
-    import datasets
-    import numpy as np
-    from PIL import Image
-
-    datasets.disable_progress_bars()
-    rng, labels = np.random.default_rng(0), np.arange(240) % 4
-    tint = 120 * np.stack([labels & 1, labels >> 1, 0 * labels], axis=1)[:, None, None]
-    pixels = (rng.integers(0, 120, (240, 16, 16, 3)) + tint).astype(np.uint8)
-    table = datasets.Dataset.from_dict(
-        {"image": [Image.fromarray(image) for image in pixels], "label": labels.tolist()}
-    )
-    (tmp_path / "coloured").mkdir()
-    table.cast_column("image", datasets.Image()).to_parquet(tmp_path / "coloured" / "train.parquet")
-    return str(tmp_path / "coloured")
 
 
 BUFFERS = {f"{layer}.running_{what}" for layer in ("bn1", "bn2") for what in ("mean", "var")}

@@ -11,6 +11,7 @@ from flwr.common import NDArrays, Scalar
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data import recipes
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.federation import model_card
@@ -121,7 +122,7 @@ class FlowerClient(NumPyClient):
 
     def assess_adapted(self, received: Params) -> Params:
         """A novel client: score what the server has made of the turns."""
-        self.half.load(self.half.start(received))
+        self._load(self.half.start(received))
         self._score("personal", "after")
         self._export("after", asked=True)
         return {}
@@ -144,9 +145,18 @@ class FlowerClient(NumPyClient):
     def _start(self, received: Params) -> Params:
         """The model to start from, scored."""
         start = self.half.start(received)
-        self.half.load(start)
+        self._load(start)
         self._score(self._origin, "before")
         return start
+
+    def _load(self, model: Params) -> None:
+        """Make a model that is scored or exported the trainer's, with the running statistics that the run wants."""
+        half, trainer = self.half, self._job.trainer
+        half.load(model)
+        if half.settings.batch_norm_statistics == "recalibrated":
+            with half.clock("evaluate"):
+                trainer.recalibrate(self._job.data, torch_stream(half.settings.seed, "parts", client=self._job.client))
+                half.load(trainer.read(trainer.manifest.names()))
 
     def _trained(self, start: Params) -> Outcome:
         """What the client half's training gives."""
@@ -177,7 +187,7 @@ class FlowerClient(NumPyClient):
 
     def _improve(self, received: Params) -> Outcome:
         outcome = self._trained(self._start(received))
-        self.half.load(outcome.use)
+        self._load(outcome.use)
         self._score("personal", "after")
         if outcome.keep:
             self._job.state.save(outcome.keep, self._job.download.round)
@@ -186,7 +196,7 @@ class FlowerClient(NumPyClient):
 
     def _use(self, outcome: Outcome, asked: bool = False) -> None:
         """Score and export the model that the client uses."""
-        self.half.load(outcome.use)
+        self._load(outcome.use)
         self._score("personal", "after")
         self._export("after", asked)
 

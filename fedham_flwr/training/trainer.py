@@ -18,17 +18,16 @@ from torch import Tensor, nn
 from fedham_flwr.core import parameters
 from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
-from fedham_flwr.data.batches import Kind, inputs_and_targets
 from fedham_flwr.models import heads
 from fedham_flwr.models.grouping import manifest_of
-from fedham_flwr.training import augment, losses
-from fedham_flwr.training.guard import rows_of
+from fedham_flwr.training import augment, losses, recalibration
 from fedham_flwr.training.local import LocalTraining, Samples, steps
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
 from fedham_flwr.training.measurement import Measurement, Scores
 from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.modes import seeded, trained_of, training_only
 from fedham_flwr.training.own_loss import Batch
+from fedham_flwr.training.split_rows import SplitRows
 from fedham_flwr.training.step_rules import StepRule
 from fedham_flwr.training.stepping import GradientTerm, stepping
 
@@ -121,18 +120,17 @@ class Trainer:
         Raises:
             UserError: the loss is NaN or infinite (DivergedError), or the data are to be augmented and are no images.
         """
-        augmented = augment.make(training, samples.kind)
-        features, labels, index = self._local(samples, "train")
+        augmented, rows = augment.make(training, samples.kind), SplitRows.of(samples, "train", self.device)
         trained = trained_of(self._model, self.manifest, only)
         take = stepping(trained, training, gradient_term, rule)
-        objective = loss or self._loss(training.loss, samples, features, labels, index)
+        objective = loss or self._loss(training.loss, rows)
         self._model.train()
         epoch, seen, total = 0, 0, torch.zeros((), device=self.device)
         with training_only(self._model, self.manifest, only), seeded(self.device, generator.initial_seed()):
-            for number, chosen in steps(index, training, generator):
+            for number, chosen in steps(rows.index, training, generator):
                 if number != epoch:
                     epoch, seen, total = number, 0, torch.zeros((), device=self.device)
-                x, y = self._batch(features, labels, chosen, samples.kind)
+                x, y = rows.take(chosen)
                 batch = Batch(augmented(x, generator), y)
                 total += take(partial(self._backward_part, batch, objective, rule)) * len(chosen)
                 seen += len(chosen)
@@ -175,12 +173,26 @@ class Trainer:
             targets.append(y.flatten())
         return torch.cat(found), torch.cat(targets)
 
+    @torch.no_grad()
+    def recalibrate(self, samples: Samples, generator: torch.Generator) -> None:
+        """Take the running statistics of batch normalisation anew from the training split, see `recalibration`.
+
+        Args:
+            samples: the client's data.
+            generator: on the CPU; puts the samples into parts.
+        """
+        rows = SplitRows.of(samples, "train", self.device)
+        with recalibration.recalibrating(self._model, self.manifest) as told, self._autocast():
+            for number, chosen in enumerate(recalibration.parts(rows.index, generator)):
+                told(number)
+                self._model(rows.take(chosen)[0])
+
     def _in_order(self, samples: Samples, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of a split, for a model that is not trained."""
-        features, labels, index = self._local(samples, split)
+        rows = SplitRows.of(samples, split, self.device)
         self._model.eval()
-        for chosen in torch.split(index, EVALUATION_BATCH):
-            yield self._batch(features, labels, chosen, samples.kind)
+        for chosen in torch.split(rows.index, EVALUATION_BATCH):
+            yield rows.take(chosen)
 
     def gradient(
         self, samples: Samples, split: str, count: int, generator: torch.Generator, loss: LossSettings = TASK_LOSS
@@ -197,23 +209,21 @@ class Trainer:
         Returns:
             A tensor for each parameter, by name, on the model's device; valid until the next step.
         """
-        features, labels, index = self._local(samples, split)
+        rows = SplitRows.of(samples, split, self.device)
         buffers = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
         self._model.train()
         with seeded(self.device, int(torch.randint(2**62, (), generator=generator))):
-            chosen = index[torch.randperm(len(index), generator=generator)[:count]]
-            x, y = self._batch(features, labels, chosen, samples.kind)
-            self._backward(x, y, self._loss(loss, samples, features, labels, index))
+            chosen = rows.index[torch.randperm(len(rows.index), generator=generator)[:count]]
+            self._backward(*rows.take(chosen), self._loss(loss, rows))
         for buffer, was in buffers:
             buffer.copy_(was)
         return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
 
-    def _loss(self, settings: LossSettings, samples: Samples, features: Tensor, labels: Tensor, index: Tensor) -> Loss:
-        """The loss that the settings name, of samples of which `index` are those trained with."""
+    def _loss(self, settings: LossSettings, rows: SplitRows) -> Loss:
+        """The loss that the settings name, of these samples."""
 
         def targets() -> Tensor:
-            parts = torch.split(index, EVALUATION_BATCH)
-            return torch.cat([self._batch(features, labels, some, samples.kind)[1] for some in parts])
+            return torch.cat([rows.take(some)[1] for some in torch.split(rows.index, EVALUATION_BATCH)])
 
         loss = losses.make(settings, targets, self.device)
         return lambda model, x, y: loss(model(x), y)
@@ -232,19 +242,6 @@ class Trainer:
             return self._backward(part.x, part.y, loss)
         self._model.zero_grad()
         return torch.zeros((), device=self.device)
-
-    def _local(self, samples: Samples, split: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, labels and the split's indices into them; on a GPU only the split itself, moved there once."""
-        features, labels, index = rows_of(samples, split)
-        if self.device.type == "cpu":
-            return features, labels, index
-        return features[index].to(self.device), labels[index].to(self.device), torch.arange(len(index))
-
-    def _batch(self, features: Tensor, labels: Tensor, chosen: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-        """Some samples on the model's device, by numbers that may be on another one."""
-        chosen = chosen.to(features.device)
-        x, y = features.index_select(0, chosen), labels.index_select(0, chosen)  # 20 times as fast as features[chosen]
-        return inputs_and_targets(x.to(self.device), y.to(self.device), kind)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else contextlib.nullcontext()

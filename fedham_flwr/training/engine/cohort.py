@@ -22,7 +22,7 @@ from torch import Tensor
 from fedham_flwr.core.errors import DivergedError
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.training.engine.engine import Answer, Engine
-from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Request, Score
+from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Recalibrate, Request, Score
 from fedham_flwr.training.engine.trainer import Trained
 from fedham_flwr.training.local import LocalTraining, Samples
 from fedham_flwr.training.losses import TASK_LOSS, LossSettings
@@ -188,6 +188,10 @@ class CohortTrainer:
         """As `Trainer.encode`."""
         found: tuple[Tensor, Tensor] = self._ask(Encode(self._model, samples, split))
         return found
+
+    def recalibrate(self, samples: Samples, generator: torch.Generator) -> None:
+        """As `Trainer.recalibrate`."""
+        self._model = self._ask(Recalibrate(self._model, samples, generator))
 
     def _ask(self, request: Request) -> Any:
         task = getcurrent()

@@ -15,7 +15,8 @@ from fedham_flwr.core.trees import num_bytes
 from fedham_flwr.training.engine import memory
 from fedham_flwr.training.engine.model import StackedModel
 from fedham_flwr.training.engine.network import StackedNetwork
-from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Request, Score
+from fedham_flwr.training.engine.recalibrating import recalibrate
+from fedham_flwr.training.engine.requests import Encode, Fit, Gradient, Recalibrate, Request, Score
 from fedham_flwr.training.engine.scoring import encode, score
 from fedham_flwr.training.engine.trainer import Trained, fit, gradient
 from fedham_flwr.training.trainer import Trainer
@@ -93,7 +94,7 @@ class Engine:
         if self.network.way == "none" or not request.size():
             return False
         if self.network.way == "vmap":
-            if isinstance(request, Encode) or (isinstance(request, Fit) and request.loss is not None):
+            if isinstance(request, Encode | Recalibrate) or (isinstance(request, Fit) and request.loss is not None):
                 return False
             return isinstance(request, Score) or (not self.network.drops and self.network.masks)
         return True
@@ -107,7 +108,7 @@ class Engine:
             found = self._together(requests)
         except Exception as error:  # one client's fault, of any kind, is found and named alone
             for request, state in zip(requests, states, strict=True):
-                if isinstance(request, Fit):
+                if isinstance(request, Fit | Recalibrate):
                     request.generator.manual_seed(request.generator.initial_seed())
                 elif isinstance(request, Gradient) and state is not None:
                     request.generator.set_state(state)
@@ -127,6 +128,8 @@ class Engine:
             return score(self._model, [r for r in requests if isinstance(r, Score)])
         if isinstance(requests[0], Encode):
             return encode(self._model, [r for r in requests if isinstance(r, Encode)])
+        if isinstance(requests[0], Recalibrate):
+            return recalibrate(self._model, [r for r in requests if isinstance(r, Recalibrate)])
         return gradient(self._model, [r for r in requests if isinstance(r, Gradient)])
 
     def _halve(self, requests: Sequence[Request]) -> list[Answer]:
@@ -161,6 +164,9 @@ class Engine:
         if isinstance(request, Gradient):
             slopes = trainer.gradient(request.samples, request.split, request.count, request.generator, request.loss)
             return {name: slope.clone() for name, slope in slopes.items()}
+        if isinstance(request, Recalibrate):
+            trainer.recalibrate(request.samples, request.generator)
+            return trainer.read(trainer.manifest.names())
         mean = trainer.fit(
             request.samples,
             request.training,

@@ -1,4 +1,4 @@
-"""What a client half asks of the engine: to train a model, for a gradient, for scores."""
+"""What a client half asks of the engine: to train a model, for a gradient, for scores, for running statistics."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fedham_flwr.training.losses import LossSettings
 from fedham_flwr.training.measurement import STREAMED
 from fedham_flwr.training.metrics import Metric
 from fedham_flwr.training.own_loss import LossOfClients
+from fedham_flwr.training.recalibration import FEWEST
 from fedham_flwr.training.step_rules import StepRule
 from fedham_flwr.training.stepping import GradientTerm
 from fedham_flwr.training.trainer import Loss, Predictor
@@ -182,7 +183,31 @@ class Encode:
         return len(self.samples.splits[self.split])
 
 
-Request = Fit | Gradient | Score | Encode
+@dataclass(frozen=True)
+class Recalibrate:
+    """A request for running statistics, with the arguments of `Trainer.recalibrate`.
+
+    Attributes:
+        model: all tensors.
+        samples: the client's data.
+        generator: puts them into parts; nothing has been drawn from it yet.
+    """
+
+    model: Params
+    samples: Samples
+    generator: torch.Generator
+
+    def like(self) -> Hashable:
+        """As of `Fit`."""
+        return "recalibrate", *_data(self.samples)
+
+    def size(self) -> int:
+        """Samples to look at; none of a client that has too few."""
+        count = len(self.samples.splits["train"])
+        return 0 if count < FEWEST else count
+
+
+Request = Fit | Gradient | Score | Encode | Recalibrate
 
 
 def _stackable(part: object) -> bool:
