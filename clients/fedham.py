@@ -16,7 +16,7 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN
 from fedham_flwr.mixing.attention import Peers, Through
 from fedham_flwr.mixing.meta_models import MetaModels
-from fedham_flwr.mixing.rows import by_group, by_unit
+from fedham_flwr.mixing.rows import Units
 from fedham_flwr.training.local import Samples
 
 log = logging.getLogger("fedham_flwr")
@@ -86,11 +86,10 @@ class FedHAMClient(RoundClient):
             for _ in range(self.own.meta_steps if looks else 0):  # an evaluation's are forgotten
                 self._meta_step(peers, model, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
-            row, groups = looked.effective(self.place), len(peers.groups)
-            beta = looked.beta[0].expand(groups).tolist()
-            hybrid = peers.mix(by_group(row, groups))  # R3, R5
+            row, beta = looked.effective(self.place), looked.beta[0, list(self.units.unit_of)].tolist()
+            hybrid = peers.mix(self.units.by_group(row))  # R3, R5
         self.extras = {"row": row[0]}  # R6
-        return Hybrid({**model, **hybrid}, model, dict(zip(self._group_names(), beta, strict=True)))
+        return Hybrid({**model, **hybrid}, model, dict(zip(peers.groups, beta, strict=True)))
 
     def _peers(self, model: Params) -> Peers:
         sent, trainer = self.job.download.extras, self.job.trainer
@@ -101,9 +100,9 @@ class FedHAMClient(RoundClient):
     def _meta_step(self, peers: Peers, model: Params, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""
         looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)
-        hybrid = peers.mix(by_group(looked.effective(self.place), len(peers.groups)))
+        hybrid = peers.mix(self.units.by_group(looked.effective(self.place)))
         slope = self.gradient({**model, **hybrid}, self.parts[1], self.own.meta_batch_size, generator)
-        self.meta.step(ONE, looked, self.place, by_unit(peers.inner(slope), self.own.unit))
+        self.meta.step(ONE, looked, self.place, self.units.scores(peers.inner(slope)))
 
     # ---- the base phase --------------------------------------------------------------------------------------------
 
@@ -155,11 +154,9 @@ class FedHAMClient(RoundClient):
     @cached_property
     def meta(self) -> MetaModels:
         """The client's meta-model: as kept, or as at the start."""
-        groups, settings = len(self._group_names()), self.own
+        settings = self.own if self.has_pool else dataclasses.replace(self.own, uniform_penalty=0.0)
         peers = settings.candidates + 1 if self.has_few else len(self.ready()[0])
-        if not self.has_pool:
-            settings = dataclasses.replace(settings, uniform_penalty=0.0)
-        meta = MetaModels(settings, groups if settings.unit == "layer" else 1)
+        meta = MetaModels(settings, len(self.units))
         kept = {name.removeprefix(META): t for name, t in self.kept.tensors.items() if name.startswith(META)}
         if kept:
             meta.load(kept)
@@ -190,8 +187,10 @@ class FedHAMClient(RoundClient):
         """Whose models may be mixed: bool [1, N]."""
         return torch.tensor([self.job.download.extras.facts["ready"]], dtype=torch.bool)
 
-    def _group_names(self) -> tuple[str, ...]:
-        return self.job.trainer.manifest.group_names
+    @cached_property
+    def units(self) -> Units:
+        """What has a row of its own."""
+        return Units.of(self.job.trainer.manifest.group_names, self.own.unit, self.own.features_of)
 
     def _meta_state(self) -> Params:
         return {META + name: t for name, t in self.meta.state_dict().items()}

@@ -16,7 +16,7 @@ from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Lists, Projections
 from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, by_unit, hybrids, learn, mixing_weights
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
 
 AT_ONCE = 256
 """With `candidates`, clients whose rows are made at a time: each looks at projections of its own."""
@@ -60,9 +60,9 @@ class AMNStrategy(RoundStrategy):
         training = self.settings.local_training(round_number)
         reach = torch.tensor([training.reach(upload.samples) for upload in uploads.values()], dtype=torch.float64)
         models = {client: upload.params for client, upload in uploads.items()}
-        found = learn(self._pool, models, lists.rows(looked.effective(lists.own)))  # R5
+        found = learn(self._pool, models, lists.rows(self._projections.units.rows(looked.effective(lists.own))))  # R5
         self._projections.update(clients)
-        scores = by_unit(side_by_side(list(found.values())), self.own.unit)
+        scores = self._projections.units.scores(side_by_side(list(found.values())))
         self._meta.step(own, looked, lists.own, scores / reach[:, None, None])  # R6
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
@@ -96,10 +96,10 @@ class AMNStrategy(RoundStrategy):
         step = AT_ONCE if self.own.candidates else max(1, len(clients))
         for at in range(0, len(clients), step):
             lists, looked = self._look(round_number, clients[at : at + step])
-            found |= lists.rows(looked.effective(lists.own))
+            found |= lists.rows(self._projections.units.rows(looked.effective(lists.own)))
         return found
 
     def _empty(self) -> tuple[Pool, Projections, MetaModels]:
         pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)
         projections = Projections(self.own, pool, self.settings.seed)
-        return pool, projections, MetaModels(self.own, projections.units)
+        return pool, projections, MetaModels(self.own, len(projections.units))

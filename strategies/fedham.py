@@ -19,7 +19,7 @@ from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, by_group, by_unit, hybrids, learn, mixing_weights
+from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
 
 MOST_PEERS = 20
 """With more clients, `auto` is `mediated`: their models would have to be sent to each of them."""
@@ -80,7 +80,8 @@ class FedHAMStrategy(RoundStrategy):
 
     def answered(self, round_number: int, replies: Mapping[str, Upload]) -> None:
         """Take the rows; the scores have done their work."""
-        self._rows = {client: Row(self._places[client], reply.extras["row"]) for client, reply in replies.items()}
+        units = self._projections.units
+        self._rows = {name: Row(self._places[name], units.rows(told.extras["row"])) for name, told in replies.items()}
         self._scored[self._pool.bank.rows(list(replies))] = 0
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
@@ -112,7 +113,7 @@ class FedHAMStrategy(RoundStrategy):
             return
         scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7
         self._projections.update(clients)
-        self._last[places, :, : scores.shape[-1]] = by_unit(scores, self.own.unit).float()
+        self._last[places, :, : scores.shape[-1]] = self._projections.units.scores(scores).float()
         self._scored[places] = round_number
 
     def mixing_weights(
@@ -125,7 +126,7 @@ class FedHAMStrategy(RoundStrategy):
         if not uploads:
             return None
         rows = torch.stack([upload.extras["row"] for upload in uploads.values()])
-        return MixingWeights(tuple(uploads), bank.groups, bank.clients, by_group(rows, len(bank.groups)))
+        return MixingWeights(tuple(uploads), bank.groups, bank.clients, self._projections.units.by_group(rows))
 
     def check_extras(self, stage: str, client: str, tensors: Params) -> None:
         """Refuse a row that is not one.
@@ -137,7 +138,7 @@ class FedHAMStrategy(RoundStrategy):
         if tensors.keys() != wanted:
             raise ValueError(f"tensors other than the model's are {sorted(tensors)}, wanted {sorted(wanted)}")
         ready = self._pool.ready[self._places[client]] if self._mediated else self._pool.ready
-        shape = (self._projections.units, len(ready))
+        shape = (len(self._projections.units), len(ready))
         for row in tensors.values():
             if tuple(row.shape) != shape or row.dtype != torch.float32:
                 raise ValueError(f"the row of mixing weights is {row.dtype} {tuple(row.shape)}, wanted float32 {shape}")
@@ -173,7 +174,7 @@ class FedHAMStrategy(RoundStrategy):
         return pool, Projections(self.own, pool, self.settings.seed)
 
     def _nothing(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(0, self._projections.units, 0), torch.zeros(0, dtype=torch.int64)
+        return torch.zeros(0, len(self._projections.units), 0), torch.zeros(0, dtype=torch.int64)
 
     @property
     def _width(self) -> int:

@@ -58,9 +58,11 @@ def moved(starts: dict[str, Params], seed: int) -> dict[str, Upload]:
 class Naive:
     """The identity card word by word: models in a dictionary, features by loops, gradients by autograd."""
 
-    def __init__(self, clients: tuple[str, ...], unit: str, meta: str, psi: dict[str, Params]) -> None:
+    def __init__(
+        self, clients: tuple[str, ...], unit: str, meta: str, psi: dict[str, Params], looks: str = "own"
+    ) -> None:
         self.models = {client: {n: t.double() for n, t in drawn(0).items()} for client in clients}
-        self.unit, self.meta, self.psi = unit, meta, psi
+        self.unit, self.meta, self.psi, self.looks = unit, meta, psi, looks
 
     def units(self) -> list[list[LayerGroup]]:
         return [list(GROUPS)] if self.unit == "model" else [[group] for group in GROUPS]
@@ -69,7 +71,7 @@ class Naive:
         """(7): R w_j less the pool's mean [N, L, d], by scalars."""
         p = torch.zeros(len(self.models), len(self.units()), D, dtype=torch.float64)
         for unit, groups in enumerate(self.units()):
-            for group in groups:
+            for group in {"own": groups, "head": GROUPS[-1:], "all": GROUPS}[self.looks]:
                 flat = [torch.cat([m[n].flatten() for n in group.names]) for m in self.models.values()]
                 draw = torch_stream(SEED, "projection", client=group.name)
                 signs = (torch.randint(0, 2, (len(flat[0]),), generator=draw) * 2 - 1).tolist()
@@ -116,12 +118,15 @@ def meta_models(made: AMNStrategy) -> dict[str, Params]:
 
 @pytest.mark.parametrize("meta", ["attention", "aghn"])
 @pytest.mark.parametrize("unit", ["model", "layer"])
+@pytest.mark.parametrize("looks", ["own", "head", "all"])
 @settings(max_examples=12)
-@given(clients=st.integers(2, 4), bias=st.booleans(), seed=st.integers(0, 99))
-def test_the_server_is_the_naive_one_of_loops(unit: str, meta: str, clients: int, bias: bool, seed: int) -> None:
+@given(clients=st.integers(2, 4), bias=st.booleans(), seed=st.integers(0, 99), start=st.sampled_from([0.0, 3.0]))
+def test_the_server_is_the_naive_one_of_loops(
+    unit: str, looks: str, meta: str, clients: int, bias: bool, seed: int, start: float
+) -> None:
     ids = tuple(map(str, range(clients)))
-    made = server(ids, unit=unit, meta=meta, peer_bias=bias)
-    naive, first = Naive(ids, unit, meta, meta_models(made)), meta_models(made)
+    made = server(ids, unit=unit, meta=meta, peer_bias=bias, features_of=looks, initial_temperature=start)
+    naive, first = Naive(ids, unit, meta, meta_models(made), looks), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids, ids[:1])):
         starts, weights = planned(made.plan(number + 1, who)), made.mixing_weights(number + 1, who, {})
         assert weights.groups == ("conv", "fc")
@@ -151,7 +156,7 @@ def test_a_client_has_one_row_for_the_whole_model_unless_each_layer_group_is_to_
         made: Any = server(ids, **chosen)
         for number in (1, 2, 3):
             made.merge(number, moved(planned(made.plan(number, ids)), number))
-        assert made._projections.units == units
+        assert len(made._projections.units) == units
         assert all(psi["gate"].shape == (units,) for psi in meta_models(made).values())
         rows = made.mixing_weights(4, ids, {}).weights
         assert rows.shape == (3, 2, 3)

@@ -91,7 +91,7 @@ class Looking:
     """The clients' meta-models, that choose rows of weights as FedHAM's clients do; they do not learn."""
 
     def __init__(self, made: AMNStrategy | FedHAMStrategy) -> None:
-        self._models = MetaModels(AttentionSettings(unit="layer"), made._projections.units)  # type: ignore[call-arg]
+        self._models = MetaModels(AttentionSettings(unit="layer"), len(made._projections.units))  # type: ignore[call-arg]
         self._models.add([torch_stream(0, "meta-model", client=client) for client in CLIENTS], len(CLIENTS))
         for name in self._models.params:
             self._models.params[name] += torch.randn(self._models.params[name].shape, generator=torch_stream(1, name))

@@ -16,6 +16,7 @@ from torch.nn.functional import one_hot
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.core.projections import project
+from fedham_flwr.mixing import meta_models
 from fedham_flwr.mixing.meta_models import MetaModels
 
 kinds = pytest.mark.parametrize(("meta", "bias"), [(m, b) for m in ("attention", "aghn") for b in (False, True)])
@@ -32,7 +33,7 @@ def settings(meta: str = "attention", bias: bool = False, **given: Any) -> Atten
 
 def started(chosen: AttentionSettings, units: int, peers: int) -> dict[str, Tensor]:
     """Meta-models of all peers as at the start, in float64."""
-    psi = [amn.initial(chosen, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
+    psi = [meta_models.initial(chosen, units, peers, torch.Generator().manual_seed(i)) for i in range(peers)]
     return {name: torch.stack([one[name] for one in psi]).double() for name in psi[0]}
 
 

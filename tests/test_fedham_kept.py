@@ -17,7 +17,6 @@ from test_fedham_rounds import DIGITS, TRANSPORTS, L
 from test_pfedla_rounds import names, trained
 
 from fedham_flwr import models
-from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
@@ -27,6 +26,7 @@ from fedham_flwr.federation import wire
 from fedham_flwr.federation.contract import Task
 from fedham_flwr.federation.messages import ClientFailure, Download, Upload
 from fedham_flwr.federation.record_values import tensors as read_tensors
+from fedham_flwr.mixing import meta_models
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
@@ -93,7 +93,7 @@ def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -
     second = frame[frame["round"] == 3].groupby("client", observed=True)["weight"].agg(["min", "max"])
     assert second.loc["0"].tolist() == pytest.approx([0.25, 0.25], abs=1e-6)
     assert second.loc["1", "max"] - second.loc["1", "min"] > 1e-4
-    start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
+    start = meta_models.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
     assert torch.equal(start["key"], torch.zeros_like(start["key"]))
 
 
@@ -147,7 +147,7 @@ def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets
     made.merge(1, with_rows(1, trained(starts, made.first, 1), made, options))
     everyone = (*names(5), "late")
     made.add_clients(everyone)
-    p = Projection(made.own, made._pool.bank, made.settings.seed).of(made._pool.bank, range(6))
+    p = Projection(made.own.feature_dim, made._pool.bank, made.settings.seed).of(made._pool.bank, range(6))
     wanted = (p - p[:5].mean(0)).float()
     wanted[5] = 0  # it has not trained
     assert wanted[:5].abs().amin((1, 2)).max() > 0

@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 
 from clients.fedham import FedHAMClient, Hybrid
 from fedham_flwr import models
-from fedham_flwr.algorithms import amn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import to_float
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import TRAIN
+from fedham_flwr.mixing import meta_models
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 
 Federate = Callable[..., Any]
@@ -29,8 +29,10 @@ def test_b2_descends_the_own_model_through_the_hybrid(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:
     seen: list[tuple[Params, Params, dict[str, float], Params, Any]] = []
-    start, train = amn.initial, FedHAMClient.train
-    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.tensor([0.5, -0.5, 0.0, 1.0])})
+    start, train = meta_models.initial, FedHAMClient.train
+    monkeypatch.setattr(
+        meta_models, "initial", lambda *given: start(*given) | {"gate": torch.tensor([0.5, -0.5, 0.0, 1.0])}
+    )
 
     def watched(self: FedHAMClient, hybrid: Params) -> Outcome:
         assert isinstance(hybrid, Hybrid)
@@ -70,8 +72,8 @@ def trained_through(own: Params, hybrid: Params, beta: dict[str, float], data: A
 
 
 def test_b2_with_a_gate_of_zero_learns_nothing(federate: Federate, monkeypatch: pytest.MonkeyPatch) -> None:
-    start = amn.initial
-    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), -1e4)})
+    start = meta_models.initial
+    monkeypatch.setattr(meta_models, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), -1e4)})
     run = federate(**TRANSPORTS[0], samples_per_client=64, **{"fedham.base-objective": "own", "fedham.meta-steps": 0})
     rows = {(row.round, row.client): row.value for row in run.rows if row[2:6] == ("test", "personal", "after", "loss")}
     assert rows[1, "0"] == rows[2, "0"] == rows[3, "0"]

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from clients.fedham import FedHAMClient
 from fedham_flwr import models
-from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.record_values import tensors as read_tensors
+from fedham_flwr.mixing import meta_models
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
@@ -75,8 +75,8 @@ def unlearned(transport: dict[str, Value]) -> dict[str, Value]:
 def test_2_with_gates_of_one_it_is_local_training_bit_for_bit(
     federate: Federate, federated: Federate, monkeypatch: pytest.MonkeyPatch, transport: dict[str, Value]
 ) -> None:
-    local, start = federated(strategy="local", samples_per_client=64), amn.initial
-    monkeypatch.setattr(amn, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
+    local, start = federated(strategy="local", samples_per_client=64), meta_models.initial
+    monkeypatch.setattr(meta_models, "initial", lambda *given: start(*given) | {"gate": torch.full((L,), 1e4)})
     shared = {"fedham.meta-data": "shared"} if transport["strategy"] == "fedham" else {}
     assert scores(federate(**unlearned(transport), **shared)) == scores(local)
 
@@ -134,15 +134,22 @@ def write_digits(folder: Path, clients: int, images: int, opposed: bool) -> dict
 # ---- one mathematics, three transports -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("own", [{"learning-rate": 0.05}, {"learning-rate": 3.0, "optimizer": "sgd"}])
+ALIKE: list[dict[str, Value]] = [
+    {"learning-rate": 0.05},
+    {"learning-rate": 3.0, "optimizer": "sgd"},
+    {"learning-rate": 0.05, "unit": "body", "features-of": "head", "initial-temperature": 3.0},
+]
+
+
+@pytest.mark.parametrize("own", ALIKE)
 def test_7_mediated_and_hosted_by_the_server_are_the_same_method(federate: Federate, own: dict[str, Value]) -> None:
     """The meta-model is on the client in one and on the server in the other: same weights, same models.
 
     A cap on what counts in a mean does not change how many steps a client has made.
     """
     common = {"num_server_rounds": 4, "evaluate_every": 2, "fraction_train": 0.75, "max_examples_per_client": 30}
-    mediated = federate(**common, **TRANSPORTS[1], **{f"fedham.{key}": value for key, value in own.items()})
-    hosted = federate(**common, **TRANSPORTS[2], **{f"amn.{key}": value for key, value in own.items()})
+    mediated = federate(**common, **{**TRANSPORTS[1], **{f"fedham.{key}": value for key, value in own.items()}})
+    hosted = federate(**common, **{**TRANSPORTS[2], **{f"amn.{key}": value for key, value in own.items()}})
     one, other = (read_weights(run.path).to_pandas() for run in (mediated, hosted))
     places = ["round", "client", "group", "peer"]
     assert (one[places].astype(str) == other[places].astype(str)).all(axis=None)
@@ -163,7 +170,7 @@ def test_7_one_meta_step_of_peers_is_the_step_of_the_server(federate: Federate) 
     for client, context in enumerate(first.grid.contexts.values()):
         psi = {n: t for n, t in read_tensors(context.state.array_records["personal"]).items() if n.startswith("meta/")}
         assert psi.keys() == {n for n in second.state if n.startswith("meta/")}
-        start = amn.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
+        start = meta_models.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client=str(client)))
         for name, tensor in psi.items():
             moved, hosted = (t - start[name.removeprefix("meta/")] for t in (tensor[0], second.state[name][client]))
             assert torch.allclose(moved, hosted, rtol=0, atol=1e-3 * float(hosted.abs().max()) + 1e-7), name

@@ -17,7 +17,6 @@ from fedham_flwr.algorithms.amn import AttentionSettings, Rows
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.mixing.meta_models import MetaModels
-from fedham_flwr.mixing.rows import by_group, by_unit
 
 UNITS, D, K, RATE = 2, 4, 3, 0.01
 optimizers = pytest.mark.parametrize("optimizer", ["adam", "normalised", "sgd"])
@@ -284,15 +283,3 @@ def test_one_client_that_diverges_keeps_its_meta_model_and_the_others_learn(
         assert torch.equal(tensor[1], before[name][1]), name
         assert torch.equal(tensor[[0, 2]], other.state_dict()[name][[0, 2]]), name
     assert not same(other.state_dict(), before)
-
-
-# ---- units and layer groups ------------------------------------------------------------------------------------------
-
-
-def test_scores_are_added_up_over_a_model_and_weights_are_those_of_all_its_layer_groups() -> None:
-    per_group = torch.tensor([[[1.0, 2.0], [10.0, 20.0], [100.0, 200.0]]])
-    assert by_unit(per_group, "model").tolist() == [[[111.0, 222.0]]]
-    assert torch.equal(by_unit(per_group, "layer"), per_group)
-    row = torch.tensor([[[0.25, 0.75]]])
-    assert by_group(row, 3).tolist() == [[[0.25, 0.75]] * 3]
-    assert torch.equal(by_group(per_group, 3), per_group)

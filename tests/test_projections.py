@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedham_flwr.algorithms.amn import AttentionSettings
 from fedham_flwr.core import projections
 from fedham_flwr.core.parameters import LayerGroup, Manifest
 from fedham_flwr.core.projections import project
@@ -79,32 +78,21 @@ def of_groups() -> tuple[LayerGroup, ...]:
     return (LayerGroup("conv", ("a",)), LayerGroup("fc", ("b",)))
 
 
-@pytest.mark.parametrize("unit", ["layer", "model"])
-def test_projections_of_a_model_do_not_depend_on_what_else_is_there(unit: str) -> None:
-    settings = AttentionSettings(unit=unit, feature_dim=8)
+def test_projections_of_a_model_do_not_depend_on_what_else_is_there() -> None:
     many, few = bank(4), bank(1)
     assert all(torch.equal(many.arrays[group][:1], few.arrays[group]) for group in few.groups)
-    projection, other = Projection(settings, many, 3), Projection(settings, few, 3)
+    projection, other = Projection(8, many, 3), Projection(8, few, 3)
     every = projection.of(many, range(4))
-    assert every.shape == (4, 2 if unit == "layer" else 1, 8)
+    assert every.shape == (4, 2, 8)
     assert every.dtype == torch.float64
     assert torch.equal(every[[3, 1]], projection.of(many, [3, 1]))
     assert torch.equal(every[:1], other.of(few, [0]))
     assert projection.of(many, []).shape[0] == 0
 
 
-def test_the_projection_of_a_model_is_the_sum_of_those_of_its_layer_groups() -> None:
-    models = bank(3, sizes=(50, 9))
-    per_group, whole = (
-        Projection(AttentionSettings(unit=unit, feature_dim=8), models, 3).of(models, range(3))
-        for unit in ("layer", "model")
-    )
-    assert torch.allclose(whole[:, 0], per_group[:, 0] + per_group[:, 1], atol=1e-14)
-
-
 def test_the_seed_decides_the_signs_which_differ_between_layer_groups() -> None:
-    models, settings = bank(1, sizes=(6, 6)), AttentionSettings(feature_dim=6)
-    here, there, other = (signs_of(Projection(settings, models, seed), models, 6) for seed in (3, 3, 4))
+    models = bank(1, sizes=(6, 6))
+    here, there, other = (signs_of(Projection(6, models, seed), models, 6) for seed in (3, 3, 4))
     assert torch.equal(here, there)
     assert not torch.equal(here, other)
     for unit in (0, 1):

@@ -55,7 +55,10 @@ class AttentionSettings:
     """Settings of the meta-models, under `fedham.` and `amn.`.
 
     Attributes:
-        unit: what has a row of weights of its own: each layer group, or the whole model.
+        unit: what has a row of weights of its own: each layer group; all but the last (body), and the last, the head,
+            another one; or the whole model.
+        features_of: whose projections a row is made from: the row's own layer groups (own), the head's, or those of
+            all, added up. Of no paper, but own.
         meta: attention, or aghn for FedAGHN's temperature and gate.
         feature_dim: d.
         key_dim: k, of queries and keys.
@@ -64,13 +67,16 @@ class AttentionSettings:
         uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
+        initial_temperature: a_ij of (8) starts as the softmax of so many times the cosine of f_i and f_j, on average
+            over the first queries; 0: equal, with aghn 1. Of no paper, but as its q.
         max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
             no farther than it comes back. 0: any. Of no paper.
         candidates: K, peers that a client looks at in an exchange, beside its own model; 0 for all. Of no paper.
         candidates_drawn: share of those K that is drawn, in [0, 1]; the others have the nearest features.
     """
 
-    unit: Literal["layer", "model"] = "layer"
+    unit: Literal["layer", "body", "model"] = "layer"
+    features_of: Literal["own", "head", "all"] = "own"
     meta: Literal["attention", "aghn"] = "attention"
     feature_dim: Annotated[int, Gt(1)] = 64
     key_dim: Annotated[int, Gt(0)] = 32
@@ -79,6 +85,7 @@ class AttentionSettings:
     uniform_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
+    initial_temperature: Annotated[float, Ge(0)] = 0.0
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25
@@ -88,7 +95,7 @@ class AttentionSettings:
 class AMNSettings(AttentionSettings):
     """Settings under `amn.`, as of `AttentionSettings`; the whole model has one row of weights by default."""
 
-    unit: Literal["layer", "model"] = "model"
+    unit: Literal["layer", "body", "model"] = "model"
 
 
 class Rows(NamedTuple):
@@ -130,7 +137,7 @@ def attend(
     """(8), (9): the weights of n clients over N models.
 
     Args:
-        psi: the clients' meta-models, stacked; see `initial`.
+        psi: the clients' meta-models, stacked; see `meta_models.initial`.
         p: the models' projections, centred; [n, N, L, d] if each client has a list of N models of its own to look at.
         own: each client's own place among the models.
         allowed: models that may be mixed, a client's own among them.
@@ -192,30 +199,6 @@ def penalised(scores: Float[Tensor, "n L N"], weights: Float[Tensor, "n L N"], r
     """S_ij + rho log(N_i A_ij), the gradient with rho KL(A_i || uniform) added; N_i of the weights are not 0."""
     there = weights > 0
     return scores + rho * torch.where(there, (weights * there.sum(-1, keepdim=True)).log(), 0.0)
-
-
-def initial(settings: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
-    """A meta-model at the start, with which h_i is the mean of all models; for aghn as in its code, q = 1 and p = 0.05.
-
-    Args:
-        settings: settings.
-        units: L.
-        peers: N, itself included.
-        generator: for the queries, whose components are of order one. Keys and biases start at 0.
-
-    Returns:
-        gate [L], the logit of 1/N; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
-        temperature [L], which is q; bias [L, N] if there is one.
-    """
-    if settings.meta == "aghn":
-        psi = {"gate": torch.full((units,), 0.05).log(), "temperature": torch.ones(units)}
-    else:
-        psi = {"gate": torch.full((units,), 1 / max(peers, 2)).logit()}
-        shape = (units, settings.key_dim, settings.feature_dim)
-        for layer in ("", "2"):
-            psi[f"query{layer}"] = torch.randn(shape, generator=generator) / settings.feature_dim**0.5
-            psi[f"key{layer}"] = torch.zeros(shape)
-    return psi | ({"bias": torch.zeros(units, peers)} if settings.peer_bias else {})
 
 
 def _looks(psi: Mapping[str, Tensor], mine: Tensor, layer: str, meta: str) -> Tensor:

@@ -35,7 +35,7 @@ Open in the paper, and how it is read here
                     models grown from one start are nearly collinear. Sketched or raw, deltas or weights: not public
     values          the models themselves, so that a hybrid lies in their convex hull
     layer one       leaves the client itself out, which layer two weighs against the rest
-    granularity     a row for each layer group; for the whole model with `unit`
+    granularity     a row for each layer group, made from its own projections; else `unit`, `features_of`
     meta data       the training data, with a penalty on rows far from equal weights, without which beta drifts to 1,
                     since a client's own model has fitted them; or a part held out, which training then lacks
     step sizes      Adam: S_ij has any scale. No step moves a logit by more than 0.3, or leads a gate's beyond 5 or -5

@@ -19,7 +19,7 @@ from fedham_flwr.core.trees import stack
 from fedham_flwr.mixing.bank import Bank
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row
+from fedham_flwr.mixing.rows import Row, Units
 
 
 class Lists(NamedTuple):
@@ -34,7 +34,7 @@ class Lists(NamedTuple):
         """The clients' rows.
 
         Args:
-            weights: [n, L, M].
+            weights: [n, G, M] by layer group, or [n, 1, M].
         """
         pairs = zip(self.places.items(), weights, strict=True)
         return {client: Row(places, row[:, : len(places)]) for (client, places), row in pairs}
@@ -49,7 +49,7 @@ class Projections:
         seed: the run's.
 
     Attributes:
-        units: L, the layer groups, or 1 for the whole model.
+        units: what has a row of its own.
 
     Raises:
         UserError: there is to be a number for each pair of clients, and few of these are to be looked at.
@@ -62,15 +62,15 @@ class Projections:
                 "at a few of them: wanted peer-bias=false, or candidates=0"
             )
         self._settings, self._pool, self._seed = settings, pool, seed
-        self.units = len(pool.bank.groups) if settings.unit == "layer" else 1
-        self._projection = Projection(settings, pool.bank, seed)
-        self._p = torch.empty(0, self.units, settings.feature_dim, dtype=torch.float64)
+        self.units = Units.of(pool.bank.groups, settings.unit, settings.features_of)
+        self._projection = Projection(settings.feature_dim, pool.bank, seed)
+        self._p = torch.empty(0, len(self.units), settings.feature_dim, dtype=torch.float64)
         self._start = self._p  # the projection of the common start; none before the first client
 
     def add(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start, which is what the pool has of them."""
         if not len(self._start):
-            self._start = self._projection.of(self._pool.bank, [len(self._p)])
+            self._start = self._project([len(self._p)])
         self._p = torch.cat([self._p, self._start.expand(len(clients), -1, -1)])
 
     def seen(self) -> Tensor:
@@ -132,11 +132,14 @@ class Projections:
     def update(self, clients: Sequence[str]) -> None:
         """Project the models of these clients anew."""
         rows = self._pool.bank.rows(clients)
-        self._p[rows] = self._projection.of(self._pool.bank, rows.tolist())
+        self._p[rows] = self._project(rows.tolist())
 
     def update_all(self) -> None:
         """Project all models anew."""
-        self._p = self._projection.of(self._pool.bank, range(len(self._pool.bank.clients)))
+        self._p = self._project(range(len(self._pool.bank.clients)))
+
+    def _project(self, rows: Sequence[int]) -> Tensor:
+        return self.units.seen(self._projection.of(self._pool.bank, rows))
 
 
 class Peers:

@@ -34,13 +34,13 @@ class Projection:
     """(7): R w_j for the models of a bank.
 
     Args:
-        settings: feature dimension and unit.
+        dimension: d, of a projection.
         bank: whose layer groups are projected; all its tensors must be parameters.
         seed: the run's, from which everyone makes the same R.
     """
 
-    def __init__(self, settings: AttentionSettings, bank: Bank, seed: int) -> None:
-        self._how = settings
+    def __init__(self, dimension: int, bank: Bank, seed: int) -> None:
+        self._dimension = dimension
         self._signs = {
             group: torch.randint(0, 2, array.shape[1:], generator=torch_stream(seed, "projection", client=group))
             .mul_(2)
@@ -50,14 +50,42 @@ class Projection:
         }
 
     def of(self, bank: Bank, rows: Sequence[int]) -> Tensor:
-        """The projections of some rows of a bank: float64 [n, L, d], each the same whatever else is there."""
-        d = self._how.feature_dim
+        """The projections of some rows of a bank: float64 [n, G, d], each the same whatever else is there."""
+        d = self._dimension
 
         def one(row: int) -> Tensor:
             return torch.stack([project(bank.arrays[g][row, None], self._signs[g], d)[0] for g in bank.groups])
 
         found = torch.stack(in_threads(one, rows)) if rows else torch.empty(0, len(bank.groups), d, dtype=torch.float64)
-        return (found if self._how.unit == "layer" else found.sum(1, keepdim=True)).cpu()
+        return found.cpu()
+
+
+def initial(settings: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
+    """A meta-model at the start, by default with h_i the mean of all models; for aghn as in its code, q = 1, p = 0.05.
+
+    Args:
+        settings: settings.
+        units: L.
+        peers: N, itself included.
+        generator: for the queries, whose components are of order one. Biases start at 0, and keys unless the weights
+            are to start by likeness.
+
+    Returns:
+        gate [L], the logit of 1/N; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
+        temperature [L], which is q; bias [L, N] if there is one.
+    """
+    if settings.meta == "aghn":
+        q = torch.full((units,), settings.initial_temperature or 1.0)
+        psi = {"gate": torch.full((units,), 0.05).log(), "temperature": q}
+    else:
+        psi = {"gate": torch.full((units,), 1 / max(peers, 2)).logit()}
+        shape = (units, settings.key_dim, settings.feature_dim)
+        for layer in ("", "2"):
+            psi[f"query{layer}"] = torch.randn(shape, generator=generator) / settings.feature_dim**0.5
+            psi[f"key{layer}"] = torch.zeros(shape)
+        # E<W_Q f, W_Q g> = k cos(f, g), since normalised features have the length sqrt(d), and (8) divides by sqrt(k).
+        psi["key"] += psi["query"] * (settings.initial_temperature / settings.key_dim**0.5)
+    return psi | ({"bias": torch.zeros(units, peers)} if settings.peer_bias else {})
 
 
 class MetaModels:
@@ -68,7 +96,7 @@ class MetaModels:
         units: L.
 
     Attributes:
-        params: each [n, L, ...], see `amn.initial`.
+        params: each [n, L, ...], see `initial`.
         moments: with adam `first/...` and `second/...`, as params, and steps [n].
     """
 
@@ -85,7 +113,7 @@ class MetaModels:
             generators: one for each; its draws depend on nothing else.
             peers: N with them.
         """
-        fresh = [amn.initial(self.settings, self.units, peers, generator) for generator in generators]
+        fresh = [initial(self.settings, self.units, peers, generator) for generator in generators]
         added = {name: torch.stack([one[name] for one in fresh]) for name in fresh[0]}
         self.widen(peers)
         self.params = {name: torch.cat([self.params[name], new]) if self.params else new for name, new in added.items()}

@@ -1,11 +1,13 @@
 """Mixing with rows over a few of the models in a pool, each client's own: nothing here has a size of n times N.
 
-Shape letters: N models in the pool, n clients, M models of a row, L layer groups, P scalars of a layer group.
+Shape letters: N models in the pool, n clients, M models of a row, G layer groups, L units, each with a row of its own,
+P scalars of a layer group, d dimensions of a projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,11 +20,76 @@ from fedham_flwr.core.threads import in_threads
 from fedham_flwr.mixing.pool import Pool
 
 
+@dataclass(frozen=True)
+class Units:
+    """The units of a model; each has a row of its own.
+
+    Attributes:
+        parts: of each unit, its layer groups, by number.
+        looks: of each unit, the layer groups whose projections its row is made from.
+    """
+
+    parts: tuple[tuple[int, ...], ...]
+    looks: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, groups: Sequence[str], unit: str, features_of: str) -> Units:
+        """The units of a model, whose head is the last layer group.
+
+        Args:
+            groups: names of the layer groups, in the model's order.
+            unit: what has a row of its own, see `AttentionSettings`.
+            features_of: whose projections a row is made from, see there.
+        """
+        every, *body = tuple(range(len(groups))), *range(len(groups) - 1)
+        head = every[-1:]
+        parts = {
+            "layer": tuple((group,) for group in every),
+            "body": (tuple(body), head) if body else (head,),
+            "model": (every,),
+        }[unit]
+        seen = {"own": parts, "head": (head,) * len(parts), "all": (every,) * len(parts)}
+        return cls(parts, seen[features_of])
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    @property
+    def groups(self) -> int:
+        """G."""
+        return sum(map(len, self.parts))
+
+    def seen(self, projections: Tensor) -> Tensor:
+        """What each unit looks at: the projections of its layer groups [n, G, d], added up: [n, L, d]."""
+        return torch.stack([projections[:, list(some)].sum(1) for some in self.looks], 1)
+
+    def scores(self, per_group: Tensor) -> Tensor:
+        """Inner products by layer group [..., G, N] as inner products by unit [..., L, N]."""
+        if len(self) == self.groups:
+            return per_group
+        return torch.stack([per_group[..., list(some), :].sum(-2) for some in self.parts], -2)
+
+    def rows(self, weights: Tensor) -> Tensor:
+        """Weights by unit [..., L, N] as weights by layer group [..., G, N]; those of one unit stay one row for all."""
+        if len(self) in (1, self.groups):
+            return weights
+        return weights[..., list(self.unit_of), :]
+
+    def by_group(self, weights: Tensor) -> Tensor:
+        """Weights by unit [n, L, N] as weights by layer group [n, G, N]."""
+        return self.rows(weights).expand(-1, self.groups, -1)
+
+    @property
+    def unit_of(self) -> tuple[int, ...]:
+        """The unit of each layer group."""
+        return tuple(unit for unit, some in enumerate(self.parts) for _ in some)
+
+
 class Row(NamedTuple):
     """What one client's start is mixed from."""
 
     places: Tensor  # int64 [M], of the models in the pool, in order
-    weights: Tensor  # float [L, M], of each layer group; or [1, M], of them all
+    weights: Tensor  # float [G, M], of each layer group; or [1, M], of them all
 
 
 def hybrids(pool: Pool, rows: Mapping[str, Row]) -> dict[str, Params]:
@@ -55,7 +122,7 @@ def learn(pool: Pool, models: Mapping[str, Params], rows: Mapping[str, Row]) -> 
         rows: theirs, that their starts were mixed with.
 
     Returns:
-        Client id -> <start_i - trained_i, w_j> for each layer group and model j of its row: float64 [L, M].
+        Client id -> <start_i - trained_i, w_j> for each layer group and model j of its row: float64 [G, M].
     """
     rows = {client: rows[client] for client in models}
     if _whole(pool, rows):
@@ -79,7 +146,7 @@ def learn(pool: Pool, models: Mapping[str, Params], rows: Mapping[str, Row]) -> 
 
 
 def dense(pool: Pool, rows: Mapping[str, Row]) -> Tensor:
-    """The rows over all models: float [n, L, N], 0 where a client has no weight."""
+    """The rows over all models: float [n, G, N], 0 where a client has no weight."""
     groups, peers = len(pool.bank.groups), len(pool.bank.clients)
     if _whole(pool, rows):
         return torch.stack([row.weights for row in rows.values()]).expand(-1, groups, -1)
@@ -116,13 +183,3 @@ def _mixed(pool: Pool, row: Row, at: int) -> Tensor:
 def _pieces(array: Tensor) -> list[slice]:
     """The columns of an array [N, P], so many at a time that a few rows of them stay in the processor's cache."""
     return [slice(at, at + COLUMNS) for at in range(0, array.shape[1], COLUMNS)]
-
-
-def by_unit(per_group: Tensor, unit: str) -> Tensor:
-    """Inner products by layer group [n, groups, N] as inner products by unit [n, L, N]."""
-    return per_group if unit == "layer" else per_group.sum(1, keepdim=True)
-
-
-def by_group(weights: Tensor, groups: int) -> Tensor:
-    """Weights by unit [n, L, N] as weights by layer group [n, groups, N]."""
-    return weights.expand(-1, groups, -1)
