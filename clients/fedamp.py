@@ -18,4 +18,5 @@ class FedAMPClient(RoundClient):
     def train(self, start: Params) -> Outcome:
         """R3: local training from the cloud model, which pulls at it."""
         pull = self.own.penalty / step_of(self.own, self.job.download.round)
-        return self.outcome(self.fit(start, gradient_term=Proximal(self.on_device(start), pull)))
+        shared = {name: start[name] for name in self.split.shared}
+        return self.outcome(self.fit(start, gradient_term=Proximal(self.on_device(shared), pull)))

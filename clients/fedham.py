@@ -120,7 +120,7 @@ class FedHAMClient(RoundClient):
         """R5: with B2, descend w_i and not h_i."""
         if self.own.base_objective == "hybrid":
             return None
-        beta = {name: start.beta[g.name] for g in self.job.trainer.manifest.groups for name in g.parameters}
+        beta = {name: start.beta.get(g.name, 1.0) for g in self.job.trainer.manifest.groups for name in g.parameters}
         rest = self.on_device({name: start[name] - b * start.own[name] for name, b in beta.items()})
         return Through(beta, rest, self.settings.weight_decay)
 
@@ -130,10 +130,9 @@ class FedHAMClient(RoundClient):
             return after
         own = dict(after)
         for group in self.job.trainer.manifest.groups:
-            b = start.beta[group.name]
+            b = start.beta.get(group.name, 1.0)
             for name in group.parameters:
-                moved = (after[name] - start[name]) / b if b else torch.zeros_like(after[name])
-                own[name] = start.own[name] + moved
+                own[name] = start.own[name] + ((after[name] - start[name]) / b if b else 0.0)
         return own
 
     # ---- what is there ---------------------------------------------------------------------------------------------
@@ -190,7 +189,8 @@ class FedHAMClient(RoundClient):
     @cached_property
     def units(self) -> Units:
         """What has a row of its own."""
-        return Units.of(self.job.trainer.manifest.group_names, self.own.unit, self.own.features_of)
+        shared, groups = set(self.split.shared), self.job.trainer.manifest.groups
+        return Units.of([g.name for g in groups if shared & set(g.names)], self.own.unit, self.own.features_of)
 
     def _meta_state(self) -> Params:
         return {META + name: t for name, t in self.meta.state_dict().items()}

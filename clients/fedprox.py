@@ -16,4 +16,5 @@ class FedProxClient(RoundClient):
 
     def train(self, start: Params) -> Outcome:
         """Local training with the proximal term, towards the model that was received."""
-        return self.outcome(self.fit(start, gradient_term=Proximal(self.on_device(start), self.own.mu)))  # R2
+        shared = {name: start[name] for name in self.split.shared}
+        return self.outcome(self.fit(start, gradient_term=Proximal(self.on_device(shared), self.own.mu)))  # R2

@@ -85,7 +85,7 @@ def unlike(settings: Settings, networks: Sequence[Has], own: Collection[str]) ->
 
 def sent(settings: Settings, manifest: Manifest) -> str:
     """A tensor of a network that the method sends, so that all must have it; empty if it sends none."""
-    return next(iter(registry.method(settings.strategy).split_of(manifest, settings.own).shared), "")
+    return next(iter(registry.method(settings.strategy).split_of(manifest, settings.own, settings.personal).shared), "")
 
 
 def sees(settings: Settings, manifest: Manifest) -> str:

@@ -114,7 +114,7 @@ def _of_turns(facts: Facts) -> str:
     if facts.manifest is None:
         return ""
     with contextlib.suppress(UserError):  # of a network that the method refuses, in its own words
-        if not registry.method(chosen).split_of(facts.manifest, facts.settings.own).adapted:
+        if not registry.method(chosen).split_of(facts.manifest, facts.settings.own, facts.settings.personal).adapted:
             return f"strategy is {chosen}, with settings by which novel clients adapt alone"
     return ""
 

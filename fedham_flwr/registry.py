@@ -30,6 +30,11 @@ def _entry_points() -> dict[str, str]:
     return {found.name: found.value for found in importlib.metadata.entry_points(group=GROUP)}
 
 
+def composing() -> list[str]:
+    """Names of the methods that can leave layers to the clients, whatever they do with the rest."""
+    return [name for name in METHODS if method(name).composes]
+
+
 def with_own_networks() -> list[str]:
     """Names of the methods whose clients may have networks that differ."""
     return [name for name in METHODS if method(name).own_networks]

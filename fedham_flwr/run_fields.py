@@ -62,6 +62,7 @@ class RunFields(BaseModel):
     label_column: str = ""
     target: Literal["auto", "class", "multi-label", "value", "next-token"] = "auto"
     image_size: NonNegativeInt = 0
+    personal: Annotated[str, MinLen(1)] = "none"
     model: Annotated[str, AfterValidator(_one_of("model", ("auto", *MODELS, HUB)))] = "auto"
     client_models: str = ""
     partitioner: Annotated[str, AfterValidator(_one_of("partitioner", ("auto", *PARTITIONERS)))] = "auto"

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from fedham_flwr import registry
 from fedham_flwr.core import aggregation, callback_settings
 from fedham_flwr.core.imports import is_path, section_of
-from fedham_flwr.core.methods import NetworkNeeds
+from fedham_flwr.core.methods import NONE, NetworkNeeds
 from fedham_flwr.core.privacy import faults
 from fedham_flwr.data.batches import Target
 from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning, resolved
@@ -37,9 +37,7 @@ class Settings(RunFields):
         found += aggregation.faults(self.server, self.dp.epsilon)
         found += training_faults(self.local_training(1), self._schedule(), self.learning_rate)
         split = self.validation_fraction > 0 or is_path(self.dataset)  # a loader may bring a split of its own
-        if self.client_models and not registry.method(self.strategy).own_networks:
-            what = f"client-models={self.client_models!r}"
-            found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
+        found += self._method_faults()
         found += client_models.faults(self.client_models)
         found += callback_settings.faults(self.callbacks, self.tracker, split)
         if self.cross_evaluation and self.dp.epsilon:
@@ -75,6 +73,19 @@ class Settings(RunFields):
         if found:
             raise ValueError("; ".join(found))
         return self
+
+    def _method_faults(self) -> list[str]:
+        """What the run's method cannot do, a sentence each."""
+        found, method = [], registry.method(self.strategy)
+        if self.client_models and not method.own_networks:
+            what = f"client-models={self.client_models!r}"
+            found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
+        if self.personal != NONE and not method.composes:
+            found.append(
+                f'personal="{self.personal}" is not for strategy={self.strategy}, which says itself what clients keep: '
+                f'wanted personal="{NONE}", or one of {", ".join(registry.composing())}'
+            )
+        return found
 
     @property
     def partitioner_used(self) -> str:

@@ -3,8 +3,8 @@
 import logging
 from typing import final
 
-from fedham_flwr.algorithms import fedbn
 from fedham_flwr.algorithms.fedbn import FedBNSettings
+from fedham_flwr.core.normalisation import normalisation
 from fedham_flwr.federation.contract import Setup
 from strategies.averaging import AveragingStrategy
 
@@ -19,8 +19,8 @@ class FedBNStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        if not self.split.personal:
+        if not normalisation(self.manifest, self.own.layers):
             what = "batch normalisation" if self.own.layers == "batch" else "normalisation layers"
-            others = self.own.layers == "batch" and fedbn.normalisation(self.manifest, "all")
+            others = self.own.layers == "batch" and normalisation(self.manifest, "all")
             way = '; fedbn.layers="all" keeps its other normalisation layers with the clients' if others else ""
             log.warning('strategy="fedbn": this network has no %s, so that it is fedavg%s', what, way)

@@ -45,8 +45,8 @@ class PFedLAStrategy(RoundStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        pfedla.check_retained(self.own.retained_layers, self.manifest.group_names)
         self._pool, self._networks = self._empty()
+        pfedla.check_retained(self.own.retained_layers, self._pool.bank.groups)
 
     def add_clients(self, clients: Sequence[str]) -> None:
         """Give new clients a place in the pool and a hypernetwork."""

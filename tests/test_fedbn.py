@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fedham_flwr import models
-from fedham_flwr.algorithms.fedbn import FedBNSettings, normalisation, split
+from fedham_flwr.algorithms.fedbn import FedBNSettings, split
+from fedham_flwr.core.normalisation import normalisation
 from fedham_flwr.core.parameters import LayerGroup, Manifest
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import weighted_mean

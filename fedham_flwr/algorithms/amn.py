@@ -229,4 +229,4 @@ def split(manifest: Manifest, _settings: object) -> Split:
 
 SEARCH: Space = {"amn.learning-rate": Range(0.001, 0.1, start=0.01, log=True)}
 METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True, search=SEARCH,
-    counts_samples=never)  # fmt: skip
+    composes=True, counts_samples=never)  # fmt: skip

@@ -162,4 +162,5 @@ METHOD = Method(
         "fedaghn.beta": Range(0.1, 10.0, start=0.5, log=True, source=SCRIPT),
         "fedaghn.gamma": Range(0.005, 1.0, start=0.03, log=True, source=SCRIPT),
     },
+    composes=True,
 )

@@ -152,4 +152,5 @@ METHOD = Method(
     mixes=True,
     counts_samples=never,
     search=SEARCH,
+    composes=True,
 )

@@ -60,4 +60,5 @@ METHOD = Method(
     personal_model="after",
     averages=True,
     floor=True,
+    composes=True,
 )

@@ -91,5 +91,5 @@ SEARCH: Space = {
 }
 METHOD = Method(
     "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH,
-    counts_samples=never, extras="its row of mixing weights",
+    composes=True, counts_samples=never, extras="its row of mixing weights",
 )  # fmt: skip

@@ -77,4 +77,5 @@ METHOD = Method(
     FedPerSettings,
     averages=True,
     search={"fedper.personal-layers": Range(1, 2, start=1, whole=True)},
+    composes=True,
 )

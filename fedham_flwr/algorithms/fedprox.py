@@ -65,7 +65,7 @@ class Proximal:
     """R2 as a term of the gradient; of several clients at once where the anchor is stacked.
 
     Args:
-        anchor: w, by name: each tensor as the parameter, or [n, ...] of n clients.
+        anchor: w, by name: each tensor as the parameter, or [n, ...] of n clients. Nothing pulls at what is not there.
         mu: weight of the term.
     """
 
@@ -74,7 +74,8 @@ class Proximal:
 
     def __call__(self, name: str, param: Tensor, gradient: Tensor) -> None:
         """Change a gradient in place: of one client, or of the first clients of a stack."""
-        anchor = self._anchor[name]
+        if (anchor := self._anchor.get(name)) is None:
+            return
         add_proximal_(param, gradient, anchor if anchor.shape == param.shape else anchor[: len(param)], self._mu)
 
     def stacked(self, terms: Sequence[Proximal]) -> Proximal:
@@ -90,4 +91,5 @@ METHOD = Method(
     personal_model="after",
     averages=True,
     search={"fedprox.mu": Range(0.001, 1.0, start=0.01, log=True, source="one of those that the paper tries")},
+    composes=True,
 )

@@ -164,4 +164,4 @@ def split(manifest: Manifest, settings: PFedLASettings) -> Split:
 SEARCH: Space = {"pfedla.hypernetwork-learning-rate": Range(0.01, 100.0, start=6.0, log=True, source=VALIDATED)}
 METHOD = Method(
     "strategies.pfedla:PFedLAStrategy", "clients.pfedla:PFedLAClient", split, PFedLASettings,
-    mixes=True, counts_samples=never, search=SEARCH)  # fmt: skip
+    mixes=True, composes=True, counts_samples=never, search=SEARCH)  # fmt: skip

@@ -9,8 +9,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fedham_flwr.core.errors import UserError, described
+from fedham_flwr.core.normalisation import normalisation
 from fedham_flwr.core.parameters import LayerGroup, Manifest
 from fedham_flwr.core.search_space import Space
+
+NONE = "none"
+"""The value of `personal` with which a method's split is as the method says."""
 
 
 class Split(NamedTuple):
@@ -47,6 +51,34 @@ def split_tensors(manifest: Manifest, personal: tuple[str, ...], adapted: tuple[
     """
     kept = set(personal)
     return Split(tuple(name for name in manifest.names() if name not in kept), tuple(personal), adapted)
+
+
+def narrowed(split: Split, manifest: Manifest, personal: str) -> Split:
+    """A split of which more stays with the client.
+
+    Args:
+        split: a method's.
+        manifest: the model's.
+        personal: with blanks between: head, the last layer group; norms, all normalisation layers with their running
+            statistics; names of layer groups.
+
+    Raises:
+        UserError: there is no such layer group, no normalisation, or nothing would be left to share.
+    """
+    kept, groups = set(split.personal), manifest.group_names
+    for word in personal.split():
+        found = normalisation(manifest, "all") if word == "norms" else ()
+        if word == "head" or word in groups:
+            found = manifest.names(groups[-1:] if word == "head" else [word])
+        if not found:
+            what = "the model has no normalisation layers" if word == "norms" else f"{word} is no layer group"
+            raise UserError(f"personal={personal!r}: {what}: wanted none, head, norms, or some of {', '.join(groups)}")
+        kept |= set(found)
+    shared = tuple(name for name in split.shared if name not in kept)
+    if not shared:
+        raise UserError(f'personal={personal!r} leaves nothing to share: wanted less, or strategy="local"')
+    adapted = tuple(name for name in split.adapted if name not in kept)
+    return Split(shared, tuple(name for name in manifest.names() if name in kept), adapted)
 
 
 def describe_split(manifest: Manifest, split: Split) -> str:
@@ -113,6 +145,7 @@ class Method:
             the study's file sets is not searched, unless the file asks for it.
         own_steps: its clients take steps of their own, which know learning rate and weight decay and no more: momentum
             has no effect.
+        composes: the setting `personal` may take layers out of what it shares, whatever else it does with the rest.
         own_networks: clients may have networks that differ, since its split shares no tensor of any.
         counts_samples: own settings -> whether its server weighs what clients send by how many samples they have, which
             `max-examples-per-client` caps.
@@ -133,21 +166,23 @@ class Method:
     network: Callable[[Any], NetworkNeeds] | None = None
     name: str = "method"
     own_steps: bool = False
+    composes: bool = False
     own_networks: bool = False
     counts_samples: Callable[[Any], bool] = always
     floor: bool = False
     extras: str = ""
     search: Space = field(default_factory=dict, compare=False)
 
-    def split_of(self, manifest: Manifest, settings: Any) -> Split:
+    def split_of(self, manifest: Manifest, settings: Any, personal: str = NONE) -> Split:
         """What is shared and what is personal, of this model.
 
         Args:
             manifest: the model's.
             settings: the method's own.
+            personal: what else is personal, see `narrowed`.
 
         Raises:
-            UserError: the function fails, or gives no split of the model's tensors.
+            UserError: the function fails, or gives no split of the model's tensors; or nothing would be shared.
         """
         name = getattr(self.split, "__name__", "split")
         try:
@@ -161,4 +196,4 @@ class Method:
                 f"{name}, the split of the method {self.name}, gives {type(found).__name__}, and wanted is a Split: "
                 "split_groups(manifest, names of the layer groups that stay with the client)"
             )
-        return found
+        return found if personal == NONE else narrowed(found, manifest, personal)

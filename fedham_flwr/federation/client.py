@@ -51,7 +51,7 @@ class RoundClient:
         self.job = job
         self.settings = job.settings
         self.own = job.settings.own
-        self.split = job.method.split_of(job.trainer.manifest, self.own)
+        self.split = job.method.split_of(job.trainer.manifest, self.own, self.settings.personal)
         self.metrics: dict[str, bool | bytes | float | int | str] = {}
         self.extras: Params = {}
         self.kept = Memory(job.state, job.client, job.download.has_trained, self.settings.lost_state)
@@ -178,8 +178,8 @@ class RoundClient:
         return self.job.trainer.encode(self.job.data, split)
 
     def on_device(self, model: Params) -> Params:
-        """A model's parameters where the trainer computes, as a gradient term needs them."""
-        return {name: model[name].to(self.job.trainer.device) for name in self.job.trainer.parameter_names}
+        """The parameters among a model's tensors where the trainer computes, as a gradient term needs them."""
+        return {n: model[n].to(self.job.trainer.device) for n in self.job.trainer.parameter_names if n in model}
 
     def recall(self, names: Sequence[str], first: Mapping[str, torch.Tensor] | None = None) -> Params:
         """Tensors that the client kept; one that has never trained has the first ones. See `state.memory.Memory`.

@@ -1,0 +1,139 @@
+"""Layers that stay with each client, of methods that share or mix the rest: a matrix on digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from presets import kept
+
+from fedham_flwr import models, registry
+from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import narrowed, split_groups
+from fedham_flwr.core.parameters import Manifest
+from fedham_flwr.models import export
+from fedham_flwr.reporting.mixing_weights import latest, read_weights
+from fedham_flwr.runners.in_process import InProcessGrid
+from fedham_flwr.settings import Value
+
+Federate = Callable[..., Any]
+FEW: dict[str, Value] = {"num_server_rounds": 2, "samples_per_client": 64, "batch_size": 10}
+MANIFEST = Manifest.of(models.build("digits-cnn", (1, 8, 8), 10, 0))
+HEAD = {"fc2.weight", "fc2.bias"}
+MORE: dict[str, dict[str, Value]] = {
+    **{name: {"strategy": name} for name in registry.composing()},
+    "mediated": {"strategy": "fedham", "fedham.transport": "mediated"},
+    "own": {"strategy": "fedham", "fedham.base-objective": "own"},
+    "units": {"strategy": "fedham", "fedham.unit": "body", "fedham.features-of": "head"},
+    "amn-layers": {"strategy": "amn", "amn.unit": "layer"},
+    "candidates": {"strategy": "amn", "amn.candidates": 2},
+    "retained": {"strategy": "pfedla", "pfedla.retained-layers": 2},
+    "aghn": {"strategy": "fedham", "fedham.meta": "aghn"},
+}
+
+
+def test_those_that_compose_are_known() -> None:
+    wanted = {"fedavg", "fedprox", "fedper", "fedbn", "fedamp", "fedaghn", "pfedla", "amn", "fedham"}
+    assert set(registry.composing()) == wanted
+
+
+@pytest.mark.parametrize("given", MORE.values(), ids=MORE)
+def test_the_head_stays_with_each_client_and_the_rest_is_shared_as_it_was(
+    federate: Federate, given: dict[str, Value]
+) -> None:
+    sent: list[set[str]] = []
+
+    class Watching(InProcessGrid):
+        def _carry(self, message: Message) -> Message:
+            if message.has_content():
+                sent.extend(set(record) for record in message.content.array_records.values())
+            return super()._carry(message)
+
+    run = federate(grid=Watching, personal="head", **{**FEW, **given})
+    assert run.summary["failures"] == 0
+    names = {name.rpartition("/")[2] for tensors in sent for name in tensors}
+    assert not HEAD & names
+    assert {"conv1.weight", "fc1.weight"} <= names
+    exported = [export.load(run.path / "model" / f"{client}.safetensors") for client in range(4)]
+    heads = [dict(model.named_parameters())["fc2.weight"] for model in exported]
+    assert all(not torch.equal(heads[0], other) for other in heads[1:])
+    assert all({name.rpartition("/")[2] for name in tensors} >= HEAD for tensors in kept(run))
+    if run.path.joinpath("mixing").exists():
+        assert latest(read_weights(run.path)).groups == ("conv1", "conv2", "fc1")
+
+
+def test_fedavg_with_a_personal_head_is_fedper_bit_for_bit(federate: Federate) -> None:
+    one, other = federate(strategy="fedavg", personal="head", **FEW), federate(strategy="fedper", **FEW)
+    assert one.state.keys() == other.state.keys()
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+    for mine, theirs in zip(kept(one), kept(other), strict=True):
+        assert mine.keys() == theirs.keys() == HEAD
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("strategy", ["fedham", "amn", "pfedla"])
+def test_mixing_by_equal_weights_under_a_personal_head_is_fedper(federate: Federate, strategy: str) -> None:
+    """Weights that never learn are 1 / N: the body of every client is the mean, as with FedPer of equal shares."""
+    key = "pfedla.hypernetwork-learning-rate" if strategy == "pfedla" else f"{strategy}.learning-rate"
+    shares = {"partitioner": "iid", "samples_per_client": 40, "num_server_rounds": 2}
+    mixed = federate(strategy=strategy, personal="head", **{**shares, key: 0.0 if strategy != "pfedla" else 1e-30})
+    average = federate(strategy="fedper", **shares)
+    scores = [[r.value for r in run.rows if (r.metric, r.phase) == ("loss", "before")] for run in (mixed, average)]
+    assert scores[0] == pytest.approx(scores[1], rel=2e-3)
+
+
+def test_a_proximal_term_pulls_at_what_is_shared_alone(federate: Federate) -> None:
+    """With a weight that holds everything where it was, only the head can move."""
+    run = federate(
+        strategy="fedprox", personal="head", **FEW, **{"fedprox.mu": 45.0, "momentum": 0.0, "local_epochs": 3}
+    )
+    first = models.build("digits-cnn", (1, 8, 8), 10, 0).state_dict()
+    moved = {name: (tensor - first[name]).abs().max().item() for name, tensor in run.state.items()}
+    heads = [(tensors["fc2.weight"] - first["fc2.weight"]).abs().max().item() for tensors in kept(run)]
+    assert max(moved.values()) < 0.2 * min(heads)
+
+
+# ---- what may be said ------------------------------------------------------------------------------------------------
+
+LENET = Manifest.of(models.build("lenet-bn", (3, 32, 32), 10, 0))
+
+
+@pytest.mark.parametrize(
+    ("personal", "wanted"),
+    [
+        ("head", {"fc3"}),
+        ("norms", {"bn1", "bn2"}),
+        ("head norms", {"fc3", "bn1", "bn2"}),
+        ("conv1 fc2", {"conv1", "fc2"}),
+    ],
+)
+def test_words_are_layers(personal: str, wanted: set[str]) -> None:
+    found = narrowed(split_groups(LENET, ()), LENET, personal)
+    assert found.personal == tuple(name for name in LENET.names() if name.partition(".")[0] in wanted)
+    assert found.shared == tuple(name for name in LENET.names() if name not in found.personal)
+
+
+def test_what_a_method_keeps_stays_kept() -> None:
+    found = narrowed(split_groups(LENET, ("fc2",)), LENET, "head")
+    assert {name.partition(".")[0] for name in found.personal} == {"fc2", "fc3"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strategy": "fedrep", "personal": "head"}, 'personal="head" is not for strategy=fedrep, which says itself'),
+        ({"strategy": "amn", "personal": "fc9"}, "personal='fc9': fc9 is no layer group: wanted none, head, norms, or"),
+        ({"strategy": "amn", "personal": "norms"}, "personal='norms': the model has no normalisation layers"),
+        ({"strategy": "amn", "personal": "conv1 conv2 fc1 head"}, "leaves nothing to share: wanted less, or"),
+        (
+            {"strategy": "pfedla", "personal": "head", "pfedla.retained-layers": 4},
+            "pfedla.retained-layers=4 is more than the model's 3 layer groups",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_sentence(federate: Federate, given: dict[str, Value], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        federate(**{**FEW, **given})
