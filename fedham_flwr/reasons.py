@@ -119,6 +119,20 @@ def _of_turns(facts: Facts) -> str:
     return ""
 
 
+def _of_personal(facts: Facts) -> str:
+    if facts.manifest is None:
+        return ""
+    with contextlib.suppress(UserError):
+        kept = (
+            registry.method(facts.settings.strategy)
+            .split_of(facts.manifest, facts.settings.own, facts.settings.personal)
+            .personal
+        )
+        if not {*kept} - {*facts.manifest.buffers}:
+            return f'personal is "{facts.settings.personal}", and clients keep no layer'
+    return ""
+
+
 def _of_noise(facts: Facts) -> str:
     return "" if facts.settings.dp.epsilon else "dp.epsilon is 0.0"
 
@@ -205,6 +219,7 @@ REASONS: Mapping[str, Reason] = {
     "text.buckets": _of_words,
     **{f"series.{key}": _of_series for key in ("length", "stride", "time", "recording", "gap", "label", "split")},
     **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
+    "personal-epochs": _of_personal,
     "momentum": _by_optimizer("sgd"),
     "nesterov": _of_steps,
     **dict.fromkeys(("beta1", "beta2"), _by_optimizer("adam", "adamw")),

@@ -96,6 +96,7 @@ class RunFields(BaseModel):
     max_examples_per_client: NonNegativeInt = 0
     clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
+    personal_epochs: NonNegativeInt = 0
     local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
     loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"

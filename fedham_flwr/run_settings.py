@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Self
 
 from pydantic import model_validator
@@ -80,11 +81,13 @@ class Settings(RunFields):
         if self.client_models and not method.own_networks:
             what = f"client-models={self.client_models!r}"
             found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
-        if self.personal != NONE and not method.composes:
-            found.append(
-                f'personal="{self.personal}" is not for strategy={self.strategy}, which says itself what clients keep: '
-                f'wanted personal="{NONE}", or one of {", ".join(registry.composing())}'
-            )
+        if not method.composes:
+            for key, value, off in (("personal", self.personal, NONE), ("personal-epochs", self.personal_epochs, 0)):
+                if value != off:
+                    found.append(
+                        f"{key}={json.dumps(value)} is not for strategy={self.strategy}, which says itself what "
+                        f"clients keep and train: wanted {json.dumps(off)}, or one of {', '.join(registry.composing())}"
+                    )
         return found
 
     @property

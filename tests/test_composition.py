@@ -18,6 +18,7 @@ from fedham_flwr.models import export
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
+from fedham_flwr.training.trainer import Trainer
 
 Federate = Callable[..., Any]
 FEW: dict[str, Value] = {"num_server_rounds": 2, "samples_per_client": 64, "batch_size": 10}
@@ -32,6 +33,8 @@ MORE: dict[str, dict[str, Value]] = {
     "candidates": {"strategy": "amn", "amn.candidates": 2},
     "retained": {"strategy": "pfedla", "pfedla.retained-layers": 2},
     "aghn": {"strategy": "fedham", "fedham.meta": "aghn"},
+    "first": {"strategy": "fedham", "personal-epochs": 2},
+    "first-own": {"strategy": "fedham", "personal-epochs": 2, "fedham.base-objective": "own"},
 }
 
 
@@ -72,6 +75,34 @@ def test_fedavg_with_a_personal_head_is_fedper_bit_for_bit(federate: Federate) -
     for mine, theirs in zip(kept(one), kept(other), strict=True):
         assert mine.keys() == theirs.keys() == HEAD
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_fedavg_with_a_personal_head_that_is_trained_first_is_fedrep_bit_for_bit(federate: Federate) -> None:
+    one = federate(strategy="fedavg", personal="head", personal_epochs=3, **FEW)
+    other = federate(strategy="fedrep", **FEW, **{"fedrep.head-epochs": 3})
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+    for mine, theirs in zip(kept(one), kept(other), strict=True):
+        assert mine.keys() == theirs.keys() == HEAD
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("strategy", ["fedham", "pfedla"])
+def test_a_novel_client_trains_all_of_its_layers_at_once(federate: Federate, strategy: str) -> None:
+    fits: list[tuple[str, bool, int]] = []
+    fit = Trainer.fit
+
+    def watched(self: Trainer, samples: Any, training: Any, generator: Any, *given: Any) -> float:
+        fits.append((str(len(samples.splits["train"])), given[2] is None, training.steps))
+        return fit(self, samples, training, generator, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "fit", watched)
+        run = federate(
+            strategy=strategy, personal="head", personal_epochs=2, novel_clients=1, novel_steps=7, **FEW
+        )  # fmt: skip
+    assert run.summary["failures"] == 0
+    assert {(whole, steps) for _, whole, steps in fits if steps == 7} == {(True, 7)}
+    assert {whole for _, whole, steps in fits if steps != 7} == {False}  # the head, then the rest
 
 
 @pytest.mark.parametrize("strategy", ["fedham", "amn", "pfedla"])
@@ -125,6 +156,7 @@ def test_what_a_method_keeps_stays_kept() -> None:
     ("given", "message"),
     [
         ({"strategy": "fedrep", "personal": "head"}, 'personal="head" is not for strategy=fedrep, which says itself'),
+        ({"strategy": "ditto", "personal-epochs": 1}, "personal-epochs=1 is not for strategy=ditto, which says itself"),
         ({"strategy": "amn", "personal": "fc9"}, "personal='fc9': fc9 is no layer group: wanted none, head, norms, or"),
         ({"strategy": "amn", "personal": "norms"}, "personal='norms': the model has no normalisation layers"),
         ({"strategy": "amn", "personal": "conv1 conv2 fc1 head"}, "leaves nothing to share: wanted less, or"),

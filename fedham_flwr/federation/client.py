@@ -106,7 +106,7 @@ class RoundClient:
 
         Args:
             model: all tensors to start from.
-            only: names of the parameters to train, by whole layer groups; by default all.
+            only: names of the parameters to train, by whole layer groups; by default all, see `personal-epochs`.
             epochs: by default those of the settings, or their steps.
             steps: by default as many as the epochs make. A novel client takes `novel-steps` steps in any case.
             learning_rate: by default that of the settings in this round.
@@ -123,11 +123,13 @@ class RoundClient:
         Raises:
             UserError: training diverged.
         """
-        job = self.job
-        if epochs is not None:
-            steps = steps or 0  # epochs that are given go before the steps of the settings
+        job, alone = self.job, self.settings.personal_epochs
+        steps = steps if epochs is None else (steps or 0)  # epochs that are given go before the steps of the settings
         if job.stage in (MEET, ADAPT):
             steps = self.settings.novel_steps
+        elif alone and only is None:  # in FedRep's order
+            model = self.fit(model, only=self.split.personal, epochs=alone, samples=samples, purpose="head")
+            only = self.split.shared
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
         size = self.training.batch_size * (1 if rule is None else rule.parts)
@@ -215,8 +217,7 @@ class RoundClient:
     @property
     def age(self) -> int:
         """Rounds since the client made the state that it starts from, < 0 for that of a later round; 0 without one."""
-        made = self.job.state.round
-        return 0 if made is None else self.job.download.round - made
+        return 0 if (made := self.job.state.round) is None else self.job.download.round - made
 
     @contextmanager
     def clock(self, purpose: str) -> Iterator[None]:
