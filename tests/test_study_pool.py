@@ -324,15 +324,17 @@ def test_an_interrupt_closes_the_pool_and_is_noted(folders: Iterator[Path], chan
 # ---- time, words and messages ----------------------------------------------------------------------------------------
 
 
-def test_the_time_left_is_by_runs_of_the_same_kind_or_else_of_the_same_role_or_all() -> None:
+def test_the_time_left_is_by_runs_of_the_same_kind_or_else_by_rounds_of_the_same_method_or_of_all() -> None:
     times, (kind, role, other) = Times(), (("a", "t", "tuning"), ("b", "t", "tuning"), ("a", "t", "report"))
+    times.rounds = {kind: 10, role: 10, other: 20}
     assert times.of(kind) is None
     assert times.left([Chain({kind: 1}, 1)], 2) is None
     for seconds in (2.0, 4.0):
         times.add(kind, seconds)
-    assert (times.of(kind), times.of(role), times.of(other)) == (3.0, 3.0, 3.0)
+    assert (times.of(kind), times.of(role), times.of(other)) == (3.0, 3.0, 6.0)
     times.add(role, 9.0)
-    assert (times.of(kind), times.of(role), times.of(other)) == (3.0, 9.0, 5.0)
+    assert (times.of(kind), times.of(role), times.of(other)) == (3.0, 9.0, 6.0)  # the other's runs say nothing of a's
+    times.add(other, 5.0)
     # a: 4 tuning runs one after the other and 2 reports, 4 x 3 + 2 x 5 = 22; b: 9; on two workers 31 / 2, at least 22
     chains = [Chain({kind: 4, other: 2}, 1), Chain({role: 1}, 1)]
     assert times.left(chains, 2) == 22.0

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from fedham_flwr.study.planned import Plan
-from fedham_flwr.study.runs import RunResult, RunSpec
+from fedham_flwr.study.runs import ROLES, RunResult, RunSpec
 from fedham_flwr.study.search import Steps
 from fedham_flwr.study.store import Store
 from fedham_flwr.study.times import Chain, Kind, Times, kind_of
@@ -40,6 +40,7 @@ class Agenda:
     times: Times = field(default_factory=Times)
 
     def __post_init__(self) -> None:
+        self.times.rounds = {(*pair, role): self.plan.rounds(*pair, role) for pair in self.pairs() for role in ROLES}
         for pair in self.pairs():
             if self.plan.tune and self.plan.space(*pair):
                 tuning = self.tunings[pair] = Tuning(self.plan, self.plan.tune, *pair)
@@ -178,5 +179,5 @@ class Agenda:
 
     def _weight(self, pair: Pair, tuning: Tuning) -> float:
         """Seconds of all that has to follow one another from here on: what is longest is begun first."""
-        each, last = (self.times.of((*pair, role)) or 1.0 for role in ("tuning", "report"))
+        each, last = (self.times.of((*pair, role)) or 1.0 for role in ROLES)
         return -(-tuning.left // max(tuning.tune.together, 1)) * each + last

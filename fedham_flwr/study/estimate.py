@@ -16,7 +16,7 @@ from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.doctor.rehearsal import rehearsed
 from fedham_flwr.doctor.trial import mean_steps, tried
 from fedham_flwr.runners import Simulation, run_backend
-from fedham_flwr.settings import Value, defaults
+from fedham_flwr.settings import defaults
 from fedham_flwr.study.keys import ENGINE
 from fedham_flwr.study.runs import RunSpec
 from fedham_flwr.study.store import Store
@@ -99,21 +99,13 @@ def paces(store: Store, wanted: Mapping[Pair, RunSpec]) -> Paces:
     return found
 
 
-def rounds_of(settings: Mapping[str, Value]) -> int:
-    """The rounds of a run.
-
-    Args:
-        settings: by key.
-    """
-    return int(settings.get("num-server-rounds", defaults()["num-server-rounds"]))
-
-
 def _by_runs(store: Store) -> dict[Pair, Pace]:
     """Mean seconds of a round over the runs that are there, of each pair."""
     seconds: dict[Pair, list[float]] = {}
     for told in store.all_runs():
         if told["state"] == "complete":
-            share = told["seconds"] / rounds_of(told["settings"])
+            rounds = int(told["settings"].get("num-server-rounds", defaults()["num-server-rounds"]))
+            share = told["seconds"] / rounds
             seconds.setdefault((told["method"], told["task"]), []).append(share)
     return {pair: Pace(sum(each) / len(each), by="runs") for pair, each in seconds.items()}
 

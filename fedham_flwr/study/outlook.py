@@ -10,10 +10,10 @@ from typing import Any
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.doctor.findings import duration
 from fedham_flwr.settings import Value
-from fedham_flwr.study.estimate import Paces, Pair, paces, rounds_of
+from fedham_flwr.study.estimate import Paces, Pair, paces
 from fedham_flwr.study.planned import Plan
 from fedham_flwr.study.points import size
-from fedham_flwr.study.runs import RunSpec
+from fedham_flwr.study.runs import ROLES, RunSpec
 from fedham_flwr.study.store import Store
 
 
@@ -91,9 +91,8 @@ class Outlook:
         for pair, count in self.counts.items():
             if count.spec is None:
                 continue
-            pace, full = self.pace.known[pair], rounds_of(self.plan.given(*pair))
-            trial = self.plan.tune.rounds or full if self.plan.tune else full
-            tuning, report = pace.seconds(trial), pace.seconds(full)
+            pace = self.pace.known[pair]
+            tuning, report = (pace.seconds(self.plan.rounds(*pair, role)) for role in ROLES)
             whole += count.left[0] * tuning + count.left[1] * report
             together = self.plan.tune.together if self.plan.tune else 1
             longest = max(longest, count.left[0] * tuning / together + report * (count.left[1] > 0))

@@ -15,9 +15,9 @@ from typing import Any
 from fedham_flwr import __version__, registry
 from fedham_flwr.core.search_space import Space
 from fedham_flwr.reporting.environment import environment_facts
-from fedham_flwr.settings import Value
+from fedham_flwr.settings import Value, defaults
 from fedham_flwr.study.keys import Contents, key_of
-from fedham_flwr.study.runs import RunSpec
+from fedham_flwr.study.runs import Role, RunSpec
 
 FORMAT = 1
 """Of plan.json."""
@@ -149,6 +149,17 @@ class Plan:
             task: its label.
         """
         return merged(self.settings, self.task(task), self.method(method))
+
+    def rounds(self, method: str, task: str, role: Role) -> int:
+        """How many rounds a run has.
+
+        Args:
+            method: its label.
+            task: its label.
+            role: what it is for.
+        """
+        fewer = self.tune.rounds if self.tune and role == "tuning" else 0
+        return fewer or int(self.given(method, task).get("num-server-rounds", defaults()["num-server-rounds"]))
 
     def tuning_spec(self, method: str, task: str, seed: int, trial: int, values: Mapping[str, Value]) -> RunSpec:
         """The run of a trial with one of the tuning seeds.

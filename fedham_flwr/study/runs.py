@@ -10,6 +10,7 @@ from typing import Literal
 from fedham_flwr.settings import Value
 
 Role = Literal["tuning", "report"]
+ROLES: tuple[Role, Role] = ("tuning", "report")
 State = Literal["complete", "pruned", "failed"]
 
 

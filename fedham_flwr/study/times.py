@@ -30,9 +30,14 @@ class Chain(NamedTuple):
 
 
 class Times:
-    """Seconds of runs that are done."""
+    """Seconds of runs that are done.
+
+    Attributes:
+        rounds: kind -> how many rounds a run of it has.
+    """
 
     def __init__(self) -> None:
+        self.rounds: Mapping[Kind, int] = {}
         self._seconds: dict[Kind, list[float]] = defaultdict(list)
 
     def add(self, kind: Kind, seconds: float) -> None:
@@ -50,9 +55,18 @@ class Times:
         return set(self._seconds)
 
     def of(self, kind: Kind) -> float | None:
-        """Mean seconds of runs of a kind; of none of them, of those of its role, or of all; None before the first."""
-        for like in (lambda other: other == kind, lambda other: other[2] == kind[2], lambda _: True):
-            if found := [seconds for other, some in self._seconds.items() if like(other) for seconds in some]:
+        """Mean seconds of runs of a kind; None before the first run of any.
+
+        Where none of them is done they are those of its method and task in the other role, or of other runs, by rounds.
+        """
+        for like in (lambda other: other == kind, lambda other: other[:2] == kind[:2], lambda _: True):
+            found = [
+                seconds * self.rounds.get(kind, 1) / self.rounds.get(other, 1)
+                for other, some in self._seconds.items()
+                if like(other)
+                for seconds in some
+            ]
+            if found:
                 return sum(found) / len(found)
         return None
 
