@@ -77,17 +77,16 @@ class Settings(RunFields):
 
     def _method_faults(self) -> list[str]:
         """What the run's method cannot do, a sentence each."""
-        found, method = [], registry.method(self.strategy)
-        if self.client_models and not method.own_networks:
+        found = []
+        if self.client_models and not registry.method(self.strategy).own_networks:
             what = f"client-models={self.client_models!r}"
             found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
-        if not method.composes:
-            for key, value, off in (("personal", self.personal, NONE), ("personal-epochs", self.personal_epochs, 0)):
-                if value != off:
-                    found.append(
-                        f"{key}={json.dumps(value)} is not for strategy={self.strategy}, which says itself what "
-                        f"clients keep and train: wanted {json.dumps(off)}, or one of {', '.join(registry.composing())}"
-                    )
+        for key, value, off in (("personal", self.personal, NONE), ("personal-epochs", self.personal_epochs, 0)):
+            if value != off and not registry.method(self.strategy).composes:
+                found.append(
+                    f"{key}={json.dumps(value)} is not for strategy={self.strategy}, which says itself what clients "
+                    f"keep and train: wanted {json.dumps(off)}, or one of {', '.join(registry.composing())}"
+                )
         return found
 
     @property

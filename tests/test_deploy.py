@@ -219,8 +219,10 @@ def sleepers(tmp_path: Path) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
     command = ["sh", "-c", "setsid sleep 60 & exec sleep 61"]
     marks = {name: marked.environment(tmp_path / name, "node-x") for name in ("mine", "other")} | {"none": {}}
     started = {name: subprocess.Popen(command, env=os.environ | mark) for name, mark in marks.items()}
-    end = time.monotonic() + 10
-    while min(len(processes(tmp_path / name)) for name in ("mine", "other")) < 2 and time.monotonic() < end:
+    end, asleep = time.monotonic() + 10, ["sleep 60", "sleep 61"]  # and no shell or setsid that is to become one
+    while time.monotonic() < end:
+        if all(sorted(processes(tmp_path / name).values()) == asleep for name in ("mine", "other")):
+            break
         time.sleep(0.01)
     yield started
     for name in ("mine", "other"):
