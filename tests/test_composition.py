@@ -16,6 +16,7 @@ from fedham_flwr.core.methods import narrowed, split_groups
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.models import export
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
+from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value
 from fedham_flwr.training.trainer import Trainer
@@ -84,6 +85,12 @@ def test_fedavg_with_a_personal_head_that_is_trained_first_is_fedrep_bit_for_bit
     for mine, theirs in zip(kept(one), kept(other), strict=True):
         assert mine.keys() == theirs.keys() == HEAD
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("grid", [InProcessGrid, CohortGrid])
+def test_where_clients_keep_no_layer_nothing_is_trained_first(federate: Federate, grid: type[InProcessGrid]) -> None:
+    runs = [federate(strategy="fedavg", grid=grid, personal_epochs=epochs, **FEW) for epochs in (0, 2)]
+    assert all(torch.equal(runs[0].state[name], runs[1].state[name]) for name in runs[0].state)
 
 
 @pytest.mark.parametrize("strategy", ["fedham", "pfedla"])

@@ -127,7 +127,7 @@ class RoundClient:
         steps = steps if epochs is None else (steps or 0)  # epochs that are given go before the steps of the settings
         if job.stage in (MEET, ADAPT):
             steps = self.settings.novel_steps
-        elif alone and only is None:  # in FedRep's order
+        elif alone and only is None and {*self.split.personal} & {*job.trainer.parameter_names}:  # in FedRep's order
             model = self.fit(model, only=self.split.personal, epochs=alone, samples=samples, purpose="head")
             only = self.split.shared
         if job.stage is ADAPT:
