@@ -13,11 +13,13 @@ from fedham_flwr.core.aggregation import KRUM
 from fedham_flwr.core.callback_settings import EARLY_STOPPING, TRACKERS
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
-from fedham_flwr.core.methods import never
+from fedham_flwr.core.methods import Split, never
 from fedham_flwr.core.parameters import Manifest
 from fedham_flwr.core.server_optimizers import ADAPTIVE
 from fedham_flwr.core.shapes import sample_kind
+from fedham_flwr.data import groups
 from fedham_flwr.data.batches import Target
+from fedham_flwr.data.data_settings import CLASS_GROUPS
 from fedham_flwr.run_settings import Settings
 
 
@@ -58,6 +60,11 @@ def _by_partitioner(*names: str, own: bool = False) -> Reason:
         return _dealt(facts) or ("" if read else f"partitioner is {chosen}")
 
     return reason
+
+
+def _of_groups(facts: Facts) -> str:
+    read = facts.settings.strategy == "clustered" or groups.words_of(facts.settings.shift)
+    return "" if read else _by_partitioner(CLASS_GROUPS)(facts)
 
 
 def _of_steps(facts: Facts) -> str:
@@ -105,6 +112,11 @@ def _of_novel(facts: Facts) -> str:
     return "" if facts.settings.novel_clients else "novel-clients is 0"
 
 
+def _split(facts: Facts, manifest: Manifest) -> Split:
+    settings = facts.settings
+    return registry.method(settings.strategy).split_of(manifest, settings.own, settings.personal)
+
+
 def _of_turns(facts: Facts) -> str:
     chosen = facts.settings.strategy
     if why := _of_novel(facts):
@@ -114,7 +126,7 @@ def _of_turns(facts: Facts) -> str:
     if facts.manifest is None:
         return ""
     with contextlib.suppress(UserError):  # of a network that the method refuses, in its own words
-        if not registry.method(chosen).split_of(facts.manifest, facts.settings.own, facts.settings.personal).adapted:
+        if not _split(facts, facts.manifest).adapted:
             return f"strategy is {chosen}, with settings by which novel clients adapt alone"
     return ""
 
@@ -123,12 +135,7 @@ def _of_personal(facts: Facts) -> str:
     if facts.manifest is None:
         return ""
     with contextlib.suppress(UserError):
-        kept = (
-            registry.method(facts.settings.strategy)
-            .split_of(facts.manifest, facts.settings.own, facts.settings.personal)
-            .personal
-        )
-        if not {*kept} - {*facts.manifest.buffers}:
+        if not {*_split(facts, facts.manifest).personal} - {*facts.manifest.buffers}:
             return f'personal is "{facts.settings.personal}", and clients keep no layer'
     return ""
 
@@ -187,8 +194,6 @@ OF_METHODS: Mapping[str, Reason] = {
     **dict.fromkeys(("pfedgraph.sign", "pfedgraph.reference"), _unless("pfedgraph.penalty", 0)),
 }
 """Settings of methods that are read only with others of the same method."""
-
-
 OF_CALLBACKS: Mapping[str, Reason] = {
     **{f"early-stopping.{key}": _by_name("callbacks", EARLY_STOPPING) for key in ("patience", "min-delta", "metric")},
     "early-stopping.min-rounds": _by_name("callbacks", EARLY_STOPPING),
@@ -198,8 +203,6 @@ OF_CALLBACKS: Mapping[str, Reason] = {
     "tracking.log-clients": _by_name("tracker", *TRACKERS),
 }
 """Those of callbacks and trackers: no method decides whether they are read, so that those of a file are said too."""
-
-
 REASONS: Mapping[str, Reason] = {
     **OF_METHODS,
     "clip-norm": _of_models,
@@ -208,6 +211,8 @@ REASONS: Mapping[str, Reason] = {
     "alpha": _by_partitioner("dirichlet", own=True),
     "classes-per-client": _by_partitioner("pathological", "noniid-1", "noniid-2", own=True),
     "owner-share": _by_partitioner("class-owners"),
+    "groups": _of_groups,
+    "shift": _dealt,
     "client-column": _dealt,
     "min-characters": lambda facts: _of_text(facts) or _of_next(facts) or _by_partitioner("natural", "files")(facts),
     **dict.fromkeys(("sequence-length", "vocabulary"), _of_text),

@@ -16,7 +16,7 @@ BUILT_IN = (
     "local", "fedavg", "fedprox", "fedper", "pfedla", "amn", "fedham", "fedtp", "fedtransfer", "fedrep",
     "ditto", "fedala", "fedrod", "feddbe", "gpfl", "fedcp", "lgfedavg", "fedbn", "fedbabu", "knnper",
     "perfedavg", "pfedme", "apfl", "fedamp", "pfedgraph", "fedfomo", "fedcac", "pfedhn", "fedaghn", "fedselect",
-    "fedpac", "fedas", "pfedfda", "fedproto", "fedgh", "lora",
+    "fedpac", "fedas", "pfedfda", "fedproto", "fedgh", "lora", "clustered",
 )  # fmt: skip
 METHODS: dict[str, str | Method] = {name: f"fedham_flwr.algorithms.{name}:METHOD" for name in BUILT_IN}
 """Name -> its declaration, or the import path of it."""

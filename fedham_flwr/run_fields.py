@@ -17,6 +17,7 @@ from fedham_flwr.core.aggregation import ServerSettings
 from fedham_flwr.core.callback_settings import EarlyStoppingSettings, TrackingSettings
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.privacy import PrivacySettings
+from fedham_flwr.data import groups
 from fedham_flwr.data.kinds.image_pixels import ImageSettings
 from fedham_flwr.data.kinds.series_settings import SeriesSettings
 from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
@@ -48,6 +49,12 @@ def _one_of(setting: str, names: Iterable[str]) -> Callable[[str], str]:
     return check
 
 
+def _shift(value: str) -> str:
+    """A check that each word is one of a group's."""
+    groups.words_of(value)
+    return value
+
+
 class RunFields(BaseModel):
     """Every setting of a run but those of sections, in Python's spelling: `batch-size` is `batch_size`."""
 
@@ -70,6 +77,8 @@ class RunFields(BaseModel):
     classes_per_client: PositiveInt = 2
     owner_share: Annotated[float, Ge(0), Le(1)] = 0.9
     class_table: str = ""
+    groups: NonNegativeInt = 0
+    shift: Annotated[str, AfterValidator(_shift)] = "none"
     samples_per_client: NonNegativeInt = 0
     client_column: str = ""
     sequence_length: PositiveInt = 80

@@ -12,8 +12,9 @@ from fedham_flwr.core import aggregation, callback_settings
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NONE, NetworkNeeds
 from fedham_flwr.core.privacy import faults
+from fedham_flwr.data import groups
 from fedham_flwr.data.batches import Target
-from fedham_flwr.data.data_settings import DataSettings, Fractions, Partitioning, resolved
+from fedham_flwr.data.data_settings import CLASS_GROUPS, DataSettings, Fractions, Partitioning, resolved
 from fedham_flwr.models import NETWORKS, NetworkSettings, client_models
 from fedham_flwr.models.grafts import GraftSettings
 from fedham_flwr.models.heads import HeadSettings
@@ -56,6 +57,14 @@ class Settings(RunFields):
                 f"validation-fraction={self.validation_fraction:g} and test-fraction={self.test_fraction:g} leave "
                 "nothing to train on: their sum must be below 1"
             )
+        found += self._dealing_faults()
+        if found:
+            raise ValueError("; ".join(found))
+        return self
+
+    def _dealing_faults(self) -> list[str]:
+        """Of the settings that deal the data, those that do not go together, a sentence each."""
+        found, words = [], groups.words_of(self.shift)
         if self.client_column and self.partitioner not in ("auto", "natural"):
             found.append(
                 f"client-column={self.client_column!r} names whose each row is, and "
@@ -71,9 +80,14 @@ class Settings(RunFields):
                 f'class-table={self.class_table!r} is read by partitioner="class-table" only, but partitioner is '
                 f'"{self.partitioner_used}"'
             )
-        if found:
-            raise ValueError("; ".join(found))
-        return self
+        if words and self.groups not in (0, len(words)):
+            found.append(
+                f"shift={self.shift!r} has a word for each of {len(words)} groups, and groups={self.groups}: wanted "
+                "as many words as groups"
+            )
+        if self.partitioner == CLASS_GROUPS and self.groups_used < 2:
+            found.append(f'partitioner="{CLASS_GROUPS}" needs groups, 2 or more')
+        return found
 
     def _method_faults(self) -> list[str]:
         """What the run's method cannot do, a sentence each."""
@@ -93,6 +107,11 @@ class Settings(RunFields):
     def partitioner_used(self) -> str:
         """The partitioner, `auto` resolved."""
         return resolved(self.partitioner, self.client_column, self.class_table)
+
+    @property
+    def groups_used(self) -> int:
+        """Into how many groups the clients of a simulation fall: `groups`, or one for each word of `shift`; else 0."""
+        return self.groups or len(groups.words_of(self.shift))
 
     @property
     def seed_of_data(self) -> int:
@@ -118,6 +137,7 @@ class Settings(RunFields):
                 self.owner_share,
                 self.class_table,
                 self.section(section_of(self.partitioner)) if is_path(self.partitioner) else None,
+                self.groups_used if self.partitioner == CLASS_GROUPS else 0,
             ),
             fractions=Fractions(self.validation_fraction, self.test_fraction),
             cache_dir=self.cache_dir,
@@ -128,6 +148,7 @@ class Settings(RunFields):
             table=self.table,
             series=self.series,
             text=self.text,
+            shift=groups.words_of(self.shift),
         )
 
     def scored_splits(self, closing: bool) -> tuple[str, ...]:

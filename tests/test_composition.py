@@ -40,7 +40,7 @@ MORE: dict[str, dict[str, Value]] = {
 
 
 def test_those_that_compose_are_known() -> None:
-    wanted = {"fedavg", "fedprox", "fedper", "fedbn", "fedamp", "fedaghn", "pfedla", "amn", "fedham"}
+    wanted = {"fedavg", "fedprox", "fedper", "fedbn", "fedamp", "fedaghn", "pfedla", "amn", "fedham", "clustered"}
     assert set(registry.composing()) == wanted
 
 

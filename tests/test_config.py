@@ -118,7 +118,7 @@ WRONG: list[tuple[str, Value, str]] = [
         "partitioner",
         "class-table.toml",
         "partitioner='class-table.toml': wanted 'auto', 'iid', 'dirichlet', 'pathological', 'noniid-1', 'noniid-2', "
-        "'class-owners', 'class-table', 'natural', 'files' or an import path 'package.module:Object'",
+        "'class-groups', 'class-owners', 'class-table', 'natural', 'files' or an import path 'package.module:Object'",
     ),
     ("sequence-length", 0, "sequence-length=0: wanted greater than 0"),
     ("min-characters", -1, "min-characters=-1: wanted greater than or equal to 0"),

@@ -49,6 +49,7 @@ CASES: list[tuple[dict[str, Value], str]] = [
     ({"classes-per-client": 3, "partitioner": "iid"}, "classes-per-client=3 (partitioner is iid)"),
     ({"owner-share": 0.5}, "owner-share=0.5 (partitioner is pathological)"),
     ({"owner-share": 0.3, "partitioner": DEAL}, f"owner-share=0.3 (partitioner is {DEAL})"),
+    ({"groups": 2}, "groups=2 (partitioner is pathological)"),
     ({"partitioner": "files", "alpha": 1.0}, "alpha=1.0 (partitioner is files)"),
     ({"momentum": 0.5, "optimizer": "adam"}, "momentum=0.5 (optimizer is adam)"),
     ({"momentum": 0.0, "optimizer": "adam"}, ""),  # is off
@@ -181,6 +182,9 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"alpha": 0.5, "classes-per-client": 1, "partitioner": "own_objects:by_turns"}, {}),
     *[({"classes-per-client": 3, "partitioner": each}, {}) for each in ("pathological", "noniid-1", "noniid-2")],
     ({"owner-share": 0.5, "partitioner": "class-owners", "image-size": 8, "image.resize": "pad"}, {}),
+    ({"groups": 2, "partitioner": "class-groups"}, {}),
+    ({"groups": 2, "strategy": "clustered"}, {}),
+    ({"groups": 2, "shift": "none rotated"}, {}),
     ({"client-column": "ward", "partitioner": "natural", "min-characters": 3, "vocabulary": "ab"}, TEXT),
     ({"sequence-length": 3, "char-transformer.depth": 1}, TEXT),
     ({"momentum": 0.5, "local-epochs": 2, "image.unreadable": "leave-out", "image.channels": "rgb"}, {}),
@@ -239,7 +243,8 @@ def test_what_is_read_is_not_said(
 def test_every_reason_is_of_a_setting_and_has_a_case_of_both_kinds() -> None:
     cases = {key for given, _ in CASES for key in given}
     assert REASONS.keys() <= defaults().keys()
-    of_other_data = {"client-column", "image-size", "image.channels", "image.unreadable", "samples-per-client"}
+    of_other_data = {"client-column", "image-size", "image.channels", "image.unreadable", "samples-per-client",
+                     "shift"}  # fmt: skip
     assert REASONS.keys() - cases == of_other_data
     assert REASONS.keys() <= {key for given, _ in READ for key in given}
 

@@ -28,7 +28,7 @@ def holds_back(strategy: str) -> bool:
 
 
 CHEAP: dict[str, Value] = {
-    "batch-size": 64, "evaluate-every": 9, "fedham.transport": "mediated",
+    "groups": 2, "batch-size": 64, "evaluate-every": 9, "fedham.transport": "mediated",
     "fedham.feature-dim": 4, "amn.feature-dim": 4, "pfedla.hidden-dim": 4, "fedtp.hidden-dim": 4,
 }  # fmt: skip
 AVERAGED = tuple(name for name in methods() if one_model(name) and not holds_back(name))

@@ -121,6 +121,7 @@ FILES = {
     "torchvision.weights": {"model": "torchvision:resnet18"},
     "hub.folder": {"model": "hub"},
     "lora.base": {"strategy": "lora"},
+    "clustered.table": {"strategy": "clustered"},
 }
 
 

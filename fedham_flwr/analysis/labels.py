@@ -15,8 +15,9 @@ from fedham_flwr.settings import defaults
 
 DATA = (
     "task", "dataset", "feature-column", "label-column", "client-column", "target", "image-size", "partitioner",
-    "alpha", "classes-per-client", "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary",
-    "min-characters", "validation-fraction", "test-fraction", "data-seed", "novel-clients", "clients",
+    "alpha", "classes-per-client", "owner-share", "class-table", "groups", "shift", "samples-per-client",
+    "sequence-length", "vocabulary", "min-characters", "validation-fraction", "test-fraction", "data-seed",
+    "novel-clients", "clients",
 )  # fmt: skip
 """What decides the data and who has which, with the number of clients."""
 SECTIONS = ("image", "table", "series", "text")

@@ -16,7 +16,7 @@ import numpy as np
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
-from fedham_flwr.data import own_changes
+from fedham_flwr.data import groups, own_changes
 from fedham_flwr.data.cache import array, build, cache_root, key_of, meta_of, unwritable
 from fedham_flwr.data.cache_files import fault
 from fedham_flwr.data.class_tables import read_table
@@ -210,10 +210,13 @@ def _clients_folder(data: Path, key: str, settings: DataSettings, content: str, 
         if untested:
             notes = [*notes, f"with nothing to test on, trained but not scored: {some(untested)}"]
         meta = {"names": names, "counts": counts, "content": content, "notes": [*notes], "there": there}
+        meta |= {"shift": settings.shift} if settings.shift else {}
         (folder / "meta.json").write_text(json.dumps(meta))
         if (kind := meta_of(data)["kind"]) in SCALED:
             rows = [(np.concatenate(client), client[SPLITS.index("train")]) for client in pieces]
             SCALED[kind](array(data / "features.npy"), rows, folder)
+        if settings.shift:
+            groups.write(data, folder, settings.shift, [np.concatenate(client) for client in pieces])
 
     whole = "-recordings" if settings.series.split == "recording" else ""
     return build(data / f"clients-{key}{whole}", fill)

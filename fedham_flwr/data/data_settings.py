@@ -11,6 +11,9 @@ from fedham_flwr.data.kinds.table_settings import AS_FOUND, TableSettings
 from fedham_flwr.data.kinds.words import TextSettings
 from fedham_flwr.data.schema import read_schema
 
+CLASS_GROUPS = "class-groups"
+"""The partitioner by which client k is of group k mod G, whatever the clients' sizes are."""
+
 
 def resolved(partitioner: str, client_column: str, class_table: str) -> str:
     """The partitioner that `auto` stands for: what goes with the column or the table that is named, else pathological.
@@ -30,8 +33,8 @@ class Partitioning:
     """How samples are dealt to clients.
 
     Attributes:
-        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-owners | class-table | natural |
-            files.
+        partitioner: iid | dirichlet | pathological | noniid-1 | noniid-2 | class-groups | class-owners | class-table |
+            natural | files.
         alpha: dirichlet: concentration, > 0; small is skewed.
         classes_per_client: pathological and noniid-1: the classes of one client; noniid-2: those it has most of.
         seed: of the data: that of the run, or `data-seed`.
@@ -39,6 +42,7 @@ class Partitioning:
         owner_share: class-owners: the part of each class that its owner alone has, in [0, 1].
         class_table: class-table: the path of the table; read by `class_tables.read_table`, not here.
         own: the settings of a function of a user's that deals the samples; None without.
+        groups: class-groups: G, in which client k is of group k mod G.
     """
 
     partitioner: str = "pathological"
@@ -49,6 +53,7 @@ class Partitioning:
     owner_share: float = 0.9
     class_table: str = ""
     own: Any = None
+    groups: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class DataSettings:
         series: how long samples of series are, and how recordings are cut into them.
         text: what tokens of texts are.
         categories: those that sites have agreed upon, as JSON: column -> words; empty: none.
+        shift: how each group's samples are changed, see `groups`; empty: in no way.
     """
 
     dataset: str = "digits"
@@ -104,6 +110,7 @@ class DataSettings:
     series: SeriesSettings = field(default_factory=SeriesSettings)
     text: TextSettings = field(default_factory=TextSettings)
     categories: str = ""
+    shift: tuple[str, ...] = ()
 
     def table_key(self) -> dict[str, str]:
         """Of the settings under `table.` those that are not the defaults, by name; of the schema what it says.

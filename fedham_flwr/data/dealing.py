@@ -103,10 +103,10 @@ def key_of_dealing(settings: DataSettings, data: Path, clients: int, table: Clas
     partitioning = settings.partitioning
     of_text = {"min-characters": settings.min_characters} if meta_of(data)["kind"] == "text" else {}
     # What the table says is part of the key, and where it lies is not: dealt anew when it is edited, not when moved.
-    content = [*table.clients.items()] if table else []
+    content = [*(table.clients.items() if table else ()), *settings.shift]
     dealt = asdict(replace(partitioning, class_table=""))
-    if partitioning.own is None:
-        del dealt["own"]
+    for later in [key for key in ("own", "groups") if not dealt[key]]:
+        del dealt[later]
     if is_path(partitioning.partitioner):
         dealt["code"] = source_digest(partitioning.partitioner)  # dealt anew when it changes
     return key_of(dealt, asdict(settings.fractions), clients, *of_text.items(), *content)

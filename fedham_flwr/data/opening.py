@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedham_flwr.data import recipes
+from fedham_flwr.data import groups, recipes
 from fedham_flwr.data.cache import array, meta_of
 from fedham_flwr.data.client_data import SPLITS, ClientData
 from fedham_flwr.data.kinds import series, table_decoding, words
@@ -32,8 +32,14 @@ def opener(data: Path, clients: Path, pin: str = "") -> Callable[[int], ClientDa
     counts = np.array(meta["counts"])
     ends = counts.cumsum().reshape(counts.shape)
     indices = torch.from_numpy(array(clients / "indices.npy"))
-    features = torch.from_numpy(array((clients if kind in SCALED else data) / "features.npy"))
-    labels = torch.from_numpy(array(data / "labels.npy"))
+    words = meta.get("shift", ())
+    features, labels = (
+        torch.from_numpy(array((clients if own else data) / name))
+        for name, own in (
+            ("features.npy", kind in SCALED or {*words} - {groups.NONE, groups.LABELS}),
+            ("labels.npy", groups.LABELS in words),
+        )
+    )
     classes, named = tuple(source["classes"]), meta["names"]
     scaled = array(clients / "scaling.npy") if kind in SCALED else None
     columns = tables.columns_of(source["columns"]) if kind == "table" else ()
@@ -49,6 +55,7 @@ def opener(data: Path, clients: Path, pin: str = "") -> Callable[[int], ClientDa
             if kind == "table":
                 scaling = tables.Scaling(columns, tuple(mean), tuple(std))
                 recipe = recipes.of_client(source, scaling)
+        recipe |= groups.recipe_of(words, number)
         return ClientData(features, labels, splits, classes, named[number], scaling, recipe=recipe, pin=pin, **more)
 
     return opened

@@ -20,7 +20,8 @@ import numpy.typing as npt
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.seeding import derive, stream
 from fedham_flwr.data.class_tables import Indices, hand_out, owner_amounts
-from fedham_flwr.data.data_settings import Partitioning
+from fedham_flwr.data.data_settings import CLASS_GROUPS, Partitioning
+from fedham_flwr.data.groups import class_amounts
 
 if TYPE_CHECKING:
     from flwr_datasets.partitioner import Partitioner
@@ -162,6 +163,13 @@ def _noniid_2(partitioning: Partitioning, labels: Indices, clients: int) -> list
     return hand_out(labels, classes, np.where(holds, many[best], few[best]), rng)
 
 
+def _class_groups(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
+    """Classes of its own to each group of clients."""
+    classes, counts = np.unique(labels, return_counts=True)
+    rng = stream(partitioning.seed, "partition")
+    return hand_out(labels, classes, class_amounts(counts, clients, partitioning.groups, rng), rng)
+
+
 def _class_owners(partitioning: Partitioning, labels: Indices, clients: int) -> list[Indices]:
     """A share of each class to the client that owns it, the rest of it to all."""
     classes, counts = np.unique(labels, return_counts=True)
@@ -222,6 +230,7 @@ BY_LABEL: dict[str, Callable[[Partitioning, Indices, int], list[Indices]]] = {
     "pathological": _pathological,
     "noniid-1": _noniid_1,
     "noniid-2": _noniid_2,
+    CLASS_GROUPS: _class_groups,
     "class-owners": _class_owners,
 }
 """Those that deal by class: of the settings, the labels int64 [n], and N."""

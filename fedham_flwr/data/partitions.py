@@ -14,7 +14,7 @@ from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.core.seeding import stream
 from fedham_flwr.data.class_tables import Indices
-from fedham_flwr.data.data_settings import Partitioning
+from fedham_flwr.data.data_settings import CLASS_GROUPS, Partitioning
 from fedham_flwr.data.own_partitions import deal_by_function
 from fedham_flwr.data.partitioners import BY_LABEL, BY_OWNER, PARTITIONERS, WITHOUT_LABELS
 from fedham_flwr.data.splits import apportion
@@ -39,8 +39,8 @@ def partition(
             deal them, and of each client's the first `samples_per_client` are kept.
 
     Returns:
-        N disjoint, sorted arrays of sample numbers, the largest first; clients of equal size keep the order in which
-        they were dealt.
+        N disjoint, sorted arrays of sample numbers, the largest first; clients of equal size, and those of
+        `class-groups`, keep the order in which they were dealt.
 
     Raises:
         UserError: the data set cannot be dealt in this way to so many clients.
@@ -75,7 +75,9 @@ def partition(
         parts = [_thin(part, labels, partitioning.samples_per_client, rng) for part in parts]
     # Flower's simulation serves nodes in the order of their partition id, and the last client to finish sets the length
     # of a round: the largest must start first.
-    parts = sorted((np.sort(part).astype(np.int64) for part in parts), key=len, reverse=True)
+    parts = [np.sort(part).astype(np.int64) for part in parts]
+    if partitioning.partitioner != CLASS_GROUPS:  # whose clients are of nearly one size, and of a group by their number
+        parts = sorted(parts, key=len, reverse=True)
     everyone = np.concatenate(parts)
     assert len(parts) == clients
     assert len(np.unique(everyone)) == len(everyone), "a sample is held by two clients"

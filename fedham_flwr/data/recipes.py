@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.data import groups
 from fedham_flwr.data.client_data import ClientData
 from fedham_flwr.data.kinds import table as tables
 
@@ -63,7 +64,7 @@ def label(data: ClientData) -> dict[str, str]:
         data: the client's.
     """
     recipe = data.recipe or {"kind": OWN, "labels": []}
-    learned = {"features": data.kind, "target": data.target, "outputs": [*data.classes]}
+    learned = {"features": data.kind, "target": data.target, "outputs": groups.outputs(data.classes, recipe)}
     table = data.scaling.label() if data.scaling else {}
     return {KEY: json.dumps({"format": FORMAT, **recipe, **learned}, ensure_ascii=False), **table}
 
@@ -128,5 +129,4 @@ def encode(rows: datasets.Dataset, recipe: Mapping[str, Any]) -> npt.NDArray[Any
         )
     module, _, function = ENCODERS[kind].partition(":")
     own = {**recipe, **recipe.get("scaling", {})}  # a client's numbers, which of a table stand beside its columns
-    found: npt.NDArray[Any] = getattr(importlib.import_module(module), function)(rows, own)
-    return found
+    return groups.shifted(getattr(importlib.import_module(module), function)(rows, own), recipe)

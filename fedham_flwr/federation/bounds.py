@@ -11,6 +11,7 @@ examples. All norms are L2; "group l" means a layer group's part; rounding to fl
 
     fedavg, fedprox, fedper, fedrep, fedtransfer   p_b C, with p_b b's share of the examples (`max-examples-per-client`
         caps it). What i keeps, such as FedRep's head, does not move.
+    clustered   p_b C if i is of b's group, with p_b b's share of the examples of that group in the round; else nothing.
     ditto   p_b C for the global model w. The private model v_i starts where it was; the slope of its proximal term
         moves by at most lambda p_b C at the same v_i.
     fedala   p_b C for the global model w, and p_b C + |w - w_i| for what i starts from, with w the global model without

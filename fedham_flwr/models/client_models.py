@@ -7,11 +7,11 @@ partitions; or the path of a TOML file with a line `client = "network"` for each
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from fedham_flwr.core.client_tables import read_client_table
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.imports import is_path
 from fedham_flwr.models import MODELS
@@ -128,20 +128,10 @@ def named(given: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=2)
-def _table(given: str, path: str, _changed: int) -> Mapping[str, str]:
+def _table(given: str, _path: str, _changed: int) -> Mapping[str, str]:
     """What a table says; read once, as long as the file does not change."""
-    wanted = 'wanted lines client = "network", a name with a dot in it in quotes'
-    try:
-        document = tomllib.loads(Path(path).read_bytes().decode())
-    except OSError as error:
-        raise UserError(f"client-models={given!r}: {path} can't be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"client-models={given!r} is not TOML: {error}") from error
+    document = read_client_table("client-models", given, "network")
     for client, name in document.items():
-        if not isinstance(name, str):
-            raise UserError(f"client-models={given!r} has {client} = {name!r}: {wanted}")
         if fault := unknown(name):
             raise UserError(f"client-models={given!r} has {client} = {name!r}: {fault}")
-    if not document:
-        raise UserError(f"client-models={given!r} names no client: {wanted}")
     return document

@@ -13,8 +13,8 @@ from fedham_flwr.resume.runs import read_settings
 
 DEALING = (
     "dataset", "feature-column", "label-column", "client-column", "partitioner", "alpha", "classes-per-client",
-    "owner-share", "class-table", "samples-per-client", "sequence-length", "vocabulary", "min-characters",
-    "validation-fraction", "test-fraction",
+    "owner-share", "class-table", "groups", "shift", "samples-per-client", "sequence-length",
+    "vocabulary", "min-characters", "validation-fraction", "test-fraction",
 )  # fmt: skip
 """Settings that decide which samples a client trains on, and which it tests on."""
 

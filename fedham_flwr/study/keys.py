@@ -31,7 +31,10 @@ ENGINE: Literal["cohort"] = "cohort"
 """What carries out the runs of a study."""
 LEFT_OUT = ("results-dir", "resume", "cache-dir", "checkpoint-every")
 """Settings that decide where something is kept, and nothing about results."""
-FILES = ("class-table", "table.schema", "text.tokenizer", "torchvision.weights", "hub.folder", "lora.base")
+FILES = (
+    "class-table", "table.schema", "text.tokenizer", "torchvision.weights", "hub.folder", "lora.base",
+    "clustered.table",
+)  # fmt: skip
 """Settings that name a file or a folder of some, whose content counts in place of its name."""
 
 
