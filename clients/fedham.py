@@ -47,12 +47,12 @@ class FedHAMClient(RoundClient):
 
     own: FedHAMSettings
 
-    # ---- transport `mediated` --------------------------------------------------------------------------------------
-
     def answer(self) -> Params:
         """R2, R3: one step of the meta-model, if the server has scores, and the row for what it has now."""
         sent = self.job.download.extras
         seen, allowed = sent.tensors["projections"], self.ready()
+        if self.has_pool:  # `peers`, of which it is to say whose models it wants
+            return {"row": self.meta.attend(ONE, seen, self.place, allowed).effective(self.place)[0]}
         done = int(self.kept.tensors.get(f"{SEEN}learned", torch.tensor(0)))
         scored = sent.facts["scored"][0]
         if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
@@ -71,8 +71,6 @@ class FedHAMClient(RoundClient):
         psi = {} if self.has_few and not done else self._meta_state()  # as it starts, it is made anew
         self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in now.items()}}, self.job.download.round)
         return {"row": row}
-
-    # ---- transport `peers` -----------------------------------------------------------------------------------------
 
     def start(self, received: Params) -> Params:
         """R2, R3, R5: with peers, train the meta-model and make the hybrid; else the hybrid has come."""
@@ -104,8 +102,6 @@ class FedHAMClient(RoundClient):
         slope = self.gradient({**model, **hybrid}, self.parts[1], self.own.meta_batch_size, generator)
         self.meta.step(ONE, looked, self.place, self.units.scores(peers.inner(slope)))
 
-    # ---- the base phase --------------------------------------------------------------------------------------------
-
     def train(self, start: Params) -> Outcome:
         """R5, R6: train from h_i, or through it; keep what is personal and the meta-model, which no message holds."""
         remembered = {n: t for n, t in self.kept.tensors.items() if n.startswith((META, SEEN))}
@@ -134,8 +130,6 @@ class FedHAMClient(RoundClient):
             for name in group.parameters:
                 own[name] = start.own[name] + ((after[name] - start[name]) / b if b else 0.0)
         return own
-
-    # ---- what is there ---------------------------------------------------------------------------------------------
 
     @cached_property
     def parts(self) -> tuple[Samples, Samples]:

@@ -47,9 +47,8 @@ class FedHAMStrategy(RoundStrategy):
         # Of the clients that were asked last: whom they look at, and the rows [L, M] that they answered.
         self._places: dict[str, Tensor] = {}
         self._rows: dict[str, Row] = {}
-        self._pool, self._projections = self._empty()
-        # What each client's last training gave: with `peers` the row that it used, else its scores and their round.
-        self._last, self._scored = self._nothing()
+        # The last two: what each client's last training gave with `mediated`, its scores, and their round.
+        self._pool, self._projections, self._last, self._scored = self._empty()
 
     def add_clients(self, clients: Sequence[str]) -> None:
         """Give new clients a place and the common start's projection; the first ones settle the transport."""
@@ -65,16 +64,20 @@ class FedHAMStrategy(RoundStrategy):
         self._scored = pad(self._scored, (0, len(new)))
 
     def questions(self, round_number: int, clients: Sequence[str]) -> dict[str, Extras]:
-        """R1 of `mediated`: the projections, and where a client's last training went."""
-        self._places, self._rows = {}, {}
-        if not self._mediated:
-            return {}
-        seen, asked, few = self._projections.seen(), {}, {"few": (1,)} if self._projections.few else {}
-        self._places = self._projections.candidates(round_number, clients)
-        for (client, at), place in zip(self._places.items(), self._pool.bank.rows(clients).tolist(), strict=True):
+        """R1: the projections; of `mediated` also where a client's last training went, and of few `peers` of all."""
+        self._rows, pool, few = {}, self._pool, bool(self._mediated) and self._projections.few
+        if self._mediated:
+            self._places = self._projections.candidates(round_number, clients)
+        else:
+            places = zip(clients, pool.bank.rows(clients).tolist(), strict=True)
+            some = [client for client, place in places if 0 < self.own.peers < len(self._others(place))]
+            self._places = dict.fromkeys(some, torch.arange(len(pool.ready)))
+        seen, asked = self._projections.seen(), {}
+        for (client, at), place in zip(self._places.items(), pool.bank.rows(list(self._places)).tolist(), strict=True):
             scores = {"scores": self._last[place]} if self._scored[place] else {}
-            ready, own = tuple(self._pool.ready[at].int().tolist()), at.tolist().index(place)
-            facts = {"place": (own,), "ready": ready, "scored": (int(self._scored[place]),), **few}
+            ready, own = tuple(pool.ready[at].int().tolist()), at.tolist().index(place)
+            which = {"scored": (int(self._scored[place]),)} if self._mediated else {"peers": ()}
+            facts = {"place": (own,), "ready": ready, **which, **({"few": (1,)} if few else {})}
             asked[client] = Extras({"projections": seen[at] if few else seen, **scores}, facts)
         return asked
 
@@ -109,7 +112,6 @@ class FedHAMStrategy(RoundStrategy):
         if not self._mediated:
             self._pool.put(models)
             self._projections.update(clients)
-            self._last[places] = torch.stack([upload.extras["row"] for upload in uploads.values()])
             return
         scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7
         self._projections.update(clients)
@@ -134,7 +136,7 @@ class FedHAMStrategy(RoundStrategy):
         Raises:
             ValueError: it is missing or of another shape, or its weights are negative or do not sum to 1.
         """
-        wanted = {"row"} if (stage == "query") == bool(self._mediated) else set()
+        wanted = {"row"} if stage == "query" or not self._mediated else set()
         if tensors.keys() != wanted:
             raise ValueError(f"tensors other than the model's are {sorted(tensors)}, wanted {sorted(wanted)}")
         ready = self._pool.ready[self._places[client]] if self._mediated else self._pool.ready
@@ -149,7 +151,7 @@ class FedHAMStrategy(RoundStrategy):
 
     def state_dict(self) -> Params:
         """The pool, the transport, and what the last trainings gave; live, not copied."""
-        own = {"mediated": self._mediated, "last": self._last, "scored": self._scored}
+        own = {"mediated": self._mediated, "scored": self._scored, **({"last": self._last} if self._mediated else {})}
         return {**self._pool.state_dict(), **own}
 
     def load_state_dict(self, state: Params) -> None:
@@ -158,32 +160,35 @@ class FedHAMStrategy(RoundStrategy):
         Raises:
             ValueError: it is not of this model and these settings, or a model is not finite.
         """
-        self._pool, self._projections = self._empty()
-        self._last, self._scored = self._nothing()
+        self._pool, self._projections, self._last, self._scored = self._empty()
         self.add_clients(read_clients(state))
         self._mediated.fill_(bool(state.get("mediated", self._mediated).any()))  # as the first clients settled it
         self._last = self._last.new_zeros(*self._last.shape[:2], self._width)
+        if not self._mediated:  # an earlier version kept rows of its peers
+            state = {name: tensor for name, tensor in state.items() if name != "last"}
         self._pool.load(state, self.state_dict())
         self._projections.update_all()
 
     def _check_plain(self, what: str) -> None:
         self.settings.local_training(1).check_plain(what)
 
-    def _empty(self) -> tuple[Pool, Projections]:
+    def _empty(self) -> tuple[Pool, Projections, Tensor, Tensor]:
         pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)
-        return pool, Projections(self.own, pool, self.settings.seed)
-
-    def _nothing(self) -> tuple[Tensor, Tensor]:
-        return torch.zeros(0, len(self._projections.units), 0), torch.zeros(0, dtype=torch.int64)
+        looks = Projections(self.own, pool, self.settings.seed)
+        return pool, looks, torch.zeros(0, len(looks.units), 0), torch.zeros(0, dtype=torch.int64)
 
     @property
     def _width(self) -> int:
-        """M, the most models that a client is told of."""
-        return self._projections.width if self._mediated else len(self._pool.bank.clients)
+        """Numbers of a row of scores: of the most models that a client is told of; none with `peers`."""
+        return self._projections.width if self._mediated else 0
 
     def _choose(self, round_number: int, client: str, place: int) -> list[int]:
-        """The places of the peers whose models a client gets: those of largest weight, and some that are drawn."""
+        """The places of the peers whose models a client gets: those it gives most weight, and some that are drawn."""
+        others, draws = self._others(place), torch_stream(self.settings.seed, "peers", round_number, client)
+        weights = self._rows[client].weights.mean(0) if client in self._rows else torch.zeros(len(self._pool.ready))
+        return nearest_and_drawn(weights, others, self.own.peers or len(others), self.own.exploration, draws).tolist()
+
+    def _others(self, place: int) -> Tensor:
+        """The places of those that may be mixed for a client, itself left out."""
         ready = self._pool.ready.nonzero().flatten()
-        others, draws = ready[ready != place], torch_stream(self.settings.seed, "peers", round_number, client)
-        count, weights = self.own.peers or len(others), self._last[place].mean(0)
-        return nearest_and_drawn(weights, others, count, self.own.exploration, draws).tolist()
+        return ready[ready != place]

@@ -28,7 +28,7 @@ from fedham_flwr.federation.messages import ClientFailure, Download, Upload
 from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.mixing import meta_models
 from fedham_flwr.mixing.meta_models import Projection
-from fedham_flwr.reporting.mixing_weights import read_weights
+from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
 from fedham_flwr.settings import Value, parse
@@ -217,16 +217,65 @@ def test_a_row_that_is_none_is_refused(
     assert re.search(error, failure["error"])
 
 
+FEW_PEERS: dict[str, Value] = {**PEERS, "fedham.peers": 5, "fedham.exploration": 0.4}
+
+
+def told(made: Any, weights: dict[int, float], client: str = "0") -> None:
+    """Let a client answer that it listens to these peers."""
+    row = torch.zeros(L, len(made._pool.ready))
+    row[:, 0] = 1 - sum(weights.values())
+    row[:, list(weights)] = torch.tensor(list(weights.values()))
+    made.answered(1, {client: Upload(client, {}, 0, (), extras={"row": row})})
+
+
 def test_peers_are_those_of_largest_weight_and_some_that_are_drawn() -> None:
-    made = server(clients=12, **PEERS, **{"fedham.peers": 5, "fedham.exploration": 0.4})
-    row = torch.zeros(L, 12)
-    row[:, [3, 7, 9]] = torch.tensor([0.2, 0.3, 0.1])
-    made._last[0] = row
+    made = server(clients=12, **FEW_PEERS)
+    made.questions(1, names(12))
+    told(made, {3: 0.2, 7: 0.3, 9: 0.1})
     chosen = [made._choose(number, "0", 0) for number in range(1, 40)]
     assert all(len(set(peers)) == 5 and 0 not in peers and {3, 7, 9} <= set(peers) for peers in chosen)
     assert {peer for peers in chosen for peer in peers} == set(range(1, 12))
     assert made._choose(3, "0", 0) == made._choose(3, "0", 0)
     assert server(clients=12, **PEERS, **{"fedham.peers": 11})._choose(1, "0", 0) == list(range(1, 12))
+
+
+def test_who_is_sent_all_models_is_not_asked_whose_it_wants() -> None:
+    for peers, asked in ((0, ()), (2, names(4)), (3, ()), (9, ())):
+        assert tuple(server(clients=4, **PEERS, **{"fedham.peers": peers}).questions(1, names(4))) == asked
+    made = server(clients=4, **PEERS, **{"fedham.peers": 3})
+    made.add_clients(names(5))  # a late one has four others to choose from, and they three: it may not be mixed yet
+    assert tuple(made.questions(1, names(5))) == ("4",)
+
+
+def test_a_client_is_sent_those_whom_it_says_it_listens_to(federate: Federate) -> None:
+    """Its answer is the row of its meta-model over all projections, before the server has sent it a model."""
+    places: dict[int, int] = {}
+    wanted: dict[int, set[str]] = {}
+    sent = []
+
+    class Watching(InProcessGrid):
+        def _carry(self, message: Message) -> Message:
+            if message.has_content() and "extras" in message.content.array_records:
+                look(message, message.content.array_records["extras"])
+            return super()._carry(message)
+
+    def look(message: Message, extras: ArrayRecord) -> None:
+        about, names = message.metadata, set(extras)
+        if names == {"projections"}:  # the question
+            places[about.dst_node_id] = int(message.content.config_records["facts"]["place"][0])  # type: ignore[index]
+        elif "projections" in names:  # the models
+            sent.append({name.partition("/")[0] for name in names if "/" in name} == wanted.pop(about.dst_node_id))
+        elif about.message_type.startswith("query"):  # the answer
+            row = read_tensors(extras)["row"].mean(0)
+            row[places[about.src_node_id]] = -1
+            wanted[about.src_node_id] = {str(place) for place in row.argsort(descending=True)[:2].tolist()}
+
+    few = {**FEW_PEERS, "fedham.peers": 2, "fedham.exploration": 0.0, "fedham.learning-rate": 0.1}
+    run = federate(grid=Watching, clients=6, num_server_rounds=4, **few)
+    assert run.summary["failures"] == 0
+    assert len(sent) == 30  # four rounds and the closing evaluation
+    assert all(sent[12:])  # until models differ weights are equal, and lots decide
+    assert ((latest(read_weights(run.path)).weights > 0).sum(-1) <= 3).all()
 
 
 @pytest.mark.parametrize(("clients", "mediated"), [(2, False), (20, False), (21, True)])

@@ -222,12 +222,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_bytes_of_peers_are_those_of_the_formula(federate: Federate) -> None:
-    """Down M P and projections, of its own model too; up P and the row; M is all others, or as many as are wanted."""
+    """Down M P and projections, of its own model too; up P and the row; M is all others, or as many as are wanted.
+
+    Who gets few is asked which, by all projections.
+    """
     for peers, sent in ((0, 5), (2, 2)):
         run = federate(clients=6, **TRANSPORTS[0], **{"fedham.peers": peers, "fedham.meta-steps": 1})
+        assert [r["kind"] for r in run.records].count("query") == (3 if peers else 0)
         for record in run.records:
             trained_ = P if record["kind"] == "train" else 0
-            assert record["bytes-down"] == 6 * 4 * (sent * P + (sent + 1) * L * D)
+            models = (0, 6) if record["kind"] == "query" else (sent, sent + 1)
+            assert record["bytes-down"] == 6 * 4 * (models[0] * P + models[1] * L * D)
             assert record["bytes-up"] == 6 * 4 * (trained_ + L * 6)
 
 

@@ -8,7 +8,7 @@ Identity card
     shared      every layer group; the clients' models are mixed and never averaged into one
     personal    psi_i = (W_Q, W_K, W_Q2, W_K2, b0) and its optimiser's state; running statistics; with `peers` also w_i
     lives       psi_i with client i, which never sends it; the pool {w_j} on the server
-    down, up    `peers`: M P + (M + 1) L d down; P and a row of N L weights up; N^2 P in all if M = N - 1
+    down, up    `peers`: M P + (M + 1) L d down, with few N L d more; P and rows of N L up; N^2 P in all if M = N - 1
                 `mediated`: P + M L d + M L down; P + M L up; M is N, or K + 1 with `candidates`
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
@@ -18,6 +18,7 @@ Identity card
 
 The round
     R1  server: choose S; send i p_j = R w_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)   `project`
+        with few `peers` it sends all p_j first, and i answers its row: the w_j are those of its largest weights
     R2  client: psi_i <- descend by (10), base frozen; `peers`: T_m steps with S_ij = <grad L_i(h_i), w_j>; `mediated`:
         one step with the S_ij that came                                                    `gradient`, meta_models.py
     R3  client: f_j = LN(p_j - pref) (7); rows a_ij, beta_i (8), (9); `mediated`: send them     `features`, `attend`
@@ -63,7 +64,7 @@ class FedHAMSettings(AttentionSettings):
             made small.
         transport: peers, mediated, or auto: peers up to 20 clients (and for B2), else mediated.
         peers: M, the models that a client gets with `peers`; 0 for all.
-        exploration: share of those M that is drawn, in [0, 1]; the others had its largest weights last.
+        exploration: share of those M that is drawn, in [0, 1]; the others have its largest weights.
         meta_steps: T_m, with `peers`.
         meta_batch_size: of a meta step's loss.
         meta_data: with `peers`, samples for the meta steps: the same part of the training samples held out of all
