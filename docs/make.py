@@ -3,12 +3,13 @@
 That is docs/settings.md, the tables of all methods in docs/bounds.md and docs/privacy.md, and in each page of a method
 its source, its card, its round, its settings, what a study searches and its deviations, between two markers; and
 wherever a page has `<!-- study NAME: TABLE ... -->`, the tables that the study NAME left, which
-`python docs/make.py keep FOLDER` takes from its folder; and in docs/published.md the figures that
-`python benchmarks/published/run.py NAME` left.
+`python docs/make.py keep FOLDER` takes from its folder, or `<!-- ranks NAME ... -->`, the methods' ranks over several
+studies; and in docs/published.md the figures that `python benchmarks/published/run.py NAME` left.
 """
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from fedham_flwr import registry
+from fedham_flwr.analysis.ranks import mean_rank, shared_ranks
 from fedham_flwr.commands.settings import remarks
 from fedham_flwr.settings import defaults
 from fedham_flwr.study.spaces import common, described
@@ -26,6 +28,7 @@ from fedham_flwr.study.spaces import common, described
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = ROOT / "benchmarks" / "studies"
 STUDY = re.compile(r"<!-- study ([\w-]+): ([\w ]+) -->.*?<!-- end -->", re.DOTALL)
+RANKS = re.compile(r"<!-- ranks ([\w -]+) -->.*?<!-- end -->", re.DOTALL)
 METHODS = re.compile(r"<!-- methods: (.+?) -->.*?<!-- end -->", re.DOTALL)
 KEY = 12
 """Characters of a line of an identity card that say what it is of."""
@@ -223,6 +226,36 @@ def study_block(name: str, tables: list[str], page: Path) -> str:
     return "\n\n".join([f"<!-- study {name}: {' '.join(tables)} -->", *parts, "<!-- end -->"])
 
 
+def ranks_block(names: list[str]) -> str:
+    """The ranks of the methods that several studies have run, the mean first; and what each sent in the last of them.
+
+    Args:
+        names: of the studies.
+    """
+    scores = [{row["method"]: float(row["accuracy"]) for row in rows_of(name, "results")} for name in names]
+    costs = {row["method"]: row for row in rows_of(names[-1], "costs")}
+    common = [method for method in scores[0] if all(method in of for of in scores[1:])]
+    placed = [shared_ranks([of[method] for method in common], higher=True) for of in scores]
+    ranks = dict(zip(common, zip(*placed, strict=True), strict=True))
+    means = {method: mean_rank(ranks[method], len(common)) for method in common}
+    lines = [
+        f"| method | mean rank | {' | '.join(f'`{name}`' for name in names)} | MiB up | MiB down |",
+        f"| --- | ---: |{' ---: |' * (len(names) + 2)}",
+    ]
+    for method in sorted(common, key=lambda each: means[each].mean):
+        found, sent = means[method], [f"{float(costs[method][key]):.3g}" for key in ("MiB up", "MiB down")]
+        spread = f" [{found.low:.0f}, {found.high:.0f}]" if found.low is not None and found.high is not None else ""
+        cells = [method, f"{found.mean:.1f}{spread}", *(f"{rank:g}" for rank in ranks[method]), *sent]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([f"<!-- ranks {' '.join(names)} -->", "", *lines, "", "<!-- end -->"])
+
+
+def rows_of(name: str, table: str) -> list[dict[str, str]]:
+    """A table that a study left, as rows by column."""
+    with (STUDIES / "outcomes" / name / f"{table}.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def caption(name: str, plan: dict[str, Any], page: Path) -> str:
     """What a study ran, in a sentence with a link to its file."""
     file = Path("../" * (len(page.relative_to(ROOT).parts) - 1)) / "benchmarks" / "studies" / f"{name}.toml"
@@ -248,7 +281,8 @@ def of_any_machine(text: str) -> str:
 
 
 def with_studies(page: Path, text: str) -> str:
-    """A page with the tables of the studies that it names."""
+    """A page with the tables of the studies that it names, and with ranks over several."""
+    text = RANKS.sub(lambda found: ranks_block(found[1].split()), text)
     return STUDY.sub(lambda found: study_block(found[1], found[2].split(), page), text)
 
 
@@ -270,8 +304,10 @@ def pages() -> dict[Path, str]:
         file: with_methods(file.read_text()) for file in (ROOT / "docs" / "bounds.md", ROOT / "docs" / "privacy.md")
     }
     others = {ROOT / "docs" / "settings.md": settings_page(), readme: with_studies(readme, readme.read_text())}
-    published, compared = ROOT / "docs" / "published.md", ROOT / "docs" / "compared.md"
-    others |= {published: with_published(published.read_text()), compared: with_studies(compared, compared.read_text())}
+    published = ROOT / "docs" / "published.md"
+    others |= {published: with_published(published.read_text())}
+    for file in (ROOT / "docs" / "compared.md", ROOT / "docs" / "claims.md"):
+        others[file] = with_studies(file, file.read_text())
     return {**others, **tables, **methods}
 
 

@@ -76,8 +76,8 @@ class FedHAMSettings(AttentionSettings):
 
     uniform_penalty: Annotated[float, Ge(0)] = 0.05
     transport: Literal["auto", "peers", "mediated"] = "auto"
-    peers: Annotated[int, Ge(0)] = 0
-    exploration: Annotated[float, Ge(0), Le(1)] = 0.2
+    peers: Annotated[int, Ge(0)] = 4
+    exploration: Annotated[float, Ge(0), Le(1)] = 0.0
     meta_steps: Annotated[int, Ge(0)] = 5
     meta_batch_size: Annotated[int, Gt(0)] = 64
     meta_data: Literal["held-out", "fresh", "shared"] = "shared"
