@@ -18,6 +18,7 @@ from fedham_flwr.reporting import terminal as report
 from fedham_flwr.reporting.checkpointing import keep_checkpoint
 from fedham_flwr.reporting.entries import describe, names_of
 from fedham_flwr.reporting.followers import Followers
+from fedham_flwr.reporting.group_weights import group_picture
 from fedham_flwr.reporting.mixing_plots import heat_maps, self_weight_curves
 from fedham_flwr.reporting.mixing_sample import sample
 from fedham_flwr.reporting.mixing_weights import write_weights
@@ -213,6 +214,7 @@ class Journal:
         if shown := sample(path, self.settings.seed):
             heat_maps(shown[0], path / "mixing-weights.png", *what, shown[1])
             self_weight_curves(path, path / "self-weights.png", *what)
+            group_picture(path, self.settings.groups_used, *what)
 
     def _statistics(self, rows: Sequence[Row]) -> dict[str, list[dict[str, float | int | str]]]:
         """Of the last round, and of the one that validation chooses."""

@@ -21,8 +21,8 @@ _NUMBERED, _LABELLED = 10, 20  # most clients with numbers in the cells; most na
 _LONGEST = 12  # characters of a name that are shown
 _FLAT = 30  # most characters of all names below a map that fit side by side
 # Okabe and Ito's colours, told apart with every kind of colour vision; dashes and markers differ as well.
-_COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#6B6B6B")
-_DASHES, _MARKERS = ("-", "--", "-.", ":"), "os^Dv<>PX"
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#6B6B6B")
+DASHES, MARKERS = ("-", "--", "-.", ":"), "os^Dv<>PX"
 
 
 def heat_maps(weights: MixingWeights, path: Path, strategy: str = "", dataset: str = "", note: str = "") -> Path:
@@ -92,7 +92,7 @@ def self_weight_curves(source: pyarrow.Table | Path, path: Path, strategy: str =
         return None
     figure, axes = new_figure((10.0, 5.6))
     for at, group in enumerate(groups):
-        color, dashes, marker = (style[at % len(style)] for style in (_COLORS, _DASHES, _MARKERS))
+        color, dashes, marker = (style[at % len(style)] for style in (COLORS, DASHES, MARKERS))
         axes.plot(
             rounds, means[at], color=color, ls=dashes, marker=marker, ms=5 if len(rounds) <= 40 else 0, lw=2,
             label=group.replace("$", r"\$"),
