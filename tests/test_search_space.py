@@ -54,7 +54,8 @@ def test_a_search_starts_from_the_defaults(method: str) -> None:
 
 def test_every_method_that_has_settings_to_tune_declares_some() -> None:
     without = {name for name in registry.BUILT_IN if not registry.method(name).search}
-    assert without == {name for name in registry.BUILT_IN if registry.method(name).settings is None}
+    of_files = {"clustered"}  # its one setting is the path of a table
+    assert without == of_files | {name for name in registry.BUILT_IN if registry.method(name).settings is None}
 
 
 # ---- the common space ---------------------------------------------------------------------------------------------
