@@ -239,6 +239,14 @@ def test_peers_are_those_of_largest_weight_and_some_that_are_drawn() -> None:
     assert server(clients=12, **PEERS, **{"fedham.peers": 11})._choose(1, "0", 0) == list(range(1, 12))
 
 
+def test_a_state_with_rows_of_an_earlier_version_opens() -> None:
+    made = server(clients=4, **FEW_PEERS)
+    state = made.state_dict()
+    assert "last" not in state
+    made.load_state_dict({**state, "last": torch.full((4, L, 4), 0.25)})
+    assert made.state_dict().keys() == state.keys()
+
+
 def test_who_is_sent_all_models_is_not_asked_whose_it_wants() -> None:
     for peers, asked in ((0, ()), (2, names(4)), (3, ()), (9, ())):
         assert tuple(server(clients=4, **PEERS, **{"fedham.peers": peers}).questions(1, names(4))) == asked
