@@ -63,7 +63,7 @@ def _by_partitioner(*names: str, own: bool = False) -> Reason:
 
 
 def _of_groups(facts: Facts) -> str:
-    read = facts.settings.strategy == "clustered" or groups.words_of(facts.settings.shift)
+    read = registry.method(facts.settings.strategy).told_groups or groups.words_of(facts.settings.shift)
     return "" if read else _by_partitioner(CLASS_GROUPS)(facts)
 
 

@@ -99,5 +99,5 @@ def split(manifest: Manifest, _settings: object) -> Split:
 
 METHOD = Method(
     "strategies.clustered:ClusteredStrategy", "clients.clustered:ClusteredClient", split, ClusteredSettings,
-    composes=True,
+    composes=True, told_groups=True,
 )  # fmt: skip

@@ -149,6 +149,7 @@ class Method:
         own_networks: clients may have networks that differ, since its split shares no tensor of any.
         counts_samples: own settings -> whether its server weighs what clients send by how many samples they have, which
             `max-examples-per-client` caps.
+        told_groups: its server knows which group each client is of, by the setting `groups`.
         floor: every comparison has it beside its methods, which are worth their effort only above it.
         extras: what its clients send the server beside the tensors that are shared, in the words of its identity card;
             the cards of models say it.
@@ -168,6 +169,7 @@ class Method:
     own_steps: bool = False
     composes: bool = False
     own_networks: bool = False
+    told_groups: bool = False
     counts_samples: Callable[[Any], bool] = always
     floor: bool = False
     extras: str = ""
