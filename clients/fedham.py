@@ -14,10 +14,11 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN
-from fedham_flwr.mixing.attention import Peers, Through
+from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels
 from fedham_flwr.mixing.rows import Units
 from fedham_flwr.training.local import Samples
+from fedham_flwr.training.through import Hybrid, Through
 
 log = logging.getLogger("fedham_flwr")
 
@@ -25,20 +26,6 @@ META, SEEN = "meta/", "seen/"
 """Prefixes of what the client keeps beside a model: psi and its optimiser; what psi looked at last (`mediated`)."""
 ONE = torch.zeros(1, dtype=torch.int64)
 """The row of the client's meta-model in a stack of one."""
-
-
-class Hybrid(dict[str, Tensor]):
-    """h_i with w_i's running statistics, where the client makes it itself.
-
-    Args:
-        tensors: h_i.
-        own: w_i.
-        beta: its gates, by layer group.
-    """
-
-    def __init__(self, tensors: Params, own: Params, beta: dict[str, float]) -> None:
-        super().__init__(tensors)
-        self.own, self.beta = own, beta
 
 
 @final
@@ -84,10 +71,12 @@ class FedHAMClient(RoundClient):
             for _ in range(self.own.meta_steps if looks else 0):  # an evaluation's are forgotten
                 self._meta_step(peers, model, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
-            row, beta = looked.effective(self.place), looked.beta[0, list(self.units.unit_of)].tolist()
+            row, gates = looked.effective(self.place), looked.beta[0, list(self.units.unit_of)].tolist()
             hybrid = peers.mix(self.units.by_group(row))  # R3, R5
         self.extras = {"row": row[0]}  # R6
-        return Hybrid({**model, **hybrid}, model, dict(zip(peers.groups, beta, strict=True)))
+        beta = dict(zip(peers.groups, gates, strict=True))
+        by_name = {n: beta.get(g.name, 1.0) for g in self.job.trainer.manifest.groups for n in g.parameters}
+        return Hybrid({**model, **hybrid}, model, by_name)
 
     def _peers(self, model: Params) -> Peers:
         sent, trainer = self.job.download.extras, self.job.trainer
@@ -108,28 +97,13 @@ class FedHAMClient(RoundClient):
         if not isinstance(start, Hybrid):
             after = self.fit(start)
             return Outcome(after, after, {**remembered, **{name: after[name] for name in self.split.personal}})
-        after = self.fit(start, gradient_term=self._through(start), samples=self.parts[0])
-        own = self._own_model(start, after)
+        if self.own.base_objective == "own":  # B2: w_i descends, and not h_i
+            through = Through(start.beta, self.on_device(start.rest()), self.settings.weight_decay)
+            after = self.fit(start, gradient_term=through, samples=self.parts[0])
+            own = start.own_after(after)
+        else:
+            own = after = self.fit(start, samples=self.parts[0])
         return Outcome(own, after, {**own, **remembered, **self._meta_state()})
-
-    def _through(self, start: Hybrid) -> Through | None:
-        """R5: with B2, descend w_i and not h_i."""
-        if self.own.base_objective == "hybrid":
-            return None
-        beta = {name: start.beta.get(g.name, 1.0) for g in self.job.trainer.manifest.groups for name in g.parameters}
-        rest = self.on_device({name: start[name] - b * start.own[name] for name, b in beta.items()})
-        return Through(beta, rest, self.settings.weight_decay)
-
-    def _own_model(self, start: Hybrid, after: Params) -> Params:
-        """R5: with B2, w_i of the h_i that training left; with B1 the same."""
-        if self.own.base_objective == "hybrid":
-            return after
-        own = dict(after)
-        for group in self.job.trainer.manifest.groups:
-            b = start.beta.get(group.name, 1.0)
-            for name in group.parameters:
-                own[name] = start.own[name] + ((after[name] - start[name]) / b if b else 0.0)
-        return own
 
     @cached_property
     def parts(self) -> tuple[Samples, Samples]:

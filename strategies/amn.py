@@ -60,8 +60,9 @@ class AMNStrategy(RoundStrategy):
         training = self.settings.local_training(round_number)
         reach = torch.tensor([training.reach(upload.samples) for upload in uploads.values()], dtype=torch.float64)
         models = {client: upload.params for client, upload in uploads.items()}
-        found = learn(self._pool, models, lists.rows(self._projections.units.rows(looked.effective(lists.own))))  # R5
-        self._projections.update(clients)
+        rows = lists.rows(self._projections.units.rows(looked.effective(lists.own)))
+        found = learn(self._pool, models, rows)  # R5
+        self._projections.update(rows)
         scores = self._projections.units.scores(side_by_side(list(found.values())))
         self._meta.step(own, looked, lists.own, scores / reach[:, None, None])  # R6
 
@@ -71,7 +72,8 @@ class AMNStrategy(RoundStrategy):
 
     def state_dict(self) -> Params:
         """The pool, and the meta-models with their optimiser; live, not copied."""
-        return {**self._pool.state_dict(), **{f"meta/{name}": t for name, t in self._meta.state_dict().items()}}
+        psi = {f"meta/{name}": tensor for name, tensor in self._meta.state_dict().items()}
+        return {**self._pool.state_dict(), **self._projections.state_dict(), **psi}
 
     def load_state_dict(self, state: Params) -> None:
         """Continue from a pool and its meta-models; the projections are made anew.

@@ -111,10 +111,10 @@ class FedHAMStrategy(RoundStrategy):
         models = {client: upload.params for client, upload in uploads.items()}
         if not self._mediated:
             self._pool.put(models)
-            self._projections.update(clients)
+            self._projections.update(self._started(uploads))
             return
         scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7
-        self._projections.update(clients)
+        self._projections.update({client: self._rows[client] for client in clients})
         self._last[places, :, : scores.shape[-1]] = self._projections.units.scores(scores).float()
         self._scored[places] = round_number
 
@@ -152,7 +152,7 @@ class FedHAMStrategy(RoundStrategy):
     def state_dict(self) -> Params:
         """The pool, the transport, and what the last trainings gave; live, not copied."""
         own = {"mediated": self._mediated, "scored": self._scored, **({"last": self._last} if self._mediated else {})}
-        return {**self._pool.state_dict(), **own}
+        return {**self._pool.state_dict(), **self._projections.state_dict(), **own}
 
     def load_state_dict(self, state: Params) -> None:
         """Continue from a pool; its projections are made anew.
@@ -181,6 +181,13 @@ class FedHAMStrategy(RoundStrategy):
     def _width(self) -> int:
         """Numbers of a row of scores: of the most models that a client is told of; none with `peers`."""
         return self._projections.width if self._mediated else 0
+
+    def _started(self, uploads: Mapping[str, Upload]) -> dict[str, Row]:
+        """What clients that mix have trained from: their hybrids, by the rows that they tell; with B2 their models."""
+        if self.own.base_objective == "own":
+            return {client: Row(self._pool.bank.rows([client]), torch.ones(1, 1)) for client in uploads}
+        every, units = torch.arange(len(self._pool.ready)), self._projections.units
+        return {client: Row(every, units.rows(upload.extras["row"])) for client, upload in uploads.items()}
 
     def _choose(self, round_number: int, client: str, place: int) -> list[int]:
         """The places of the peers whose models a client gets: those it gives most weight, and some that are drawn."""

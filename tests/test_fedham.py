@@ -28,7 +28,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def settings(meta: str = "attention", bias: bool = False, **given: Any) -> AttentionSettings:
-    return AttentionSettings(**{"meta": meta, "peer_bias": bias, "feature_dim": D, "key_dim": K, **given})
+    equal = {"initial_temperature": 0.0, "feature_dim": D, "key_dim": K}
+    return AttentionSettings(**{"meta": meta, "peer_bias": bias, **equal, **given})
 
 
 def started(chosen: AttentionSettings, units: int, peers: int) -> dict[str, Tensor]:

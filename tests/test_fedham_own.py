@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from test_fedham_rounds import TRANSPORTS, L
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from clients.fedham import FedHAMClient, Hybrid
+from clients.fedham import FedHAMClient
 from fedham_flwr import models
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.data.batches import to_float
@@ -19,6 +19,7 @@ from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import TRAIN
 from fedham_flwr.mixing import meta_models
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
+from fedham_flwr.training.through import Hybrid
 
 Federate = Callable[..., Any]
 EPOCHS, RATE, MOMENTUM = 3, 0.02, 0.9
@@ -28,7 +29,7 @@ EPOCHS, RATE, MOMENTUM = 3, 0.02, 0.9
 def test_b2_descends_the_own_model_through_the_hybrid(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, decay: float
 ) -> None:
-    seen: list[tuple[Params, Params, dict[str, float], Params, Any]] = []
+    seen: list[tuple[Params, Params, Mapping[str, float], Params, Any]] = []
     start, train = meta_models.initial, FedHAMClient.train
     monkeypatch.setattr(
         meta_models, "initial", lambda *given: start(*given) | {"gate": torch.tensor([0.5, -0.5, 0.0, 1.0])}
@@ -54,10 +55,9 @@ def test_b2_descends_the_own_model_through_the_hybrid(
             assert not torch.allclose(own[name], before[name], atol=1e-4), name
 
 
-def trained_through(own: Params, hybrid: Params, beta: dict[str, float], data: Any, decay: float) -> Params:
+def trained_through(own: Params, hybrid: Params, share: Mapping[str, float], data: Any, decay: float) -> Params:
     """SGD on w of L(beta w + (1 - beta) c), with h made anew at each step; one batch an epoch."""
     network = models.build("digits-cnn", (1, 8, 8), 10, 0)
-    share = {name: beta[name.partition(".")[0]] for name in own}
     common = {name: (hybrid[name] - share[name] * own[name]) / (1 - share[name]) for name in own}
     w = {name: tensor.clone().requires_grad_() for name, tensor in own.items()}
     optimizer = torch.optim.SGD(w.values(), lr=RATE, momentum=MOMENTUM, weight_decay=decay)

@@ -32,6 +32,7 @@ def made(clients: int, optimizer: str = "adam", peers: int = 0, seed: int = 0, *
         "learning_rate": RATE,
         "optimizer": optimizer,
         "max_logit_step": 0.0,
+        "initial_temperature": 0.0,
     } | given
     models = MetaModels(AttentionSettings(**settings), UNITS)
     models.add([torch.Generator().manual_seed(100 * seed + i) for i in range(clients)], peers or clients)

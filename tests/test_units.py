@@ -73,7 +73,7 @@ def test_weights_start_by_the_cosine_of_features(meta: str) -> None:
 
 
 def test_without_it_weights_start_equal_and_as_they_did() -> None:
-    psi = initial(AttentionSettings(), 3, 4, torch.Generator().manual_seed(0))
+    psi = initial(AttentionSettings(initial_temperature=0.0), 3, 4, torch.Generator().manual_seed(0))
     assert not any(psi[name].any() or psi[name].signbit().any() for name in ("key", "key2"))
     drawn = torch.randn(3, 32, 64, generator=torch.Generator().manual_seed(0)) / 8
     assert torch.equal(psi["query"], drawn)

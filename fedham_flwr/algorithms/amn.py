@@ -17,11 +17,12 @@ Identity card
     bound       its largest weight in the other's mixture times C, and how far attention turns in the pool that it is in
 
 The round
-    R1  server: choose S; f_j = LN(R w_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`
+    R1  server: choose S; f_j = LN(R U_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`
     R2  server: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                 `bank.Bank.mix`
     R3  client: wt_i <- E epochs of SGD on L_i from h_i                             clients/amn.py
     R4  client: keep its running statistics, send wt_i                              clients/amn.py
-    R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), then w_i <- wt_i, for i in S    `bank.Bank.absorb`
+    R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), U_i <- mu U_i + wt_i - h_i,
+        then w_i <- wt_i, for i in S                                `bank.Bank.absorb`, `Projections.update`
     R6  server: psi_i <- descend by (10)                                            `gradient`, meta_models.py
 
 (h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise; eta is
@@ -37,7 +38,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
@@ -62,7 +63,9 @@ class AttentionSettings:
         meta: attention, or aghn for FedAGHN's temperature and gate.
         feature_dim: d.
         key_dim: k, of queries and keys.
-        reference: pref, the mean of the pool or the common start.
+        reference: what features are of. update: U_j, what training added to a model, that of earlier rounds less and
+            less, less the pool's mean. mean or start: the model less the mean of the pool, or the common start.
+        update_momentum: mu, in [0, 1), the share of it that a round leaves, with update.
         peer_bias: whether each peer has a free bias in layer one.
         uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
@@ -80,12 +83,13 @@ class AttentionSettings:
     meta: Literal["attention", "aghn"] = "attention"
     feature_dim: Annotated[int, Gt(1)] = 64
     key_dim: Annotated[int, Gt(0)] = 32
-    reference: Literal["mean", "start"] = "mean"
+    reference: Literal["update", "mean", "start"] = "update"
+    update_momentum: Annotated[float, Ge(0), Lt(1)] = 0.8
     peer_bias: bool = False
     uniform_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
-    initial_temperature: Annotated[float, Ge(0)] = 0.0
+    initial_temperature: Annotated[float, Ge(0)] = 5.0
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25

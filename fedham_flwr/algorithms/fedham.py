@@ -17,23 +17,24 @@ Identity card
     bound       as `amn`
 
 The round
-    R1  server: choose S; send i p_j = R w_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)   `project`
+    R1  server: choose S; send i p_j = R U_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)   `project`
         with few `peers` it sends all p_j first, and i answers its row: the w_j are those of its largest weights
     R2  client: psi_i <- descend by (10), base frozen; `peers`: T_m steps with S_ij = <grad L_i(h_i), w_j>; `mediated`:
         one step with the S_ij that came                                                    `gradient`, meta_models.py
-    R3  client: f_j = LN(p_j - pref) (7); rows a_ij, beta_i (8), (9); `mediated`: send them     `features`, `attend`
+    R3  client: f_j = LN(p_j) (7); rows a_ij, beta_i (8), (9); `mediated`: send them     `features`, `attend`
     R4  server: `mediated`: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                       `bank.Bank.mix`
     R5  client: with `peers`, make h_i itself; wt_i <- E epochs of SGD, meta frozen, from h_i (B1) or through it (B2)
     R6  client: keep psi_i, send wt_i; with `peers` also its row                                    clients/fedham.py
-    R7  server: `mediated`: S_ij = <h_i - wt_i, w_j>; then w_i <- wt_i                             `bank.Bank.absorb`
+    R7  server: `mediated`: S_ij = <h_i - wt_i, w_j>; U_i <- mu U_i + wt_i - h_i; then w_i <- wt_i `bank.Bank.absorb`
 
 `mediated` takes (h_i - wt_i) / (eta K) for grad L_i(h_i), which it is for one step of SGD; see algorithms/amn.py. B2
 descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i, by plain SGD too. `meta="aghn"` has two scalars per unit,
-temperature and gate, and unit-norm features: FedAGHN's formula, of models where that looks at their last updates.
+temperature and gate, and unit-norm features: FedAGHN's formula, of updates of all rounds, where that has the last ones.
 
 Open in the paper, and how it is read here
-    features        R (w_j - pref): R one random sign per scalar, folded into d sums; pref the mean of the pool, since
-                    models grown from one start are nearly collinear. Sketched or raw, deltas or weights: not public
+    features        R U_j - pref: R one random sign per scalar, folded into d sums; U_j what training added to w_j, in
+                    this round and, less and less, in earlier ones: w_j itself tells more of who was mixed into it. pref
+                    the mean of the pool's. Sketched or raw, deltas or weights: not public; `reference` has both
     values          the models themselves, so that a hybrid lies in their convex hull
     layer one       leaves the client itself out, which layer two weighs against the rest
     granularity     a row for each layer group, made from its own projections; else `unit`, `features_of`

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings
@@ -15,7 +16,6 @@ from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.threads import in_threads
-from fedham_flwr.core.trees import stack
 from fedham_flwr.mixing.bank import Bank
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
@@ -64,20 +64,23 @@ class Projections:
         self._settings, self._pool, self._seed = settings, pool, seed
         self.units = Units.of(pool.bank.groups, settings.unit, settings.features_of)
         self._projection = Projection(settings.feature_dim, pool.bank, seed)
-        self._p = torch.empty(0, len(self.units), settings.feature_dim, dtype=torch.float64)
+        self._p = torch.empty(0, len(pool.bank.groups), settings.feature_dim, dtype=torch.float64)
         self._start = self._p  # the projection of the common start; none before the first client
+        self._follows = settings.reference == "update"
+        self._added = self._p  # of what training has added to each model, if this is what is looked at
 
     def add(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start, which is what the pool has of them."""
         if not len(self._start):
             self._start = self._project([len(self._p)])
         self._p = torch.cat([self._p, self._start.expand(len(clients), -1, -1)])
+        self._added = pad(self._added, (0, 0, 0, 0, 0, len(clients) if self._follows else 0))
 
     def seen(self) -> Tensor:
         """The projections less the mean of those that may be mixed, or that of the common start: float32 [N, L, d]."""
         if self._settings.reference == "start":
-            return (self._p - self._start).float()
-        return amn.centred(self._p, self._pool.ready).float()
+            return self.units.seen(self._p - self._start).float()
+        return amn.centred(self.units.seen(self._added if self._follows else self._p), self._pool.ready).float()
 
     @property
     def width(self) -> int:
@@ -129,17 +132,33 @@ class Projections:
         at = torch.stack(spare)
         return Lists(places, seen[at], own, ready[at] & there)
 
-    def update(self, clients: Sequence[str]) -> None:
-        """Project the models of these clients anew."""
-        rows = self._pool.bank.rows(clients)
-        self._p[rows] = self._project(rows.tolist())
+    def update(self, rows: Mapping[str, Row]) -> None:
+        """Project the models of some clients anew, and what training added to them.
+
+        Args:
+            rows: client id -> what its start was mixed from, of the models as they were.
+        """
+        at = self._pool.bank.rows(list(rows))
+        after = self._project(at.tolist())
+        if self._follows:
+            # A projection is linear: that of a mixture is the mixture of theirs.
+            starts = torch.stack([self._mixed(row) for row in rows.values()])
+            self._added[at] = self._settings.update_momentum * self._added[at] + (after - starts)
+        self._p[at] = after
 
     def update_all(self) -> None:
-        """Project all models anew."""
+        """Project all models anew; what training added is a part of the state."""
         self._p = self._project(range(len(self._pool.bank.clients)))
 
+    def state_dict(self) -> Params:
+        """What models do not tell: the projections of what training added, if these are looked at; live, not copied."""
+        return {"added": self._added} if self._follows else {}
+
+    def _mixed(self, row: Row) -> Tensor:
+        return torch.einsum("gm,mgd->gd", row.by_group(self._p.shape[1]), self._p[row.places])
+
     def _project(self, rows: Sequence[int]) -> Tensor:
-        return self.units.seen(self._projection.of(self._pool.bank, rows))
+        return self._projection.of(self._pool.bank, rows)
 
 
 class Peers:
@@ -205,37 +224,3 @@ class Peers:
         for at, group in enumerate(self.bank.groups):
             scores[0, at, self.places] = self.bank.inner(group, direction)
         return scores
-
-
-class Through:
-    """R5, B2, as a term of the gradient: h_i moves by beta_i times the step of w_i, whose gradient is beta_i dL/dh_i.
-
-    Args:
-        beta: the gate of each parameter, by name: a number, or [n] of n clients.
-        rest: (1 - beta_i) c_i, which weight decay, meant for w_i, must not pull at: tensors as the parameters, or
-            [n, ...]; empty without weight decay.
-        decay: weight decay.
-    """
-
-    def __init__(self, beta: Mapping[str, float | Tensor], rest: Mapping[str, Tensor], decay: float) -> None:
-        self._beta, self._rest, self._decay = beta, rest, decay
-
-    def __call__(self, name: str, param: Tensor, gradient: Tensor) -> None:
-        """Change a gradient in place: of one client, or of the first clients of a stack."""
-        beta, clients = self._beta[name], len(gradient) if gradient.dim() else 0
-        if isinstance(beta, Tensor):
-            gradient.mul_(beta[:clients].square().view(-1, *[1] * (gradient.dim() - 1)))
-        else:
-            gradient.mul_(beta**2)
-        if self._decay:
-            rest = self._rest[name]
-            gradient.sub_(rest if rest.shape == param.shape else rest[:clients], alpha=self._decay)
-
-    def stacked(self, terms: Sequence[Through]) -> Through:
-        """One term for several clients, of which this is the first; all have the same weight decay."""
-        beta = {n: torch.tensor([term._beta[n] for term in terms]) for n in self._beta}
-        return Through({n: b.to(self._device) for n, b in beta.items()}, stack([t._rest for t in terms]), self._decay)
-
-    @property
-    def _device(self) -> torch.device:
-        return next((tensor.device for tensor in self._rest.values()), torch.device("cpu"))

@@ -91,6 +91,10 @@ class Row(NamedTuple):
     places: Tensor  # int64 [M], of the models in the pool, in order
     weights: Tensor  # float [G, M], of each layer group; or [1, M], of them all
 
+    def by_group(self, groups: int) -> Tensor:
+        """The weights of each of G layer groups: float64 [G, M]."""
+        return self.weights.double().expand(groups, -1)
+
 
 def hybrids(pool: Pool, rows: Mapping[str, Row]) -> dict[str, Params]:
     """The mixed model of each client.
