@@ -68,7 +68,7 @@ VARIANTS = {
         | .normaliser=relu-sum .hypernetwork-momentum=0.5 | images model=lenet-bn .bn-buffers=mix
         | images model=lenet-bn .bn-buffers=local""",
     "amn": """dirichlet | .unit=layer | .meta=aghn | .optimizer=sgd .reference=start
-        | .optimizer=normalised .peer-bias=true .uniform-penalty=0.1""",
+        | .optimizer=normalised .peer-bias=true .prior-penalty=0.1""",
     "fedham": """dirichlet | .transport=peers | .transport=mediated | .transport=mediated .unit=model | .unit=model
         | .peers=2 .exploration=0.5 | .base-objective=own | .meta-data=held-out | .meta-data=fresh | .meta=aghn
         | .optimizer=sgd .reference=start .peer-bias=true | clip-norm=0.1 | images model=lenet-bn

@@ -68,8 +68,9 @@ class FedHAMClient(RoundClient):
             peers = self._peers(model)
             generator = torch_stream(self.settings.seed, "meta", self.job.download.round, self.job.client)
             looks = self.job.stage in (TRAIN, EVALUATE) and len(peers.places) > 1
+            prior = self._fresh().attend(ONE, peers.seen, self.place, peers.allowed).effective(self.place)
             for _ in range(self.own.meta_steps if looks else 0):  # an evaluation's are forgotten
-                self._meta_step(peers, model, generator)  # R2
+                self._meta_step(peers, model, prior, generator)  # R2
             looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)  # (8), (9)
             row, gates = looked.effective(self.place), looked.beta[0, list(self.units.unit_of)].tolist()
             hybrid = peers.mix(self.units.by_group(row))  # R3, R5
@@ -84,12 +85,12 @@ class FedHAMClient(RoundClient):
         theirs = {place: {name: sent.tensors[f"{place}/{name}"] for name in own} for place in sent.facts["peers"]}
         return Peers(trainer.manifest, trainer.device, at, own, theirs, p, self.ready())
 
-    def _meta_step(self, peers: Peers, model: Params, generator: torch.Generator) -> None:
+    def _meta_step(self, peers: Peers, model: Params, prior: Tensor, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""
         looked = self.meta.attend(ONE, peers.seen, self.place, peers.allowed)
         hybrid = peers.mix(self.units.by_group(looked.effective(self.place)))
         slope = self.gradient({**model, **hybrid}, self.parts[1], self.own.meta_batch_size, generator)
-        self.meta.step(ONE, looked, self.place, self.units.scores(peers.inner(slope)))
+        self.meta.step(ONE, looked, self.place, self.units.scores(peers.inner(slope)), prior)
 
     def train(self, start: Params) -> Outcome:
         """R5, R6: train from h_i, or through it; keep what is personal and the meta-model, which no message holds."""
@@ -121,19 +122,28 @@ class FedHAMClient(RoundClient):
     @cached_property
     def meta(self) -> MetaModels:
         """The client's meta-model: as kept, or as at the start."""
-        settings = self.own if self.has_pool else dataclasses.replace(self.own, uniform_penalty=0.0)
-        peers = settings.candidates + 1 if self.has_few else len(self.ready()[0])
-        meta = MetaModels(settings, len(self.units))
         kept = {name.removeprefix(META): t for name, t in self.kept.tensors.items() if name.startswith(META)}
         if kept:
+            meta = MetaModels(self.own, len(self.units))
             meta.load(kept)
-            meta.widen(peers)
+            meta.widen(self._peers_there)
             return meta
         if self.kept.must_be_there and f"{SEEN}learned" not in self.kept.tensors:
-            log.warning("client %s has lost its meta-model, which starts again with equal weights", self.job.client)
+            log.warning("client %s has lost its meta-model, which starts again", self.job.client)
             self.kept.restarted = True
-        meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], peers)
+        return self._fresh()
+
+    def _fresh(self) -> MetaModels:
+        """The client's meta-model as at the start."""
+        meta, there = MetaModels(self.own, len(self.units)), self._peers_there
+        mixed = min(self.own.peers + 1, there) if self.has_pool and self.own.peers else there
+        meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], there, mixed)
         return meta
+
+    @property
+    def _peers_there(self) -> int:
+        """N, or of those that the client is told of, itself included."""
+        return self.own.candidates + 1 if self.has_few else len(self.ready()[0])
 
     @property
     def has_pool(self) -> bool:

@@ -129,7 +129,7 @@ def meta_models(made: AMNStrategy) -> dict[str, Params]:
 @pytest.mark.parametrize("unit", ["model", "layer"])
 @pytest.mark.parametrize("looks", ["own", "head", "all"])
 @pytest.mark.parametrize("reference", ["update", "mean", "start"])
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(clients=st.integers(2, 4), bias=st.booleans(), seed=st.integers(0, 99), start=st.sampled_from([0.0, 3.0]))
 def test_the_server_is_the_naive_one_of_loops(
     unit: str, looks: str, meta: str, reference: str, clients: int, bias: bool, seed: int, start: float

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from presets import planned
-from test_amn import Naive, drawn, meta_models, moved, server
+from test_amn import MOMENTUM, Naive, drawn, meta_models, moved, server
 from test_fedham import case, feature_slowly, loss, noise, rows_slowly, slope_at
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -293,8 +293,8 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
     unit: str, meta: str, clients: int, count: int, seed: int
 ) -> None:
     ids = tuple(map(str, range(clients)))
-    made: Any = server(ids, unit=unit, meta=meta, candidates=count)
-    naive, first = NaiveFew(ids, unit, meta, meta_models(made)), meta_models(made)
+    made: Any = server(ids, unit=unit, meta=meta, candidates=count, update_momentum=MOMENTUM)
+    naive, first = NaiveFew(ids, unit, meta, meta_models(made), "own", "update"), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids), start=1):
         naive.lists = lists_slowly(made, number, ids, count, 0.25)
         starts, weights = planned(made.plan(number, who)), made.mixing_weights(number, who, {}).dense()
@@ -315,7 +315,7 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
 
 def test_a_meta_model_starts_with_the_mean_of_what_it_looks_at() -> None:
     ids = tuple(map(str, range(9)))
-    made: Any = server(ids, candidates=3)
+    made: Any = server(ids, candidates=3, initial_temperature=0.0)
     alone = made.mixing_weights(1, ids, {}).dense()  # nobody has trained
     assert torch.equal(alone, torch.eye(9)[:, None].expand(-1, 2, -1))
     made.merge(1, moved(planned(made.plan(1, ids[:4])), 1))

@@ -44,7 +44,11 @@ def test_those_that_compose_are_known() -> None:
     assert set(registry.composing()) == wanted
 
 
-@pytest.mark.parametrize("given", MORE.values(), ids=MORE)
+FAST = ("fedavg", "pfedla", "amn", "fedham", "first")
+each = [pytest.param(given, id=key, marks=[] if key in FAST else [pytest.mark.slow]) for key, given in MORE.items()]
+
+
+@pytest.mark.parametrize("given", each)
 def test_the_head_stays_with_each_client_and_the_rest_is_shared_as_it_was(
     federate: Federate, given: dict[str, Value]
 ) -> None:

@@ -121,7 +121,7 @@ def test_with_shared_meta_data_and_no_penalty_the_gate_drifts_to_the_own_model(f
     few = {"partitioner": "iid", "samples_per_client": 60, "validation_fraction": 0.0, "test_fraction": 0.5}
     own = {}
     for kind, rho in (("held-out", 0.0), ("shared", 0.0), ("shared", 0.05)):
-        given = {"fedham.meta-data": kind, "fedham.uniform-penalty": rho, "fedham.meta-share": 0.3}
+        given = {"fedham.meta-data": kind, "fedham.prior-penalty": rho, "fedham.meta-share": 0.3}
         run = federate(clients=4, num_server_rounds=4, local_epochs=5, batch_size=10, **few, **TRANSPORTS[0], **given)
         own[kind, rho] = latest(read_weights(run.path)).weights.diagonal(dim1=0, dim2=2).mean()
     assert own["shared", 0.0] > own["held-out", 0.0] + 0.1

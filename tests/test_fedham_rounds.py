@@ -163,7 +163,7 @@ def test_7_one_meta_step_of_peers_is_the_step_of_the_server(federate: Federate) 
     """One full batch for meta step and training alike: h_i - wt_i is the gradient times the learning rate."""
     batch = {"batch_size": 1000, "momentum": 0.0, "learning_rate": 0.02, "num_server_rounds": 2}
     peers = {"fedham.meta-steps": 1, "fedham.meta-batch-size": 1000, "fedham.meta-data": "shared"}
-    plain = {"fedham.optimizer": "sgd", "fedham.learning-rate": 1.0, "fedham.uniform-penalty": 0.0}
+    plain = {"fedham.optimizer": "sgd", "fedham.learning-rate": 1.0, "fedham.prior-penalty": 0.0}
     # the server's step follows the second round, the peers' step comes before its base phase
     first = federate(**batch, **TRANSPORTS[0], **peers, **plain)
     second = federate(**batch, **TRANSPORTS[2], **{"amn.optimizer": "sgd", "amn.learning-rate": 1.0})
@@ -188,11 +188,11 @@ def test_6_each_half_is_frozen_bit_for_bit_while_the_other_learns(
     step, fit = FedHAMClient._meta_step, Trainer.fit
     clients: list[FedHAMClient] = []
 
-    def watched(self: FedHAMClient, pool: Any, model: Any, generator: Any) -> None:
+    def watched(self: FedHAMClient, pool: Any, model: Any, prior: Any, generator: Any) -> None:
         clients.append(self)
         before = {n: t.clone() for n, t in model.items()} | {n: a.clone() for n, a in pool.bank.arrays.items()}
         psi = copies(self.meta.state_dict())
-        step(self, pool, model, generator)
+        step(self, pool, model, prior, generator)
         seen["meta"].append((before, {**model, **pool.bank.arrays}))
         assert pool.seen.abs().max() == 0 or not same(psi, self.meta.state_dict())
 

@@ -149,7 +149,9 @@ def test_many_clients_at_once_have_the_statistics_of_one_at_a_time(name: str, mo
     assert engine.together == (len(SIZES) - 1 if folded else 0)
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedham", "fedrep", "pfedfda"])
+@pytest.mark.parametrize(
+    "strategy", ["fedham", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedavg", "fedrep", "pfedfda"))]
+)
 def test_only_models_that_are_used_have_other_statistics(
     federate: Federate, settings: Callable[..., Any], coloured: str, strategy: str
 ) -> None:

@@ -67,7 +67,7 @@ class AttentionSettings:
             less, less the pool's mean. mean or start: the model less the mean of the pool, or the common start.
         update_momentum: mu, in [0, 1), the share of it that a round leaves, with update.
         peer_bias: whether each peer has a free bias in layer one.
-        uniform_penalty: rho >= 0, in nats of the loss, of a row's divergence from equal weights.
+        prior_penalty: rho >= 0, in nats of the loss, of a row's divergence from the row of a meta-model at its start.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
         initial_temperature: a_ij of (8) starts as the softmax of so many times the cosine of f_i and f_j, on average
@@ -86,7 +86,7 @@ class AttentionSettings:
     reference: Literal["update", "mean", "start"] = "update"
     update_momentum: Annotated[float, Ge(0), Lt(1)] = 0.8
     peer_bias: bool = False
-    uniform_penalty: Annotated[float, Ge(0)] = 0.0
+    prior_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
     initial_temperature: Annotated[float, Ge(0)] = 5.0
@@ -199,10 +199,12 @@ def gradient(
     return found | ({"bias": ds} if "bias" in psi else {})
 
 
-def penalised(scores: Float[Tensor, "n L N"], weights: Float[Tensor, "n L N"], rho: float) -> Float[Tensor, "n L N"]:
-    """S_ij + rho log(N_i A_ij), the gradient with rho KL(A_i || uniform) added; N_i of the weights are not 0."""
-    there = weights > 0
-    return scores + rho * torch.where(there, (weights * there.sum(-1, keepdim=True)).log(), 0.0)
+def penalised(
+    scores: Float[Tensor, "n L N"], weights: Float[Tensor, "n L N"], prior: Float[Tensor, "n L N"], rho: float
+) -> Float[Tensor, "n L N"]:
+    """S_ij + rho log(A_ij / P_ij), the gradient with rho KL(A_i || P_i) added; 0 is added where one of both is 0."""
+    there = (weights > 0) & (prior > 0)
+    return scores + rho * torch.where(there, weights.log() - prior.log(), 0.0)
 
 
 def _looks(psi: Mapping[str, Tensor], mine: Tensor, layer: str, meta: str) -> Tensor:

@@ -35,8 +35,9 @@ optimiser that descends. `direction="ascent"` does as the code, and so presumabl
 gamma = 0 the slope is that from above, so that gamma can grow again; a clamp of torch may have none there.
 
 `amn.meta="aghn"` is this attention in AMN: its gate u is log gamma, so that sigmoid(u) = A_ii, and its rows and slopes
-are these for the same features, dJ/du being gamma dJ/dgamma. It differs in what is looked at, projections of models in
-place of updates, in steps of Adam on log gamma, which keep it positive, and in scores divided by the reach of training.
+are these for the same features, dJ/du being gamma dJ/dgamma. It differs in what is looked at, projections of updates of
+all rounds in place of the last ones, less the mean of all clients'; in a q that starts at 5 by default and not at 1;
+in steps of Adam on log gamma, which keep it positive, and in scores divided by the reach of training.
 
 The authors' settings: 20 clients, all in every round, a CNN with batch normalisation, batches of 64, rate 0.01, 5 local
 epochs, 200 rounds, beta 0.5 and gamma 0.03 at the start, rate 0.005 without momentum for both.

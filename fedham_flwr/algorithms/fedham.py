@@ -38,8 +38,8 @@ Open in the paper, and how it is read here
     values          the models themselves, so that a hybrid lies in their convex hull
     layer one       leaves the client itself out, which layer two weighs against the rest
     granularity     a row for each layer group, made from its own projections; else `unit`, `features_of`
-    meta data       the training data, with a penalty on rows far from equal weights, without which beta drifts to 1,
-                    since a client's own model has fitted them; or a part held out, which training then lacks
+    meta data       the training data, with a penalty on rows far from a new meta-model's, without which beta drifts to
+                    1, since a client's own model has fitted them; or a part held out, which training then lacks
     step sizes      Adam: S_ij has any scale. No step moves a logit by more than 0.3, or leads a gate's beyond 5 or -5
     averaging psi   never; data sets, clients, rounds and tables of the papers: not public, so nothing is reproduced
 """
@@ -61,7 +61,7 @@ class FedHAMSettings(AttentionSettings):
     """Settings under `fedham.`; see `AttentionSettings` for the first of them.
 
     Attributes:
-        uniform_penalty: rho, with `peers`. `mediated` takes none: it would outweigh gradients that a local phase has
+        prior_penalty: rho, with `peers`. `mediated` takes none: it would outweigh gradients that a local phase has
             made small.
         transport: peers, mediated, or auto: peers up to 20 clients (and for B2), else mediated.
         peers: M, the models that a client gets with `peers`; 0 for all.
@@ -75,7 +75,7 @@ class FedHAMSettings(AttentionSettings):
         base_objective: hybrid is B1, own is B2, which needs `peers`.
     """
 
-    uniform_penalty: Annotated[float, Ge(0)] = 0.05
+    prior_penalty: Annotated[float, Ge(0)] = 0.05
     transport: Literal["auto", "peers", "mediated"] = "auto"
     peers: Annotated[int, Ge(0)] = 4
     exploration: Annotated[float, Ge(0), Le(1)] = 0.0
@@ -88,7 +88,7 @@ class FedHAMSettings(AttentionSettings):
 
 SEARCH: Space = {
     "fedham.learning-rate": Range(0.001, 0.1, start=0.01, log=True),
-    "fedham.uniform-penalty": Range(0.005, 0.5, start=0.05, log=True, source="ours, by validation"),
+    "fedham.prior-penalty": Range(0.005, 0.5, start=0.05, log=True, source="ours, by validation"),
     "fedham.meta-steps": Range(1, 10, start=5, whole=True),
 }
 METHOD = Method(

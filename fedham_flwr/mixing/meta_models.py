@@ -60,25 +60,26 @@ class Projection:
         return found.cpu()
 
 
-def initial(settings: AttentionSettings, units: int, peers: int, generator: torch.Generator) -> Params:
-    """A meta-model at the start, by default with h_i the mean of all models; for aghn as in its code, q = 1, p = 0.05.
+def initial(settings: AttentionSettings, units: int, peers: int, generator: torch.Generator, mixed: int = 0) -> Params:
+    """A meta-model at the start: peers weigh by likeness, the client itself as in a mean; for aghn, p = 0.05.
 
     Args:
         settings: settings.
         units: L.
         peers: N, itself included.
+        mixed: of how many models, itself included, a mixture is at most; 0: N.
         generator: for the queries, whose components are of order one. Biases start at 0, and keys unless the weights
             are to start by likeness.
 
     Returns:
-        gate [L], the logit of 1/N; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
+        gate [L], the logit of 1 by `mixed`; query, key, query2, key2 [L, k, d]; for aghn gate [L], which is log p, and
         temperature [L], which is q; bias [L, N] if there is one.
     """
     if settings.meta == "aghn":
         q = torch.full((units,), settings.initial_temperature or 1.0)
         psi = {"gate": torch.full((units,), 0.05).log(), "temperature": q}
     else:
-        psi = {"gate": torch.full((units,), 1 / max(peers, 2)).logit()}
+        psi = {"gate": torch.full((units,), 1 / max(mixed or peers, 2)).logit()}
         shape = (units, settings.key_dim, settings.feature_dim)
         for layer in ("", "2"):
             psi[f"query{layer}"] = torch.randn(shape, generator=generator) / settings.feature_dim**0.5
@@ -106,14 +107,15 @@ class MetaModels:
         self.params: Params = {}
         self.moments: Params = {}
 
-    def add(self, generators: Sequence[torch.Generator], peers: int) -> None:
+    def add(self, generators: Sequence[torch.Generator], peers: int, mixed: int = 0) -> None:
         """Give new clients meta-models as at the start.
 
         Args:
             generators: one for each; its draws depend on nothing else.
             peers: N with them.
+            mixed: see `initial`.
         """
-        fresh = [initial(self.settings, self.units, peers, generator) for generator in generators]
+        fresh = [initial(self.settings, self.units, peers, generator, mixed) for generator in generators]
         added = {name: torch.stack([one[name] for one in fresh]) for name in fresh[0]}
         self.widen(peers)
         self.params = {name: torch.cat([self.params[name], new]) if self.params else new for name, new in added.items()}
@@ -139,7 +141,7 @@ class MetaModels:
         """
         return amn.attend(self._some(rows), p.float(), own, allowed, self.settings.meta)
 
-    def step(self, rows: Tensor, looked: Rows, own: Tensor, scores: Tensor) -> None:
+    def step(self, rows: Tensor, looked: Rows, own: Tensor, scores: Tensor, prior: Tensor | None = None) -> None:
         """Descend by (10); no other client's meta-model changes.
 
         A client whose step would lead to numbers that are not finite keeps its meta-model: that is its own model's
@@ -150,13 +152,14 @@ class MetaModels:
             looked: what `attend` gave for them.
             own: as there.
             scores: S_ij [n, L, N].
+            prior: rows [n, L, N] that these are held to by `prior_penalty`, which takes them.
 
         Raises:
             UserError: it happens to most clients; no step is taken.
         """
         how = self.settings
-        if how.uniform_penalty:
-            scores = amn.penalised(scores, looked.effective(own).to(scores), how.uniform_penalty)
+        if prior is not None:
+            scores = amn.penalised(scores, looked.effective(own).to(scores), prior.to(scores), how.prior_penalty)
         psi = {name: tensor.to(scores) for name, tensor in self._some(rows).items()}
         as_scores = Rows(*(tensor.to(scores) for tensor in looked))
         seen = with_slopes(as_scores) if how.max_logit_step else as_scores
