@@ -20,7 +20,7 @@ from fedham_flwr.client_app import make_client_app
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.resume import checkpoints
 from fedham_flwr.resume import continuing as resuming
-from fedham_flwr.resume.runs import flat
+from fedham_flwr.resume.runs import flat, read_settings
 from fedham_flwr.runners.cohort import CohortGrid
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.settings import Value, methods
@@ -270,6 +270,19 @@ def test_other_settings_are_refused_all_at_once(settings: Settings, halved: Runs
     with pytest.raises(UserError, match=why):
         go(settings(**{"strategy": "fedper", "resume": str(half), **given}))
     assert {file: file.read_bytes() for file in half.rglob("*") if file.is_file()} == before
+
+
+def test_settings_of_other_methods_may_be_others_as_after_an_upgrade(
+    settings: Settings, ended: Runs, halved: Runs
+) -> None:
+    whole, half = ended(strategy="fedper"), halved(strategy="fedper")
+    config = half / "config.toml"
+    then = config.read_text().replace("amn.initial-temperature = 5.0", "amn.initial-temperature = 0.0")
+    config.write_text(then.replace("fedham.prior-penalty", "fedham.a-name-of-an-earlier-version"))
+    assert {"amn.initial-temperature", "fedham.a-name-of-an-earlier-version"} <= read_settings(half).keys()
+    given = resuming.complete(str(half), settings(strategy="fedper"))
+    assert not [key for key in resuming.complete(str(half), {}) if key.startswith(("amn.", "fedham."))]
+    assert_same_run(whole, go(given))
 
 
 def test_another_number_of_clients_is_refused_and_changes_nothing(settings: Settings, halved: Runs) -> None:

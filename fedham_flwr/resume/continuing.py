@@ -48,7 +48,7 @@ def continued(settings: Settings) -> Path | None:
             f"resume={settings.resume} is not the directory of a run: wanted results/<strategy>/<time>-<seed>, which "
             f"has a config.toml (looked for {run / 'config.toml'})"
         )
-    now = flatten(settings)
+    now = {key: value for key, value in flatten(settings).items() if _is_read(key, settings.strategy)}
     changed = [key for key in now if key in config and config[key] != now[key]]
     following = {EARLY_STOPPING, *callback_sections(settings.callbacks)}
     if differ := [key for key in changed if not ({key, key.partition(".")[0]} & {*FREE, *following})]:
@@ -101,7 +101,8 @@ def complete(path: str, given: Mapping[str, Value]) -> dict[str, Value]:
         left = callback_sections(str(config.get("callbacks", ""))) - callback_sections(
             str(given.get("callbacks", config.get("callbacks", "")))
         )
-        config = {key: value for key, value in config.items() if key.rpartition(".")[0] not in left}
+        kept = (key for key in config if key.rpartition(".")[0] not in left and _is_read(key, str(strategy)))
+        config = {key: config[key] for key in kept}
     return {**config, **given, "resume": path}
 
 
@@ -128,6 +129,12 @@ def clients_of(given: Mapping[str, Value], path: str = "") -> int:
     if then and began.there != then:
         return then  # not all that there were
     return clients_there(data) or then or 10
+
+
+def _is_read(key: str, strategy: str) -> bool:
+    """Whether a setting is not another method's, whose names and defaults may be others in the version that began."""
+    section = key.partition(".")[0]
+    return section == strategy or section not in registry.METHODS
 
 
 def _is_start(strategy: object, config: Mapping[str, Value], run: Path) -> bool:
