@@ -69,7 +69,8 @@ def test_with_as_many_candidates_as_there_are_peers_nothing_changes_bit_for_bit(
 
 @both
 def test_each_client_learns_from_its_candidates_and_itself(federated: Federate, options: dict[str, Value]) -> None:
-    run = federated(**with_candidates(options), **FEW, num_server_rounds=3, grid=Watching)
+    equal = {f"{options['strategy']}.initial-temperature": 0.0}
+    run = federated(**with_candidates(options), **equal, **FEW, num_server_rounds=3, grid=Watching)
     frame = mixed(run)
     peers = frame.groupby(["round", "client"])["peer"].agg(set)
     assert all(len(some) == (K + 1 if n > 1 else 1) and client in some for (n, client), some in peers.items())

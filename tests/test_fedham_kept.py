@@ -88,12 +88,15 @@ class ForgettingLater(Forgetting):
 
 
 def test_a_meta_model_that_started_again_is_the_stated_one(federate: Federate) -> None:
-    run = federate(**MEDIATED, grid=ForgettingLater, num_server_rounds=3, checkpoint_every=0)
+    equal = {"fedham.initial-temperature": 0.0}
+    run = federate(**MEDIATED, **equal, grid=ForgettingLater, num_server_rounds=3, checkpoint_every=0)
     frame = read_weights(run.path).to_pandas()
     second = frame[frame["round"] == 3].groupby("client", observed=True)["weight"].agg(["min", "max"])
     assert second.loc["0"].tolist() == pytest.approx([0.25, 0.25], abs=1e-6)
     assert second.loc["1", "max"] - second.loc["1", "min"] > 1e-4
-    start = meta_models.initial(FedHAMSettings(), L, 4, torch_stream(0, "meta-model", client="0"))
+    start = meta_models.initial(
+        FedHAMSettings(initial_temperature=0.0), L, 4, torch_stream(0, "meta-model", client="0")
+    )
     assert torch.equal(start["key"], torch.zeros_like(start["key"]))
 
 

@@ -67,8 +67,8 @@ class Watching(InProcessGrid):
 
 
 def unlearned(transport: dict[str, Value]) -> dict[str, Value]:
-    """The transport with meta-models that stay as they start."""
-    return key(transport, "learning-rate", 0.0)
+    """The transport with meta-models that start with equal weights and stay as they start."""
+    return key(key(transport, "learning-rate", 0.0), "initial-temperature", 0.0)
 
 
 @every_transport
