@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
+from torch import Tensor
 
 from fedham_flwr.algorithms.amn import AMNSettings, Rows
 from fedham_flwr.core.devices import resolve_device
@@ -41,8 +42,7 @@ class AMNStrategy(RoundStrategy):
         """Give new clients a place in the pool, a projection of the common start and a meta-model."""
         if new := self._pool.add(clients):
             self._projections.add(new)
-            streams = [torch_stream(self.settings.seed, "meta-model", client=client) for client in new]
-            self._meta.add(streams, self._projections.width)
+            self._start(self._meta, new)
 
     def plan(self, round_number: int, clients: Sequence[str]) -> Mapping[str, Start]:
         """The hybrid model of each client."""
@@ -64,7 +64,8 @@ class AMNStrategy(RoundStrategy):
         found = learn(self._pool, models, rows)  # R5
         self._projections.update(rows)
         scores = self._projections.units.scores(side_by_side(list(found.values())))
-        self._meta.step(own, looked, lists.own, scores / reach[:, None, None])  # R6
+        prior = self._prior(clients, lists) if self.own.prior_penalty else None
+        self._meta.step(own, looked, lists.own, scores / reach[:, None, None], prior)  # R6
 
     def mixing_weights(self, round_number: int, clients: Sequence[str], uploads: Mapping[str, Upload]) -> MixingWeights:
         """The effective rows: weights over peers, and the gate as the client's weight of itself."""
@@ -100,6 +101,18 @@ class AMNStrategy(RoundStrategy):
             lists, looked = self._look(round_number, clients[at : at + step])
             found |= lists.rows(self._projections.units.rows(looked.effective(lists.own)))
         return found
+
+    def _start(self, meta: MetaModels, clients: Sequence[str]) -> None:
+        """Add the clients' meta-models as at the start."""
+        streams = [torch_stream(self.settings.seed, "meta-model", client=client) for client in clients]
+        meta.add(streams, self._projections.width)
+
+    def _prior(self, clients: Sequence[str], lists: Lists) -> Tensor:
+        """The rows that new meta-models of the clients would make: float [n, L, M]."""
+        fresh = MetaModels(self.own, len(self._projections.units))
+        self._start(fresh, clients)
+        looked = fresh.attend(torch.arange(len(clients)), lists.seen, lists.own, lists.allowed)
+        return looked.effective(lists.own)
 
     def _empty(self) -> tuple[Pool, Projections, MetaModels]:
         pool = Pool(self.manifest, self.first, resolve_device(self.settings.device), self.setup.storage)

@@ -157,6 +157,21 @@ def test_the_server_is_the_naive_one_of_loops(
     assert any(not torch.equal(psi["gate"], first[client]["gate"]) for client, psi in meta_models(made).items())
 
 
+@pytest.mark.parametrize("candidates", [0, 2])
+def test_a_penalty_holds_rows_to_those_of_new_meta_models(candidates: int) -> None:
+    ids, away = tuple(map(str, range(5))), {}
+    for rho in (0.0, 10.0):
+        held: dict[str, Value] = {"prior_penalty": rho, "optimizer": "normalised", "initial_temperature": 3.0}
+        made: Any = server(ids, unit="layer", candidates=candidates, **held)
+        for number in range(1, 9):
+            made.merge(number, moved(planned(made.plan(number, ids)), number))
+        rows = made.mixing_weights(9, ids, {}).dense()
+        made._meta = type(made._meta)(made.own, 2)
+        made._start(made._meta, ids)
+        away[rho] = float((rows - made.mixing_weights(9, ids, {}).dense()).abs().max())
+    assert away[10.0] < 0.7 * away[0.0], away
+
+
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
