@@ -183,6 +183,7 @@ OF_FEDTPS_HYPERNETWORK = (
 )  # fmt: skip
 OF_METHODS: Mapping[str, Reason] = {
     **{f"fedtp.{key}": _by_name("fedtp.personal", "generated") for key in OF_FEDTPS_HYPERNETWORK},
+    **{f"{method}.update-momentum": _by_name(f"{method}.reference", "update") for method in ("amn", "fedham")},
     "fedamp.sigma": _by_name("fedamp.variant", "amp"),
     **dict.fromkeys(("fedamp.self-weight", "fedamp.sharpness"), _by_name("fedamp.variant", "heuristic")),
     "fedamp.alpha-every": _unless("fedamp.alpha-decay", 1),
