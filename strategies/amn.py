@@ -72,7 +72,7 @@ class AMNStrategy(RoundStrategy):
         return mixing_weights(self._pool, self._rows(round_number, clients))
 
     def state_dict(self) -> Params:
-        """The pool, and the meta-models with their optimiser; live, not copied."""
+        """The pool, what training added to its models, and the meta-models with their optimiser; live, not copied."""
         psi = {f"meta/{name}": tensor for name, tensor in self._meta.state_dict().items()}
         return {**self._pool.state_dict(), **self._projections.state_dict(), **psi}
 

@@ -150,7 +150,7 @@ class FedHAMStrategy(RoundStrategy):
                 raise ValueError("the row of mixing weights has weight on a model that has never been trained")
 
     def state_dict(self) -> Params:
-        """The pool, the transport, and what the last trainings gave; live, not copied."""
+        """The pool, what training added to its models, the transport, and what it gave last; live, not copied."""
         own = {"mediated": self._mediated, "scored": self._scored, **({"last": self._last} if self._mediated else {})}
         return {**self._pool.state_dict(), **self._projections.state_dict(), **own}
 

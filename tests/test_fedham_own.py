@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from clients.fedham import FedHAMClient
 from fedham_flwr import models
 from fedham_flwr.core.parameters import Params
+from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.data.batches import to_float
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import TRAIN
@@ -23,6 +24,7 @@ from fedham_flwr.training.through import Hybrid
 
 Federate = Callable[..., Any]
 EPOCHS, RATE, MOMENTUM = 3, 0.02, 0.9
+GROUPS = ("conv1", "conv2", "fc1", "fc2")
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.05])
@@ -77,6 +79,26 @@ def test_b2_with_a_gate_of_zero_learns_nothing(federate: Federate, monkeypatch: 
     run = federate(**TRANSPORTS[0], samples_per_client=64, **{"fedham.base-objective": "own", "fedham.meta-steps": 0})
     rows = {(row.round, row.client): row.value for row in run.rows if row[2:6] == ("test", "personal", "after", "loss")}
     assert rows[1, "0"] == rows[2, "0"] == rows[3, "0"]
+
+
+@pytest.mark.parametrize("objective", ["own", "hybrid"])
+def test_what_training_added_is_from_where_it_began(federate: Federate, objective: str) -> None:
+    """R (w_i - start_i) of the second round: it began at the client's own model with B2, and with B1 at its mixture."""
+    given = {"fedham.base-objective": objective, "fedham.update-momentum": 0.0}
+    first, second = (federate(**TRANSPORTS[0], **given, num_server_rounds=rounds) for rounds in (1, 2))
+    frame = read_weights(second.path).to_pandas()
+    for at, group in enumerate(GROUPS):
+        before, after = (run.state[f"bank/{group}"].double() for run in (first, second))
+        draw = torch_stream(0, "projection", client=group)
+        signs = torch.randint(0, 2, before.shape[1:], generator=draw) * 2 - 1
+        for i in range(4):
+            some = frame[(frame["round"] == 2) & (frame["client"] == str(i)) & (frame["group"] == group)]
+            row = torch.tensor([float(some[some["peer"] == str(j)]["weight"].sum()) for j in range(4)]).double()
+            start = before[i] if objective == "own" else row @ before
+            wanted = torch.zeros(64, dtype=torch.float64)
+            wanted.index_add_(0, torch.arange(len(start)) % 64, signs * (after[i] - start))
+            assert torch.allclose(second.state["added"][i, at], wanted, rtol=0, atol=1e-5), (group, i)
+            assert wanted.abs().max() > 1e-3
 
 
 # ---- meta data -------------------------------------------------------------------------------------------------------
