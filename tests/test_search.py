@@ -21,10 +21,11 @@ from fedham_flwr import registry
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.search_space import Choice, Range, Space
 from fedham_flwr.study.points import every, identity, start_of
+from fedham_flwr.study.samplers import SPREAD_FIRST
 from fedham_flwr.study.search import COMPLETE_FIRST, PRUNERS, Search, is_below_median
 from fedham_flwr.study.spaces import space_of
 
-SAMPLERS = ("tpe", "random", "grid")
+SAMPLERS = ("tpe", "sobol", "random", "grid")
 
 
 def metric(values: Mapping[str, Any]) -> float:
@@ -117,11 +118,21 @@ def test_the_estimator_is_ahead_on_noisy_quadratics(dimensions: int) -> None:
         assert means["tpe"] < min(means["grid"], means["random"])
 
 
-def test_the_seed_tells() -> None:
-    for sampler in ("tpe", "random"):
-        runs = [proposals(run(Search(MIXED, 8, seed, sampler))) for seed in (0, 1)]
-        assert runs[0][0] == runs[1][0]
-        assert all(a != b for a, b in zip(runs[0][1:], runs[1][1:], strict=True))
+@pytest.mark.parametrize(("sampler", "same"), [("tpe", SPREAD_FIRST), ("sobol", 8), ("random", 1), ("grid", 8)])
+def test_the_seed_tells_of_what_is_drawn(sampler: str, same: int) -> None:
+    runs = [proposals(run(Search(MIXED, 8, seed, sampler))) for seed in (0, 1)]
+    assert [a == b for a, b in zip(*runs, strict=True)] == [at < same for at in range(8)]
+
+
+@pytest.mark.parametrize(("sampler", "same"), [("tpe", SPREAD_FIRST), ("sobol", 12), ("random", 12)])
+def test_methods_are_tried_with_the_same_learning_rates_whatever_else_is_searched(sampler: str, same: int) -> None:
+    found = []
+    for method in registry.BUILT_IN:
+        search = run(Search(space_of(method, {}), 12, 1000, sampler), lambda values: float(values["learning-rate"]))
+        found.append([told.values["learning-rate"] for told in search.told])
+    assert len({len(set(rates)) for rates in found}) == 1
+    assert len({tuple(rates[:same]) for rates in found}) == 1
+    assert len(set(found[0][:same])) == same
 
 
 # ---- the same again -----------------------------------------------------------------------------------------------
@@ -319,10 +330,10 @@ def test_the_estimator_leaves_where_trials_fail() -> None:
 # ---- without Optuna, and mistakes ---------------------------------------------------------------------------------
 
 
-def test_without_optuna_a_grid_is_searched_and_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_spread_points_are_searched_and_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     search = run(Search(MIXED, 9, 0))
-    assert search.sampler == "grid"
+    assert search.sampler == "sobol"
     assert search.pruner in PRUNERS
     assert len(search.told) == 9
     assert len(run(Search(MIXED, 9, 0, "random")).told) == 9
@@ -335,7 +346,7 @@ def test_with_optuna_auto_is_tpe() -> None:
 
 
 def test_mistakes_are_said() -> None:
-    with pytest.raises(UserError, match='sampler="cmaes" is none: wanted auto, tpe, random, grid'):
+    with pytest.raises(UserError, match='sampler="cmaes" is none: wanted auto, tpe, sobol, random, grid'):
         Search(MIXED, 9, 0, "cmaes")
     with pytest.raises(UserError, match='pruner="hyperband" is none: wanted median or none'):
         Search(MIXED, 9, 0, "grid", "hyperband")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -75,13 +76,47 @@ def test_values_are_short_and_never_outside() -> None:
         assert max(len(repr(value)) for value in values) <= 11
 
 
-def test_spread_points_by_hand_and_how_evenly_they_lie() -> None:
-    golden = (math.sqrt(5) - 1) / 2
-    found = [place[0] for place in itertools.islice(spread(1, [0.5]), 3)]
-    assert found == pytest.approx([0.5 + golden - 1, 0.5 + 2 * golden - 1, 0.5 + 3 * golden - 2], abs=1e-12)
-    # Of 64 places no box of an eighth of a side is empty by chance: random ones leave a third of the boxes so.
-    boxes = {(int(x * 8), int(y * 8)) for x, y in itertools.islice(spread(2, [0.0, 0.0]), 64)}
-    assert len(boxes) >= 50
+def test_spread_points_by_hand() -> None:
+    # Sobol's first numbers after 0 are 1/2, 3/4, 1/4, 3/8. The rate has three decades, and starts after two: half
+    # of them further are 0.5 decades, three quarters 1.25, a quarter 2.75, three eighths 0.125.
+    rates = [place["rate"] for place in itertools.islice(spread({"rate": RATE}), 4)]
+    assert rates == pytest.approx([10 ** (at - 3) for at in (0.5, 1.25, 2.75, 0.125)], rel=1e-3)
+    # Of a choice's three values b is the second, and a whole number is one of four.
+    assert [place["kind"] for place in itertools.islice(spread({"kind": MIXED["kind"]}), 4)] == ["c", "a", "c", "c"]
+    assert [place["layers"] for place in itertools.islice(spread({"layers": MIXED["layers"]}), 4)] == [4, 1, 3, 3]
+
+
+@given(st.permutations(list(MIXED)), st.permutations(list(MIXED)), st.integers(1, 3))
+@settings(max_examples=40, deadline=None)
+def test_spread_points_do_not_depend_on_what_else_is_searched(first: list[str], more: list[str], both: int) -> None:
+    common = first[:both]
+    spaces: list[Space] = [
+        {key: MIXED[key] for key in common},
+        {key: MIXED[key] for key in (*common, *(key for key in more if key not in common))},
+    ]
+    few, many = ([{key: found[key] for key in common} for found in itertools.islice(spread(one), 9)] for one in spaces)
+    assert few == many
+
+
+def test_how_evenly_spread_points_lie() -> None:
+    # Of one dimension 2^n of them, with the start, lie 2^-n apart; of two, each of 64 boxes has one.
+    share = Range(0.0, 1.0, 0.3)
+    numbers = [0.3, *(float(found["a"]) for found in itertools.islice(spread({"a": share}), 31))]
+    assert np.diff(sorted(numbers)) == pytest.approx(1 / 32, abs=2e-4)
+    both = {"a": Range(0.0, 1.0, 0.0), "b": Range(0.0, 1.0, 0.0)}
+    places = [start_of(both), *itertools.islice(spread(both), 63)]
+    assert len({(int(float(found["a"]) * 8 + 1e-3), int(float(found["b"]) * 8 + 1e-3)) for found in places}) == 64
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 8, 12])
+def test_spread_choices_and_whole_numbers_are_those_of_exact_fractions(count: int) -> None:
+    # Sobol's first dimension: the bits of n ^ (n >> 1) in the reverse order, after the point.
+    sobol = [Fraction(int(f"{n ^ n >> 1:06b}"[::-1], 2), 64) for n in range(1, 64)]
+    for start in range(count):
+        exact = [int((Fraction(3 * start + 1, 3 * count) + at) % 1 * count) for at in sobol]
+        chosen = itertools.islice(spread({"a": Choice(tuple(range(count)), start)}), 63)
+        whole = itertools.islice(spread({"a": Range(0, count - 1, start, whole=True)}), 63)
+        assert [found["a"] for found in chosen] == [found["a"] for found in whole] == exact
 
 
 def test_every_point_of_a_small_space() -> None:

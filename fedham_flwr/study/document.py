@@ -17,7 +17,7 @@ from fedham_flwr.settings import defaults
 KEYS = ("name", "methods", "floors", "seeds", "clients", "reference", "minutes-per-run", "settings", "method", "task",
         "tune")  # fmt: skip
 TUNE_KEYS = ("trials", "seeds", "sampler", "pruner", "together", "rounds", "space", "methods")
-SAMPLERS = ("auto", "tpe", "random", "grid")
+SAMPLERS = ("auto", "tpe", "sobol", "random", "grid")
 PRUNERS = ("median", "none")
 TUNING_SEEDS = (1000,)
 MOST_SEEDS = 1000

@@ -69,7 +69,7 @@ class Tune:
     Attributes:
         trials: of each method on each task, at most.
         seeds: of the runs of a trial, whose values are averaged; none is a seed of the study.
-        sampler: what proposes values: tpe | random | grid | auto, which is tpe with optuna, else grid.
+        sampler: what proposes values: tpe | sobol | random | grid | auto, which is tpe with optuna, else sobol.
         pruner: what ends trials early that promise nothing: median | none.
         together: trials of one method and task that are asked for at once.
         rounds: num-server-rounds of a trial; 0: as in the settings.

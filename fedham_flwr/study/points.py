@@ -6,6 +6,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import torch
+from torch.quasirandom import SobolEngine
+
 from fedham_flwr.core.search_space import Choice, Dimension, Range, Space, Value
 
 Values = Mapping[str, Value]
@@ -48,21 +51,23 @@ def size(space: Space) -> float:
     return math.prod(map(_size, space.values()))
 
 
-def spread(dimensions: int, shift: Sequence[float]) -> Iterator[Sequence[float]]:
-    """Places in the unit cube, however many, that are spread evenly: n alpha modulo 1, n = 1, 2, ...
+def spread(space: Space) -> Iterator[Values]:
+    """Points of a space that are spread evenly, however many are taken: Sobol's sequence, from the start on.
 
-    alpha_j = phi^-j, and phi is the root above 1 of x^(d + 1) = x + 1, for d = 1 the golden ratio (Roberts, "The
-    Unreasonable Effectiveness of Quasirandom Sequences", 2018).
+    The values of a dimension depend neither on how many follow it nor on these: spaces that begin with the same
+    dimensions have the same values of them, point by point. Of one dimension the first 2^n points, the start among
+    them, lie 2^-n of it apart, beyond its end from its beginning.
 
     Args:
-        dimensions: d.
-        shift: d numbers that are added.
+        space: what is searched; its first point, the start, is left out.
     """
-    phi = 2.0
-    for _ in range(64):
-        phi = (1 + phi) ** (1 / (dimensions + 1))
-    for n in itertools.count(1):
-        yield [(shift[j] + n * phi ** -(j + 1)) % 1.0 for j in range(dimensions)]
+    if not space:
+        return
+    first = [_start_place(one) for one in space.values()]
+    places = SobolEngine(len(space)).fast_forward(1)
+    while True:
+        (place,) = places.draw(dtype=torch.float64).tolist()
+        yield point(space, [(start + at) % 1.0 for start, at in zip(first, place, strict=True)])
 
 
 def grid(space: Space, most: int) -> list[Values]:
@@ -112,6 +117,18 @@ def _place(dimension: Range, number: float) -> float:
     """The place in [0, 1] of a number."""
     low, high = _ends(dimension)
     return math.log(number / low) / math.log(high / low) if dimension.log else (number - low) / (high - low)
+
+
+def _start_place(dimension: Dimension) -> float:
+    """The place in [0, 1] of the start.
+
+    Of choices and whole numbers it is a third of their share from its lower end, so that no place 2^-n further is the
+    border of two, where rounding would tell.
+    """
+    if isinstance(dimension, Choice):
+        values = list(map(repr, dimension.values))
+        return (values.index(repr(dimension.start)) + 1 / 3) / len(values)
+    return _place(dimension, dimension.start - 1 / 6 if dimension.whole else dimension.start)
 
 
 def _ends(dimension: Range) -> tuple[float, float]:

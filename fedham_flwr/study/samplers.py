@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from fedham_flwr.core.errors import UserError
@@ -14,27 +14,28 @@ from fedham_flwr.study import parzen
 from fedham_flwr.study.points import Values, every, grid, identity, point, size, spread, start_of
 from fedham_flwr.study.told import Asked
 
-Sampler = Literal["tpe", "random", "grid"]
+Sampler = Literal["tpe", "sobol", "random", "grid"]
 DRAWS = 16
 """So many proposals of a sampler are looked at for values that have not been tried."""
-MOST_SPREAD = 10
-"""The most trials of points spread evenly before a model of the results proposes any."""
+SPREAD_FIRST = 4
+"""So many trials have points that are spread evenly, the start among them, before a model of the results proposes any:
+the same number for all methods, so that a method with few settings does not look at other learning rates."""
 
 
 def sampler_used(asked: str) -> Sampler:
-    """The sampler that a study uses: what was asked for; of auto, tpe if Optuna is installed and grid if it is not.
+    """The sampler that a study uses: what was asked for; of auto, tpe if Optuna is installed and sobol if it is not.
 
     Args:
-        asked: auto, tpe, random or grid.
+        asked: auto, tpe, sobol, random or grid.
 
     Raises:
         UserError: tpe without Optuna, or another name.
     """
     there = importlib.util.find_spec("optuna") is not None
     if asked == "auto":
-        return "tpe" if there else "grid"
+        return "tpe" if there else "sobol"
     if asked == "tpe" and not there:
-        raise UserError('sampler="tpe" needs Optuna: pip install \'fedham-flwr[tune]\', or take "random" or "grid"')
+        raise UserError('sampler="tpe" needs Optuna: pip install \'fedham-flwr[tune]\', or take "sobol" or "random"')
     for known in SAMPLERS:
         if asked == known:
             return known
@@ -58,14 +59,14 @@ def propose(asked: Asked, sampler: Sampler) -> Values | None:
 
 def _others(asked: Asked) -> Iterator[Values]:
     """Points spread evenly, and then all points of a space that has finitely many."""
-    shift = [0.5] * len(asked.space)
-    yield from itertools.islice(_spread(asked, shift), DRAWS * (asked.number + 1))
+    yield from itertools.islice(spread(asked.space), DRAWS * (asked.number + 1))
     if math.isfinite(size(asked.space)):
         yield from every(asked.space)
 
 
-def _spread(asked: Asked, shift: Sequence[float]) -> Iterator[Values]:
-    return (point(asked.space, place) for place in spread(len(asked.space), shift))
+def _spread(asked: Asked) -> Iterator[Values]:
+    before = max(asked.number - 1, 0)
+    return itertools.islice(spread(asked.space), before, before + DRAWS)
 
 
 def _by_grid(asked: Asked) -> Iterable[Values]:
@@ -78,15 +79,14 @@ def _at_random(asked: Asked) -> Iterator[Values]:
 
 
 def _by_model(asked: Asked) -> Iterator[Values]:
-    """The first points are spread evenly from a place that is drawn; the others are Optuna's."""
-    if asked.number < min(2 + len(asked.space), MOST_SPREAD):
-        shift = stream(asked.seed, "search shift").random(len(asked.space)).tolist()
-        yield from itertools.islice(_spread(asked, shift), asked.number - 1, asked.number - 1 + DRAWS)
+    """The first points are spread evenly; the others are Optuna's."""
+    if asked.number < SPREAD_FIRST:
+        yield from _spread(asked)
     elif asked.space:
         yield from itertools.islice(parzen.draws(asked), DRAWS)
 
 
 SAMPLERS: dict[Sampler, Callable[[Asked], Iterable[Values]]] = {
-    "tpe": _by_model, "random": _at_random, "grid": _by_grid,
+    "tpe": _by_model, "sobol": _spread, "random": _at_random, "grid": _by_grid,
 }  # fmt: skip
 """Sampler -> what it proposes for a trial, in the order in which it would have them."""
