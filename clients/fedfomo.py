@@ -20,28 +20,29 @@ class FedFomoClient(RoundClient):
     own: FedFomoSettings
 
     def start(self, received: Params) -> Params:
-        """R3, R4: the mixture of the models that came, its own last one among them."""
-        sent = self.job.download.extras
+        """R3, R4: the mixture of the models that came, its own last one among them; layers of its own with each."""
+        sent, rest = self.job.download.extras, super().start(received)
         first = {PREVIOUS + name: tensor for name, tensor in received.items()}
         before = {name.removeprefix(PREVIOUS): t for name, t in self.recall(list(first), first).items()}
         models = {peer: {n: sent.tensors[f"{peer}/{n}"] for n in received} for peer in sent.facts["peers"]}
         models = dict(sorted({**models, sent.facts["place"][0]: received}.items()))
         if not len(self.job.data.splits["validation"]):
             self.tell([], [])
-            return received
-        then, names = self.loss(before), self.job.trainer.parameter_names
+            return rest
+        then, names = self.loss({**rest, **before}), [n for n in self.job.trainer.parameter_names if n in received]
         omega = []
         for model in models.values():
             far = distance(model, before, names)
-            omega.append(weight(then, self.loss(model), far) if far else 0.0)
+            omega.append(weight(then, self.loss({**rest, **model}), far) if far else 0.0)
         self.tell(list(models), omega)
-        return mixed(before, list(models.values()), shares(omega))
+        return {**rest, **mixed(before, list(models.values()), shares(omega))}
 
     def train(self, start: Params) -> Outcome:
         """R5: local training."""
         after = self.fit(start)
         # Copies: what came may be the server's own memory, where another model lies in the next round.
-        return Outcome(after, after, {PREVIOUS + name: tensor.clone() for name, tensor in start.items()})
+        previous = {PREVIOUS + name: start[name].clone() for name in self.split.shared}
+        return Outcome(after, after, {**previous, **{name: after[name] for name in self.split.personal}})
 
     def loss(self, model: Params) -> float:
         """L_i: the mean loss on the validation split."""

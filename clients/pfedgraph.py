@@ -10,7 +10,7 @@ from fedham_flwr.federation.contract import Outcome
 
 @final
 class PFedGraphClient(RoundClient):
-    """R4: send the trained model; nothing is kept."""
+    """R4: send the trained model."""
 
     own: PFedGraphSettings
 
@@ -19,5 +19,6 @@ class PFedGraphClient(RoundClient):
         extras = self.job.download.extras
         if not extras.facts.get("regularised", (0,))[0]:
             return self.outcome(self.fit(start))
-        reference = self.on_device(reference_of(extras.tensors, start, self.job.trainer.parameter_names))
+        shared = [name for name in self.job.trainer.parameter_names if name in set(self.split.shared)]
+        reference = self.on_device(reference_of(extras.tensors, start, shared))
         return self.outcome(self.fit(start, gradient_term=Similarity(reference, weight_of(self.own))))

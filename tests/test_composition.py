@@ -33,6 +33,9 @@ MORE: dict[str, dict[str, Value]] = {
     "amn-layers": {"strategy": "amn", "amn.unit": "layer"},
     "candidates": {"strategy": "amn", "amn.candidates": 2},
     "retained": {"strategy": "pfedla", "pfedla.retained-layers": 2},
+    "mixture": {"strategy": "pfedgraph", "pfedgraph.reference": "mixture"},
+    "graph-first": {"strategy": "pfedgraph", "personal-epochs": 2},
+    "fomo-first": {"strategy": "fedfomo", "personal-epochs": 2},
     "aghn": {"strategy": "fedham", "fedham.meta": "aghn"},
     "first": {"strategy": "fedham", "personal-epochs": 2},
     "first-own": {"strategy": "fedham", "personal-epochs": 2, "fedham.base-objective": "own"},
@@ -40,8 +43,11 @@ MORE: dict[str, dict[str, Value]] = {
 
 
 def test_those_that_compose_are_known() -> None:
-    wanted = {"fedavg", "fedprox", "fedper", "fedbn", "fedamp", "fedaghn", "pfedla", "amn", "fedham", "clustered"}
-    assert set(registry.composing()) == wanted
+    average, mix = (
+        {"fedavg", "fedprox", "fedper", "fedbn", "clustered"},
+        {"fedamp", "fedaghn", "pfedla", "amn", "fedham"},
+    )
+    assert set(registry.composing()) == average | mix | {"fedfomo", "pfedgraph", "fedcac"}
 
 
 FAST = ("fedavg", "pfedla", "amn", "fedham", "first")
@@ -125,6 +131,23 @@ def test_mixing_by_equal_weights_under_a_personal_head_is_fedper(federate: Feder
     average = federate(strategy="fedper", **shares)
     scores = [[r.value for r in run.rows if (r.metric, r.phase) == ("loss", "before")] for run in (mixed, average)]
     assert scores[0] == pytest.approx(scores[1], rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"strategy": "pfedgraph", "pfedgraph.alpha": 1e12, "pfedgraph.penalty": 0.0},
+        {"strategy": "fedcac", "fedcac.share": 0.0},
+    ],
+    ids=lambda given: str(given["strategy"]),
+)
+def test_a_graph_of_shares_and_nothing_critical_are_fedper_under_a_personal_head(
+    federate: Federate, given: dict[str, Value]
+) -> None:
+    mixed, average = federate(personal="head", **{**FEW, **given}), federate(strategy="fedper", **FEW)
+    for mine, theirs in zip(kept(mixed), kept(average), strict=True):
+        assert mine.keys() == theirs.keys() == HEAD
+        assert all(torch.allclose(mine[name], theirs[name], atol=1e-6) for name in mine)
 
 
 def test_a_proximal_term_pulls_at_what_is_shared_alone(federate: Federate) -> None:

@@ -83,10 +83,14 @@ def test_the_term_has_the_gradient_of_finite_differences(clients: int) -> None:
         models.append((reference, model))
     stacked = {n: torch.stack([model[n] for _, model in models]) for n in one}
     term, params = (terms[0].stacked(terms), stacked) if clients else (terms[0], models[0][1])
+    # A layer that stays with each client has no reference, and no part in the term.
+    params = {"own": torch.randn(clients or 1, 3, generator=draw, dtype=torch.float64), **params}
     slopes = {n: torch.ones_like(p) for n, p in params.items()}
+    term.look({"own": params["own"]})
     term.look(params)
     for name, param in params.items():
         term(name, param, slopes[name])
+    assert torch.equal(slopes.pop("own"), torch.ones_like(params["own"]))
     for place, (reference, model) in enumerate(models):
         r = flat(reference)
 

@@ -146,5 +146,6 @@ METHOD = Method(
     split,
     FedCACSettings,
     mixes=True,
+    composes=True,
     search=SEARCH,
 )

@@ -133,6 +133,7 @@ METHOD = Method(
     split,
     FedFomoSettings,
     mixes=True,
+    composes=True,
     extras="how much better or worse on its validation split others' were",
     counts_samples=never,
     search=SEARCH,

@@ -113,7 +113,7 @@ class Similarity:
     """R3 as a term of the gradient: weight <r, w> / |w|; of several clients at once where the reference is stacked.
 
     Args:
-        reference: r, by name: each tensor as the parameter, or [n, ...] of n clients.
+        reference: r, by name: each tensor as the parameter, or [n, ...] of n clients; w are those that it names.
         weight: -lambda by the paper, lambda by the code.
         clients: n; 0 for one client whose tensors are not stacked.
     """
@@ -124,13 +124,17 @@ class Similarity:
 
     def look(self, params: Mapping[str, Tensor]) -> None:
         """Take note of a step's parameters before any of them is asked for: of one client, or the first of a stack."""
-        rows = {name: self._rows(param) for name, param in params.items()}
+        rows = {name: self._rows(param) for name, param in params.items() if name in self._reference}
+        if not rows:
+            return
         squares = [row.square().sum(1) for row in rows.values()]
         products = [(row * self._rows(self._of(name, row))).sum(1) for name, row in rows.items()]
         self._length, self._product = torch.stack(squares).sum(0).sqrt(), torch.stack(products).sum(0)
 
     def __call__(self, name: str, param: Tensor, gradient: Tensor) -> None:
         """Change a gradient in place: weight (r / |w| - <r, w> w / |w|^3)."""
+        if name not in self._reference:
+            return
         row, length = self._rows(param), self._length.clamp_min(torch.finfo(param.dtype).tiny)[:, None]
         along = (self._product[:, None] / length) * (row / length)
         slope = (self._rows(self._of(name, row)) - along) / length
@@ -181,5 +185,6 @@ METHOD = Method(
     PFedGraphSettings,
     personal_model="after",
     mixes=True,
+    composes=True,
     search=SEARCH,
 )
