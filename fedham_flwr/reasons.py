@@ -225,7 +225,7 @@ REASONS: Mapping[str, Reason] = {
     "text.buckets": _of_words,
     **{f"series.{key}": _of_series for key in ("length", "stride", "time", "recording", "gap", "label", "split")},
     **dict.fromkeys(("table.decimal", "table.missing", "table.categories", "table.schema"), _of_tables),
-    "personal-epochs": _of_personal,
+    **dict.fromkeys(("personal-epochs", "personal-training"), _of_personal),
     "momentum": _by_optimizer("sgd"),
     "nesterov": _of_steps,
     **dict.fromkeys(("beta1", "beta2"), _by_optimizer("adam", "adamw")),

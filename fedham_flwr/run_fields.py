@@ -106,6 +106,7 @@ class RunFields(BaseModel):
     clip_norm: Annotated[float, Ge(0)] = 0.0
     local_epochs: PositiveInt = 1
     personal_epochs: NonNegativeInt = 0
+    personal_training: Literal["each-round", "after-rounds"] = "each-round"
     local_steps: NonNegativeInt = 0
     batch_size: PositiveInt = 10
     loss: Annotated[str, AfterValidator(_one_of("loss", ("auto",)))] = "auto"

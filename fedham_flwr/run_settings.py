@@ -12,6 +12,7 @@ from fedham_flwr.core import aggregation, callback_settings
 from fedham_flwr.core.imports import is_path, section_of
 from fedham_flwr.core.methods import NONE, NetworkNeeds
 from fedham_flwr.core.privacy import faults
+from fedham_flwr.core.records import Phase
 from fedham_flwr.data import groups
 from fedham_flwr.data.batches import Target
 from fedham_flwr.data.data_settings import CLASS_GROUPS, DataSettings, Fractions, Partitioning, resolved
@@ -95,13 +96,25 @@ class Settings(RunFields):
         if self.client_models and not registry.method(self.strategy).own_networks:
             what = f"client-models={self.client_models!r}"
             found.append(client_models.refusal(what, self.strategy, registry.with_own_networks()))
-        for key, value, off in (("personal", self.personal, NONE), ("personal-epochs", self.personal_epochs, 0)):
+        for key, off in (("personal", NONE), ("personal-epochs", 0), ("personal-training", "each-round")):
+            value = getattr(self, key.replace("-", "_"))
             if value != off and not registry.method(self.strategy).composes:
                 found.append(
                     f"{key}={json.dumps(value)} is not for strategy={self.strategy}, which says itself what clients "
                     f"keep and train: wanted {json.dumps(off)}, or one of {', '.join(registry.composing())}"
                 )
+        if self.personal_training == "after-rounds" and not self.personal_epochs:
+            found.append(
+                'personal-training="after-rounds" trains for personal-epochs=0 epochs, and so personal layers never: '
+                "wanted some, such as personal-epochs=10"
+            )
         return found
+
+    def phase(self, closing: bool) -> Phase:
+        """Which model clients use: of the one before and the one after local training; another when rounds are over."""
+        method = registry.method(self.strategy)
+        last = closing and (method.personal_stage or self.personal_training == "after-rounds")
+        return "after" if last else method.personal_model
 
     @property
     def partitioner_used(self) -> str:

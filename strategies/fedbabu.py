@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import final
 
-from fedham_flwr.algorithms import fedbabu
 from fedham_flwr.algorithms.fedbabu import FedBABUSettings
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import check_resting
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.federation.contract import Setup
 from strategies.averaging import AveragingStrategy
@@ -23,7 +23,7 @@ class FedBABUStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        fedbabu.check_head(setup.initial, self.split.personal)
+        check_resting('strategy="fedbabu"', setup.initial, self.split.personal)
 
     def start_from(self, common: Params, own: Mapping[str, Params]) -> None:
         """R5: let fine-tuning start from this body, which other rounds have trained.

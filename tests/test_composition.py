@@ -97,6 +97,62 @@ def test_fedavg_with_a_personal_head_that_is_trained_first_is_fedrep_bit_for_bit
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+AFTER: dict[str, Value] = {"personal": "head", "personal-epochs": 3, "personal-training": "after-rounds"}
+
+
+@pytest.mark.parametrize("grid", [InProcessGrid, CohortGrid])
+def test_fedavg_with_a_head_that_rests_until_the_end_is_fedbabu_bit_for_bit(
+    federate: Federate, grid: type[InProcessGrid]
+) -> None:
+    one = federate(strategy="fedavg", grid=grid, **AFTER, **FEW)
+    other = federate(strategy="fedbabu", grid=grid, **FEW, **{"fedbabu.fine-tune-epochs": 3})
+    assert all(torch.equal(one.state[name], other.state[name]) for name in one.state)
+    last = [{(*row[1:3], *row[4:6]): row.value for row in run.rows if row.round == 3} for run in (one, other)]
+    # In a cohort a common model is scored for all clients at once, and one with a head of the client's own is not.
+    assert last[0] == (last[1] if grid is InProcessGrid else pytest.approx(last[1], rel=1e-6))
+    assert [run.summary["exported"] for run in (one, other)] == [{"model": "personal", "phase": "after"}] * 2
+    for client in range(4):
+        mine, theirs = (export.load(run.path / "model" / f"{client}.safetensors") for run in (one, other))
+        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("given", [pytest.param(each, id=key, marks=[] if key == "fedham" else [pytest.mark.slow])
+    for key, each in MORE.items() if "personal-epochs" not in each])  # fmt: skip
+def test_a_head_rests_in_the_rounds_and_all_layers_are_fine_tuned_at_the_end(
+    federate: Federate, given: dict[str, Value]
+) -> None:
+    fits: list[tuple[int, bool, int]] = []
+    fit = Trainer.fit
+
+    def watched(self: Trainer, samples: Any, training: Any, generator: Any, *others: Any) -> float:
+        only = others[2]
+        fits.append((training.local_epochs, only is None or set(only) >= HEAD, len(fits)))
+        return fit(self, samples, training, generator, *others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "fit", watched)
+        run = federate(**{**FEW, **AFTER, **given})
+    assert run.summary["failures"] == 0
+    # Four clients in two rounds; and in the closing evaluation each once more, from what it starts from.
+    assert [(epochs, whole) for epochs, whole, _ in fits] == [(1, False)] * 8 + [(3, True)] * 4
+    first = models.build("digits-cnn", (1, 8, 8), 10, 0).state_dict()
+    for tensors in kept(run):
+        assert all(torch.equal(tensors[name], first[name]) for name in HEAD & tensors.keys())
+    exported = [export.load(run.path / "model" / f"{client}.safetensors").state_dict() for client in range(4)]
+    assert all(not torch.equal(model["fc2.weight"], first["fc2.weight"]) for model in exported)
+    scored = {row.phase: row.value for row in run.rows if (row.round, row.metric, row.client) == (3, "loss", "0")}
+    assert scored["after"] < scored["before"]
+
+
+def test_fine_tuning_at_the_end_leaves_nothing_for_more_rounds(federate: Federate) -> None:
+    """A run of two rounds has the state of a run of three before its third."""
+    runs = [federate(strategy="fedham", **{**FEW, **AFTER, "num_server_rounds": rounds}) for rounds in (2, 3)]
+    third = [
+        {(r.client, r.value) for r in run.rows if (r.round, r.phase, r.metric) == (3, "before", "loss")} for run in runs
+    ]
+    assert third[0] == third[1]
+
+
 @pytest.mark.parametrize("grid", [InProcessGrid, CohortGrid])
 def test_where_clients_keep_no_layer_nothing_is_trained_first(federate: Federate, grid: type[InProcessGrid]) -> None:
     runs = [federate(strategy="fedavg", grid=grid, personal_epochs=epochs, **FEW) for epochs in (0, 2)]
@@ -191,6 +247,8 @@ def test_what_a_method_keeps_stays_kept() -> None:
     [
         ({"strategy": "fedrep", "personal": "head"}, 'personal="head" is not for strategy=fedrep, which says itself'),
         ({"strategy": "ditto", "personal-epochs": 1}, "personal-epochs=1 is not for strategy=ditto, which says itself"),
+        ({**AFTER, "strategy": "fedavg", "personal-epochs": 0}, "trains for personal-epochs=0 epochs"),
+        ({**AFTER, "strategy": "fedrep"}, 'personal-training="after-rounds" is not for strategy=fedrep'),
         ({"strategy": "amn", "personal": "fc9"}, "personal='fc9': fc9 is no layer group: wanted none, head, norms, or"),
         ({"strategy": "amn", "personal": "norms"}, "personal='norms': the model has no normalisation layers"),
         ({"strategy": "amn", "personal": "conv1 conv2 fc1 head"}, "leaves nothing to share: wanted less, or"),

@@ -10,8 +10,8 @@ import torch
 from presets import network
 from safetensors.torch import load_file
 
-from fedham_flwr.algorithms.fedbabu import check_head
 from fedham_flwr.core.errors import UserError
+from fedham_flwr.core.methods import check_resting
 from fedham_flwr.core.parameters import Params, read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import weighted_mean
@@ -185,12 +185,13 @@ def test_a_novel_client_fine_tunes_with_its_own_budget_and_begins_with_the_first
 
 def test_a_head_of_zeros_is_refused() -> None:
     zero, some = torch.zeros(2, 3), torch.eye(3)
-    check_head({"a": zero, "b": some, "b.bias": zero[0]}, ("b", "b.bias"))
+    check_resting("it", {"a": zero, "b": some, "b.bias": zero[0]}, ("b", "b.bias"))
+    check_resting("it", {"a": some, "norm": zero[0]}, ["norm"])
     for head in (("a",), ("a", "c")):
         with pytest.raises(
             UserError, match=r"^strategy=\"fedbabu\" leaves the head as it is at first, and in this net"
         ):
-            check_head({"a": zero, "b": some, "c": some[0]}, head)
+            check_resting('strategy="fedbabu"', {"a": zero, "b": some, "c": some[0]}, head)
 
 
 def test_a_head_of_all_layers_is_refused(federate: Federate) -> None:

@@ -70,6 +70,9 @@ CASES: list[tuple[dict[str, Value], str]] = [
      "max-examples-per-client=9 (strategy is fedproto, which counts no samples with these settings)"),
     ({"personal-epochs": 9, "strategy": "fedham"},
      'personal-epochs=9 (personal is "none", and clients keep no layer)'),
+    ({"personal-epochs": 9, "personal-training": "after-rounds", "strategy": "fedham"},
+     'personal-epochs=9 (personal is "none", and clients keep no layer), '
+     'personal-training="after-rounds" (personal is "none", and clients keep no layer)'),
     ({"cross-evaluation-clients": 9}, "cross-evaluation-clients=9 (cross-evaluation is false)"),
     ({"dp.delta": 0.1}, "dp.delta=0.1 (dp.epsilon is 0.0)"),
     ({"dp.clipping-norm": 1.0}, "dp.clipping-norm=1.0 (dp.epsilon is 0.0)"),
@@ -202,6 +205,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"schedule-every": 3, "schedule-factor": 0.3, "schedule": "step"}, {}),
     ({"min-learning-rate": 0.001, "schedule": "cosine"}, {}),
     ({"personal-epochs": 2, "personal": "head", "strategy": "amn"}, {}),
+    ({"personal-epochs": 2, "personal": "head", "personal-training": "after-rounds", "strategy": "amn"}, {}),
     ({"novel-steps": 3, "novel-clients": 1}, {}),
     ({"novel-turns": 2, "novel-clients": 1, "strategy": "pfedhn"}, {}),
     ({"max-examples-per-client": 9, "strategy": "fedas", "fedas.weights": "samples"}, {}),

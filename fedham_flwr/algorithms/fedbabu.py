@@ -32,12 +32,10 @@ mean is weighted by samples, and fine-tuning comes once, after the last round.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
-from torch import Tensor
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import Method, Split, split_groups
@@ -56,23 +54,6 @@ class FedBABUSettings:
 
     head_layers: Annotated[int, Ge(1)] = 1
     fine_tune_epochs: Annotated[int, Ge(0)] = 10
-
-
-def check_head(initial: Mapping[str, Tensor], head: Sequence[str]) -> None:
-    """Refuse a head through which no gradient comes.
-
-    Args:
-        initial: the network's first tensors.
-        head: names of those of the head.
-
-    Raises:
-        UserError: all of its matrices are zero.
-    """
-    if not any(bool(initial[name].any()) for name in head if initial[name].dim() > 1):
-        raise UserError(
-            'strategy="fedbabu" leaves the head as it is at first, and in this network it is zero, so that nothing '
-            "before it would learn: wanted a network whose last layer begins at random"
-        )
 
 
 def split(manifest: Manifest, settings: FedBABUSettings) -> Split:

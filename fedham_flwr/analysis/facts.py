@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from fedham_flwr.core.errors import UserError, cause
-from fedham_flwr.core.records import MEMBER, RoundRecord, Row
+from fedham_flwr.core.records import MEMBER, Phase, RoundRecord, Row
 from fedham_flwr.reporting.mixing_weights import read_weights
 from fedham_flwr.reporting.parquet import read_part
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 Split = Literal["test", "validation"]
-Phase = Literal["before", "after"]
 
 
 class Point(NamedTuple):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from fedham_flwr.core.errors import UserError, described
 from fedham_flwr.core.normalisation import normalisation
 from fedham_flwr.core.parameters import LayerGroup, Manifest
+from fedham_flwr.core.records import Phase
 from fedham_flwr.core.search_space import Space
 
 NONE = "none"
@@ -79,6 +81,25 @@ def narrowed(split: Split, manifest: Manifest, personal: str) -> Split:
         raise UserError(f'personal={personal!r} leaves nothing to share: wanted less, or strategy="local"')
     adapted = tuple(name for name in split.adapted if name not in kept)
     return Split(shared, tuple(name for name in manifest.names() if name in kept), adapted)
+
+
+def check_resting(what: str, initial: Mapping[str, Tensor], names: Iterable[str]) -> None:
+    """Refuse layers that are not trained if no gradient comes through them to those before.
+
+    Args:
+        what: the setting that leaves them as they are.
+        initial: the network's first tensors.
+        names: of theirs.
+
+    Raises:
+        UserError: all of their matrices are zero, and there are some.
+    """
+    matrices = [initial[name] for name in names if initial[name].dim() > 1]
+    if matrices and not any(bool(matrix.any()) for matrix in matrices):
+        raise UserError(
+            f"{what} leaves the head as it is at first, and in this network it is zero, so that nothing before it "
+            "would learn: wanted a network whose last layer begins at random"
+        )
 
 
 def describe_split(manifest: Manifest, split: Split) -> str:
@@ -159,7 +180,7 @@ class Method:
     client: str | type
     split: Callable[[Manifest, Any], Split]
     settings: type | None = None
-    personal_model: Literal["before", "after"] = "before"
+    personal_model: Phase = "before"
     averages: bool = False
     mixes: bool = False
     personal_stage: bool = False
@@ -199,3 +220,19 @@ class Method:
                 "split_groups(manifest, names of the layer groups that stay with the client)"
             )
         return found if personal == NONE else narrowed(found, manifest, personal)
+
+    def split_at(self, manifest: Manifest, initial: Mapping[str, Tensor], settings: Any) -> Split:
+        """What is shared and what is personal in a run.
+
+        Args:
+            manifest: the model's.
+            initial: the network's first tensors.
+            settings: the run's.
+
+        Raises:
+            UserError: as of `split_of`; or layers that rest until the end let no gradient through.
+        """
+        found = self.split_of(manifest, settings.own, settings.personal)
+        if settings.personal_training == "after-rounds":
+            check_resting('personal-training="after-rounds"', initial, found.personal)
+        return found

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+Phase = Literal["before", "after"]
+"""Of a client's model in a round: before local training, or after it."""
 MEMBER, NOVEL = "member", "novel"
 """Populations: the clients of the federation, and those that never trained in it."""
 

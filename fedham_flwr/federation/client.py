@@ -61,11 +61,7 @@ class RoundClient:
     # ---- what a method says ----------------------------------------------------------------------------------------
 
     def start(self, received: Params) -> Params:
-        """The model to start from, all of its tensors; by default what was received and what was kept.
-
-        Args:
-            received: shared tensors.
-        """
+        """The model to start from, all its tensors, given the shared ones; by default these and what was kept."""
         names = self.job.trainer.manifest.names()
         return trees.merge(received, self.recall([name for name in names if name not in received]), names)
 
@@ -127,9 +123,12 @@ class RoundClient:
         steps = steps if epochs is None else (steps or 0)  # epochs that are given go before the steps of the settings
         if job.stage in (MEET, ADAPT):
             steps = self.settings.novel_steps
-        elif alone and only is None and {*self.split.personal} & {*job.trainer.parameter_names}:  # in FedRep's order
-            model = self.fit(model, only=self.split.personal, epochs=alone, samples=samples, purpose="head")
+        elif alone and only is None and {*self.split.personal} & {*job.trainer.parameter_names}:
             only = self.split.shared
+            if self.settings.personal_training == "each-round":  # in FedRep's order
+                model = self.fit(model, only=self.split.personal, epochs=alone, samples=samples, purpose="head")
+            elif job.download.closing:  # FedBABU's fine-tuning
+                only, epochs, steps, purpose, each_round = None, alone, 0, "personal-stage", False
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
         size = self.training.batch_size * (1 if rule is None else rule.parts)

@@ -224,7 +224,7 @@ class FlowerClient(NumPyClient):
 
     def _export(self, phase: str, asked: bool = False) -> None:
         download, job = self._job.download, self._job
-        if not download.export or not (asked or phase == job.method.personal_model):
+        if not download.export or not (asked or phase == self.half.settings.phase(download.closing)):
             return
         label = {
             "client": job.client,

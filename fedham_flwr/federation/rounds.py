@@ -49,7 +49,7 @@ class RoundStrategy(Strategy, ABC):
         self.setup = setup
         self.settings, self.own = setup.settings, setup.settings.own
         self.manifest = setup.manifest
-        self.split = setup.method.split_of(setup.manifest, self.own, self.settings.personal)
+        self.split = setup.method.split_at(setup.manifest, setup.initial, self.settings)
         self.first: Params = {name: setup.initial[name] for name in self.split.shared}
         self.progress = setup.progress
         self._drawn: dict[int, tuple[str, ...]] = {}  # cohorts of rounds that have been evaluated

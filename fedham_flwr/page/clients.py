@@ -9,8 +9,9 @@ from typing import Any
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.client_tables import client_scores
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.facts import Phase, RunFacts
+from fedham_flwr.analysis.facts import RunFacts
 from fedham_flwr.analysis.fairness import duel
+from fedham_flwr.core.records import Phase
 from fedham_flwr.federation.roster import order
 from fedham_flwr.page.compact import shortened, thinned
 from fedham_flwr.page.html import figure, folded, score, shown

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from fedham_flwr.analysis.cells import Cell, Column, Table
 from fedham_flwr.analysis.collection import Collection
-from fedham_flwr.analysis.facts import Phase, Point, RunFacts, Split
+from fedham_flwr.analysis.facts import Point, RunFacts, Split
 from fedham_flwr.analysis.numbers import MIB, amount, amount_text
+from fedham_flwr.core.records import Phase
 from fedham_flwr.page.compact import shortened, thinned
 from fedham_flwr.page.html import figure, folded, score, score_text, shown
 from fedham_flwr.page.sources import Places, named

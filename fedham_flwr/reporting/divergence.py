@@ -5,9 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 
-from fedham_flwr.core.methods import Method
-from fedham_flwr.core.records import MEMBER, Row
-from fedham_flwr.reporting.validation import phase_of
+from fedham_flwr.core.records import MEMBER, Phase, Row
 
 log = logging.getLogger("fedham_flwr")
 
@@ -19,7 +17,7 @@ WARNINGS = "warnings"
 """Entry of the summary: what is said of a run that came to its end, a sentence each."""
 
 
-def warnings_of(rows: Sequence[Row], method: Method) -> dict[str, list[str]]:
+def warnings_of(rows: Sequence[Row], phase: Phase) -> dict[str, list[str]]:
     """The entry of the summary; nothing of a run that has not diverged.
 
     Losses are those of the validation splits, or of the test splits where there is no validation: of the models that
@@ -27,11 +25,11 @@ def warnings_of(rows: Sequence[Row], method: Method) -> dict[str, list[str]]:
 
     Args:
         rows: of all rounds.
-        method: the run's.
+        phase: of the models that the method stands for.
     """
     losses = [row for row in rows if row.metric == "loss" and row.population == MEMBER]
     split = "validation" if any(row.split == "validation" for row in losses) else "test"
-    said = _said([row for row in losses if row.split == split], split, phase_of(method, closing=True))
+    said = _said([row for row in losses if row.split == split], split, phase)
     return {WARNINGS: [said]} if said else {}
 
 

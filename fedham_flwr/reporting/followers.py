@@ -15,7 +15,7 @@ from fedham_flwr.core.records import RoundRecord, Row
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.reporting.run_directory import RunDirectory, read_rows, to_rows
 from fedham_flwr.reporting.summary import score, waited
-from fedham_flwr.reporting.validation import phase_of, validation_values
+from fedham_flwr.reporting.validation import validation_values
 from fedham_flwr.settings import flatten
 from fedham_flwr.training.metrics import ACCURACY, METRICS, Metric
 
@@ -178,7 +178,7 @@ class Followers:
         assert self._strategy is not None
         records, number = self._records, min(record.round for record in self._records)
         rows = tuple(sorted((row for row in self._rows if row.round == number), key=lambda row: row[:6]))
-        phase = phase_of(self._strategy.setup.method, closing)
+        phase = self._strategy.settings.phase(closing)
         validation = validation_values(rows, _validated(self._strategy), phase)
         return RoundReport(
             round=number,

@@ -161,8 +161,8 @@ class Journal:
         split = {c: profile.counts.get("validation") for c, profile in strategy.setup.roster.profiles.items()}
         self._validated = {client for client in split if split[client] and client not in strategy.progress.novel}
         path = self.directory.path
-        summary = ended(self._summary(rows), error, strategy.setup.method)
-        summary |= divergence.warnings_of(rows, strategy.setup.method)
+        summary = ended(self._summary(rows), error, phase := strategy.settings.phase(closing=True))
+        summary |= divergence.warnings_of(rows, phase)
         spent = self._spent(error is not None)
         if budget := privacy.budget(self.settings.dp, spent):
             summary["privacy"] = budget

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from fedham_flwr.core.files import tensor_pieces
-from fedham_flwr.core.methods import Method
-from fedham_flwr.core.records import MEMBER, RoundRecord, Row, check_rows
+from fedham_flwr.core.records import MEMBER, Phase, RoundRecord, Row, check_rows
 from fedham_flwr.training.metrics import ACCURACY, Metric, known
 
 
@@ -77,17 +76,16 @@ def selected(
     return entries
 
 
-def ended(summary: Mapping[str, object], error: BaseException | None, method: Method) -> dict[str, Any]:
+def ended(summary: Mapping[str, object], error: BaseException | None, phase: Phase) -> dict[str, Any]:
     """The summary of a run with how it ended: the `error`, or in `exported` which scores are of the models in `model/`.
 
     Args:
         summary: With the list `final`.
         error: What ended the run early.
-        method: The run's.
+        phase: Of the models that clients use.
     """
     if error is not None:
         return {**summary, "error": f"{type(error).__name__}: {error}"}
-    phase = "after" if method.personal_stage else method.personal_model
     entries: Any = summary["final"]
     found = {str(entry["model"]) for entry in entries if (entry["phase"], entry["population"]) == (phase, MEMBER)}
     model = "personal" if "personal" in found else min(found, default="")

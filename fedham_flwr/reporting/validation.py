@@ -6,20 +6,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 
-from fedham_flwr.core.methods import Method
 from fedham_flwr.core.records import MEMBER, Row
-
-
-def phase_of(method: Method, closing: bool) -> str:
-    """Which phase's scores are those of the model that a method stands for.
-
-    Before a personal stage that is the model which the stage will start from.
-
-    Args:
-        method: the run's.
-        closing: the rounds are over.
-    """
-    return "after" if closing and method.personal_stage else method.personal_model
 
 
 def validation_values(rows: Iterable[Row], clients: Collection[str], phase: str) -> dict[str, float]:
@@ -31,7 +18,7 @@ def validation_values(rows: Iterable[Row], clients: Collection[str], phase: str)
     Args:
         rows: of one round, in an order that does not depend on the order of replies.
         clients: those that have validation samples.
-        phase: as `phase_of` says.
+        phase: of the models that clients use, see `Settings.phase`.
     """
     own: dict[str, dict[str, Row]] = {}
     for row in rows:

@@ -64,7 +64,7 @@ def spread(space: Space) -> Iterator[Values]:
     if not space:
         return
     first = [_start_place(one) for one in space.values()]
-    places = SobolEngine(len(space)).fast_forward(1)
+    places = SobolEngine(len(space)).fast_forward(1)  # type: ignore[no-untyped-call]
     while True:
         (place,) = places.draw(dtype=torch.float64).tolist()
         yield point(space, [(start + at) % 1.0 for start, at in zip(first, place, strict=True)])
