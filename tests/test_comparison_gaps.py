@@ -151,6 +151,18 @@ def test_a_picture_has_a_scale_for_any_scores(tmp_path: Path, end: float) -> Non
     assert forest(study(tmp_path, runs), "digits").count("<circle") == 2
 
 
+def test_ends_of_an_interval_are_no_score_that_cannot_be(tmp_path: Path) -> None:
+    # Student's interval of 0.97 and 0.99 is 0.98 +- 0.127, and of 0 and 0.1 it is 0.05 +- 0.635.
+    runs = {
+        (method, "digits", seed): Made(method, seed, {"0": pair[seed], "1": pair[seed]})
+        for method, pair in {"local": (0.97, 0.99), "fedper": (0.0, 0.1)}.items()
+        for seed in range(2)
+    }
+    picture = forest(study(tmp_path, runs), "digits")
+    assert "98.00 % (85.29 to 100.00)" in picture
+    assert "5.00 % (0.00 to 68.53)" in picture
+
+
 def test_long_labels_have_room_and_are_told_apart(tmp_path: Path) -> None:
     label = "fedper, batch-size=10, learning-rate=0.001"
     runs = {(method, "digits", 0): Made("fedper", 0, scores(0.5)) for method in (label, f"{label}2")}

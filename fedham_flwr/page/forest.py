@@ -87,8 +87,9 @@ def _short(method: str) -> str:
 
 
 def _said(interval: Interval, metric: Metric) -> str:
-    """A mean and the ends of its interval."""
+    """A mean and the ends of its interval, or what lies of it within what the metric can be."""
     if interval.low is None or interval.high is None:
         return score_text(interval.mean, metric)
-    ends = " to ".join(score(end, metric).text for end in (interval.low, interval.high))
+    within = max(interval.low, metric.least), min(interval.high, metric.most)
+    ends = " to ".join(score(end, metric).text for end in within)
     return f"{score_text(interval.mean, metric)} ({ends})"
