@@ -43,7 +43,7 @@ class FedHAMClient(RoundClient):
         done = int(self.kept.tensors.get(f"{SEEN}learned", torch.tensor(0)))
         scored = sent.facts["scored"][0]
         if scored > done and f"{SEEN}projections" in self.kept.tensors and not self.kept.restarted:
-            was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"].bool()
+            was, then = self.kept.tensors[f"{SEEN}projections"], self.kept.tensors[f"{SEEN}allowed"]
             place = self.kept.tensors.get(f"{SEEN}place", self.place)
             looked = self.meta.attend(ONE, was, place, then)
             reach = self.settings.local_training(scored).reach(self.examples)
@@ -54,7 +54,7 @@ class FedHAMClient(RoundClient):
         if self.has_few and self.job.download.closing:
             return {"row": row}  # nothing comes after it
         model = {name: t for name, t in self.kept.tensors.items() if not name.startswith((META, SEEN))}
-        now = {"projections": seen, "allowed": allowed.byte(), "place": self.place, "learned": torch.tensor(done)}
+        now = {"projections": seen, "allowed": allowed, "place": self.place, "learned": torch.tensor(done)}
         psi = {} if self.has_few and not done else self._meta_state()  # as it starts, it is made anew
         self.job.state.save({**model, **psi, **{SEEN + name: t for name, t in now.items()}}, self.job.download.round)
         return {"row": row}
@@ -161,8 +161,8 @@ class FedHAMClient(RoundClient):
         return torch.tensor(self.job.download.extras.facts["place"], dtype=torch.int64)
 
     def ready(self) -> Tensor:
-        """Whose models may be mixed: bool [1, N]."""
-        return torch.tensor([self.job.download.extras.facts["ready"]], dtype=torch.bool)
+        """Whose models may be mixed, and with which share, see `amn.attend`: [1, N]."""
+        return self.job.download.extras.tensors["shares"][None]
 
     @cached_property
     def units(self) -> Units:

@@ -62,7 +62,7 @@ class AMNStrategy(RoundStrategy):
         models = {client: upload.params for client, upload in uploads.items()}
         rows = lists.rows(self._projections.units.rows(looked.effective(lists.own)))
         found = learn(self._pool, models, rows)  # R5
-        self._projections.update(rows)
+        self._projections.update(rows, [upload.examples for upload in uploads.values()])
         scores = self._projections.units.scores(side_by_side(list(found.values())))
         prior = self._prior(clients, lists) if self.own.prior_penalty else None
         self._meta.step(own, looked, lists.own, scores / reach[:, None, None], prior)  # R6

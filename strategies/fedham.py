@@ -72,13 +72,13 @@ class FedHAMStrategy(RoundStrategy):
             places = zip(clients, pool.bank.rows(clients).tolist(), strict=True)
             some = [client for client, place in places if 0 < self.own.peers < len(self._others(place))]
             self._places = dict.fromkeys(some, torch.arange(len(pool.ready)))
-        seen, asked = self._projections.seen(), {}
+        seen, shares, asked = self._projections.seen(), self._projections.shares(), {}
         for (client, at), place in zip(self._places.items(), pool.bank.rows(list(self._places)).tolist(), strict=True):
             scores = {"scores": self._last[place]} if self._scored[place] else {}
-            ready, own = tuple(pool.ready[at].int().tolist()), at.tolist().index(place)
             which = {"scored": (int(self._scored[place]),)} if self._mediated else {"peers": ()}
-            facts = {"place": (own,), "ready": ready, **which, **({"few": (1,)} if few else {})}
-            asked[client] = Extras({"projections": seen[at] if few else seen, **scores}, facts)
+            facts = {"place": (at.tolist().index(place),), **which, **({"few": (1,)} if few else {})}
+            looks = {"projections": seen[at] if few else seen, "shares": shares[at]}
+            asked[client] = Extras({**looks, **scores}, facts)
         return asked
 
     def answered(self, round_number: int, replies: Mapping[str, Upload]) -> None:
@@ -95,12 +95,12 @@ class FedHAMStrategy(RoundStrategy):
             return {client: Start(mixed[client], own=True, left_out=pool.model(client)) for client in clients}
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
-        starts, ready, seen = {}, tuple(pool.ready.int().tolist()), self._projections.seen()
+        starts, seen, shares = {}, self._projections.seen(), self._projections.shares()
         for client, place in zip(clients, pool.bank.rows(clients).tolist(), strict=True):
             peers = self._choose(round_number, client, place)
             tensors = {f"{peer}/{name}": tensor for peer in peers for name, tensor in models[peer].items()}
-            tensors["projections"] = seen[sorted([*peers, place])]
-            extras = Extras(tensors, {"place": (place,), "ready": ready, "peers": tuple(peers)})
+            tensors |= {"projections": seen[sorted([*peers, place])], "shares": shares}
+            extras = Extras(tensors, {"place": (place,), "peers": tuple(peers)})
             without = client in stateless or (client not in trained and pool.has(client))
             starts[client] = Start(models[place] if without else {}, extras, own=True, left_out=models[place])
         return starts
@@ -109,12 +109,13 @@ class FedHAMStrategy(RoundStrategy):
         """Put the trained models into the pool; `mediated`: keep what the clients' meta-models will learn from."""
         clients, places = list(uploads), self._pool.bank.rows(list(uploads))
         models = {client: upload.params for client, upload in uploads.items()}
+        samples = [upload.examples for upload in uploads.values()]
         if not self._mediated:
             self._pool.put(models)
-            self._projections.update(self._started(uploads))
+            self._projections.update(self._started(uploads), samples)
             return
         scores = side_by_side(list(learn(self._pool, models, self._rows).values()))  # R7
-        self._projections.update({client: self._rows[client] for client in clients})
+        self._projections.update({client: self._rows[client] for client in clients}, samples)
         self._last[places, :, : scores.shape[-1]] = self._projections.units.scores(scores).float()
         self._scored[places] = round_number
 

@@ -64,6 +64,12 @@ class Naive:
         self.models = {client: {n: t.double() for n, t in drawn(0).items()} for client in clients}
         self.added = {client: {n: 0 * t for n, t in model.items()} for client, model in self.models.items()}
         self.unit, self.meta, self.psi, self.looks, self.reference = unit, meta, psi, looks, reference
+        self.samples: dict[str, int] = {}  # of those that have trained
+
+    def shares(self) -> list[float]:
+        """What of a mean each client is, whoever has not trained as one that has as many samples as they on average."""
+        mean = sum(self.samples.values()) / max(1, len(self.samples))
+        return [self.samples[client] / mean if client in self.samples else 1.0 for client in self.models]
 
     def units(self) -> list[list[LayerGroup]]:
         return [list(GROUPS)] if self.unit == "model" else [[group] for group in GROUPS]
@@ -89,7 +95,7 @@ class Naive:
     def rows(self, client: str, psi: Params) -> Tensor:
         p, own = self.features(), list(self.models).index(client)
         p = torch.where(p.abs() < 1e-12, 0.0, p)  # equal models
-        return rows_slowly(psi, p, own, [True] * len(self.models), self.meta, self.psi[client])
+        return rows_slowly(psi, p, own, self.shares(), self.meta, self.psi[client])
 
     def mix(self, row: Tensor) -> Params:
         start: Params = {}
@@ -113,7 +119,7 @@ class Naive:
                 new[client, name] = tensor.detach() - RATE * (0 if slope is None else slope)
         for (client, name), tensor in new.items():
             self.psi[client][name] = tensor
-        self.added = added
+        self.added, self.samples = added, self.samples | {client: up.examples for client, up in uploads.items()}
         self.models |= {client: {n: t.double() for n, t in upload.params.items()} for client, upload in uploads.items()}
 
 
@@ -161,7 +167,12 @@ def test_the_server_is_the_naive_one_of_loops(
 def test_a_penalty_holds_rows_to_those_of_new_meta_models(candidates: int) -> None:
     ids, away = tuple(map(str, range(5))), {}
     for rho in (0.0, 10.0):
-        held: dict[str, Value] = {"prior_penalty": rho, "optimizer": "normalised", "initial_temperature": 3.0}
+        held: dict[str, Value] = {
+            "prior_penalty": rho,
+            "optimizer": "normalised",
+            "initial_temperature": 3.0,
+            "sample_power": 0.0,
+        }
         made: Any = server(ids, unit="layer", candidates=candidates, **held)
         for number in range(1, 9):
             made.merge(number, moved(planned(made.plan(number, ids)), number))

@@ -98,8 +98,8 @@ class Looking:
 
     def rows(self, made: AMNStrategy | FedHAMStrategy) -> Tensor:
         """[N, L, N]."""
-        own = torch.arange(len(CLIENTS))
-        return self._models.attend(own, made._projections.seen(), own, made._pool.allowed(CLIENTS)).effective(own)
+        own, shares = torch.arange(len(CLIENTS)), made._projections.shares().expand(len(CLIENTS), -1)
+        return self._models.attend(own, made._projections.seen(), own, shares).effective(own)
 
 
 def ask(made: Any, number: int, looking: Looking | None) -> None:

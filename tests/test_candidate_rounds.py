@@ -103,8 +103,9 @@ def test_bytes_of_mediated_do_not_grow_with_the_number_of_clients(federated: Fed
     for clients in (6, 9):
         run = federated(**{**WATCHED, "clients": clients})
         down, up = ([r[f"bytes-{way}"] for r in run.records] for way in ("down", "up"))
-        assert down[0] + down[1] == clients * 4 * (P + L * D)  # nobody has trained, and each looks at itself
-        assert down[2] + down[3] == clients * 4 * (P + (K + 1) * L * D + (K + 1) * L)
+        # Nobody has trained, and each looks at itself; and a byte of each says whether it may be mixed.
+        assert down[0] + down[1] == clients * (4 * (P + L * D) + 1)
+        assert down[2] + down[3] == clients * (4 * (P + (K + 1) * L * D + (K + 1) * L) + K + 1)
         assert up[2] + up[3] == clients * 4 * (P + (K + 1) * L)
 
 
@@ -144,9 +145,11 @@ def test_a_row_over_everybody_is_refused(federate: Federate) -> None:
 
 def test_places_of_peers_are_told_to_nobody(federated: Federate) -> None:
     run = federated(**WATCHED)
-    facts = [m.content["facts"] for m in run.grid.seen if "facts" in m.content.config_records]
-    assert {frozenset(each) for each in facts} == {frozenset({"place", "ready", "scored", "few"})}
-    assert all(len(each["ready"]) in (1, K + 1) and each["place"][0] <= K for each in facts)
+    told = [m.content for m in run.grid.seen if "facts" in m.content.config_records]
+    facts = [content["facts"] for content in told]
+    assert {frozenset(each) for each in facts} == {frozenset({"place", "scored", "few"})}
+    assert all(each["place"][0] <= K for each in facts)
+    assert {len(content["extras"]["shares"].numpy()) for content in told} == {1, K + 1}
 
 
 # ---- who comes late, is novel, or forgets ----------------------------------------------------------------------------

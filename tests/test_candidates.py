@@ -280,7 +280,7 @@ class NaiveFew(Naive):
     def rows(self, client: str, psi: Params) -> Tensor:
         p, own = self.features(), list(self.models).index(client)
         p = torch.where(p.abs() < 1e-12, 0.0, p)
-        allowed = [j in self.lists[client] for j in range(len(self.models))]
+        allowed = [share if j in self.lists[client] else 0.0 for j, share in enumerate(self.shares())]
         rows = rows_slowly(psi, p, own, allowed, self.meta, self.psi[client])
         return rows + 0 * sum(tensor.sum() for tensor in psi.values())  # a client alone has a gradient too, of 0
 
@@ -315,7 +315,7 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
 
 def test_a_meta_model_starts_with_the_mean_of_what_it_looks_at() -> None:
     ids = tuple(map(str, range(9)))
-    made: Any = server(ids, candidates=3, initial_temperature=0.0)
+    made: Any = server(ids, candidates=3, initial_temperature=0.0, sample_power=0.0)
     alone = made.mixing_weights(1, ids, {}).dense()  # nobody has trained
     assert torch.equal(alone, torch.eye(9)[:, None].expand(-1, 2, -1))
     made.merge(1, moved(planned(made.plan(1, ids[:4])), 1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -67,12 +67,15 @@ def projected(models: Tensor, d: int = D) -> Tensor:
     return amn.centred(p, torch.ones(len(p), dtype=torch.bool))
 
 
-def case(meta: str, bias: bool, peers: int = 4, units: int = 2, seed: int = 0, masked: bool = False) -> Case:
+def case(
+    meta: str, bias: bool, peers: int = 4, units: int = 2, seed: int = 0, masked: bool = False, counted: bool = False
+) -> Case:
     draw = torch.Generator().manual_seed(seed)
     models, own = noise(peers, units, 7, seed=seed), torch.randperm(peers, generator=draw)
     allowed = torch.rand(peers, peers, generator=draw) < (0.5 if masked else 2)
     allowed[torch.arange(peers), torch.randint(peers, (peers,), generator=draw)] = True  # one at least
-    return Case(learned(settings(meta, bias), units, peers, seed), models, projected(models), own, allowed)
+    shares = allowed * (0.2 + 3 * torch.rand(peers, generator=draw, dtype=torch.float64)) if counted else allowed
+    return Case(learned(settings(meta, bias), units, peers, seed), models, projected(models), own, shares)
 
 
 # ---- the naive loops, which autograd can go through ------------------------------------------------------------------
@@ -86,7 +89,7 @@ def feature_slowly(p: Tensor, meta: str) -> Tensor:
 
 
 def rows_slowly(
-    psi: Mapping[str, Tensor], p: Tensor, own: int, allowed: list[bool], meta: str, at: Mapping[str, Tensor]
+    psi: Mapping[str, Tensor], p: Tensor, own: int, allowed: Sequence[float], meta: str, at: Mapping[str, Tensor]
 ) -> Tensor:
     """(7) to (9) for one client, unit by unit and peer by peer: its effective rows [L, N].
 
@@ -97,14 +100,15 @@ def rows_slowly(
         f = [feature_slowly(model[unit], meta) for model in p]
         peers = [j for j in range(len(p)) if allowed[j] and j != own]
         row = [torch.zeros((), dtype=p.dtype) for _ in p]
-        a, common = weights_slowly(psi, f, own, peers, unit, meta), torch.zeros_like(p[0, unit])
-        for j, weight in zip(peers, weights_slowly(at, f, own, peers, unit, meta), strict=True):
+        a, common = weights_slowly(psi, f, own, peers, unit, meta, allowed), torch.zeros_like(p[0, unit])
+        for j, weight in zip(peers, weights_slowly(at, f, own, peers, unit, meta, allowed), strict=True):
             common = common + float(weight) * p[j, unit]
         u = psi["gate"][unit]
         if meta == "attention":
             query, key = psi["query2"][unit], psi["key2"][unit]
             u = u + (query @ f[own]) @ (key @ f[own] - key @ feature_slowly(common, meta)) / math.sqrt(len(key))
-        beta = 1 / (1 + torch.exp(-u)) if peers else torch.ones_like(u)
+        mean = sum(allowed[j] for j in peers) / max(1, len(peers))
+        beta = 1 / (1 + torch.exp(-u) * mean / (allowed[own] or 1)) if peers else torch.ones_like(u)
         beta = beta if allowed[own] else torch.zeros_like(u)
         for j, weight in zip(peers, a, strict=True):
             row[j] = (1 - beta) * weight
@@ -114,7 +118,13 @@ def rows_slowly(
 
 
 def weights_slowly(
-    psi: Mapping[str, Tensor], f: list[Tensor], own: int, peers: list[int], unit: int, meta: str
+    psi: Mapping[str, Tensor],
+    f: list[Tensor],
+    own: int,
+    peers: list[int],
+    unit: int,
+    meta: str,
+    shares: Sequence[float],
 ) -> list[Tensor]:
     """(8): the weights over peers."""
     powers = []
@@ -124,7 +134,7 @@ def weights_slowly(
         else:
             key = psi["key"][unit]
             s = (psi["query"][unit] @ f[own]) @ (key @ f[j]) / math.sqrt(len(key))
-        powers.append(torch.exp(s + psi["bias"][unit, j] if "bias" in psi else s))
+        powers.append(shares[j] * torch.exp(s + psi["bias"][unit, j] if "bias" in psi else s))
     return [power / sum(powers) for power in powers]
 
 
@@ -149,11 +159,17 @@ def scores_of(made: Case, rows: Rows) -> Tensor:
 
 
 @kinds
-@given(peers=st.integers(1, 5), units=st.integers(1, 3), masked=st.booleans(), seed=st.integers(0, 999))
+@given(
+    peers=st.integers(1, 5),
+    units=st.integers(1, 3),
+    masked=st.booleans(),
+    counted=st.booleans(),
+    seed=st.integers(0, 999),
+)
 def test_1_rows_are_those_of_the_naive_loops_and_sum_to_one_and_hybrids_lie_between_the_models(
-    meta: str, bias: bool, peers: int, units: int, masked: bool, seed: int
+    meta: str, bias: bool, peers: int, units: int, masked: bool, counted: bool, seed: int
 ) -> None:
-    made = case(meta, bias, peers, units, seed, masked)
+    made = case(meta, bias, peers, units, seed, masked, counted)
     rows = made.look(meta)
     weights = rows.effective(made.own)
     for i, own in enumerate(made.own.tolist()):
@@ -162,12 +178,12 @@ def test_1_rows_are_those_of_the_naive_loops_and_sum_to_one_and_hybrids_lie_betw
         assert torch.allclose(weights[i], wanted, rtol=0, atol=1e-12)
         alone = made.allowed[i].sum() == made.allowed[i, own]  # nobody else is there
         assert not rows.a[i, :, own].any()
-        assert torch.allclose(rows.a[i].sum(-1), torch.tensor(float(not alone), dtype=torch.float64))
+        assert torch.allclose(rows.a[i].sum(-1), torch.tensor(float(not bool(alone)), dtype=torch.float64))
         if alone or not made.allowed[i, own]:
             assert torch.equal(rows.beta[i], torch.full_like(rows.beta[i], float(alone)))
         else:
             assert bool(((rows.beta[i] > 0) & (rows.beta[i] < 1)).all())
-        assert not weights[i][:, ~made.allowed[i]].any()
+        assert not weights[i][:, made.allowed[i] == 0].any()
     assert bool((weights >= 0).all())
     assert torch.allclose(weights.sum(-1), torch.ones(peers, units, dtype=torch.float64))
     hybrids = torch.einsum("nlj,jlp->nlp", weights, made.models)
@@ -276,11 +292,17 @@ def priors(made: Case) -> Tensor:
 
 @kinds
 @pytest.mark.parametrize("rho", [0.0, 0.7])
-@given(peers=st.integers(1, 4), units=st.integers(1, 2), masked=st.booleans(), seed=st.integers(0, 999))
+@given(
+    peers=st.integers(1, 4),
+    units=st.integers(1, 2),
+    masked=st.booleans(),
+    counted=st.booleans(),
+    seed=st.integers(0, 999),
+)
 def test_5_the_gradient_is_that_of_autograd_through_the_naive_loops(
-    meta: str, bias: bool, rho: float, peers: int, units: int, masked: bool, seed: int
+    meta: str, bias: bool, rho: float, peers: int, units: int, masked: bool, counted: bool, seed: int
 ) -> None:
-    made = case(meta, bias, peers, units, seed, masked)
+    made = case(meta, bias, peers, units, seed, masked, counted)
     rows = made.look(meta)
     scores = amn.penalised(scores_of(made, rows), rows.effective(made.own), priors(made), rho)
     slopes = amn.gradient(made.psi, rows, made.own, scores, meta)
@@ -298,7 +320,7 @@ def test_5_the_gradient_is_that_of_autograd_through_the_naive_loops(
 @kinds
 @pytest.mark.parametrize("rho", [0.0, 0.7])
 def test_5_the_gradient_is_that_of_finite_differences(meta: str, bias: bool, rho: float) -> None:
-    made, step = case(meta, bias, peers=3, seed=1), 1e-3
+    made, step = case(meta, bias, peers=3, seed=1, counted=rho > 0), 1e-3
     rows = made.look(meta)
     scores = amn.penalised(scores_of(made, rows), rows.effective(made.own), priors(made), rho)
     slopes = amn.gradient(made.psi, rows, made.own, scores, meta)

@@ -137,7 +137,7 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dic
     else:
         asked = {client: start.extras for client, start in made.plan(3, everyone).items()}
     assert asked["late"].facts["place"] == (4,)
-    assert all(extras.facts["ready"] == (1, 1, 1, 1, 0) for extras in asked.values())
+    assert all(extras.tensors["shares"].tolist() == [1, 1, 1, 1, 0] for extras in asked.values())
     if options is PEERS:
         assert asked["0"].facts["peers"] == (1, 2, 3)
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)
@@ -272,7 +272,7 @@ def test_a_client_is_sent_those_whom_it_says_it_listens_to(federate: Federate) -
 
     def look(message: Message, extras: ArrayRecord) -> None:
         about, names = message.metadata, set(extras)
-        if names == {"projections"}:  # the question
+        if names == {"projections", "shares"}:  # the question
             places[about.dst_node_id] = int(message.content.config_records["facts"]["place"][0])  # type: ignore[index]
         elif "projections" in names:  # the models
             sent.append({name.partition("/")[0] for name in names if "/" in name} == wanted.pop(about.dst_node_id))

@@ -232,7 +232,7 @@ def test_bytes_of_peers_are_those_of_the_formula(federate: Federate) -> None:
         for record in run.records:
             trained_ = P if record["kind"] == "train" else 0
             models = (0, 6) if record["kind"] == "query" else (sent, sent + 1)
-            assert record["bytes-down"] == 6 * 4 * (models[0] * P + models[1] * L * D)
+            assert record["bytes-down"] == 6 * (4 * (models[0] * P + models[1] * L * D) + 6)  # and who may be mixed
             assert record["bytes-up"] == 6 * 4 * (trained_ + L * 6)
 
 
@@ -243,9 +243,9 @@ def test_bytes_of_mediated_are_those_of_the_formula(federate: Federate) -> None:
         (1, "query"), (1, "train"), (2, "query"), (2, "train"), (3, "query"), (3, "evaluate"),
     ]  # fmt: skip
     down, up = ([r[f"bytes-{way}"] for r in run.records] for way in ("down", "up"))
-    assert down[2] + down[3] == n * 4 * (P + n * L * D + n * L)
+    assert down[2] + down[3] == n * (4 * (P + n * L * D + n * L) + n)  # and who may be mixed
     assert up[2] + up[3] == n * 4 * (P + n * L)
-    assert down[0] + down[1] == n * 4 * (P + n * L * D)
+    assert down[0] + down[1] == n * (4 * (P + n * L * D) + n)
     assert run.summary["bytes"]["query"] == {"up": sum(up[::2]), "down": sum(down[::2])}
 
 
@@ -266,9 +266,10 @@ def test_the_meta_model_and_the_models_of_peers_stay_where_they_should(
     assert not {name for names_ in sent for name in names_ if name.startswith(("meta/", "seen/"))}
     extras = {n for m in run.grid.seen if "extras" in m.content.array_records for n in m.content["extras"]}
     if transport is TRANSPORTS[1]:
-        assert extras == {"projections", "scores", "row"}
+        assert extras == {"projections", "shares", "scores", "row"}
     else:
-        assert extras == {"row", "projections"} | {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
+        models = {f"{peer}/{name}" for peer in range(4) for name in DIGITS.names()}
+        assert extras == {"row", "projections", "shares"} | models
         for m in run.grid.seen:  # nobody is sent its own model again
             if m.metadata.message_type == "train" and "facts" in m.content.config_records:
                 place = m.content["facts"]["place"][0]

@@ -65,7 +65,9 @@ CASES: list[tuple[dict[str, Value], str]] = [
        f"novel-turns=3 (strategy is {each}, of which novel clients adapt alone)") for each in ("fedavg", "pfedla")],
     *[({"max-examples-per-client": 9, "strategy": each},
        f"max-examples-per-client=9 (strategy is {each}, which counts no samples)")
-      for each in ("local", "fedgh", "pfedla", "fedham", "amn")],
+      for each in ("local", "fedgh", "pfedla")],
+    ({"max-examples-per-client": 9, "strategy": "fedham"},
+     "max-examples-per-client=9 (strategy is fedham, which counts no samples with these settings)"),
     ({"max-examples-per-client": 9, "strategy": "fedproto", "fedproto.weights": "clients"},
      "max-examples-per-client=9 (strategy is fedproto, which counts no samples with these settings)"),
     ({"personal-epochs": 9, "strategy": "fedham"},
@@ -209,6 +211,7 @@ READ: list[tuple[dict[str, Value], dict[str, Any]]] = [
     ({"novel-steps": 3, "novel-clients": 1}, {}),
     ({"novel-turns": 2, "novel-clients": 1, "strategy": "pfedhn"}, {}),
     ({"max-examples-per-client": 9, "strategy": "fedas", "fedas.weights": "samples"}, {}),
+    ({"max-examples-per-client": 9, "strategy": "fedham", "fedham.sample-power": 0.5}, {}),
     *[({"max-examples-per-client": 9, "strategy": each}, {}) for each in ("fedproto", "pfedgraph")],
     ({"cross-evaluation-clients": 9, "cross-evaluation": True}, {}),
     ({"dp.epsilon": 1.0, "dp.delta": 0.1, "dp.clipping-norm": 1.0, "dp.sensitivity": 1.0, "strategy": "fedavg"}, {}),

@@ -28,22 +28,24 @@ The round
 (h_i - wt_i) / (eta K) is the gradient of L_i at h_i if training is one step of SGD, and stands for it otherwise; eta is
 that of the round, over 1 - momentum. With another optimiser, or gradients that are clipped, it does not, and the run is
 refused. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its own
-included, until it has trained once. With `candidates`, of no paper, the N of (8) to (10) are K + 1, each client's own.
+included, until it has trained once. With `candidates`, of no paper, the N of (8) to (10) are K + 1, each client's own;
+nor is `sample-power`, by which rows start from shares of samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from fedham_flwr.core.methods import Method, Split, never, split_tensors
+from fedham_flwr.core.methods import Method, Split, split_tensors
 from fedham_flwr.core.parameters import Manifest, Params
 from fedham_flwr.core.search_space import Range, Space
 
@@ -72,6 +74,8 @@ class AttentionSettings:
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
         initial_temperature: a_ij of (8) starts as the softmax of so many times the cosine of f_i and f_j, on average
             over the first queries; 0: equal, with aghn 1. Of no paper, but as its q.
+        sample_power: gamma >= 0: weights are in proportion to m_j^gamma, m_j client j's training samples, before
+            anything is learned of them. With 1 and no likeness the start is FedAvg's mean. Of no paper.
         max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
             no farther than it comes back. 0: any. Of no paper.
         candidates: K, peers that a client looks at in an exchange, beside its own model; 0 for all. Of no paper.
@@ -90,6 +94,7 @@ class AttentionSettings:
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
     initial_temperature: Annotated[float, Ge(0)] = 5.0
+    sample_power: Annotated[float, Ge(0)] = 0.0
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25
@@ -97,9 +102,10 @@ class AttentionSettings:
 
 @dataclass(frozen=True)
 class AMNSettings(AttentionSettings):
-    """Settings under `amn.`, as of `AttentionSettings`; the whole model has one row of weights by default."""
+    """Settings under `amn.`, as of `AttentionSettings`; by default one row of the model, which counts samples."""
 
     unit: Literal["layer", "body", "model"] = "model"
+    sample_power: Annotated[float, Ge(0)] = 1.0
 
 
 class Rows(NamedTuple):
@@ -135,7 +141,7 @@ def attend(
     psi: Mapping[str, Tensor],
     p: Float[Tensor, "*lists N L d"],
     own: Int64[Tensor, " n"],
-    allowed: Bool[Tensor, "n N"],
+    allowed: Shaped[Tensor, "n N"],
     meta: str,
 ) -> Rows:
     """(8), (9): the weights of n clients over N models.
@@ -144,18 +150,22 @@ def attend(
         psi: the clients' meta-models, stacked; see `meta_models.initial`.
         p: the models' projections, centred; [n, N, L, d] if each client has a list of N models of its own to look at.
         own: each client's own place among the models.
-        allowed: models that may be mixed, a client's own among them.
+        allowed: models that may be mixed, a client's own among them: bool; or with which share, 0 for none, of a mean
+            in which none is more alike than another: log share_j is added to s_ij, and to u_i that of its own less that
+            of its peers' mean share.
         meta: attention or aghn.
     """
     f, i = features(p, meta), torch.arange(len(own))
     mine = f[own] if f.dim() == 3 else f[i, own]
-    peers = allowed.clone()
-    peers[i, own] = False
-    a = peer_logits(psi, mine, f, meta).masked_fill(~peers[:, None], -torch.inf).softmax(-1)
+    peers = allowed.to(f.dtype, copy=True)
+    peers[i, own] = 0
+    a = (peer_logits(psi, mine, f, meta) + peers.log()[:, None]).softmax(-1)
     a = a.nan_to_num(0.0)  # nobody else is there
     common = features(torch.einsum(f"nlj,{'njld'[4 - f.dim() :]}->nld", a, p), meta)
-    beta = torch.where(peers.any(-1)[:, None], gate_logits(psi, mine, common, meta).sigmoid(), 1.0)
-    return Rows(a, torch.where(allowed[i, own][:, None], beta, 0.0), f, mine, common)
+    there, share = (peers > 0).sum(-1), allowed[i, own].to(f.dtype)
+    odds = (share / (peers.sum(-1) / there)).log()  # 0 for shares that are equal
+    beta = torch.where(there[:, None] > 0, (gate_logits(psi, mine, common, meta) + odds[:, None]).sigmoid(), 1.0)
+    return Rows(a, torch.where(share[:, None] > 0, beta, 0.0), f, mine, common)
 
 
 def peer_logits(psi: Mapping[str, Tensor], mine: Tensor, f: Tensor, meta: str) -> Tensor:
@@ -235,4 +245,4 @@ def split(manifest: Manifest, _settings: object) -> Split:
 
 SEARCH: Space = {"amn.learning-rate": Range(0.001, 0.1, start=0.01, log=True)}
 METHOD = Method("strategies.amn:AMNStrategy", "clients.amn:AMNClient", split, AMNSettings, mixes=True, search=SEARCH,
-    composes=True, counts_samples=never)  # fmt: skip
+    composes=True, counts_samples=attrgetter("sample_power"))  # fmt: skip

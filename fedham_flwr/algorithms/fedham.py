@@ -13,7 +13,8 @@ Identity card
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
     server sees its whole model without running statistics, and its row of mixing weights
-    peers see   `peers`: **the others' whole models**, under numbers; `mediated`: mixtures, random projections of each
+    peers see   `peers`: **the others' whole models**, under numbers; `mediated`: mixtures, random projections of each;
+                with `sample-power` shares of samples too
     bound       as `amn`
 
 The round
@@ -47,12 +48,13 @@ Open in the paper, and how it is read here
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from fedham_flwr.algorithms.amn import AttentionSettings, split
-from fedham_flwr.core.methods import Method, never
+from fedham_flwr.core.methods import Method
 from fedham_flwr.core.search_space import Range, Space
 
 
@@ -93,5 +95,5 @@ SEARCH: Space = {
 }
 METHOD = Method(
     "strategies.fedham:FedHAMStrategy", "clients.fedham:FedHAMClient", split, FedHAMSettings, mixes=True, search=SEARCH,
-    composes=True, counts_samples=never, extras="its row of mixing weights",
+    composes=True, counts_samples=attrgetter("sample_power"), extras="its row of mixing weights",
 )  # fmt: skip

@@ -28,7 +28,7 @@ class Lists(NamedTuple):
     places: Mapping[str, Tensor]  # client id -> int64 [M] or shorter, in order
     seen: Tensor  # float32 [n, M, L, d], centred projections (7); [N, L, d] where everybody looks at all models
     own: Tensor  # int64 [n], where in its list a client is
-    allowed: Tensor  # bool [n, M], who may be mixed
+    allowed: Tensor  # [n, M], who may be mixed, and with which share; see `amn.attend`
 
     def rows(self, weights: Tensor) -> dict[str, Row]:
         """The clients' rows.
@@ -68,6 +68,7 @@ class Projections:
         self._start = self._p  # the projection of the common start; none before the first client
         self._follows = settings.reference == "update"
         self._added = self._p  # of what training has added to each model, if this is what is looked at
+        self._samples = torch.empty(0, dtype=torch.int64)  # of those that have trained
 
     def add(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start, which is what the pool has of them."""
@@ -75,12 +76,19 @@ class Projections:
             self._start = self._project([len(self._p)])
         self._p = torch.cat([self._p, self._start.expand(len(clients), -1, -1)])
         self._added = pad(self._added, (0, 0, 0, 0, 0, len(clients) if self._follows else 0))
+        self._samples = pad(self._samples, (0, len(clients)))
 
     def seen(self) -> Tensor:
         """The projections less the mean of those that may be mixed, or that of the common start: float32 [N, L, d]."""
         if self._settings.reference == "start":
             return self.units.seen(self._p - self._start).float()
         return amn.centred(self.units.seen(self._added if self._follows else self._p), self._pool.ready).float()
+
+    def shares(self) -> Tensor:
+        """Who may be mixed, uint8 [N]; with `sample-power` float32, by samples: 1 for a mean or an unknown number."""
+        known, power = self._samples > 0, self._settings.sample_power
+        shares = torch.where(known, (self._samples / self._samples[known].double().mean()) ** power, 1.0)
+        return self._pool.ready * shares.float() if power else self._pool.ready.byte()
 
     @property
     def width(self) -> int:
@@ -122,23 +130,25 @@ class Projections:
     def lists(self, round_number: int, clients: Sequence[str]) -> Lists:
         """Whom the clients look at, side by side; see `candidates`."""
         places, seen = self.candidates(round_number, clients), self.seen()
-        rows, ready = self._pool.bank.rows(clients), self._pool.ready
+        rows, shares = self._pool.bank.rows(clients), self.shares()
         if not self.few:
-            return Lists(places, seen, rows, self._pool.allowed(clients))
+            return Lists(places, seen, rows, shares.expand(len(clients), -1))
         most = max(map(len, places.values()))
         spare = [torch.cat([at, own.expand(most - len(at))]) for at, own in zip(places.values(), rows, strict=True)]
         own = torch.stack([torch.searchsorted(at, place) for at, place in zip(places.values(), rows, strict=True)])
         there = torch.arange(most) < torch.tensor([len(at) for at in places.values()])[:, None]
         at = torch.stack(spare)
-        return Lists(places, seen[at], own, ready[at] & there)
+        return Lists(places, seen[at], own, shares[at] * there)
 
-    def update(self, rows: Mapping[str, Row]) -> None:
+    def update(self, rows: Mapping[str, Row], samples: Sequence[int]) -> None:
         """Project the models of some clients anew, and what training added to them.
 
         Args:
             rows: client id -> what its start was mixed from, of the models as they were.
+            samples: of each, as many as count in a mean.
         """
         at = self._pool.bank.rows(list(rows))
+        self._samples[at] = torch.tensor(samples, dtype=torch.int64)
         after = self._project(at.tolist())
         if self._follows:
             # A projection is linear: that of a mixture is the mixture of theirs.
@@ -151,8 +161,9 @@ class Projections:
         self._p = self._project(range(len(self._pool.bank.clients)))
 
     def state_dict(self) -> Params:
-        """What models do not tell: the projections of what training added, if these are looked at; live, not copied."""
-        return {"added": self._added} if self._follows else {}
+        """What models do not tell and is looked at: the projections of what training added, samples; not copied."""
+        counts = {"samples": self._samples} if self._settings.sample_power else {}
+        return counts | ({"added": self._added} if self._follows else {})
 
     def _mixed(self, row: Row) -> Tensor:
         return torch.einsum("gm,mgd->gd", row.by_group(self._p.shape[1]), self._p[row.places])
@@ -171,13 +182,13 @@ class Peers:
         model: its own shared tensors.
         others: place -> shared tensors of a peer.
         projections: centred ones (7) of all these, in the order of their places: float32 [M + 1, L, d].
-        ready: bool [1, N], whose models may be mixed.
+        shares: [1, N], whose models may be mixed, see `amn.attend`.
 
     Attributes:
         bank: the models, in the order of their places.
         places: int64 [M + 1], of its rows among all N clients.
         seen: float32 [N, L, d], the projections; 0 where no model came.
-        allowed: bool [1, N], whose models came and may be mixed.
+        allowed: [1, N], the shares of those whose models came; 0 of others.
     """
 
     def __init__(
@@ -188,18 +199,18 @@ class Peers:
         model: Params,
         others: Mapping[int, Params],
         projections: Tensor,
-        ready: Tensor,
+        shares: Tensor,
     ) -> None:
         self.places = torch.tensor(sorted((*others, own)), dtype=torch.int64)
         ids = [str(place) for place in self.places.tolist()]
         self.bank = Bank(manifest, tuple(model), device)
         self.bank.add(ids, model)
         self.bank.put([name for name in ids if name != str(own)], [others[place] for place in sorted(others)])
-        there = torch.zeros(1, ready.shape[1], dtype=torch.bool)
+        there = torch.zeros(1, shares.shape[1], dtype=torch.bool)
         there[0, self.places] = True
         self.seen = torch.zeros(there.shape[1], *projections.shape[1:])
         self.seen[self.places] = projections
-        self.allowed = ready & there
+        self.allowed = shares * there
 
     @property
     def groups(self) -> Sequence[str]:
