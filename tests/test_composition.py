@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import Message
-from presets import kept
+from presets import TINY_VIT, kept
 
 from fedham_flwr import models, registry
 from fedham_flwr.core.errors import UserError
@@ -86,6 +86,27 @@ def test_fedavg_with_a_personal_head_is_fedper_bit_for_bit(federate: Federate) -
     for mine, theirs in zip(kept(one), kept(other), strict=True):
         assert mine.keys() == theirs.keys() == HEAD
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_fedavg_with_a_personal_self_attention_is_fedtps_vanilla_bit_for_bit(federate: Federate) -> None:
+    one = federate(strategy="fedavg", personal="attention", **TINY_VIT, **FEW)
+    other = federate(strategy="fedtp", **TINY_VIT, **FEW, **{"fedtp.personal": "vanilla"})
+    assert all(torch.equal(one.state[name], other.state[f"mean/{name}"]) for name in one.state)
+    for mine, theirs in zip(kept(one), kept(other), strict=True):
+        assert mine.keys() == theirs.keys() == {f"blocks.{at}.attention.to_qkv.weight" for at in range(2)}
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fedham", "amn", "pfedla", "pfedgraph", "fedfomo", "fedcac", "fedamp", "fedaghn"])
+def test_self_attention_stays_with_each_client_and_the_rest_is_mixed(federate: Federate, strategy: str) -> None:
+    run = federate(strategy=strategy, personal="attention head", **TINY_VIT, **FEW)
+    assert run.summary["failures"] == 0
+    assert latest(read_weights(run.path)).groups == ("embedding", "block1", "block2", "norm")
+    exported = [export.load(run.path / "model" / f"{client}.safetensors").state_dict() for client in range(2)]
+    own = [name for name in exported[0] if "to_qkv" in name]
+    assert own
+    assert all(not torch.equal(exported[0][name], exported[1][name]) for name in own)
 
 
 def test_fedavg_with_a_personal_head_that_is_trained_first_is_fedrep_bit_for_bit(federate: Federate) -> None:
