@@ -74,7 +74,7 @@ class AttentionSettings:
         learning_rate: eta_m >= 0; with 0 the weights stay equal.
         initial_temperature: a_ij of (8) starts as the softmax of so many times the cosine of f_i and f_j, on average
             over the first queries; 0: equal, with aghn 1. Of no paper, but as its q.
-        sample_power: gamma >= 0: weights are in proportion to m_j^gamma, m_j client j's training samples, before
+        sample_power: gamma in [0, 4]: weights are in proportion to m_j^gamma, m_j client j's training samples, before
             anything is learned of them. With 1 and no likeness the start is FedAvg's mean. Of no paper.
         max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
             no farther than it comes back. 0: any. Of no paper.
@@ -94,7 +94,7 @@ class AttentionSettings:
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"
     learning_rate: Annotated[float, Ge(0)] = 0.01
     initial_temperature: Annotated[float, Ge(0)] = 5.0
-    sample_power: Annotated[float, Ge(0)] = 0.0
+    sample_power: Annotated[float, Ge(0), Le(4)] = 0.0
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25
@@ -105,7 +105,7 @@ class AMNSettings(AttentionSettings):
     """Settings under `amn.`, as of `AttentionSettings`; by default one row of the model, which counts samples."""
 
     unit: Literal["layer", "body", "model"] = "model"
-    sample_power: Annotated[float, Ge(0)] = 1.0
+    sample_power: Annotated[float, Ge(0), Le(4)] = 1.0
 
 
 class Rows(NamedTuple):
