@@ -8,6 +8,6 @@ from fedham_flwr.federation.client import RoundClient
 
 @final
 class FedCACClient(RoundClient):
-    """R3, R4: train from what was put together, and send the model; nothing is kept."""
+    """R3, R4: train from what was put together, and send the model."""
 
     own: FedCACSettings

@@ -82,6 +82,8 @@ class AMNStrategy(RoundStrategy):
         Raises:
             ValueError: it is not of this model and these settings, or a model is not finite.
         """
+        if self.own.sample_power and "samples" not in state:
+            raise ValueError("it does not say how many samples clients have: amn.sample-power=0 goes on without")
         self._pool, self._projections, self._meta = self._empty()
         self.add_clients(read_clients(state))
         self._pool.load(state, self.state_dict())

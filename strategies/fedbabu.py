@@ -23,7 +23,7 @@ class FedBABUStrategy(AveragingStrategy):
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
-        check_resting('strategy="fedbabu"', setup.initial, self.split.personal)
+        check_resting('strategy="fedbabu"', setup.initial, self.manifest.groups, self.split.personal)
 
     def start_from(self, common: Params, own: Mapping[str, Params]) -> None:
         """R5: let fine-tuning start from this body, which other rounds have trained.

@@ -37,6 +37,7 @@ MORE: dict[str, dict[str, Value]] = {
     "graph-first": {"strategy": "pfedgraph", "personal-epochs": 2},
     "fomo-first": {"strategy": "fedfomo", "personal-epochs": 2},
     "aghn": {"strategy": "fedham", "fedham.meta": "aghn"},
+    "held-out": {"strategy": "fedham", "fedham.meta-data": "held-out"},
     "first": {"strategy": "fedham", "personal-epochs": 2},
     "first-own": {"strategy": "fedham", "personal-epochs": 2, "fedham.base-objective": "own"},
 }
@@ -142,12 +143,15 @@ def test_fedavg_with_a_head_that_rests_until_the_end_is_fedbabu_bit_for_bit(
 def test_a_head_rests_in_the_rounds_and_all_layers_are_fine_tuned_at_the_end(
     federate: Federate, given: dict[str, Value]
 ) -> None:
-    fits: list[tuple[int, bool, int]] = []
+    fits: list[tuple[int, bool]] = []
+    last: list[tuple[bool, int]] = []
     fit = Trainer.fit
 
     def watched(self: Trainer, samples: Any, training: Any, generator: Any, *others: Any) -> float:
-        only = others[2]
-        fits.append((training.local_epochs, only is None or set(only) >= HEAD, len(fits)))
+        term, _, only, _ = others
+        fits.append((training.local_epochs, only is None or set(only) >= HEAD))
+        if len(fits) > 8:
+            last.append((term is None, len(samples.splits["train"])))
         return fit(self, samples, training, generator, *others)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -155,7 +159,8 @@ def test_a_head_rests_in_the_rounds_and_all_layers_are_fine_tuned_at_the_end(
         run = federate(**{**FEW, **AFTER, **given})
     assert run.summary["failures"] == 0
     # Four clients in two rounds; and in the closing evaluation each once more, from what it starts from.
-    assert [(epochs, whole) for epochs, whole, _ in fits] == [(1, False)] * 8 + [(3, True)] * 4
+    assert fits == [(1, False)] * 8 + [(3, True)] * 4
+    assert last == [(True, 42)] * 4  # no term of the method's, and all samples
     first = models.build("digits-cnn", (1, 8, 8), 10, 0).state_dict()
     for tensors in kept(run):
         assert all(torch.equal(tensors[name], first[name]) for name in HEAD & tensors.keys())
@@ -165,13 +170,16 @@ def test_a_head_rests_in_the_rounds_and_all_layers_are_fine_tuned_at_the_end(
     assert scored["after"] < scored["before"]
 
 
-def test_fine_tuning_at_the_end_leaves_nothing_for_more_rounds(federate: Federate) -> None:
-    """A run of two rounds has the state of a run of three before its third."""
-    runs = [federate(strategy="fedham", **{**FEW, **AFTER, "num_server_rounds": rounds}) for rounds in (2, 3)]
-    third = [
-        {(r.client, r.value) for r in run.rows if (r.round, r.phase, r.metric) == (3, "before", "loss")} for run in runs
-    ]
-    assert third[0] == third[1]
+@pytest.mark.parametrize("strategy", ["fedavg", "fedham"])
+def test_fine_tuning_at_the_end_leaves_nothing_for_more_rounds(federate: Federate, strategy: str) -> None:
+    """A run of two rounds that is continued to a third is a run of three, to the bit."""
+    given = {**FEW, **AFTER, "strategy": strategy, "checkpoint_every": 1}
+    short, whole = (federate(**{**given, "num_server_rounds": rounds}) for rounds in (2, 3))
+    longer = federate(**{**given, "num_server_rounds": 3, "resume": str(short.path)})
+    assert longer.summary["digest"] == whole.summary["digest"]
+    for mine, theirs in zip(kept(longer), kept(whole), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("grid", [InProcessGrid, CohortGrid])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.methods import check_resting
-from fedham_flwr.core.parameters import Params, read
+from fedham_flwr.core.parameters import LayerGroup, Params, read
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import weighted_mean
 from fedham_flwr.data.clients import open_partition
@@ -183,15 +183,20 @@ def test_a_novel_client_fine_tunes_with_its_own_budget_and_begins_with_the_first
     assert {(r.model, r.phase) for r in run.rows if r.client == novel} == {("global", "before"), ("personal", "after")}
 
 
-def test_a_head_of_zeros_is_refused() -> None:
+def test_layers_of_zeros_are_refused() -> None:
     zero, some = torch.zeros(2, 3), torch.eye(3)
-    check_resting("it", {"a": zero, "b": some, "b.bias": zero[0]}, ("b", "b.bias"))
-    check_resting("it", {"a": some, "norm": zero[0]}, ["norm"])
-    for head in (("a",), ("a", "c")):
+    initial = {"a.w": zero, "b.w": some, "b.bias": zero[0], "norm.w": zero[0]}
+    groups = [
+        LayerGroup("a", ("a.w",), ()),
+        LayerGroup("b", ("b.w", "b.bias"), ()),
+        LayerGroup("norm", ("norm.w",), ()),
+    ]
+    check_resting("it", initial, groups, ("b.w", "b.bias", "norm.w"))
+    for names in (("a.w",), ("a.w", "b.w")):
         with pytest.raises(
-            UserError, match=r"^strategy=\"fedbabu\" leaves the head as it is at first, and in this net"
+            UserError, match=r"^strategy=\"fedbabu\" leaves a as it is at first, and in this network it"
         ):
-            check_resting('strategy="fedbabu"', {"a": zero, "b": some, "c": some[0]}, head)
+            check_resting('strategy="fedbabu"', initial, groups, names)
 
 
 def test_a_head_of_all_layers_is_refused(federate: Federate) -> None:

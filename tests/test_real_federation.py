@@ -110,8 +110,8 @@ def test_the_bytes_of_a_round_are_those_of_the_models_that_it_sends(story: Story
     """With `--log-cli-level=INFO` it shows them, and the seconds of the rounds in which nothing happened."""
     model = 4 * NUMBERS
     head = 4 * (64 * 2 + 2)
-    # fedham: the models of the two others, three models' projections by layer groups, and a byte of each that says whether
-    # it may be mixed; three weights of each back.
+    # fedham: the models of the two others, three models' projections by layer groups, and a byte of each that says
+    # whether it may be mixed; three weights of each back.
     wanted = {
         "fedham": (3 * model + 3 * 36, 6 * model + 3 * 3 * (3 * 64 * 4 + 1)),
         "pfedla": (3 * model,) * 2,

@@ -15,6 +15,7 @@ Identity card
     server sees its whole model without running statistics; its meta-model is the server's
     peers see   mixtures of the others' models
     bound       its largest weight in the other's mixture times C, and how far attention turns in the pool that it is in
+                (with `sample-power` that weight grows with the samples that it says it has)
 
 The round
     R1  server: choose S; f_j = LN(R U_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`

@@ -14,7 +14,7 @@ Identity card
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
     server sees its whole model without running statistics, and its row of mixing weights
     peers see   `peers`: **the others' whole models**, under numbers; `mediated`: mixtures, random projections of each;
-                with `sample-power` shares of samples too
+                with `sample-power` how many samples others have
     bound       as `amn`
 
 The round

@@ -83,23 +83,26 @@ def narrowed(split: Split, manifest: Manifest, personal: str) -> Split:
     return Split(shared, tuple(name for name in manifest.names() if name in kept), adapted)
 
 
-def check_resting(what: str, initial: Mapping[str, Tensor], names: Iterable[str]) -> None:
+def check_resting(what: str, initial: Mapping[str, Tensor], groups: Iterable[LayerGroup], names: Iterable[str]) -> None:
     """Refuse layers that are not trained if no gradient comes through them to those before.
 
     Args:
         what: the setting that leaves them as they are.
         initial: the network's first tensors.
-        names: of theirs.
+        groups: the network's layer groups.
+        names: of the tensors that are not trained.
 
     Raises:
-        UserError: all of their matrices are zero, and there are some.
+        UserError: all matrices of one of these layer groups are zero, and it has some.
     """
-    matrices = [initial[name] for name in names if initial[name].dim() > 1]
-    if matrices and not any(bool(matrix.any()) for matrix in matrices):
-        raise UserError(
-            f"{what} leaves the head as it is at first, and in this network it is zero, so that nothing before it "
-            "would learn: wanted a network whose last layer begins at random"
-        )
+    resting = set(names)
+    for group in groups:
+        matrices = [initial[name] for name in group.names if name in resting and initial[name].dim() > 1]
+        if matrices and not any(bool(matrix.any()) for matrix in matrices):
+            raise UserError(
+                f"{what} leaves {group.name} as it is at first, and in this network it is zero, so that nothing before "
+                "it would learn: wanted a network in which it begins at random"
+            )
 
 
 def describe_split(manifest: Manifest, split: Split) -> str:
@@ -234,5 +237,5 @@ class Method:
         """
         found = self.split_of(manifest, settings.own, settings.personal)
         if settings.personal_training == "after-rounds":
-            check_resting('personal-training="after-rounds"', initial, found.personal)
+            check_resting('personal-training="after-rounds"', initial, manifest.groups, found.personal)
         return found

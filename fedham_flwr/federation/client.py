@@ -62,8 +62,10 @@ class RoundClient:
 
     def start(self, received: Params) -> Params:
         """The model to start from, all its tensors, given the shared ones; by default these and what was kept."""
-        names = self.job.trainer.manifest.names()
-        return trees.merge(received, self.recall([name for name in names if name not in received]), names)
+        names, first = self.job.trainer.manifest.names(), self.job.trainer.initial
+        rest = self.split.personal if self.settings.personal_training == "after-rounds" else ()
+        there = {**received, **{name: first[name] for name in rest}}
+        return trees.merge(there, self.recall([name for name in names if name not in there]), names)
 
     def train(self, start: Params) -> Outcome:
         """Local training, by default of the whole model on all of the client's data.
@@ -127,8 +129,9 @@ class RoundClient:
             only = self.split.shared
             if self.settings.personal_training == "each-round":  # in FedRep's order
                 model = self.fit(model, only=self.split.personal, epochs=alone, samples=samples, purpose="head")
-            elif job.download.closing:  # FedBABU's fine-tuning
+            elif job.download.closing:  # FedBABU's fine-tuning, of nothing but the loss on all samples
                 only, epochs, steps, purpose, each_round = None, alone, 0, "personal-stage", False
+                gradient_term = samples = None
         if job.stage is ADAPT:
             only = (*self.split.adapted, *self.split.personal)
         size = self.training.batch_size * (1 if rule is None else rule.parts)
@@ -143,8 +146,7 @@ class RoundClient:
         except DivergedError as error:
             if job.data.target != "value":
                 raise
-            hint = "or scale the values that are learned to about 1 (see docs/data.md)"
-            raise DivergedError(f"{error}, {hint}") from error
+            raise DivergedError(f"{error}, or scale the values that are learned to about 1 (docs/data.md)") from error
         return self._loaded
 
     def outcome(self, after: Params) -> Outcome:

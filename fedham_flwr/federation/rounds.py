@@ -48,8 +48,7 @@ class RoundStrategy(Strategy, ABC):
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self.settings, self.own = setup.settings, setup.settings.own
-        self.manifest = setup.manifest
-        self.split = setup.method.split_at(setup.manifest, setup.initial, self.settings)
+        self.manifest, self.split = setup.manifest, setup.method.split_at(setup.manifest, setup.initial, self.settings)
         self.first: Params = {name: setup.initial[name] for name in self.split.shared}
         self.progress = setup.progress
         self._drawn: dict[int, tuple[str, ...]] = {}  # cohorts of rounds that have been evaluated

@@ -46,7 +46,7 @@ class Search:
         space: what is searched; without any dimension there is one trial.
         trials: how many, at least 1; fewer if there are fewer different points.
         seed: of what is drawn.
-        sampler: auto, tpe, random or grid; then the one that is used.
+        sampler: auto, tpe, sobol, random or grid; then the one that is used.
         pruner: median or none.
         higher: whether a larger metric is better; asked for from the first trial told on.
         together: trials of a batch, at least 1.
