@@ -170,7 +170,7 @@ def test_a_head_rests_in_the_rounds_and_all_layers_are_fine_tuned_at_the_end(
     assert scored["after"] < scored["before"]
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedham"])
+@pytest.mark.parametrize("strategy", [pytest.param("fedavg", marks=pytest.mark.slow), "fedham"])
 def test_fine_tuning_at_the_end_leaves_nothing_for_more_rounds(federate: Federate, strategy: str) -> None:
     """A run of two rounds that is continued to a third is a run of three, to the bit."""
     given = {**FEW, **AFTER, "strategy": strategy, "checkpoint_every": 1}

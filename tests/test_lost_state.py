@@ -65,11 +65,11 @@ def test_a_client_whose_file_is_gone_fails_until_it_is_back(federate: Federate, 
     assert all(record["restarted"] == [] for record in run.records)
 
 
-def test_a_head_that_rests_is_not_lost_with_the_file(federate: Federate) -> None:
-    lost = {"restarts": (2,), "before": remove_first(2), "num_server_rounds": 3}
-    head = {"strategy": "fedavg", "personal": "head", "personal_epochs": 1}
-    assert failures(federate(**lost, **head))
-    assert not failures(federate(**lost, **head, personal_training="after-rounds"))
+@pytest.mark.parametrize(("training", "lost"), [("each-round", True), ("after-rounds", False)])
+def test_a_head_that_rests_is_not_lost_with_the_file(federate: Federate, training: str, lost: bool) -> None:
+    given = {"strategy": "fedavg", "personal": "head", "personal_epochs": 1, "personal_training": training}
+    run = federate(restarts=(2,), before=remove_first(2), num_server_rounds=3, **given)
+    assert bool(failures(run)) == lost
 
 
 def test_with_lost_state_restart_it_starts_again_and_says_so(federate: Federate, caplog: Any) -> None:

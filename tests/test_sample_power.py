@@ -36,8 +36,10 @@ def counts_of(run: Any) -> torch.Tensor:
     return torch.tensor([entry["train"] for entry in entries], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("power", [0.5, 1.0])
-@pytest.mark.parametrize("given", HOSTS.values(), ids=HOSTS)
+@pytest.mark.parametrize("power", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
+@pytest.mark.parametrize("given", [
+    pytest.param(given, id=key, marks=[] if key in ("amn", "few") else [pytest.mark.slow]) for key, given in HOSTS.items()
+])  # fmt: skip
 def test_weights_start_in_proportion_to_samples_of_those_that_are_mixed(
     federate: Federate, given: dict[str, Value], power: float
 ) -> None:
@@ -53,6 +55,7 @@ def test_weights_start_in_proportion_to_samples_of_those_that_are_mixed(
     assert {int(count) for count in (found > 0).sum(-1).flatten()} == {4 if few else 6}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [HOSTS["amn"], HOSTS["peers"]], ids=["amn", "peers"])
 def test_with_the_first_power_and_no_likeness_the_start_is_fedavgs_mean(
     federate: Federate, given: dict[str, Value]
@@ -70,6 +73,7 @@ def test_with_the_first_power_and_no_likeness_the_start_is_fedavgs_mean(
     assert losses[2] != pytest.approx(losses[1], rel=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [HOSTS["amn"], HOSTS["mediated"], HOSTS["few"]], ids=["amn", "mediated", "few"])
 def test_equal_numbers_are_no_numbers(federate: Federate, given: dict[str, Value]) -> None:
     same = {"partitioner": "iid", "samples_per_client": 40, "num_server_rounds": 3}
