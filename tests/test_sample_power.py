@@ -38,7 +38,8 @@ def counts_of(run: Any) -> torch.Tensor:
 
 @pytest.mark.parametrize("power", [pytest.param(0.5, marks=pytest.mark.slow), 1.0])
 @pytest.mark.parametrize("given", [
-    pytest.param(given, id=key, marks=[] if key in ("amn", "few") else [pytest.mark.slow]) for key, given in HOSTS.items()
+    pytest.param(given, id=key, marks=[] if key in ("amn", "few") else [pytest.mark.slow])
+    for key, given in HOSTS.items()
 ])  # fmt: skip
 def test_weights_start_in_proportion_to_samples_of_those_that_are_mixed(
     federate: Federate, given: dict[str, Value], power: float
