@@ -185,7 +185,7 @@ def test_a_penalty_holds_rows_to_those_of_new_meta_models(candidates: int) -> No
 
 def test_a_state_from_before_samples_counted_says_how_to_go_on() -> None:
     state = {name: tensor for name, tensor in server(("0", "1")).state_dict().items() if name != "samples"}
-    with pytest.raises(ValueError, match="samples clients have is missing: amn.sample-power=0 goes on"):
+    with pytest.raises(ValueError, match=r"samples clients have is missing: amn\.sample-power=0 goes on"):
         server(()).load_state_dict(state)
     server((), sample_power=0.0).load_state_dict(state)
 
