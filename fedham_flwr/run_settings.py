@@ -111,7 +111,10 @@ class Settings(RunFields):
         return found
 
     def phase(self, closing: bool) -> Phase:
-        """Which model clients use: of the one before and the one after local training; another when rounds are over."""
+        """Whether the model that clients use is the one before or the one after local training.
+
+        Where all layers are trained once more at the end it is, `closing`, the one after that.
+        """
         method = registry.method(self.strategy)
         last = closing and (method.personal_stage or self.personal_training == "after-rounds")
         return "after" if last else method.personal_model

@@ -20,6 +20,7 @@ from fedham_flwr.mixing import meta_models
 from fedham_flwr.mixing.meta_models import MetaModels
 
 kinds = pytest.mark.parametrize(("meta", "bias"), [(m, b) for m in ("attention", "aghn") for b in (False, True)])
+SHARES = {"masked": st.booleans(), "counted": st.booleans()}  # whether some may not be mixed, and samples count
 D, K = 5, 3
 
 
@@ -159,13 +160,7 @@ def scores_of(made: Case, rows: Rows) -> Tensor:
 
 
 @kinds
-@given(
-    peers=st.integers(1, 5),
-    units=st.integers(1, 3),
-    masked=st.booleans(),
-    counted=st.booleans(),
-    seed=st.integers(0, 999),
-)
+@given(peers=st.integers(1, 5), units=st.integers(1, 3), seed=st.integers(0, 999), **SHARES)
 def test_1_rows_are_those_of_the_naive_loops_and_sum_to_one_and_hybrids_lie_between_the_models(
     meta: str, bias: bool, peers: int, units: int, masked: bool, counted: bool, seed: int
 ) -> None:
@@ -292,13 +287,7 @@ def priors(made: Case) -> Tensor:
 
 @kinds
 @pytest.mark.parametrize("rho", [0.0, 0.7])
-@given(
-    peers=st.integers(1, 4),
-    units=st.integers(1, 2),
-    masked=st.booleans(),
-    counted=st.booleans(),
-    seed=st.integers(0, 999),
-)
+@given(peers=st.integers(1, 4), units=st.integers(1, 2), seed=st.integers(0, 999), **SHARES)
 def test_5_the_gradient_is_that_of_autograd_through_the_naive_loops(
     meta: str, bias: bool, rho: float, peers: int, units: int, masked: bool, counted: bool, seed: int
 ) -> None:
