@@ -111,9 +111,9 @@ def watch_parts(watch: Stopwatch) -> None:
     """Watch the parts of the meta phase, where they are, until this process ends."""
     from clients.fedham import FedHAMClient
     from fedham_flwr.federation import wire
-    from fedham_flwr.mixing.attention import Peers
     from fedham_flwr.mixing.bank import Bank
     from fedham_flwr.mixing.meta_models import MetaModels
+    from fedham_flwr.mixing.peers import Peers
     from fedham_flwr.training.trainer import Trainer
 
     places: Mapping[Any, Mapping[str, str]] = {

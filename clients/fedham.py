@@ -14,8 +14,8 @@ from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.federation.client import RoundClient
 from fedham_flwr.federation.contract import Outcome
 from fedham_flwr.federation.stages import EVALUATE, TRAIN
-from fedham_flwr.mixing.attention import Peers
 from fedham_flwr.mixing.meta_models import MetaModels
+from fedham_flwr.mixing.peers import TOGETHER, Peers
 from fedham_flwr.mixing.rows import Units
 from fedham_flwr.training.local import Samples
 from fedham_flwr.training.through import Hybrid, Through
@@ -83,7 +83,9 @@ class FedHAMClient(RoundClient):
         sent, trainer = self.job.download.extras, self.job.trainer
         own, at, p = {name: model[name] for name in self.split.shared}, int(self.place), sent.tensors["projections"]
         theirs = {place: {name: sent.tensors[f"{place}/{name}"] for name in own} for place in sent.facts["peers"]}
-        return Peers(trainer.manifest, trainer.device, at, own, theirs, p, self.ready())
+        together = sent.facts["together"]
+        mixture = {name: sent.tensors[f"{TOGETHER}{name}"] for name in own if together}
+        return Peers(trainer.manifest, trainer.device, at, own, theirs, together, mixture, p, self.ready())
 
     def _meta_step(self, peers: Peers, model: Params, prior: Tensor, generator: torch.Generator) -> None:
         """R2: one step of the meta-model on a batch, by the gradient of the network at the hybrid."""
@@ -136,7 +138,8 @@ class FedHAMClient(RoundClient):
     def _fresh(self) -> MetaModels:
         """The client's meta-model as at the start."""
         meta, there = MetaModels(self.own, len(self.units)), self._peers_there
-        mixed = min(self.own.peers + 1, there) if self.has_pool and self.own.peers else there
+        few = self.has_pool and self.own.peers and not self.own.mixed_rest
+        mixed = min(self.own.peers + 1, there) if few else there
         meta.add([torch_stream(self.settings.seed, "meta-model", client=self.job.client)], there, mixed)
         return meta
 

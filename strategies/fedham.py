@@ -10,16 +10,15 @@ from torch.nn.functional import pad
 from fedham_flwr.algorithms.fedham import FedHAMSettings
 from fedham_flwr.core.devices import resolve_device
 from fedham_flwr.core.errors import UserError
-from fedham_flwr.core.neighbours import nearest_and_drawn
 from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.records import MixingWeights
-from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.trees import read_clients, side_by_side
 from fedham_flwr.federation.contract import Extras, Setup, Start, Upload
 from fedham_flwr.federation.rounds import RoundStrategy
 from fedham_flwr.mixing.attention import Projections
+from fedham_flwr.mixing.peers import TOGETHER, Choice, choose, others_of
 from fedham_flwr.mixing.pool import Pool
-from fedham_flwr.mixing.rows import Row, hybrids, learn, mixing_weights
+from fedham_flwr.mixing.rows import Row, dense, hybrids, learn, mixing_weights
 
 MOST_PEERS = 20
 """With more clients, `auto` is `mediated`: their models would have to be sent to each of them."""
@@ -44,9 +43,10 @@ class FedHAMStrategy(RoundStrategy):
         if self.own.transport == "mediated":
             self._check_plain('fedham.transport="mediated"')
         self._mediated = torch.tensor(self.own.transport == "mediated")
-        # Of the clients that were asked last: whom they look at, and the rows [L, M] that they answered.
+        # Of the clients asked last: whom they look at, the rows [L, M] that they answered, whose models they were sent.
         self._places: dict[str, Tensor] = {}
         self._rows: dict[str, Row] = {}
+        self._choices: dict[str, Choice] = {}
         # The last two: what each client's last training gave with `mediated`, its scores, and their round.
         self._pool, self._projections, self._last, self._scored = self._empty()
 
@@ -69,8 +69,7 @@ class FedHAMStrategy(RoundStrategy):
         if self._mediated:
             self._places = self._projections.candidates(round_number, clients)
         else:
-            places = zip(clients, pool.bank.rows(clients).tolist(), strict=True)
-            some = [client for client, place in places if 0 < self.own.peers < len(self._others(place))]
+            some = [client for client in clients if 0 < self.own.peers < len(others_of(pool, client))]
             self._places = dict.fromkeys(some, torch.arange(len(pool.ready)))
         seen, shares, asked = self._projections.seen(), self._projections.shares(), {}
         for (client, at), place in zip(self._places.items(), pool.bank.rows(list(self._places)).tolist(), strict=True):
@@ -96,11 +95,19 @@ class FedHAMStrategy(RoundStrategy):
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
         starts, seen, shares = {}, self._projections.seen(), self._projections.shares()
-        for client, place in zip(clients, pool.bank.rows(clients).tolist(), strict=True):
-            peers = self._choose(round_number, client, place)
+        choices = {
+            client: choose(pool, self.own, self.settings.seed, round_number, client, self._rows.get(client))
+            for client in clients
+        }
+        self._choices |= choices  # some clients may be planned for once more, without the others
+        rows = {client: choice.together for client, choice in choices.items() if len(choice.together.places)}
+        mixed = pool.mixtures(list(rows), dense(pool, rows)) if rows else {}
+        for (client, (peers, more)), place in zip(choices.items(), pool.bank.rows(clients).tolist(), strict=True):
+            together = more.places.tolist()
             tensors = {f"{peer}/{name}": tensor for peer in peers for name, tensor in models[peer].items()}
-            tensors |= {"projections": seen[sorted([*peers, place])], "shares": shares}
-            extras = Extras(tensors, {"place": (place,), "peers": tuple(peers)})
+            tensors |= {f"{TOGETHER}{name}": tensor for name, tensor in mixed.get(client, {}).items()}
+            tensors |= {"projections": seen[sorted([*peers, *together, place])], "shares": shares}
+            extras = Extras(tensors, {"place": (place,), "peers": tuple(peers), "together": tuple(together)})
             without = client in stateless or (client not in trained and pool.has(client))
             starts[client] = Start(models[place] if without else {}, extras, own=True, left_out=models[place])
         return starts
@@ -128,8 +135,8 @@ class FedHAMStrategy(RoundStrategy):
             return mixing_weights(self._pool, {client: self._rows[client] for client in clients})
         if not uploads:
             return None
-        rows = torch.stack([upload.extras["row"] for upload in uploads.values()])
-        return MixingWeights(tuple(uploads), bank.groups, bank.clients, self._projections.units.by_group(rows))
+        rows = [self._row(client, upload).by_group(len(bank.groups)) for client, upload in uploads.items()]
+        return MixingWeights(tuple(uploads), bank.groups, bank.clients, torch.stack(rows).float())
 
     def check_extras(self, stage: str, client: str, tensors: Params) -> None:
         """Refuse a row that is not one.
@@ -187,16 +194,9 @@ class FedHAMStrategy(RoundStrategy):
         """What clients that mix have trained from: their hybrids, by the rows that they tell; with B2 their models."""
         if self.own.base_objective == "own":
             return {client: Row(self._pool.bank.rows([client]), torch.ones(1, 1)) for client in uploads}
-        every, units = torch.arange(len(self._pool.ready)), self._projections.units
-        return {client: Row(every, units.rows(upload.extras["row"])) for client, upload in uploads.items()}
+        return {client: self._row(client, upload) for client, upload in uploads.items()}
 
-    def _choose(self, round_number: int, client: str, place: int) -> list[int]:
-        """The places of the peers whose models a client gets: those it gives most weight, and some that are drawn."""
-        others, draws = self._others(place), torch_stream(self.settings.seed, "peers", round_number, client)
-        weights = self._rows[client].weights.mean(0) if client in self._rows else torch.zeros(len(self._pool.ready))
-        return nearest_and_drawn(weights, others, self.own.peers or len(others), self.own.exploration, draws).tolist()
-
-    def _others(self, place: int) -> Tensor:
-        """The places of those that may be mixed for a client, itself left out."""
-        ready = self._pool.ready.nonzero().flatten()
-        return ready[ready != place]
+    def _row(self, client: str, upload: Upload) -> Row:
+        """The row of a client's hybrid; the weights of those that it got as one model are as in that."""
+        told = Row(torch.arange(len(self._pool.ready)), self._projections.units.rows(upload.extras["row"]))
+        return told.spread(self._choices[client].together)

@@ -28,6 +28,7 @@ from fedham_flwr.federation.messages import ClientFailure, Download, Upload
 from fedham_flwr.federation.record_values import tensors as read_tensors
 from fedham_flwr.mixing import meta_models
 from fedham_flwr.mixing.meta_models import Projection
+from fedham_flwr.mixing.peers import choose
 from fedham_flwr.reporting.mixing_weights import latest, read_weights
 from fedham_flwr.runners.in_process import InProcessGrid
 from fedham_flwr.server_app import build_strategy
@@ -128,6 +129,8 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dic
     for number in (1, 2):
         made.questions(number, names(4))
         starts = dict.fromkeys(names(4), made.first)
+        if options is PEERS:
+            made.plan(number, names(4))
         made.merge(number, with_rows(number, trained(starts, made.first, number), made, options))
     everyone = (*names(4), "late")
     made.add_clients(everyone)
@@ -143,10 +146,12 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dic
         assert asked["late"].facts["peers"] == (0, 1, 2, 3)
 
 
-def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets() -> None:
-    options: dict[str, Value] = {**PEERS, "fedham.peers": 2}
+@pytest.mark.parametrize("rest", [False, True])
+def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets(rest: bool) -> None:
+    options: dict[str, Value] = {**PEERS, "fedham.peers": 2, "fedham.mixed-rest": rest}
     made = server(5, **options)
     starts = dict.fromkeys(names(5), made.first)
+    made.plan(1, names(5))
     made.merge(1, with_rows(1, trained(starts, made.first, 1), made, options))
     everyone = (*names(5), "late")
     made.add_clients(everyone)
@@ -155,8 +160,8 @@ def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets
     wanted[5] = 0  # it has not trained
     assert wanted[:5].abs().amin((1, 2)).max() > 0
     for start in made.plan(2, everyone).values():
-        places = sorted([*start.extras.facts["peers"], *start.extras.facts["place"]])
-        assert len(places) == 3
+        places = sorted(int(place) for kind in ("peers", "together", "place") for place in start.extras.facts[kind])
+        assert len(places) == (len({*range(5), *start.extras.facts["place"]}) if rest else 3)
         assert torch.allclose(start.extras.tensors["projections"], wanted[places], rtol=0, atol=1e-5)
 
 
@@ -235,11 +240,21 @@ def test_peers_are_those_of_largest_weight_and_some_that_are_drawn() -> None:
     made = server(clients=12, **FEW_PEERS)
     made.questions(1, names(12))
     told(made, {3: 0.2, 7: 0.3, 9: 0.1})
-    chosen = [made._choose(number, "0", 0) for number in range(1, 40)]
+
+    def peers_of(made: Any, number: int) -> Any:
+        return choose(made._pool, made.own, made.settings.seed, number, "0", made._rows.get("0"))
+
+    some = [peers_of(made, number) for number in range(1, 40)]
+    chosen = [one.peers for one in some]
     assert all(len(set(peers)) == 5 and 0 not in peers and {3, 7, 9} <= set(peers) for peers in chosen)
     assert {peer for peers in chosen for peer in peers} == set(range(1, 12))
-    assert made._choose(3, "0", 0) == made._choose(3, "0", 0)
-    assert server(clients=12, **PEERS, **{"fedham.peers": 11})._choose(1, "0", 0) == list(range(1, 12))
+    assert peers_of(made, 3).peers == peers_of(made, 3).peers
+    for peers, together in (one[:2] for one in some):  # those that come as one are the others
+        assert {0, *peers, *together.places.tolist()} == set(range(12))
+        assert len(peers) + len(together.places) == 11
+        assert together.weights.sum(-1).tolist() == pytest.approx([1] * len(together.weights))
+    every = peers_of(server(clients=12, **PEERS, **{"fedham.peers": 11}), 1)
+    assert (every.peers, len(every.together.places)) == (list(range(1, 12)), 0)
 
 
 def test_a_state_with_rows_of_an_earlier_version_opens() -> None:
@@ -258,7 +273,8 @@ def test_who_is_sent_all_models_is_not_asked_whose_it_wants() -> None:
     assert tuple(made.questions(1, names(5))) == ("4",)
 
 
-def test_a_client_is_sent_those_whom_it_says_it_listens_to(federate: Federate) -> None:
+@pytest.mark.parametrize("rest", [False, True])
+def test_a_client_is_sent_those_whom_it_says_it_listens_to(federate: Federate, rest: bool) -> None:
     """Its answer is the row of its meta-model over all projections, before the server has sent it a model."""
     places: dict[int, int] = {}
     wanted: dict[int, set[str]] = {}
@@ -275,18 +291,21 @@ def test_a_client_is_sent_those_whom_it_says_it_listens_to(federate: Federate) -
         if names == {"projections", "shares"}:  # the question
             places[about.dst_node_id] = int(message.content.config_records["facts"]["place"][0])  # type: ignore[index]
         elif "projections" in names:  # the models
-            sent.append({name.partition("/")[0] for name in names if "/" in name} == wanted.pop(about.dst_node_id))
+            models = {name.partition("/")[0] for name in names if "/" in name}
+            sent.append(models == wanted.pop(about.dst_node_id) | ({"together"} if rest else set()))
         elif about.message_type.startswith("query"):  # the answer
             row = read_tensors(extras)["row"].mean(0)
             row[places[about.src_node_id]] = -1
             wanted[about.src_node_id] = {str(place) for place in row.argsort(descending=True)[:2].tolist()}
 
     few = {**FEW_PEERS, "fedham.peers": 2, "fedham.exploration": 0.0, "fedham.learning-rate": 0.1}
+    few["fedham.mixed-rest"] = rest
     run = federate(grid=Watching, clients=6, num_server_rounds=4, **few)
     assert run.summary["failures"] == 0
     assert len(sent) == 30  # four rounds and the closing evaluation
     assert all(sent[12:])  # until models differ weights are equal, and lots decide
-    assert ((latest(read_weights(run.path)).weights > 0).sum(-1) <= 3).all()
+    some = (latest(read_weights(run.path)).weights > 0).sum(-1)
+    assert (some == (6 if rest else 3)).all()
 
 
 @pytest.mark.parametrize(("clients", "mediated"), [(2, False), (20, False), (21, True)])

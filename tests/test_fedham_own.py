@@ -81,10 +81,10 @@ def test_b2_with_a_gate_of_zero_learns_nothing(federate: Federate, monkeypatch: 
     assert rows[1, "0"] == rows[2, "0"] == rows[3, "0"]
 
 
-@pytest.mark.parametrize("objective", ["own", "hybrid"])
-def test_what_training_added_is_from_where_it_began(federate: Federate, objective: str) -> None:
+@pytest.mark.parametrize(("objective", "peers"), [("own", 0), ("hybrid", 0), ("hybrid", 1)])
+def test_what_training_added_is_from_where_it_began(federate: Federate, objective: str, peers: int) -> None:
     """R (w_i - start_i) of the second round: it began at the client's own model with B2, and with B1 at its mixture."""
-    given = {"fedham.base-objective": objective, "fedham.update-momentum": 0.0}
+    given = {"fedham.base-objective": objective, "fedham.update-momentum": 0.0, "fedham.peers": peers}
     first, second = (federate(**TRANSPORTS[0], **given, num_server_rounds=rounds) for rounds in (1, 2))
     frame = read_weights(second.path).to_pandas()
     for at, group in enumerate(GROUPS):

@@ -224,14 +224,15 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_bytes_of_peers_are_those_of_the_formula(federate: Federate) -> None:
     """Down M P and projections, of its own model too; up P and the row; M is all others, or as many as are wanted.
 
-    Who gets few is asked which, by all projections.
+    Who gets few is asked which, by all projections; with them comes one model that the others are mixed into.
     """
-    for peers, sent in ((0, 5), (2, 2)):
-        run = federate(clients=6, **TRANSPORTS[0], **{"fedham.peers": peers, "fedham.meta-steps": 1})
-        assert [r["kind"] for r in run.records].count("query") == (3 if peers else 0)
+    for peers, rest, models_sent, looked_at in ((0, True, 5, 6), (2, True, 3, 6), (2, False, 2, 3), (5, True, 5, 6)):
+        few = {"fedham.peers": peers, "fedham.mixed-rest": rest}
+        run = federate(clients=6, **TRANSPORTS[0], **few, **{"fedham.meta-steps": 1})
+        assert [r["kind"] for r in run.records].count("query") == (3 if peers == 2 else 0)
         for record in run.records:
             trained_ = P if record["kind"] == "train" else 0
-            models = (0, 6) if record["kind"] == "query" else (sent, sent + 1)
+            models = (0, 6) if record["kind"] == "query" else (models_sent, looked_at)
             assert record["bytes-down"] == 6 * (4 * (models[0] * P + models[1] * L * D) + 6)  # and who may be mixed
             assert record["bytes-up"] == 6 * 4 * (trained_ + L * 6)
 

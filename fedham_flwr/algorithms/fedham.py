@@ -67,6 +67,7 @@ class FedHAMSettings(AttentionSettings):
             made small.
         transport: peers, mediated, or auto: peers up to 20 clients (and for B2), else mediated.
         peers: M, the models that a client gets with `peers`; 0 for all.
+        mixed_rest: whether the models that are not sent come as one, with few `peers`: mixed by the row that chose.
         exploration: share of those M that is drawn, in [0, 1]; the others have its largest weights.
         meta_steps: T_m, with `peers`.
         meta_batch_size: of a meta step's loss.
@@ -80,6 +81,7 @@ class FedHAMSettings(AttentionSettings):
     prior_penalty: Annotated[float, Ge(0)] = 0.05
     transport: Literal["auto", "peers", "mediated"] = "auto"
     peers: Annotated[int, Ge(0)] = 4
+    mixed_rest: bool = True
     exploration: Annotated[float, Ge(0), Le(1)] = 0.0
     meta_steps: Annotated[int, Ge(0)] = 5
     meta_batch_size: Annotated[int, Gt(0)] = 64

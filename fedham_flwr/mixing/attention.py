@@ -1,4 +1,4 @@
-"""What the meta-models of FedHAM and AMN look at: projections of the models, on the server and on a client."""
+"""What the meta-models of FedHAM and AMN look at: projections of the models that a server holds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings
 from fedham_flwr.core.errors import UserError
 from fedham_flwr.core.neighbours import nearest_and_drawn
-from fedham_flwr.core.parameters import Manifest, Params
+from fedham_flwr.core.parameters import Params
 from fedham_flwr.core.seeding import torch_stream
 from fedham_flwr.core.threads import in_threads
-from fedham_flwr.mixing.bank import Bank
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
 from fedham_flwr.mixing.rows import Row, Units
@@ -170,68 +169,3 @@ class Projections:
 
     def _project(self, rows: Sequence[int]) -> Tensor:
         return self._projection.of(self._pool.bank, rows)
-
-
-class Peers:
-    """Models of some of all N clients.
-
-    Args:
-        manifest: the model's.
-        device: where they are mixed.
-        own: the client's own place among all N.
-        model: its own shared tensors.
-        others: place -> shared tensors of a peer.
-        projections: centred ones (7) of all these, in the order of their places: float32 [M + 1, L, d].
-        shares: [1, N], whose models may be mixed, see `amn.attend`.
-
-    Attributes:
-        bank: the models, in the order of their places.
-        places: int64 [M + 1], of its rows among all N clients.
-        seen: float32 [N, L, d], the projections; 0 where no model came.
-        allowed: [1, N], the shares of those whose models came; 0 of others.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        device: torch.device,
-        own: int,
-        model: Params,
-        others: Mapping[int, Params],
-        projections: Tensor,
-        shares: Tensor,
-    ) -> None:
-        self.places = torch.tensor(sorted((*others, own)), dtype=torch.int64)
-        ids = [str(place) for place in self.places.tolist()]
-        self.bank = Bank(manifest, tuple(model), device)
-        self.bank.add(ids, model)
-        self.bank.put([name for name in ids if name != str(own)], [others[place] for place in sorted(others)])
-        there = torch.zeros(1, shares.shape[1], dtype=torch.bool)
-        there[0, self.places] = True
-        self.seen = torch.zeros(there.shape[1], *projections.shape[1:])
-        self.seen[self.places] = projections
-        self.allowed = shares * there
-
-    @property
-    def groups(self) -> Sequence[str]:
-        """The layer groups."""
-        return self.bank.groups
-
-    def mix(self, weights: Tensor) -> Params:
-        """The mixture of the models.
-
-        Args:
-            weights: [1, groups, N].
-        """
-        hybrid: Params = {}
-        for at, group in enumerate(self.bank.groups):
-            (row,) = self.bank.mix(group, weights[:, at, self.places])
-            hybrid |= self.bank.tensors(group, row.cpu())
-        return hybrid
-
-    def inner(self, direction: Params) -> Tensor:
-        """Inner products of a direction with each model, by layer group: float64 [1, groups, N]."""
-        scores = torch.zeros(1, len(self.groups), self.seen.shape[0], dtype=torch.float64)
-        for at, group in enumerate(self.bank.groups):
-            scores[0, at, self.places] = self.bank.inner(group, direction)
-        return scores

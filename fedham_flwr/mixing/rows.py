@@ -95,6 +95,19 @@ class Row(NamedTuple):
         """The weights of each of G layer groups: float64 [G, M]."""
         return self.weights.double().expand(groups, -1)
 
+    def of(self, places: Tensor) -> Row:
+        """The row of a mixture of some of the models: their weights made to sum to 1; equal where none has any."""
+        weights = self.weights[:, torch.searchsorted(self.places, places)].double()
+        total = weights.sum(-1, keepdim=True)
+        return Row(places, torch.where(total > 0, weights / total, 1 / max(1, len(places))).float())
+
+    def spread(self, mixture: Row) -> Row:
+        """The row with the sum of the weights of a mixture's models shared out among them as in the mixture."""
+        at = torch.searchsorted(self.places, mixture.places)
+        weights = self.weights.double().expand(max(len(self.weights), len(mixture.weights)), -1).clone()
+        weights[:, at] = weights[:, at].sum(-1, keepdim=True) * mixture.weights
+        return Row(self.places, weights)
+
 
 def hybrids(pool: Pool, rows: Mapping[str, Row]) -> dict[str, Params]:
     """The mixed model of each client.
