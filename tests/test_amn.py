@@ -62,7 +62,7 @@ class Naive:
         self, clients: tuple[str, ...], unit: str, meta: str, psi: dict[str, Params], looks: str, reference: str
     ) -> None:
         self.models = {client: {n: t.double() for n, t in drawn(0).items()} for client in clients}
-        self.added = {client: {n: 0 * t for n, t in model.items()} for client, model in self.models.items()}
+        self.added = {client: {group.name: torch.zeros(D).double() for group in GROUPS} for client in clients}
         self.unit, self.meta, self.psi, self.looks, self.reference = unit, meta, psi, looks, reference
         self.samples: dict[str, int] = {}  # of those that have trained
 
@@ -74,22 +74,27 @@ class Naive:
     def units(self) -> list[list[LayerGroup]]:
         return [list(GROUPS)] if self.unit == "model" else [[group] for group in GROUPS]
 
+    def projected(self, model: Params, group: LayerGroup) -> Tensor:
+        """R of a layer group's parameters [D], scalar by scalar."""
+        flat, p = torch.cat([model[n].flatten() for n in group.names]), torch.zeros(D, dtype=torch.float64)
+        draw = torch_stream(SEED, "projection", client=group.name)
+        signs = (torch.randint(0, 2, (len(flat),), generator=draw) * 2 - 1).tolist()
+        for column, scalar in enumerate(flat.tolist()):
+            p[column % D] += signs[column] * scalar
+        return p
+
     def features(self) -> Tensor:
-        """(7): R w_j, or R of what training added, less the pool's mean or R of the start [N, L, d], by scalars."""
+        """(7): R w_j, or the way in which training went, less the pool's mean or R of the start [N, L, d]."""
         first = {n: t.double() for n, t in drawn(0).items()}
-        if self.reference == "start":
-            differences = {j: {n: t - first[n] for n, t in model.items()} for j, model in self.models.items()}
-        else:
-            differences = self.added if self.reference == "update" else self.models
         p = torch.zeros(len(self.models), len(self.units()), D, dtype=torch.float64)
-        for unit, groups in enumerate(self.units()):
-            for group in {"own": groups, "head": GROUPS[-1:], "all": GROUPS}[self.looks]:
-                flat = [torch.cat([m[n].flatten() for n in group.names]) for m in differences.values()]
-                draw = torch_stream(SEED, "projection", client=group.name)
-                signs = (torch.randint(0, 2, (len(flat[0]),), generator=draw) * 2 - 1).tolist()
-                for j, model in enumerate(flat):
-                    for column, scalar in enumerate(model.tolist()):
-                        p[j, unit, column % D] += signs[column] * scalar
+        for j, (client, model) in enumerate(self.models.items()):
+            for unit, groups in enumerate(self.units()):
+                for group in {"own": groups, "head": GROUPS[-1:], "all": GROUPS}[self.looks]:
+                    if self.reference == "update":
+                        p[j, unit] += one_long(self.added[client][group.name])
+                    else:
+                        less = first if self.reference == "start" else {n: 0 * t for n, t in first.items()}
+                        p[j, unit] += self.projected({n: t - less[n] for n, t in model.items()}, group)
         return p if self.reference == "start" else p - p.mean(0)
 
     def rows(self, client: str, psi: Params) -> Tensor:
@@ -106,12 +111,12 @@ class Naive:
 
     def merge(self, uploads: dict[str, Upload]) -> None:
         """R5, R6: descend <h_i(psi_i), h_i - wt_i> / (eta K), h_i - wt_i constant; then the new models."""
-        new, added = {}, dict(self.added)
+        new, changes = {}, {}
         for client, upload in uploads.items():
             psi = {name: tensor.clone().requires_grad_() for name, tensor in self.psi[client].items()}
             start, before = self.mix(self.rows(client, psi)), self.mix(self.rows(client, self.psi[client]))
             steps = {n: t.double() - before[n] for n, t in upload.params.items()}
-            added[client] = {n: MOMENTUM * t + steps[n] for n, t in self.added[client].items()}
+            changes[client] = {group.name: self.projected(steps, group) for group in GROUPS}
             reach = 0.1 * 3 * math.ceil(upload.examples / 8) / (1 - 0.5)
             surrogate = sum((start[n] * (before[n] - upload.params[n].double()) / reach).sum() for n in start)
             slopes = torch.autograd.grad(surrogate, list(psi.values()), allow_unused=True)  # type: ignore[arg-type]
@@ -119,8 +124,19 @@ class Naive:
                 new[client, name] = tensor.detach() - RATE * (0 if slope is None else slope)
         for (client, name), tensor in new.items():
             self.psi[client][name] = tensor
-        self.added, self.samples = added, self.samples | {client: up.examples for client, up in uploads.items()}
+        for group in (group.name for group in GROUPS):
+            mean = sum(change[group] for change in changes.values()) / len(changes) if len(changes) > 2 else 0
+            for client, change in changes.items():
+                way = one_long(change[group] - mean)
+                self.added[client] = self.added[client] | {group: MOMENTUM * self.added[client][group] + way}
+        self.samples |= {client: up.examples for client, up in uploads.items()}
         self.models |= {client: {n: t.double() for n, t in upload.params.items()} for client, upload in uploads.items()}
+
+
+def one_long(p: Tensor) -> Tensor:
+    """Of length 1, or 0."""
+    length = math.sqrt(sum(x * x for x in p.tolist()))
+    return p / length if length > 1e-9 else 0 * p
 
 
 def meta_models(made: AMNStrategy) -> dict[str, Params]:

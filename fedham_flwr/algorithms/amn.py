@@ -18,11 +18,11 @@ Identity card
                 (with `sample-power` that weight grows with the samples that it says it has)
 
 The round
-    R1  server: choose S; f_j = LN(R U_j - pref) (7); rows a_ij, beta_i (8), (9)    `features`, `attend`
+    R1  server: choose S; f_j = LN(U_j - pref) (7); rows a_ij, beta_i (8), (9)      `features`, `attend`
     R2  server: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                 `bank.Bank.mix`
     R3  client: wt_i <- E epochs of SGD on L_i from h_i                             clients/amn.py
     R4  client: keep its running statistics, send wt_i                              clients/amn.py
-    R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), U_i <- mu U_i + wt_i - h_i,
+    R5  server: S_ij = <h_i - wt_i, w_j> / (eta K), U_i <- mu U_i + dir R (wt_i - h_i),
         then w_i <- wt_i, for i in S                                `bank.Bank.absorb`, `Projections.update`
     R6  server: psi_i <- descend by (10)                                            `gradient`, meta_models.py
 
@@ -41,7 +41,7 @@ from operator import attrgetter
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
@@ -66,9 +66,9 @@ class AttentionSettings:
         meta: attention, or aghn for FedAGHN's temperature and gate.
         feature_dim: d.
         key_dim: k, of queries and keys.
-        reference: what features are of. update: U_j, what training added to a model, that of earlier rounds less and
-            less, less the pool's mean. mean or start: the model less the mean of the pool, or the common start.
-        update_momentum: mu, in [0, 1), the share of it that a round leaves, with update.
+        reference: what features are of. update: U_j, the sum over rounds of where training went apart from the other
+            clients', of length 1 in each round. mean or start: the model less the pool's mean, or the common start.
+        update_momentum: mu, in [0, 1], the share of that sum that a round leaves, with update; below 1 it forgets.
         peer_bias: whether each peer has a free bias in layer one.
         prior_penalty: rho >= 0, in nats of the loss, of a row's divergence from the row of a meta-model at its start.
         optimizer: adam; normalised, for steps of length eta_m per unit; or sgd, which depends on the loss's scale.
@@ -89,7 +89,7 @@ class AttentionSettings:
     feature_dim: Annotated[int, Gt(1)] = 64
     key_dim: Annotated[int, Gt(0)] = 32
     reference: Literal["update", "mean", "start"] = "update"
-    update_momentum: Annotated[float, Ge(0), Lt(1)] = 0.8
+    update_momentum: Annotated[float, Ge(0), Le(1)] = 1.0
     peer_bias: bool = False
     prior_penalty: Annotated[float, Ge(0)] = 0.0
     optimizer: Literal["adam", "normalised", "sgd"] = "adam"

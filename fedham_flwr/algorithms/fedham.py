@@ -8,7 +8,7 @@ Identity card
     shared      every layer group; the clients' models are mixed and never averaged into one
     personal    psi_i = (W_Q, W_K, W_Q2, W_K2, b0) and its optimiser's state; running statistics; with `peers` also w_i
     lives       psi_i with client i, which never sends it; the pool {w_j} on the server
-    down, up    `peers`: M P + (M + 1) L d down, with few N L d more; P and rows of N L up; N^2 P in all if M = N - 1
+    down, up    `peers`: few (M + 1) P + 2 N L d down, all M P + N L d; P and rows of N L up; N^2 P in all if M = N - 1
                 `mediated`: P + M L d + M L down; P + M L up; M is N, or K + 1 with `candidates`
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
@@ -18,24 +18,24 @@ Identity card
     bound       as `amn`
 
 The round
-    R1  server: choose S; send i p_j = R U_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)   `project`
-        with few `peers` it sends all p_j first, and i answers its row: the w_j are those of its largest weights
+    R1  server: choose S; send i p_j = U_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)     `project`
+        with few `peers` all p_j come first, and i answers its row, which picks the w_j and mixes one model of the rest
     R2  client: psi_i <- descend by (10), base frozen; `peers`: T_m steps with S_ij = <grad L_i(h_i), w_j>; `mediated`:
         one step with the S_ij that came                                                    `gradient`, meta_models.py
     R3  client: f_j = LN(p_j) (7); rows a_ij, beta_i (8), (9); `mediated`: send them     `features`, `attend`
     R4  server: `mediated`: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                       `bank.Bank.mix`
     R5  client: with `peers`, make h_i itself; wt_i <- E epochs of SGD, meta frozen, from h_i (B1) or through it (B2)
     R6  client: keep psi_i, send wt_i; with `peers` also its row                                    clients/fedham.py
-    R7  server: `mediated`: S_ij = <h_i - wt_i, w_j>; U_i <- mu U_i + wt_i - h_i; then w_i <- wt_i `bank.Bank.absorb`
+    R7  server: `mediated`: S_ij = <h_i - wt_i, w_j>; U_i <- mu U_i + dir R (wt_i - h_i); w_i <- wt_i
 
 `mediated` takes (h_i - wt_i) / (eta K) for grad L_i(h_i), which it is for one step of SGD; see algorithms/amn.py. B2
 descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i, by plain SGD too. `meta="aghn"` has two scalars per unit,
 temperature and gate, and unit-norm features: FedAGHN's formula, of updates of all rounds, where that has the last ones.
 
 Open in the paper, and how it is read here
-    features        R U_j - pref: R one random sign per scalar, folded into d sums; U_j what training added to w_j, in
-                    this round and, less and less, in earlier ones: w_j itself tells more of who was mixed into it. pref
-                    the mean of the pool's. Sketched or raw, deltas or weights: not public; `reference` has both
+    features        U_j - pref: U_j the sum over rounds of R (wt_j - h_j), less the mean of whoever trained, of length
+                    1; w_j itself tells more of who was mixed into it. R one random sign per scalar, folded into d sums,
+                    pref the pool's mean. Sketched or raw, deltas or weights: not public; `reference` has both
     values          the models themselves, so that a hybrid lies in their convex hull
     layer one       leaves the client itself out, which layer two weighs against the rest
     granularity     a row for each layer group, made from its own projections; else `unit`, `features_of`

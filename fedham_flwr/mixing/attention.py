@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
 from fedham_flwr.algorithms import amn
 from fedham_flwr.algorithms.amn import AttentionSettings
@@ -19,6 +19,9 @@ from fedham_flwr.core.threads import in_threads
 from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
 from fedham_flwr.mixing.rows import Row, Units
+
+ROUNDING = 1e-4
+"""Of the length of a change of a model: what differs from the others' changes by no more than this is rounding."""
 
 
 class Lists(NamedTuple):
@@ -66,7 +69,7 @@ class Projections:
         self._p = torch.empty(0, len(pool.bank.groups), settings.feature_dim, dtype=torch.float64)
         self._start = self._p  # the projection of the common start; none before the first client
         self._follows = settings.reference == "update"
-        self._added = self._p  # of what training has added to each model, if this is what is looked at
+        self._added = self._p  # the sum of where each client's training went, if this is what is looked at
         self._samples = torch.empty(0, dtype=torch.int64)  # of those that have trained
 
     def add(self, clients: Sequence[str]) -> None:
@@ -81,7 +84,8 @@ class Projections:
         """The projections less the mean of those that may be mixed, or that of the common start: float32 [N, L, d]."""
         if self._settings.reference == "start":
             return self.units.seen(self._p - self._start).float()
-        return amn.centred(self.units.seen(self._added if self._follows else self._p), self._pool.ready).float()
+        looks = of_length_one(self._added) if self._follows else self._p
+        return amn.centred(self.units.seen(looks), self._pool.ready).float()
 
     def shares(self) -> Tensor:
         """Who may be mixed, uint8 [N]; with `sample-power` float32, by samples: 1 for a mean or an unknown number."""
@@ -140,7 +144,7 @@ class Projections:
         return Lists(places, seen[at], own, shares[at] * there)
 
     def update(self, rows: Mapping[str, Row], samples: Sequence[int]) -> None:
-        """Project the models of some clients anew, and what training added to them.
+        """Project the models of some clients anew, and tell where their training went.
 
         Args:
             rows: client id -> what its start was mixed from, of the models as they were.
@@ -152,15 +156,15 @@ class Projections:
         if self._follows:
             # A projection is linear: that of a mixture is the mixture of theirs.
             starts = torch.stack([self._mixed(row) for row in rows.values()])
-            self._added[at] = self._settings.update_momentum * self._added[at] + (after - starts)
+            self._added[at] = self._settings.update_momentum * self._added[at] + directions(after - starts)
         self._p[at] = after
 
     def update_all(self) -> None:
-        """Project all models anew; what training added is a part of the state."""
+        """Project all models anew; where training went is a part of the state."""
         self._p = self._project(range(len(self._pool.bank.clients)))
 
     def state_dict(self) -> Params:
-        """What models do not tell and is looked at: the projections of what training added, samples; not copied."""
+        """What models do not tell and is looked at: where training went, samples; not copied."""
         counts = {"samples": self._samples} if self._settings.sample_power else {}
         return counts | ({"added": self._added} if self._follows else {})
 
@@ -169,3 +173,22 @@ class Projections:
 
     def _project(self, rows: Sequence[int]) -> Tensor:
         return self._projection.of(self._pool.bank, rows)
+
+
+def directions(changes: Tensor) -> Tensor:
+    """What a round tells of its clients: dir of (7), where training went apart from the other clients', of length 1.
+
+    A late round moves a model farther than an early one and tells less of whom it is like, so that none counts more
+    than another. With one client or two their mean would leave nothing, or opposites: it is not taken off.
+
+    Args:
+        changes: projections of what a round added to the models of n clients: [n, G, d].
+    """
+    apart = changes - changes.mean(0) if len(changes) > 2 else changes
+    alike = apart.norm(dim=-1, keepdim=True) <= ROUNDING * changes.norm(dim=-1, keepdim=True)
+    return of_length_one(apart * ~alike)
+
+
+def of_length_one(p: Tensor) -> Tensor:
+    """Vectors [..., d] of length 1; 0 stays 0."""
+    return normalize(p, dim=-1, eps=amn.TINY)
