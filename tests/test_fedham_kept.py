@@ -148,7 +148,8 @@ def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dic
 
 @pytest.mark.parametrize("rest", [False, True])
 def test_what_is_looked_at_is_centred_on_the_pool_whichever_models_a_client_gets(rest: bool) -> None:
-    options: dict[str, Value] = {**PEERS, "fedham.peers": 2, "fedham.mixed-rest": rest}
+    few: dict[str, Value] = {"fedham.peers": 2, "fedham.mixed-rest": rest, "fedham.reference": "mean"}
+    options: dict[str, Value] = {**PEERS, **few}
     made = server(5, **options)
     starts = dict.fromkeys(names(5), made.first)
     made.plan(1, names(5))

@@ -52,8 +52,7 @@ def test_weights_start_in_proportion_to_samples_of_those_that_are_mixed(
     for row in found.flatten(0, 1):
         wanted = torch.where(row > 0, shares, 0.0)
         torch.testing.assert_close(row, wanted / wanted.sum(), rtol=1e-5, atol=1e-6)
-    few = {"fedham.peers": 3}.items() <= given.items() or "amn.candidates" in given
-    assert {int(count) for count in (found > 0).sum(-1).flatten()} == {4 if few else 6}
+    assert {int(count) for count in (found > 0).sum(-1).flatten()} == {4 if "amn.candidates" in given else 6}
 
 
 @pytest.mark.slow

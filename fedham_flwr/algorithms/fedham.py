@@ -80,7 +80,7 @@ class FedHAMSettings(AttentionSettings):
 
     prior_penalty: Annotated[float, Ge(0)] = 0.05
     transport: Literal["auto", "peers", "mediated"] = "auto"
-    peers: Annotated[int, Ge(0)] = 4
+    peers: Annotated[int, Ge(0)] = 3
     mixed_rest: bool = True
     exploration: Annotated[float, Ge(0), Le(1)] = 0.0
     meta_steps: Annotated[int, Ge(0)] = 5
