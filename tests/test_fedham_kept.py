@@ -125,7 +125,7 @@ def test_on_a_node_the_meta_model_is_written_through(
 
 @both
 def test_a_late_client_changes_nobodys_weights_until_it_has_trained(options: dict[str, Value]) -> None:
-    made = server(**options)
+    made = server(**options, **{"fedham.peers": 4})
     for number in (1, 2):
         made.questions(number, names(4))
         starts = dict.fromkeys(names(4), made.first)
