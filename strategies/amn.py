@@ -82,9 +82,8 @@ class AMNStrategy(RoundStrategy):
         Raises:
             ValueError: it is not of this model and these settings, or a model is not finite.
         """
-        if self.own.sample_power and "samples" not in state:
-            raise ValueError("how many samples clients have is missing: amn.sample-power=0 goes on without it")
         self._pool, self._projections, self._meta = self._empty()
+        self._projections.check(state, "amn")
         self.add_clients(read_clients(state))
         self._pool.load(state, self.state_dict())
         self._projections.update_all()

@@ -47,7 +47,7 @@ class FedHAMStrategy(RoundStrategy):
         self._places: dict[str, Tensor] = {}
         self._rows: dict[str, Row] = {}
         self._choices: dict[str, Choice] = {}
-        # The last two: what each client's last training gave with `mediated`, its scores, and their round.
+        # The last two: of each client's last training with `mediated` its scores, and the round.
         self._pool, self._projections, self._last, self._scored = self._empty()
 
     def add_clients(self, clients: Sequence[str]) -> None:
@@ -169,6 +169,7 @@ class FedHAMStrategy(RoundStrategy):
             ValueError: it is not of this model and these settings, or a model is not finite.
         """
         self._pool, self._projections, self._last, self._scored = self._empty()
+        self._projections.check(state, "fedham")
         self.add_clients(read_clients(state))
         self._mediated.fill_(bool(state.get("mediated", self._mediated).any()))  # as the first clients settled it
         self._last = self._last.new_zeros(*self._last.shape[:2], self._width)

@@ -24,7 +24,7 @@ from strategies.amn import AMNStrategy
 
 GROUPS = (LayerGroup("conv", ("a", "b")), LayerGroup("fc", ("c",)))
 MANIFEST = Manifest(GROUPS, {"a": (2, 3), "b": (2,), "c": (4,)}, dict.fromkeys("abc", torch.float32))
-D, K, RATE, SEED, MOMENTUM = 5, 3, 0.05, 11, 0.7
+D, K, RATE, SEED, MOMENTUM, DISCOUNT = 5, 3, 0.05, 11, 0.7, 0.3
 
 
 def drawn(seed: int) -> Params:
@@ -65,11 +65,13 @@ class Naive:
         self.added = {client: {group.name: torch.zeros(D).double() for group in GROUPS} for client in clients}
         self.unit, self.meta, self.psi, self.looks, self.reference = unit, meta, psi, looks, reference
         self.samples: dict[str, int] = {}  # of those that have trained
+        self.late = dict.fromkeys(clients, 0)  # how many rounds ago
 
     def shares(self) -> list[float]:
         """What of a mean each client is, whoever has not trained as one that has as many samples as they on average."""
         mean = sum(self.samples.values()) / max(1, len(self.samples))
-        return [self.samples[client] / mean if client in self.samples else 1.0 for client in self.models]
+        counts = [self.samples[client] / mean if client in self.samples else 1.0 for client in self.models]
+        return [count * DISCOUNT**late for count, late in zip(counts, self.late.values(), strict=True)]
 
     def units(self) -> list[list[LayerGroup]]:
         return [list(GROUPS)] if self.unit == "model" else [[group] for group in GROUPS]
@@ -130,6 +132,7 @@ class Naive:
                 way = one_long(change[group] - mean)
                 self.added[client] = self.added[client] | {group: MOMENTUM * self.added[client][group] + way}
         self.samples |= {client: up.examples for client, up in uploads.items()}
+        self.late = {client: 0 if client in uploads else late + 1 for client, late in self.late.items()}
         self.models |= {client: {n: t.double() for n, t in upload.params.items()} for client, upload in uploads.items()}
 
 
@@ -158,6 +161,7 @@ def test_the_server_is_the_naive_one_of_loops(
 ) -> None:
     ids = tuple(map(str, range(clients)))
     looked: dict[str, Value] = {"features_of": looks, "reference": reference, "update_momentum": MOMENTUM}
+    looked["staleness_discount"] = DISCOUNT
     made = server(ids, unit=unit, meta=meta, peer_bias=bias, initial_temperature=start, **looked)
     naive, first = Naive(ids, unit, meta, meta_models(made), looks, reference), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids, ids[:1])):
@@ -199,11 +203,18 @@ def test_a_penalty_holds_rows_to_those_of_new_meta_models(candidates: int) -> No
     assert away[10.0] < 0.7 * away[0.0], away
 
 
-def test_a_state_from_before_samples_counted_says_how_to_go_on() -> None:
-    state = {name: tensor for name, tensor in server(("0", "1")).state_dict().items() if name != "samples"}
-    with pytest.raises(ValueError, match=r"samples clients have is missing: amn\.sample-power=0 goes on"):
+@pytest.mark.parametrize(
+    ("missing", "setting", "value", "error"),
+    [
+        ("samples", "sample_power", 0.0, r"samples clients have is missing: amn\.sample-power=0 goes on"),
+        ("ages", "staleness_discount", 1.0, r"late models are is missing: amn\.staleness-discount=1 goes on"),
+    ],
+)
+def test_a_state_from_before_it_counted_says_how_to_go_on(missing: str, setting: str, value: float, error: str) -> None:
+    state = {name: tensor for name, tensor in server(("0", "1")).state_dict().items() if name != missing}
+    with pytest.raises(ValueError, match=error):
         server(()).load_state_dict(state)
-    server((), sample_power=0.0).load_state_dict(state)
+    server((), **{setting: value}).load_state_dict(state)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------

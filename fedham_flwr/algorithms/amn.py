@@ -30,7 +30,7 @@ The round
 that of the round, over 1 - momentum. With another optimiser, or gradients that are clipped, it does not, and the run is
 refused. The unit is the whole model by default. A client that comes late is mixed into no other client's model, its own
 included, until it has trained once. With `candidates`, of no paper, the N of (8) to (10) are K + 1, each client's own;
-nor is `sample-power`, by which rows start from shares of samples.
+nor are `sample-power` and `staleness-discount`, by which rows start from shares of samples and of late models.
 """
 
 from __future__ import annotations
@@ -61,8 +61,7 @@ class AttentionSettings:
     Attributes:
         unit: what has a row of weights of its own: each layer group; all but the last (body), and the last, the head,
             another one; or the whole model.
-        features_of: whose projections a row is made from: the row's own layer groups (own), the head's, or those of
-            all, added up. Of no paper, but own.
+        features_of: whose projections a row is made from: its own layer groups', the head's, or all, added up.
         meta: attention, or aghn for FedAGHN's temperature and gate.
         feature_dim: d.
         key_dim: k, of queries and keys.
@@ -77,9 +76,10 @@ class AttentionSettings:
             over the first queries; 0: equal, with aghn 1. Of no paper, but as its q.
         sample_power: gamma in [0, 4]: weights are in proportion to m_j^gamma, m_j client j's training samples, before
             anything is learned of them. With 1 and no likeness the start is FedAvg's mean. Of no paper.
+        staleness_discount: in (0, 1], and to its power for each round in which a client did not train. Of no paper.
         max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
             no farther than it comes back. 0: any. Of no paper.
-        candidates: K, peers that a client looks at in an exchange, beside its own model; 0 for all. Of no paper.
+        candidates: K, peers that a client looks at, beside its own model; 0 for all. Of no paper.
         candidates_drawn: share of those K that is drawn, in [0, 1]; the others have the nearest features.
     """
 
@@ -96,6 +96,7 @@ class AttentionSettings:
     learning_rate: Annotated[float, Ge(0)] = 0.01
     initial_temperature: Annotated[float, Ge(0)] = 5.0
     sample_power: Annotated[float, Ge(0), Le(4)] = 0.0
+    staleness_discount: Annotated[float, Gt(0), Le(1)] = 0.2
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25

@@ -20,6 +20,8 @@ from fedham_flwr.mixing.meta_models import Projection
 from fedham_flwr.mixing.pool import Pool
 from fedham_flwr.mixing.rows import Row, Units
 
+LEAST = 1e-6
+"""A share that is no less for any age: of 0 is what may not be mixed."""
 ROUNDING = 1e-4
 """Of the length of a change of a model: what differs from the others' changes by no more than this is rounding."""
 
@@ -71,6 +73,7 @@ class Projections:
         self._follows = settings.reference == "update"
         self._added = self._p  # the sum of where each client's training went, if this is what is looked at
         self._samples = torch.empty(0, dtype=torch.int64)  # of those that have trained
+        self._ages = self._samples  # in how many rounds each has not trained since it last did, or came
 
     def add(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start, which is what the pool has of them."""
@@ -78,7 +81,7 @@ class Projections:
             self._start = self._project([len(self._p)])
         self._p = torch.cat([self._p, self._start.expand(len(clients), -1, -1)])
         self._added = pad(self._added, (0, 0, 0, 0, 0, len(clients) if self._follows else 0))
-        self._samples = pad(self._samples, (0, len(clients)))
+        self._samples, self._ages = (pad(each, (0, len(clients))) for each in (self._samples, self._ages))
 
     def seen(self) -> Tensor:
         """The projections less the mean of those that may be mixed, or that of the common start: float32 [N, L, d]."""
@@ -88,10 +91,16 @@ class Projections:
         return amn.centred(self.units.seen(looks), self._pool.ready).float()
 
     def shares(self) -> Tensor:
-        """Who may be mixed, uint8 [N]; with `sample-power` float32, by samples: 1 for a mean or an unknown number."""
+        """Who may be mixed, uint8 [N]; float32 where not all count as much: by samples, and by how late models are.
+
+        Of one that trained last and has as many samples as others have on average, or an unknown number, it is 1.
+        """
         known, power = self._samples > 0, self._settings.sample_power
         shares = torch.where(known, (self._samples / self._samples[known].double().mean()) ** power, 1.0)
-        return self._pool.ready * shares.float() if power else self._pool.ready.byte()
+        late = self._settings.staleness_discount ** self._ages.double()
+        if bool((late == 1).all()) and not power:
+            return self._pool.ready.byte()
+        return self._pool.ready * (shares * late).clamp_min(LEAST).float()
 
     @property
     def width(self) -> int:
@@ -152,6 +161,8 @@ class Projections:
         """
         at = self._pool.bank.rows(list(rows))
         self._samples[at] = torch.tensor(samples, dtype=torch.int64)
+        self._ages += 1
+        self._ages[at] = 0
         after = self._project(at.tolist())
         if self._follows:
             # A projection is linear: that of a mixture is the mixture of theirs.
@@ -164,9 +175,26 @@ class Projections:
         self._p = self._project(range(len(self._pool.bank.clients)))
 
     def state_dict(self) -> Params:
-        """What models do not tell and is looked at: where training went, samples; not copied."""
+        """What models do not tell and is looked at: where training went, samples, ages; not copied."""
         counts = {"samples": self._samples} if self._settings.sample_power else {}
+        counts |= {"ages": self._ages} if self._settings.staleness_discount < 1 else {}
         return counts | ({"added": self._added} if self._follows else {})
+
+    def check(self, state: Params, section: str) -> None:
+        """Refuse a state of an earlier version, and say which settings go on without what is missing.
+
+        Args:
+            state: as saved.
+            section: of the settings.
+
+        Raises:
+            ValueError: how many samples clients have, or how late their models are, is missing.
+        """
+        wanted = {"samples": ("how many samples clients have", "sample-power=0"),
+                  "ages": ("how late models are", "staleness-discount=1")}  # fmt: skip
+        for name, (what, setting) in wanted.items():
+            if name in self.state_dict() and name not in state:
+                raise ValueError(f"{what} is missing: {section}.{setting} goes on without it")
 
     def _mixed(self, row: Row) -> Tensor:
         return torch.einsum("gm,mgd->gd", row.by_group(self._p.shape[1]), self._p[row.places])
