@@ -1,6 +1,7 @@
 """The server half of FedHAM, HAM-style; see algorithms/fedham.py."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import final
 
 import torch
@@ -95,10 +96,8 @@ class FedHAMStrategy(RoundStrategy):
         trained, stateless = self.progress.trained, self.progress.stateless
         models = [pool.model(client) for client in pool.bank.clients]
         starts, seen, shares = {}, self._projections.seen(), self._projections.shares()
-        choices = {
-            client: choose(pool, self.own, self.settings.seed, round_number, client, self._rows.get(client))
-            for client in clients
-        }
+        pick = partial(choose, pool, self.own, self.settings.seed, round_number)
+        choices = {client: pick(client, self._rows.get(client)) for client in clients}
         self._choices |= choices  # some clients may be planned for once more, without the others
         rows = {client: choice.together for client, choice in choices.items() if len(choice.together.places)}
         mixed = pool.mixtures(list(rows), dense(pool, rows)) if rows else {}

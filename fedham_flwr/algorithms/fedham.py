@@ -13,8 +13,8 @@ Identity card
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
                 server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
     server sees its whole model without running statistics, and its row of mixing weights
-    peers see   `peers`: **the others' whole models**, under numbers; `mediated`: mixtures, random projections of each;
-                with `sample-power` how many samples others have
+    peers see   `peers`: **the others' whole models**, under numbers, and a mixture; `mediated`: mixtures, random
+                projections of each; how long ago each trained, with `sample-power` how many samples it has
     bound       as `amn`
 
 The round
