@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from presets import planned
-from test_amn import MOMENTUM, Naive, drawn, meta_models, moved, server
+from test_amn import DISCOUNT, MOMENTUM, Naive, drawn, meta_models, moved, server
 from test_fedham import case, feature_slowly, loss, noise, rows_slowly, slope_at
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +26,7 @@ from fedham_flwr.mixing import rows as few
 from fedham_flwr.mixing.pool import Pool
 from fedham_flwr.mixing.rows import Row
 from fedham_flwr.server_app import build_strategy
-from fedham_flwr.settings import parse
+from fedham_flwr.settings import Value, parse
 
 SEED = 11
 kinds = pytest.mark.parametrize(("meta", "bias"), [("attention", False), ("aghn", False)])
@@ -293,7 +293,8 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
     unit: str, meta: str, clients: int, count: int, seed: int
 ) -> None:
     ids = tuple(map(str, range(clients)))
-    made: Any = server(ids, unit=unit, meta=meta, candidates=count, update_momentum=MOMENTUM)
+    looked: dict[str, Value] = {"update_momentum": MOMENTUM, "staleness_discount": DISCOUNT}
+    made: Any = server(ids, unit=unit, meta=meta, candidates=count, **looked)
     naive, first = NaiveFew(ids, unit, meta, meta_models(made), "own", "update"), meta_models(made)
     for number, who in enumerate((ids, ids[1:], ids), start=1):
         naive.lists = lists_slowly(made, number, ids, count, 0.25)
@@ -315,7 +316,7 @@ def test_amns_server_is_the_naive_one_that_may_mix_the_candidates(
 
 def test_a_meta_model_starts_with_the_mean_of_what_it_looks_at() -> None:
     ids = tuple(map(str, range(9)))
-    made: Any = server(ids, candidates=3, initial_temperature=0.0, sample_power=0.0)
+    made: Any = server(ids, candidates=3, initial_temperature=0.0, sample_power=0.0, staleness_discount=1.0)
     alone = made.mixing_weights(1, ids, {}).dense()  # nobody has trained
     assert torch.equal(alone, torch.eye(9)[:, None].expand(-1, 2, -1))
     made.merge(1, moved(planned(made.plan(1, ids[:4])), 1))
