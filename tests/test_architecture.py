@@ -200,7 +200,7 @@ def test_a_method_is_two_halves_of_a_hundred_lines(method: str) -> None:
     assert sum(len(half.read_text().splitlines()) for half in halves_of) <= 100
 
 
-ROUND = {"pfedla": (9, 1500), "fedham": (13, 2480), "fedavg": (9, 1500)}
+ROUND = {"pfedla": (9, 1500), "fedham": (13, 2510), "fedavg": (9, 1500)}
 """The most files and lines that one round of a method is read in."""
 
 
