@@ -65,7 +65,7 @@ class Naive:
         self.added = {client: {group.name: torch.zeros(D).double() for group in GROUPS} for client in clients}
         self.unit, self.meta, self.psi, self.looks, self.reference = unit, meta, psi, looks, reference
         self.samples: dict[str, int] = {}  # of those that have trained
-        self.late = dict.fromkeys(clients, 0)  # how many rounds ago
+        self.late = dict.fromkeys(clients, 0.0)  # how many times as many as all have trained since
 
     def shares(self) -> list[float]:
         """What of a mean each client is, whoever has not trained as one that has as many samples as they on average."""
@@ -132,7 +132,8 @@ class Naive:
                 way = one_long(change[group] - mean)
                 self.added[client] = self.added[client] | {group: MOMENTUM * self.added[client][group] + way}
         self.samples |= {client: up.examples for client, up in uploads.items()}
-        self.late = {client: 0 if client in uploads else late + 1 for client, late in self.late.items()}
+        turn = len(uploads) / len(self.late)
+        self.late = {client: 0.0 if client in uploads else late + turn for client, late in self.late.items()}
         self.models |= {client: {n: t.double() for n, t in upload.params.items()} for client, upload in uploads.items()}
 
 

@@ -33,24 +33,36 @@ def after(rounds: list[tuple[str, ...]], discount: float, power: float = 0.0) ->
     return made
 
 
-def test_a_model_counts_less_for_each_round_without_its_client() -> None:
-    made = after([IDS, ("0", "1"), ("0",)], 0.5)
-    assert made._projections.shares().tolist() == [1.0, 0.5, 0.25]
+def test_a_model_counts_less_the_more_others_have_trained_since() -> None:
+    """Three of three would be one turn; then two train, and then one."""
+    made = after([IDS, ("0", "1"), ("0",)], 0.125)
+    assert made._projections.shares().tolist() == pytest.approx([1.0, 0.125 ** (1 / 3), 0.125])
     assert made._projections.shares().dtype == torch.float32
     made.add_clients((*IDS, "late"))
-    assert made._projections.shares().tolist() == [1.0, 0.5, 0.25, 0.0]  # it may not be mixed until it has trained
+    assert made._projections.shares()[3] == 0  # it may not be mixed until it has trained
 
 
 def test_of_a_client_that_never_trains_the_first_model_fades() -> None:
-    made = after([("0", "1")] * 4, 0.5)
-    assert made._projections.shares().tolist() == [1.0, 1.0, 0.0625]
+    made = after([("0", "1")] * 3, 0.5)
+    assert made._projections.shares().tolist() == pytest.approx([1.0, 1.0, 0.25])
     assert after([("0", "1")] * 30, 0.01)._projections.shares()[2] == pytest.approx(LEAST)  # and may still be mixed
 
 
 def test_samples_count_beside_it() -> None:
     """Clients have 10, 17 and 24 samples, on average 17."""
-    shares = after([IDS, ("2",)], 0.5, power=1.0)._projections.shares()
+    shares = after([IDS, ("2",)], 0.125, power=1.0)._projections.shares()
     assert shares.tolist() == pytest.approx([10 / 17 / 2, 1 / 2, 24 / 17])
+    alone = after([IDS, IDS], 1.0, power=4.0)._projections.shares()
+    assert float(alone[2] / alone[0]) == pytest.approx(2.4**4, rel=1e-5)
+
+
+def test_who_has_not_trained_is_like_nobody() -> None:
+    """Its model is the first one, which others of them have too: they would be alike, and mixed among themselves."""
+    made = after([("0", "1")], 0.5)
+    seen = made._projections.seen()
+    assert seen[:2].abs().sum((1, 2)).min() > 0
+    assert not seen[2].any()
+    assert not after([], 0.5)._projections.seen().any()
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.5])
@@ -78,7 +90,7 @@ def test_where_only_the_last_round_counts_the_start_is_fedavgs_model(
     """That is the mean of the models of the last round, whichever clients were in it."""
     run: dict[str, Value] = {**UNEVEN, "clients": 6, "num_server_rounds": 3}
     average = losses(federate(strategy="fedavg", **run))
-    mixed = losses(federate(**run, **given, **mean(given["strategy"], 1e-6)))
+    mixed = losses(federate(**run, **given, **mean(given["strategy"], 1e-14)))
     undiscounted = losses(federate(**run, **given, **mean(given["strategy"], 1.0)))
     last = [key for key in average if key[0] == 4]
     assert len(last) == 6

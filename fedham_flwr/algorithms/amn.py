@@ -18,7 +18,7 @@ Identity card
                 (with `sample-power` that weight grows with the samples that it says it has)
 
 The round
-    R1  server: choose S; f_j = LN(U_j - pref) (7); rows a_ij, beta_i (8), (9)      `features`, `attend`
+    R1  server: choose S; f_j = LN(dir U_j - pref) (7); rows a_ij, beta_i (8), (9)  `features`, `attend`
     R2  server: send h_i = beta_i w_i + (1 - beta_i) sum_j a_ij w_j                 `bank.Bank.mix`
     R3  client: wt_i <- E epochs of SGD on L_i from h_i                             clients/amn.py
     R4  client: keep its running statistics, send wt_i                              clients/amn.py
@@ -76,7 +76,7 @@ class AttentionSettings:
             over the first queries; 0: equal, with aghn 1. Of no paper, but as its q.
         sample_power: gamma in [0, 4]: weights are in proportion to m_j^gamma, m_j client j's training samples, before
             anything is learned of them. With 1 and no likeness the start is FedAvg's mean. Of no paper.
-        staleness_discount: in (0, 1], and to its power for each round in which a client did not train. Of no paper.
+        staleness_discount: in (0, 1], and to its power for as many trainings of others as there are clients. As above.
         max_logit_step: the most by which one step moves a logit of (8) or (9), features constant; with it a gate goes
             no farther than it comes back. 0: any. Of no paper.
         candidates: K, peers that a client looks at, beside its own model; 0 for all. Of no paper.
@@ -96,7 +96,7 @@ class AttentionSettings:
     learning_rate: Annotated[float, Ge(0)] = 0.01
     initial_temperature: Annotated[float, Ge(0)] = 5.0
     sample_power: Annotated[float, Ge(0), Le(4)] = 0.0
-    staleness_discount: Annotated[float, Gt(0), Le(1)] = 0.2
+    staleness_discount: Annotated[float, Gt(0), Le(1)] = 0.1
     max_logit_step: Annotated[float, Ge(0)] = 0.3
     candidates: Annotated[int, Ge(0)] = 0
     candidates_drawn: Annotated[float, Ge(0), Le(1)] = 0.25

@@ -18,7 +18,7 @@ Identity card
     bound       as `amn`
 
 The round
-    R1  server: choose S; send i p_j = U_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`)     `project`
+    R1  server: choose S; send i p_j = dir U_j - pref and its peers' w_j (`peers`) or last S_ij (`mediated`) `project`
         with few `peers` all p_j come first, and i answers its row, which picks the w_j and mixes one model of the rest
     R2  client: psi_i <- descend by (10), base frozen; `peers`: T_m steps with S_ij = <grad L_i(h_i), w_j>; `mediated`:
         one step with the S_ij that came                                                    `gradient`, meta_models.py
@@ -33,7 +33,7 @@ descends w_i by the loss at beta_i w_i + (1 - beta_i) c_i, by plain SGD too. `me
 temperature and gate, and unit-norm features: FedAGHN's formula, of updates of all rounds, where that has the last ones.
 
 Open in the paper, and how it is read here
-    features        U_j - pref: U_j the sum over rounds of R (wt_j - h_j), less the mean of whoever trained, of length
+    features        dir U_j - pref: U_j the sum over rounds of R (wt_j - h_j), less the mean of three or more, of length
                     1; w_j itself tells more of who was mixed into it. R one random sign per scalar, folded into d sums,
                     pref the pool's mean. Sketched or raw, deltas or weights: not public; `reference` has both
     values          the models themselves, so that a hybrid lies in their convex hull

@@ -21,7 +21,7 @@ from fedham_flwr.mixing.pool import Pool
 from fedham_flwr.mixing.rows import Row, Units
 
 LEAST = 1e-6
-"""A share that is no less for any age: of 0 is what may not be mixed."""
+"""The least that a model counts for its age, so that it may be mixed however late it is."""
 ROUNDING = 1e-4
 """Of the length of a change of a model: what differs from the others' changes by no more than this is rounding."""
 
@@ -73,7 +73,8 @@ class Projections:
         self._follows = settings.reference == "update"
         self._added = self._p  # the sum of where each client's training went, if this is what is looked at
         self._samples = torch.empty(0, dtype=torch.int64)  # of those that have trained
-        self._ages = self._samples  # in how many rounds each has not trained since it last did, or came
+        # How late each model is: how many clients have trained since its own did, or came, by how many there are.
+        self._ages = torch.empty(0, dtype=torch.float64)
 
     def add(self, clients: Sequence[str]) -> None:
         """Give new clients the projection of the common start, which is what the pool has of them."""
@@ -88,7 +89,10 @@ class Projections:
         if self._settings.reference == "start":
             return self.units.seen(self._p - self._start).float()
         looks = of_length_one(self._added) if self._follows else self._p
-        return amn.centred(self.units.seen(looks), self._pool.ready).float()
+        # Nothing is known of where a client goes that has not trained, and it is like nobody.
+        known = self._pool.ready & self._pool.learned if self._follows else self._pool.ready
+        seen = self.units.seen(looks)
+        return (amn.centred(seen, known) if bool(known.any()) else torch.zeros_like(seen)).float()
 
     def shares(self) -> Tensor:
         """Who may be mixed, uint8 [N]; float32 where not all count as much: by samples, and by how late models are.
@@ -97,10 +101,10 @@ class Projections:
         """
         known, power = self._samples > 0, self._settings.sample_power
         shares = torch.where(known, (self._samples / self._samples[known].double().mean()) ** power, 1.0)
-        late = self._settings.staleness_discount ** self._ages.double()
+        late = (self._settings.staleness_discount**self._ages).clamp_min(LEAST)
         if bool((late == 1).all()) and not power:
             return self._pool.ready.byte()
-        return self._pool.ready * (shares * late).clamp_min(LEAST).float()
+        return self._pool.ready * (shares * late).float().clamp_min(torch.finfo(torch.float32).tiny)
 
     @property
     def width(self) -> int:
@@ -161,7 +165,7 @@ class Projections:
         """
         at = self._pool.bank.rows(list(rows))
         self._samples[at] = torch.tensor(samples, dtype=torch.int64)
-        self._ages += 1
+        self._ages += len(at) / len(self._ages)
         self._ages[at] = 0
         after = self._project(at.tolist())
         if self._follows:
