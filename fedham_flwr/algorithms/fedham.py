@@ -11,7 +11,7 @@ Identity card
     down, up    `peers`: few (M + 1) P + 2 N L d down, all M P + N L d; P and rows of N L up; N^2 P in all if M = N - 1
                 `mediated`: P + M L d + M L down; P + M L up; M is N, or K + 1 with `candidates`
     cost        client: E epochs; `peers`: T_m gradients of the network and 2 T_m M P multiply-adds more
-                server: `mediated`: 3 n N P multiply-adds, n P additions; N P scalars of memory
+                server: `mediated`: 3 n N P multiply-adds, n P additions; few `peers`: n N P; N P scalars of memory
     server sees its whole model without running statistics, and its row of mixing weights
     peers see   `peers`: **the others' whole models**, under numbers, and a mixture; `mediated`: mixtures, random
                 projections of each; how long ago each trained, with `sample-power` how many samples it has
