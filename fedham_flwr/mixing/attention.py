@@ -90,7 +90,7 @@ class Projections:
             return self.units.seen(self._p - self._start).float()
         looks = of_length_one(self._added) if self._follows else self._p
         # Nothing is known of where a client goes that has not trained, and it is like nobody.
-        known = self._pool.ready & self._pool.learned if self._follows else self._pool.ready
+        known = self._pool.learned if self._follows else self._pool.ready
         seen = self.units.seen(looks)
         return (amn.centred(seen, known) if bool(known.any()) else torch.zeros_like(seen)).float()
 

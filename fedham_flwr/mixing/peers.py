@@ -39,11 +39,8 @@ def choose(pool: Pool, settings: FedHAMSettings, seed: int, round_number: int, c
         row: its row over all models; without one lots decide.
     """
     row = row or Row(torch.arange(len(pool.ready)), torch.zeros(1, len(pool.ready)))
-    draws, others, nearness = (
-        torch_stream(seed, "peers", round_number, client),
-        others_of(pool, client),
-        row.weights.mean(0),
-    )
+    draws = torch_stream(seed, "peers", round_number, client)
+    others, nearness = others_of(pool, client), row.weights.mean(0)
     peers = nearest_and_drawn(nearness, others, settings.peers or len(others), settings.exploration, draws)
     rest = others[~torch.isin(others, peers) & settings.mixed_rest]
     return Choice(peers.tolist(), row.of(rest))
